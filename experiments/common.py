@@ -13,8 +13,8 @@ A script is four steps: read its settings, make the grid of runs, run what is mi
         common.report(settings.out, table=..., summary=..., figure=...)
 
 Files in ``--out``: ``results.jsonl`` (a line per run, as it comes), ``table.md``, ``figure.png``, ``summary.json``.
-A run is identified by its dictionary of settings; runs already in ``results.jsonl`` are not repeated, so a killed script
-goes on where it stopped. Start over by deleting the folder.
+A run is identified by its dictionary of settings; runs already in ``results.jsonl`` are not repeated, so a killed
+script goes on where it stopped. Start over by deleting the folder.
 """
 
 import contextlib
