@@ -1,0 +1,171 @@
+"""What is fitted: exponential families over the outputs of a network (arXiv 2403.12329, Assumption 1).
+
+Every function is about one example: `outputs` are its natural parameters, [C], or [T, C] for T positions of a sequence,
+over which losses add up. Callers use `jax.vmap` for batches. Constructors return one object per setting, so that a
+likelihood can be a static argument of a jitted function.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+Outputs = Float[Array, "*positions c"]
+Rows = Float[Array, "k *positions c"]
+Scalar = Float[Array, ""]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """An exponential family as functions of one example's outputs, [C] or [T, C].
+
+    Attributes:
+        name: categorical, gaussian or bernoulli.
+        nll: (outputs, target) -> negative log-likelihood, summed over positions; in nats, constants of the target
+            and of the family dropped.
+        fisher_factor: outputs -> rows s_k, [K, *outputs.shape] with K = outputs.size, such that the sum of s_k s_kᵀ is
+            the Fisher information of the outputs, which is also the Hessian of `nll`.
+        sample: (key, outputs) -> a target drawn from the model.
+        mean: outputs -> mean parameters of the same shape (probabilities, or the mean itself).
+        link: mean parameters -> outputs that have them; inverse of `mean` (up to a constant for categorical).
+        correct: (outputs, target) -> fraction of positions, or of binary outputs, that are predicted right; None where
+            right or wrong makes no sense.
+    """
+
+    name: str
+    nll: Callable[[Any, Any], Any]
+    fisher_factor: Callable[[Any], Any]
+    sample: Callable[[Any, Any], Any]
+    mean: Callable[[Any], Any]
+    link: Callable[[Any], Any]
+    correct: Callable[[Any, Any], Any] | None
+
+
+def _spread(block: Float[Array, "*positions r c"]) -> Rows:
+    """Rows of each position, zero at every other position: [R, C] as it is, [T, R, C] to [T R, T, C]."""
+    if block.ndim == 2:
+        return block
+    t, r, c = block.shape
+    rows = jnp.eye(t, dtype=block.dtype)[:, None, :, None] * block[:, :, None, :]
+    return rows.reshape(t * r, t, c)
+
+
+def _diagonal(scale: Outputs) -> Rows:
+    return _spread(scale[..., None] * jnp.eye(scale.shape[-1], dtype=scale.dtype))
+
+
+def _log(p: Outputs) -> Outputs:
+    """Logarithm that is finite at p = 0: an ensemble that rules a class out must still score a target of that class."""
+    return jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny))
+
+
+@cache
+def categorical() -> Likelihood:
+    """Softmax over the last axis; targets are integers, a scalar for [C] and [T] for [T, C].
+
+    The factor has the rows sqrt(p_c) (e_c - p), so that the Fisher is diag(p) - ppᵀ.
+    """
+
+    def nll(outputs: Outputs, target: Shaped[Array, "*positions"]) -> Scalar:
+        return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(outputs), target[..., None], -1))
+
+    def fisher_factor(outputs: Outputs) -> Rows:
+        p = jax.nn.softmax(outputs)
+        eye = jnp.eye(p.shape[-1], dtype=p.dtype)
+        return _spread(jnp.sqrt(p)[..., :, None] * (eye - p[..., None, :]))
+
+    def sample(key, outputs: Outputs) -> Shaped[Array, "*positions"]:
+        return jax.random.categorical(key, outputs)
+
+    def correct(outputs: Outputs, target: Shaped[Array, "*positions"]) -> Scalar:
+        return jnp.mean(jnp.argmax(outputs, -1) == target, dtype=outputs.dtype)
+
+    return Likelihood("categorical", nll, fisher_factor, sample, jax.nn.softmax, _log, correct)
+
+
+@cache
+def gaussian(variance: float = 1.0) -> Likelihood:
+    """Independent normal outputs of one known variance; targets have the shape of the outputs.
+
+    The natural parameter is the mean; the factor is the identity divided by the standard deviation.
+
+    Raises:
+        ValueError: if the variance is not positive and finite.
+    """
+    if not 0 < variance < float("inf"):
+        raise ValueError(f"variance: got {variance}, allowed are positive finite numbers")
+
+    def nll(outputs: Outputs, target: Float[Array, "*positions c"]) -> Scalar:
+        return jnp.sum(jnp.square(outputs - target)) / (2 * variance)
+
+    def fisher_factor(outputs: Outputs) -> Rows:
+        return _diagonal(jnp.full_like(outputs, variance**-0.5))
+
+    def sample(key, outputs: Outputs) -> Outputs:
+        return outputs + variance**0.5 * jax.random.normal(key, outputs.shape, outputs.dtype)
+
+    def identity(outputs: Outputs) -> Outputs:
+        return outputs
+
+    return Likelihood("gaussian", nll, fisher_factor, sample, identity, identity, None)
+
+
+@cache
+def bernoulli() -> Likelihood:
+    """Independent binary outputs given as log-odds; targets are 0 or 1 in the shape of the outputs.
+
+    The factor has the rows sqrt(p (1 - p)) e_c.
+    """
+
+    def nll(outputs: Outputs, target: Shaped[Array, "*positions c"]) -> Scalar:
+        return jnp.sum(jax.nn.softplus(outputs) - target.astype(outputs.dtype) * outputs)
+
+    def fisher_factor(outputs: Outputs) -> Rows:
+        return _diagonal(jnp.sqrt(jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs)))
+
+    def sample(key, outputs: Outputs) -> Shaped[Array, "*positions c"]:
+        return jax.random.bernoulli(key, jax.nn.sigmoid(outputs)).astype(jnp.int32)
+
+    def link(mean: Outputs) -> Outputs:
+        return _log(mean) - _log(1 - mean)
+
+    def correct(outputs: Outputs, target: Shaped[Array, "*positions c"]) -> Scalar:
+        return jnp.mean((outputs > 0) == (target > 0), dtype=outputs.dtype)
+
+    return Likelihood("bernoulli", nll, fisher_factor, sample, jax.nn.sigmoid, link, correct)
+
+
+def check_targets(likelihood: Likelihood, outputs_shape: tuple[int, ...], y: Any) -> None:
+    """Checks the targets of a data set against the outputs of a network.
+
+    Args:
+        likelihood: what the targets are fitted with.
+        outputs_shape: shape of the network's outputs for all of `y`, [N, C] or [N, T, C].
+        y: targets: integers [N] or [N, T] below C (categorical), finite numbers of the outputs' shape (gaussian), zeros
+            and ones of that shape (bernoulli).
+
+    Raises:
+        ValueError: if shape, type or values of `y` are not allowed.
+    """
+    y, name = np.asarray(y), likelihood.name
+    expected = tuple(outputs_shape[:-1] if name == "categorical" else outputs_shape)
+    if y.shape != expected:
+        raise ValueError(f"y: got shape {y.shape}, allowed for {name} and outputs {tuple(outputs_shape)} is {expected}")
+    if y.dtype.kind not in "biuf":
+        raise ValueError(f"y: got {y.dtype}, allowed for {name} are numbers")
+    if name == "gaussian":
+        right, allowed = np.isfinite(y), "finite numbers"
+    elif name == "bernoulli":
+        right, allowed = (y == 0) | (y == 1), "0 and 1"
+    else:
+        if not np.issubdtype(y.dtype, np.integer):
+            raise ValueError(f"y: got {y.dtype}, allowed for categorical are integers")
+        right, allowed = (y >= 0) & (y < outputs_shape[-1]), f"0 to {outputs_shape[-1] - 1}"
+    if not right.all():
+        bad = ~right
+        raise ValueError(f"y: got {y[bad][0]} ({bad.sum()} of {bad.size} wrong), allowed for {name} are {allowed}")
