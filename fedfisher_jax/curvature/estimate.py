@@ -1,0 +1,137 @@
+"""Fisher information of a model on examples: diagonal, Kronecker or full; exact, Monte-Carlo or empirical.
+
+    F = (1/n) Σ_x J_xᵀ S_x S_xᵀ J_x,   S_x S_xᵀ = Fisher of the outputs       (arXiv 2403.12329, section 3)
+
+The kinds differ only in which output cotangents are pulled back: the columns of S (exact), gradients at targets drawn from
+the model (monte_carlo), or at the given targets (empirical). One pass over the data serves every structure asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from ..examples import Batch, Examples, sum_over_batches
+from ..likelihood import Likelihood
+from .capture import Capture, Pulled, capture, pull_back
+from .structures import Diagonal, Fisher, Full, Kronecker
+
+PyTree = Any
+Kind = Literal["exact", "monte_carlo", "empirical"]
+STRUCTURES = ("diagonal", "kronecker", "full")
+KINDS = ("exact", "monte_carlo", "empirical")
+
+
+def fisher(
+    apply: Callable,
+    likelihood: Likelihood,
+    params: PyTree,
+    data: Examples,
+    *,
+    structure: str = "diagonal",
+    **options: Any,
+) -> Any:
+    """One structure of Fisher information: see `fishers` for the arguments."""
+    return fishers(apply, likelihood, params, data, structures=(structure,), **options)[structure]
+
+
+def fishers(
+    apply: Callable,
+    likelihood: Likelihood,
+    params: PyTree,
+    data: Examples,
+    *,
+    structures: Sequence[str] = ("diagonal", "kronecker"),
+    kind: str = "exact",
+    key: jax.Array | None = None,
+    samples: int = 1,
+    batch_size: int = 64,
+    captured: Capture | None = None,
+) -> dict[str, Fisher]:
+    """Several structures in one pass over the data; pure, can be jitted and vmapped over clients.
+
+    Args:
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
+        likelihood: of one example.
+        params: any pytree of arrays.
+        data: the client's examples; the result is the mean over them.
+        structures: of "diagonal", "kronecker", "full" (a dense [d, d] matrix: small models).
+        kind: "exact", "monte_carlo" (needs `key`), "empirical".
+        key: for Monte-Carlo; an example's draws depend on its place among the client's examples, not on batches.
+        samples: Monte-Carlo draws per example.
+        batch_size: examples at once: memory grows with it, not with the data.
+        captured: the model's layers, from `capture`; found here if not given. `capture(..., structured=False)` gives the
+            plain per-example reference.
+
+    Raises:
+        ValueError: unknown structure or kind, Monte-Carlo without key.
+    """
+    for name in structures:
+        if name not in STRUCTURES:
+            raise ValueError(f"structure: got {name!r}, expected one of {', '.join(STRUCTURES)}")
+    if kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
+    if kind == "monte_carlo" and (key is None or samples < 1):
+        raise ValueError(f"key, samples: monte_carlo needs a key and samples ≥ 1, got key={key}, samples={samples}")
+    if captured is None:
+        captured = capture(apply, params, data.x)
+    unstructured = capture(apply, params, data.x, structured=False) if "full" in structures else None
+    leaves, treedef = jax.tree.flatten(params)
+
+    def cotangents(outputs: Any, target: Any, position: Any) -> Any:
+        if kind == "exact":
+            return likelihood.fisher_factor(outputs)
+        gradient = jax.grad(likelihood.nll)
+        if kind == "empirical":
+            return gradient(outputs, target)[None]
+        keys = jax.random.split(jax.random.fold_in(key, position), samples)  # pyright: ignore[reportArgumentType]
+        drawn = jax.vmap(lambda k: gradient(outputs, likelihood.sample(k, outputs)))(keys)
+        return drawn / jnp.sqrt(jnp.asarray(samples, drawn.dtype))
+
+    def pulled(which: Capture, batch: Batch) -> Pulled:
+        def one(x: Any, y: Any, mask: Any, position: Any) -> Pulled:
+            result = pull_back(which, leaves, x, lambda outputs: cotangents(outputs, y, position))
+            return jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), result)
+
+        return jax.vmap(one)(batch.x, batch.y, batch.mask, batch.position)
+
+    def sums(batch: Batch) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        if "diagonal" in structures or "kronecker" in structures:
+            parts = pulled(captured, batch)
+            result["rest"] = [jnp.sum(g**2, axis=(0, 1)) for g in parts.leaves]
+            pairs = list(zip(parts.activations, parts.gradients, strict=True))
+            if "diagonal" in structures:
+                result["squares"] = [_squares(a, g) for a, g in pairs]
+            if "kronecker" in structures:
+                result["inputs"] = [jnp.einsum("n...ti,n...tj->...ij", a, a) for a, _ in pairs]
+                result["outputs"] = [jnp.einsum("nk...to,nk...tp->...op", g, g) / g.shape[-2] for _, g in pairs]
+        if unstructured is not None:
+            rows = [g.reshape(*g.shape[:2], -1) for g in pulled(unstructured, batch).leaves]
+            jacobian = jnp.concatenate(rows, axis=-1)
+            result["full"] = jnp.einsum("nkp,nkq->pq", jacobian, jacobian)
+        return result
+
+    total = sum_over_batches(sums, data, batch_size)
+    total = jax.tree.map(lambda leaf: leaf / data.size.astype(leaf.dtype), total)
+    rest = dict(zip(captured.fallback_leaves, total.get("rest", ()), strict=False))
+    result: dict[str, Fisher] = {}
+    if "diagonal" in structures:
+        by_leaf = dict(rest)
+        for layer, squares in zip(captured.layers, total["squares"], strict=True):
+            by_leaf |= layer.from_matrix(squares)
+        result["diagonal"] = Diagonal(jax.tree.unflatten(treedef, [by_leaf[i] for i in range(len(leaves))]))
+    if "kronecker" in structures:
+        factors = tuple(total["inputs"]), tuple(total["outputs"])
+        result["kronecker"] = Kronecker(*factors, rest, captured.layers, treedef)
+    if "full" in structures:
+        result["full"] = Full(total["full"], jax.tree.map(jnp.zeros_like, params))
+    return result
+
+
+def _squares(a: jax.Array, g: jax.Array) -> jax.Array:
+    """Σ_n Σ_k (Σ_t a_ti g_kto)² as [(groups,) inputs, outputs]: a [n, …, t, i], g [n, k, …, t, o]."""
+    if a.shape[-2] == 1:  # one position: the square of the product is the product of the squares
+        return jnp.einsum("n...i,n...o->...io", a[..., 0, :] ** 2, jnp.sum(g[..., 0, :] ** 2, axis=1))
+    return jnp.sum(jnp.einsum("n...ti,nk...to->nk...io", a, g) ** 2, axis=(0, 1))

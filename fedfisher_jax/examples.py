@@ -1,0 +1,83 @@
+"""A client's examples: a row of indices into arrays that all clients share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+PyTree = Any
+
+
+class Examples(NamedTuple):
+    """The first `size` entries of `indices` are this client's rows of `x` and `y`; the rest is padding.
+
+    Stays valid under `vmap(in_axes=Examples(None, None, 0, 0))`: data lie on the device once, clients are rows of indices.
+    """
+
+    x: Any  # [N, ...]
+    y: Any  # [N, ...]
+    indices: Any  # int [n]
+    size: Any  # int scalar, at most n
+
+
+class Batch(NamedTuple):
+    """Some examples; where `mask` is false the row is padding."""
+
+    x: Any
+    y: Any
+    mask: Bool[Array, " b"]
+    position: Int[Array, " b"]  # place in the client's row of indices: what random keys are folded with
+
+
+def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
+    """All of `x` and `y` (or those where `mask` [N] holds) as one client.
+
+    Args:
+        x: [N, ...] inputs.
+        y: [N, ...] targets; None where nothing reads them.
+        mask: [N] booleans.
+
+    Raises:
+        ValueError: lengths differ, or there is no example.
+    """
+    x = jnp.asarray(x)
+    y = jnp.zeros(x.shape[:1], jnp.int32) if y is None else jnp.asarray(y)
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise ValueError(f"x: expected at least one example, got an array of shape {x.shape}")
+    if y.shape[:1] != x.shape[:1]:
+        raise ValueError(f"y: expected {x.shape[0]} targets, one for each example of x, got shape {y.shape}")
+    if mask is None:
+        return Examples(x, y, jnp.arange(x.shape[0]), jnp.asarray(x.shape[0]))
+    if jnp.shape(mask) != x.shape[:1]:
+        raise ValueError(f"mask: expected shape {x.shape[:1]}, got {jnp.shape(mask)}")
+    kept = jnp.asarray(mask, bool)
+    return Examples(x, y, jnp.argsort(~kept, stable=True), kept.sum())
+
+
+def pad_rows(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Index lists of different lengths as (rows [M, longest], sizes [M]); padding repeats a row's first index."""
+    longest = max(len(part) for part in parts)
+    rows = np.stack([np.concatenate([part, np.full(longest - len(part), part[0])]) for part in parts])
+    return rows.astype(np.int32), np.array([len(part) for part in parts], np.int32)
+
+
+def take(data: Examples, start: Any, batch_size: int) -> Batch:
+    """The examples at places start … start + batch_size − 1 of the client's row, masked past its size."""
+    position = start + jnp.arange(batch_size)
+    rows = data.indices[jnp.minimum(position, data.indices.shape[0] - 1)]
+    return Batch(data.x[rows], data.y[rows], position < data.size, position)
+
+
+def sum_over_batches(function: Callable[[Batch], PyTree], data: Examples, batch_size: int) -> PyTree:
+    """Σ of `function(batch)` over the client's batches, one after the other; padding costs nothing outside `vmap`."""
+    batch_size = min(batch_size, data.indices.shape[0])
+
+    def add(step: Any, total: PyTree) -> PyTree:
+        return jax.tree.map(jnp.add, total, function(take(data, step * batch_size, batch_size)))
+
+    shapes = jax.eval_shape(lambda: function(take(data, 0, batch_size)))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.fori_loop(0, -(-data.size // batch_size), add, zeros)

@@ -1,0 +1,96 @@
+"""One client's training: a pure optax loop over its own examples."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .examples import Batch, Examples, take
+from .likelihood import Likelihood
+
+PyTree = Any
+Augment = Callable[[jax.Array, Any], Any]  # (key, one example) → one example
+
+
+class Trained(NamedTuple):
+    """A client's model after training and its mean loss (nats per example) over the last epoch, while it trained."""
+
+    params: PyTree
+    loss: jax.Array
+
+
+def train(
+    apply: Callable,
+    likelihood: Likelihood,
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    data: Examples,
+    key: jax.Array,
+    *,
+    epochs: int,
+    batch_size: int,
+    augment: Augment | None = None,
+) -> Trained:
+    """Train from `params` on minibatches drawn without replacement, the last partial batch of an epoch included.
+
+    Pure; jit it, vmap it over clients. The result does not depend on padding in `data`: step counts follow `data.size`,
+    and the draws of an example follow its place in the client's row.
+
+    Args:
+        apply: (params, x [b, ...]) → outputs [b, ...].
+        likelihood: its mean `nll` over a batch is minimised.
+        optimizer: its state starts afresh.
+        params: the common starting point.
+        data: the client's examples, at least one.
+        key: of this client and round.
+        epochs: passes over the data; 0 returns `params`.
+        batch_size: at most; a client with fewer examples has one batch an epoch.
+        augment: applied to every drawn example with its own key.
+    """
+    length = data.indices.shape[0]
+    batch_size = min(batch_size, length)
+
+    def loss(p: PyTree, batch: Batch) -> jax.Array:
+        losses = jax.vmap(likelihood.nll)(apply(p, batch.x), batch.y)
+        return jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.maximum(jnp.sum(batch.mask), 1)
+
+    def epoch(number: Any, carry: tuple) -> tuple:
+        p, state, _ = carry
+        shuffle_key, augment_key = jax.random.split(jax.random.fold_in(key, number))
+        # Element i of these draws does not depend on the array's length, so neither does the order on padding.
+        order = jnp.where(jnp.arange(length) < data.size, jax.random.uniform(shuffle_key, (length,)), jnp.inf)
+        shuffled = data._replace(indices=data.indices[jnp.argsort(order)])
+
+        def step(index: Any, inner: tuple) -> tuple:
+            p, state, total = inner
+            batch = take(shuffled, index * batch_size, batch_size)
+            if augment is not None:
+                keys = jax.vmap(lambda place: jax.random.fold_in(augment_key, place))(batch.position)
+                batch = batch._replace(x=jax.vmap(augment)(keys, batch.x))
+            value, slope = jax.value_and_grad(loss)(p, batch)
+            updates, state = optimizer.update(slope, state, p)
+            return optax.apply_updates(p, updates), state, total + value * jnp.sum(batch.mask)
+
+        steps = -(-data.size // batch_size)
+        p, state, total = jax.lax.fori_loop(0, steps, step, (p, state, jnp.zeros((), dtype)))
+        return p, state, total / data.size.astype(dtype)
+
+    dtype = jax.eval_shape(loss, params, take(data, 0, batch_size)).dtype
+    start = (params, optimizer.init(params), jnp.asarray(jnp.nan, dtype))
+    trained, _, last = jax.lax.fori_loop(0, epochs, epoch, start)
+    return Trained(trained, last)
+
+
+def crop_and_flip(pad: int = 4) -> Augment:
+    """Random crop after zero padding and random horizontal flip of an image [h, w, c], as the paper augments."""
+
+    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
+        crop_key, flip_key = jax.random.split(key)
+        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+        cropped = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+        return jnp.where(jax.random.bernoulli(flip_key), cropped[:, ::-1], cropped)
+
+    return augment

@@ -1,0 +1,13 @@
+"""Merge rules: one file each, all of them a `Rule`."""
+
+from .fedavg import fedavg as fedavg
+from .fedfisher import fedfisher as fedfisher
+from .fedfisher import fisher_merge as fisher_merge
+from .rule import Measure as Measure
+from .rule import Merged as Merged
+from .rule import Payload as Payload
+from .rule import Rule as Rule
+from .rule import check_payload as check_payload
+from .rule import combine as combine
+from .rule import fold as fold
+from .rule import merge as merge

@@ -1,0 +1,81 @@
+"""FedFisher (arXiv 2403.12329) and Fisher merging (arXiv 2111.09832): the mode of the product of Laplace posteriors.
+
+Both minimise Q(θ) = Σ w_i (θ − θ_i)ᵀ F_i (θ − θ_i). Diagonal and full curvatures add up, Kronecker ones are stacked: a sum
+of Kronecker products is not one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..likelihood import Likelihood
+from ..solve import Objective, Solver, closed_form, conjugate_gradients, objective
+from .fedavg import weighted
+from .rule import Measure, Merged, Payload, Rule
+
+
+def fedfisher(
+    apply: Callable,
+    likelihood: Likelihood,
+    *,
+    structure: str = "kronecker",
+    solver: Solver | None = None,
+    **options: Any,
+) -> Rule:
+    """FedFisher with diagonal, Kronecker (K-FAC) or full Fisher.
+
+    Args:
+        apply: the model.
+        likelihood: what was fitted.
+        structure: "diagonal", "kronecker" or "full". A full Fisher of an under-parameterised model can be far worse than
+            FedAvg: the Laplace approximation is then taken far from zero loss (docs/theory.md).
+        solver: default `conjugate_gradients()`; `paper_loop(...)` is the released one.
+        options: of `Measure`: kind, samples, batch_size, captured.
+    """
+    names = {"diagonal": "fedfisher-diag", "kronecker": "fedfisher-kfac", "full": "fedfisher-full"}
+    if structure not in names:
+        raise ValueError(f"structure: got {structure!r}, expected one of {', '.join(names)}")
+    measure = Measure(apply, likelihood, structure, **options)
+    chosen = conjugate_gradients() if solver is None else solver
+    if structure == "kronecker":
+        return Rule(names[structure], measure, lambda payload: payload, lambda s: _merged(chosen, stacked(s)), "stack")
+    return Rule(names[structure], measure, lift_sums, lambda s: _merged(chosen, summed(s)), "add")
+
+
+def fisher_merge(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
+    """Fisher merging: Σ w_i F_i θ_i / Σ w_i F_i entry by entry, the weighted mean where no client has information."""
+    measure = Measure(apply, likelihood, "diagonal", **options)
+    return Rule("fisher-merge", measure, lift_sums, lambda s: _merged(closed_form(), summed(s)), "add")
+
+
+def lift_sums(payload: Payload) -> dict[str, Any]:
+    """The sums from which Q follows: w, wθ, wF, wFθ, wθᵀFθ. What a secure sum would carry."""
+    weight, applied = payload.weight, payload.fisher.matvec(payload.params)
+    return {
+        "weight": weight,
+        "params": weighted(weight, payload.params),
+        "fisher": weighted(weight, payload.fisher),
+        "product": weighted(weight, applied),
+        "constant": weight * optax.tree.vdot(payload.params, applied),
+    }
+
+
+def summed(summary: dict[str, Any]) -> Objective:
+    """Q from the sums."""
+    share = 1 / summary["weight"]
+    anchor, curvature = weighted(share, summary["params"]), weighted(share, summary["fisher"])
+    product, applied = weighted(share, summary["product"]), curvature.matvec(anchor)
+    at_anchor = share * summary["constant"] + optax.tree.vdot(anchor, applied) - 2 * optax.tree.vdot(anchor, product)
+    return Objective(curvature, jax.tree.map(jnp.subtract, product, applied), anchor, at_anchor)
+
+
+def stacked(payloads: Payload) -> Objective:
+    """Q from stacked payloads."""
+    return objective(payloads.fisher, payloads.params, payloads.weight)
+
+
+def _merged(solver: Solver, problem: Objective) -> Merged:
+    return Merged(*solver(problem))

@@ -1,0 +1,124 @@
+"""What a merge rule is: measure at the client, fold the payloads, solve at the server."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..curvature import Capture, fisher
+from ..examples import Examples
+from ..likelihood import Likelihood
+
+PyTree = Any
+
+
+class Payload(NamedTuple):
+    """What one client sends."""
+
+    weight: Any  # its number of examples
+    params: PyTree
+    fisher: Any = None
+
+
+class Merged(NamedTuple):
+    """The global model, scalars that tell how the solve went, and, where a rule changes the network, its `apply`."""
+
+    params: PyTree
+    diagnostics: dict[str, Any]
+    apply: Callable | None = None
+
+
+class Rule(NamedTuple):
+    """A merge rule as pure functions.
+
+    `combine` says how contributions fold: "add" (leaf by leaf: sums, psum, secure sums) or "stack" (along a leading client
+    axis). Both are associative and commutative, so payloads may come in any order and grouping.
+    """
+
+    name: str
+    measure: Callable[[PyTree, Examples, jax.Array], Any]  # client: (params, data, key) → payload
+    lift: Callable[[Any], Any]  # payload → the client's contribution to the fold
+    solve: Callable[[Any], Merged]  # server: folded contributions → global model
+    combine: Literal["add", "stack"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """The usual `measure`: parameters, number of examples and, unless `structure` is None, one Fisher.
+
+    Two rules whose measures are equal share one pass over the data.
+    """
+
+    apply: Callable
+    likelihood: Likelihood
+    structure: str | None
+    kind: str = "exact"
+    samples: int = 1
+    batch_size: int = 64
+    captured: Capture | None = None
+
+    def __call__(self, params: PyTree, data: Examples, key: jax.Array) -> Payload:
+        """One client's payload."""
+        weight = jnp.asarray(data.size, jnp.result_type(float))
+        if self.structure is None:
+            return Payload(weight, params)
+        options = {"kind": self.kind, "samples": self.samples, "batch_size": self.batch_size, "captured": self.captured}
+        measured = fisher(self.apply, self.likelihood, params, data, structure=self.structure, key=key, **options)
+        return Payload(weight, params, measured)
+
+
+def fold(rule: Rule, contributions: PyTree) -> PyTree:
+    """Fold contributions that are stacked along a leading client axis."""
+    if rule.combine == "stack":
+        return contributions
+    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), contributions)
+
+
+def combine(rule: Rule, first: PyTree, second: PyTree) -> PyTree:
+    """Two folded summaries as one."""
+    if rule.combine == "stack":
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+    return jax.tree.map(jnp.add, first, second)
+
+
+def merge(rule: Rule, payloads: Sequence[Any]) -> Merged:
+    """Merge clients' payloads in memory.
+
+    Raises:
+        ValueError: no payload, trees or shapes that do not match, non-finite or negative entries; the client is named.
+    """
+    if not payloads:
+        raise ValueError("payloads: expected at least one, got none")
+    for number, payload in enumerate(payloads):
+        check_payload(payload, payloads[0], f"payloads[{number}]")
+    contributions = [rule.lift(payload) for payload in payloads]
+    return rule.solve(fold(rule, jax.tree.map(lambda *leaves: jnp.stack(leaves), *contributions)))
+
+
+def check_payload(payload: Payload, like: Payload, name: str = "payload") -> None:
+    """Refuse a payload that cannot be merged with `like`; concrete arrays only.
+
+    Raises:
+        ValueError: with `name`, the entry and what is wrong with it.
+    """
+    if jax.tree.structure(payload) != jax.tree.structure(like):
+        given, expected = jax.tree.structure(payload), jax.tree.structure(like)
+        raise ValueError(f"{name}: its tree differs from the first payload's: got {given}, expected {expected}")
+    entries = zip(jax.tree.leaves_with_path(payload), jax.tree.leaves(like), strict=True)
+    for (path, leaf), expected in entries:
+        entry = f"{name}{jax.tree_util.keystr(path)}"
+        if jnp.shape(leaf) != jnp.shape(expected):
+            raise ValueError(f"{entry}: expected shape {jnp.shape(expected)}, got {jnp.shape(leaf)}")
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            raise ValueError(f"{entry}: expected finite numbers, got NaN or infinity")
+    if not float(payload.weight) > 0:
+        raise ValueError(f"{name}.weight: expected a positive number of examples, got {payload.weight}")
+    if hasattr(payload.fisher, "diagonal"):
+        for path, leaf in jax.tree.leaves_with_path(payload.fisher.diagonal()):
+            if float(jnp.min(leaf)) < 0:
+                where = jax.tree_util.keystr(path)
+                raise ValueError(
+                    f"{name}.fisher{where}: expected no negative diagonal entry, got {float(jnp.min(leaf)):g}"
+                )
