@@ -1,0 +1,76 @@
+"""The one record that everything after loading works with: normalised examples, labels, and what is known of them."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Examples to train on and examples to test on; checked when it is made.
+
+    Attributes:
+        name: what it is called in reports.
+        train_x: float32 [N, H, W, C] images or [N, features] rows, already normalised.
+        train_y: int32 [N] labels in 0 … num_classes − 1.
+        test_x: float32, the same shape as `train_x` but for the first axis.
+        test_y: int32 labels of `test_x`.
+        num_classes: number of classes, C; a class without examples is allowed.
+        groups: int [N], the column of a natural split (a writer, a hospital) over training examples, or None.
+        augment: whether the FedFisher paper trains on random crops and flips of this set (arXiv 2403.12329).
+
+    Raises:
+        ValueError: an array is empty, of another type or shape than stated, holds NaN or an infinite value, or a label
+            is out of range; one line that names the array.
+    """
+
+    name: str
+    train_x: np.ndarray
+    train_y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+    num_classes: int
+    groups: np.ndarray | None = None
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise ValueError(f"{self.name}: num_classes must be at least 2, got {self.num_classes}")
+        for part in ("train", "test"):
+            x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
+            _check_examples(f"{self.name}: {part}_x", x)
+            _check_labels(f"{self.name}: {part}_y", y, len(x), self.num_classes)
+        if self.train_x.shape[1:] != self.test_x.shape[1:]:
+            raise ValueError(
+                f"{self.name}: train_x and test_x must hold examples of one shape, "
+                f"got {self.train_x.shape[1:]} and {self.test_x.shape[1:]}"
+            )
+        if self.groups is not None:
+            if not np.issubdtype(self.groups.dtype, np.integer):
+                raise ValueError(f"{self.name}: groups must be integers, got {self.groups.dtype}")
+            if self.groups.shape != self.train_y.shape:
+                raise ValueError(
+                    f"{self.name}: groups must have one entry per training example, "
+                    f"got shape {self.groups.shape} for {len(self.train_y)} examples"
+                )
+
+
+def _check_examples(what: str, x: np.ndarray) -> None:
+    if x.ndim not in (2, 4):
+        raise ValueError(f"{what} must have shape [N, height, width, channels] or [N, features], got {x.shape}")
+    if x.size == 0:
+        raise ValueError(f"{what} is empty, shape {x.shape}")
+    if x.dtype != np.float32:
+        raise ValueError(f"{what} must be float32, got {x.dtype}")
+    if not (np.isfinite(x.min()) and np.isfinite(x.max())):  # NaN propagates through min: no mask as large as the data
+        first = next(i for i, example in enumerate(x) if not np.isfinite(example).all())
+        raise ValueError(f"{what} has NaN or infinite values, first in example {first}")
+
+
+def _check_labels(what: str, y: np.ndarray, count: int, num_classes: int) -> None:
+    if y.shape != (count,):
+        raise ValueError(f"{what} must have one label per example, shape ({count},), got {y.shape}")
+    if y.dtype != np.int32:
+        raise ValueError(f"{what} must be int32, got {y.dtype}")
+    if y.min() < 0 or y.max() >= num_classes:
+        raise ValueError(f"{what} must be in 0 … {num_classes - 1}, got labels from {y.min()} to {y.max()}")
