@@ -80,6 +80,6 @@ def build(name: str, input_shape: Sequence[int], num_classes: int, use_bias: boo
         return module.lazy_init(key, jax.ShapeDtypeStruct((1, *shape), jnp.float32))["params"]
 
     def apply(params, x):
-        return module.apply({"params": params}, x)
+        return module.apply({"params": params}, jnp.asarray(x))
 
     return Network(init, apply, name)

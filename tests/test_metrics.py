@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedfisher_jax import likelihood, metrics
+
+FAMILIES = [likelihood.categorical(), likelihood.gaussian(0.5), likelihood.bernoulli()]
+MEMBERS, N = 3, 23
+
+
+def apply(params, x):
+    return x @ params["w"] + params["b"]
+
+
+def _problem(family):
+    keys = jax.random.split(jax.random.key(0), 4)
+    stacked = {"w": jax.random.normal(keys[0], (MEMBERS, 5, 4)), "b": jax.random.normal(keys[1], (MEMBERS, 4))}
+    x = jax.random.normal(keys[2], (N, 5))
+    params = jax.tree.map(lambda leaf: leaf[0], stacked)
+    y = jax.vmap(family.sample)(jax.random.split(keys[3], N), apply(params, x))
+    return stacked, params, x, y
+
+
+def _same(a, b):
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-12)
+    if a.accuracy is None:
+        assert b.accuracy is None
+    else:
+        np.testing.assert_allclose(a.accuracy, b.accuracy, rtol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_means_over_examples(family):
+    _, params, x, y = _problem(family)
+    outputs = apply(params, x)
+    result = metrics.evaluate(apply, family, params, x, y)
+    np.testing.assert_allclose(result.loss, np.mean([family.nll(o, t) for o, t in zip(outputs, y, strict=True)]))
+    if family.correct is None:
+        assert result.accuracy is None
+    else:
+        expected = np.mean([family.correct(o, t) for o, t in zip(outputs, y, strict=True)])
+        np.testing.assert_allclose(result.accuracy, expected)
+        assert 0 < result.accuracy < 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 22, 23])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_batch_size_does_not_matter(family, batch_size):
+    stacked, params, x, y = _problem(family)
+    mask = jnp.arange(N) % 3 > 0
+    for options in ({}, {"mask": mask}):
+        one = metrics.evaluate(apply, family, params, x, y, **options)
+        _same(metrics.evaluate(apply, family, params, x, y, batch_size=batch_size, **options), one)
+        one = metrics.ensemble(apply, family, stacked, x, y, **options)
+        _same(metrics.ensemble(apply, family, stacked, x, y, batch_size=batch_size, **options), one)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_masked_examples_do_not_count(family):
+    _, params, x, y = _problem(family)
+    mask = jnp.arange(N) < 20
+    kept = metrics.evaluate(apply, family, params, x[:20], y[:20])
+    _same(metrics.evaluate(apply, family, params, x.at[20:].set(jnp.nan), y, mask=mask, batch_size=6), kept)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_ensemble_of_equal_members_is_the_model(family):
+    _, params, x, y = _problem(family)
+    model = metrics.evaluate(apply, family, params, x, y)
+    for members in (1, 3):
+        stacked = jax.tree.map(lambda leaf, m=members: jnp.stack([leaf] * m), params)
+        _same(metrics.ensemble(apply, family, stacked, x, y), model)
+
+
+def test_ensemble_averages_probabilities():
+    family = likelihood.categorical()
+    stacked, _, x, y = _problem(family)
+    p = np.mean([jax.nn.softmax(x @ w + b) for w, b in zip(stacked["w"], stacked["b"], strict=True)], axis=0)
+    result = metrics.ensemble(apply, family, stacked, x, y)
+    np.testing.assert_allclose(result.loss, -np.mean(np.log(p[np.arange(N), y])))
+    np.testing.assert_allclose(result.accuracy, np.mean(p.argmax(-1) == y))
+    reverse = jax.tree.map(lambda leaf: leaf[::-1], stacked)
+    _same(metrics.ensemble(apply, family, reverse, x, y), result)
+
+
+def test_weights_of_the_ensemble_are_shares():
+    family = likelihood.categorical()
+    stacked, _, x, y = _problem(family)
+    repeated = jax.tree.map(lambda leaf: leaf[jnp.asarray([0, 1, 1, 1, 2, 2])], stacked)
+    weighted = metrics.ensemble(apply, family, stacked, x, y, weights=jnp.asarray([0.1, 0.3, 0.2]))
+    _same(weighted, metrics.ensemble(apply, family, repeated, x, y))
+    with pytest.raises(ValueError, match=r"weights: got shape \(2,\)"):
+        metrics.ensemble(apply, family, stacked, x, y, weights=jnp.ones(2))
+
+
+def test_sequences_sum_losses_and_average_hits():
+    family = likelihood.categorical()
+    x, y = jax.random.normal(jax.random.key(0), (6, 4, 3)), jnp.arange(24).reshape(6, 4) % 3
+
+    def identity(params, x):
+        return x
+
+    flat = metrics.evaluate(identity, family, {}, x.reshape(24, 3), y.reshape(24))
+    whole = metrics.evaluate(identity, family, {}, x, y, batch_size=4)
+    np.testing.assert_allclose(whole.loss, 4 * flat.loss)
+    np.testing.assert_allclose(whole.accuracy, flat.accuracy)
+
+
+def test_bad_lengths_are_named():
+    family = likelihood.categorical()
+    _, params, x, y = _problem(family)
+    for arguments in ((x, y[:-1]), (x[:0], y[:0])):
+        with pytest.raises(ValueError, match="x, y, mask: got"):
+            metrics.evaluate(apply, family, params, *arguments)
+    with pytest.raises(ValueError, match="batch_size: got 0"):
+        metrics.evaluate(apply, family, params, x, y, batch_size=0)
