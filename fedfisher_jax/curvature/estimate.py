@@ -126,7 +126,7 @@ def fishers(
         factors = tuple(total["inputs"]), tuple(total["outputs"])
         result["kronecker"] = Kronecker(*factors, rest, captured.layers, treedef)
     if "full" in structures:
-        result["full"] = Full(total["full"], jax.tree.map(jnp.zeros_like, params))
+        result["full"] = Full(total["full"], tuple(jnp.shape(leaf) for leaf in leaves), treedef)
     return result
 
 

@@ -6,10 +6,12 @@ examples"; their number is the client's weight, kept beside them.
 """
 
 import dataclasses
+import math
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
@@ -85,10 +87,11 @@ class Diagonal:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Full:
-    """A dense matrix [d, d] in the order of `ravel_pytree(params)`; `like` has the parameters' shapes (its values are 0)."""
+    """A dense matrix [d, d] in the order of `ravel_pytree(params)`."""
 
     matrix: Any
-    like: PyTree
+    shapes: tuple[tuple[int, ...], ...] = dataclasses.field(metadata={"static": True})  # of the parameters' leaves
+    treedef: Any = dataclasses.field(metadata={"static": True})
 
     def matvec(self, v: PyTree) -> PyTree:
         """One product."""
@@ -97,15 +100,18 @@ class Full:
 
     def diagonal(self) -> PyTree:
         """The matrix's diagonal."""
-        return ravel_pytree(self.like)[1](jnp.diagonal(self.matrix))
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        pieces = jnp.split(jnp.diagonal(self.matrix), ends[:-1])
+        leaves = [piece.reshape(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+        return jax.tree.unflatten(self.treedef, leaves)
 
     def scale(self, factor: Any) -> "Full":
         """Factor · F."""
-        return Full(factor * self.matrix, self.like)
+        return dataclasses.replace(self, matrix=factor * self.matrix)
 
     def blocks(self) -> Blocks:
         """One block of everything."""
-        return (tuple(range(len(jax.tree.leaves(self.like)))),)
+        return (tuple(range(len(self.shapes))),)
 
     def to_dense(self) -> jax.Array:
         """The matrix."""
