@@ -97,6 +97,22 @@ def as_matrix_products(apply: Callable) -> Callable:
     return rewritten
 
 
+def for_loops(apply: Callable, convolutions: str = "auto") -> Callable:
+    """The form of `apply` that trains fast inside a loop on this platform.
+
+    Args:
+        apply: any function.
+        convolutions: "matrix" rewrites them by `as_matrix_products`, "plain" leaves them, "auto" rewrites on CPU only.
+
+    Raises:
+        ValueError: another value.
+    """
+    if convolutions not in ("auto", "matrix", "plain"):
+        raise ValueError(f"convolutions: got {convolutions!r}, expected auto, matrix or plain")
+    rewrite = convolutions == "matrix" or (convolutions == "auto" and jax.default_backend() == "cpu")
+    return as_matrix_products(apply) if rewrite else apply
+
+
 def matrix_product(params: dict[str, Any], out_shape: Sequence[int]) -> Callable:
     """The replacement of one convolution equation with these parameters and output shape: [images, kernel] → [output]."""
 

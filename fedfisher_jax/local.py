@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .convolution import for_loops
 from .examples import Batch, Examples, take
 from .likelihood import Likelihood
 
@@ -32,6 +33,7 @@ def train(
     epochs: int,
     batch_size: int,
     augment: Augment | None = None,
+    convolutions: str = "auto",
 ) -> Trained:
     """Train from `params` on minibatches drawn without replacement, the last partial batch of an epoch included.
 
@@ -48,7 +50,9 @@ def train(
         epochs: passes over the data; 0 returns `params`.
         batch_size: at most; a client with fewer examples has one batch an epoch.
         augment: applied to every drawn example with its own key.
+        convolutions: see `convolution.for_loops`.
     """
+    apply = for_loops(apply, convolutions)
     length = data.indices.shape[0]
     batch_size = min(batch_size, length)
 

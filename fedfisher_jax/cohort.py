@@ -1,0 +1,189 @@
+"""Many clients at once: one interface to run a pure per-client function, and how the clients share the machine.
+
+A per-client function is `function(shared, client) -> result`: `shared` (data arrays, starting point) lies on the device
+once, `client` is one slice of a pytree with a leading client axis (rows of indices, sizes, keys). The result for a client
+does not depend on the strategy, on the order of clients, on groups, padding or device count, to float tolerance.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+PyTree = Any
+STRATEGIES = ("sequential", "threads", "vectorised", "devices", "pmap")
+
+
+class Report(NamedTuple):
+    """How a cohort ran."""
+
+    strategy: str
+    workers: int  # threads or devices that ran clients side by side
+    group: int  # clients in one vectorised call
+    waste: float  # share of client-steps that were padding, between 0 and 1
+
+
+def default_strategy() -> str:
+    """Devices where there are several, threads on a CPU of several cores, vectorised on one accelerator."""
+    if jax.local_device_count() > 1:
+        return "devices"
+    if jax.default_backend() != "cpu":
+        return "vectorised"
+    return "threads" if _cores() > 1 else "sequential"
+
+
+def map_clients(
+    function: Callable[[Any, Any], PyTree],
+    shared: PyTree,
+    clients: PyTree,
+    *,
+    strategy: str | None = None,
+    group: int = 32,
+    steps: Sequence[int] | np.ndarray | None = None,
+    done: Callable[[int], None] | None = None,
+) -> tuple[PyTree, Report]:
+    """Run `function` for each client.
+
+    Args:
+        function: (shared, client) → pytree of arrays; hashable and the same object between calls, or it is traced again.
+        shared: arrays that all clients read.
+        clients: pytree with a leading client axis.
+        strategy: one of `STRATEGIES`; default `default_strategy()`. "sequential": one after the other in one program.
+            "threads": one program per client, as many at a time as there are cores. "vectorised": `vmap` over groups.
+            "devices": `shard_map` over all devices on a mesh axis `clients`, one after the other within a device ("pmap"
+            does the same by `pmap`).
+        group: clients in one vectorised call.
+        steps: how much work each client is: long ones start first, and a vectorised group holds clients of like length,
+            since all its clients take as long as its longest.
+        done: called with the number of clients that just finished, for progress.
+
+    Returns:
+        Results with a leading client axis in the order of `clients`, and how it ran.
+
+    Raises:
+        ValueError: unknown strategy, no clients, `group` < 1, `steps` of another length.
+    """
+    strategy = default_strategy() if strategy is None else strategy
+    count = _check(clients, strategy, group, steps)
+    work = np.ones(count) if steps is None else np.asarray(steps, float)
+    order = np.argsort(-work, kind="stable")
+    ordered = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], clients)
+    tell = done or (lambda _: None)
+    waste, workers, size = 0.0, 1, 1
+    if strategy == "sequential":
+        results = _sequential(function, shared, ordered)
+        tell(count)
+    elif strategy == "threads":
+        workers = min(_cores(), count)
+        results = _threads(function, shared, ordered, workers, tell)
+    elif strategy == "vectorised":
+        size = min(group, count)
+        results = _vectorised(function, shared, ordered, size, tell)
+        waste = padding_waste(work[order], size)
+    else:
+        workers = jax.local_device_count() if strategy == "pmap" else jax.device_count()
+        # Deal clients out like cards, so that every device gets long and short ones.
+        rows = -(-count // workers)
+        deal = np.arange(rows * workers).reshape(rows, workers).T.ravel()
+        padded = jax.tree.map(lambda leaf: leaf[np.minimum(deal, count - 1)], ordered)
+        spread = _pmapped if strategy == "pmap" else _sharded
+        dealt = spread(function, shared, padded, workers)
+        tell(count)
+        results = jax.tree.map(lambda leaf: leaf[np.argsort(deal)[:count]], dealt)
+        load = work[order][np.minimum(deal, count - 1)].reshape(workers, rows).sum(1)
+        waste = 1 - work.sum() / (load.max() * workers)
+    back = np.argsort(order)
+    return jax.tree.map(lambda leaf: leaf[back], results), Report(strategy, workers, size, float(waste))
+
+
+def padding_waste(steps: Sequence[int] | np.ndarray, group: int) -> float:
+    """Share of client-steps that do nothing when consecutive groups run as long as their longest client."""
+    work = np.asarray(steps, float)
+    blocks = [work[start : start + group] for start in range(0, len(work), group)]
+    return float(1 - work.sum() / sum(block.max() * group for block in blocks))
+
+
+@partial(jax.jit, static_argnums=0)
+def _sequential(function: Callable, shared: PyTree, clients: PyTree) -> PyTree:
+    return jax.lax.map(partial(function, shared), clients)
+
+
+@partial(jax.jit, static_argnums=0)
+def _group(function: Callable, shared: PyTree, clients: PyTree) -> PyTree:
+    return jax.vmap(partial(function, shared))(clients)
+
+
+@partial(jax.jit, static_argnums=0)
+def _one(function: Callable, shared: PyTree, client: PyTree) -> PyTree:
+    return function(shared, client)
+
+
+def _threads(function: Callable, shared: PyTree, clients: PyTree, workers: int, tell: Callable) -> PyTree:
+    shared = jax.tree.map(jnp.asarray, shared)
+
+    def run(number: int) -> PyTree:
+        result = jax.block_until_ready(_one(function, shared, jax.tree.map(lambda leaf: leaf[number], clients)))
+        tell(1)
+        return result
+
+    count = jax.tree.leaves(clients)[0].shape[0]
+    with ThreadPoolExecutor(workers) as pool:
+        return _stack(list(pool.map(run, range(count))))
+
+
+def _vectorised(function: Callable, shared: PyTree, clients: PyTree, group: int, tell: Callable) -> PyTree:
+    count = jax.tree.leaves(clients)[0].shape[0]
+    parts = []
+    for start in range(0, count, group):
+        rows = np.minimum(np.arange(start, start + group), count - 1)  # the last group repeats its last client
+        part = _group(function, shared, jax.tree.map(lambda leaf, rows=rows: leaf[rows], clients))
+        kept = min(group, count - start)
+        parts.append(jax.block_until_ready(jax.tree.map(lambda leaf, kept=kept: leaf[:kept], part)))
+        tell(kept)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _sharded(function: Callable, shared: PyTree, clients: PyTree, workers: int) -> PyTree:
+    mesh = Mesh(np.array(jax.devices()[:workers]), ("clients",))
+    each = PartitionSpec("clients")
+
+    def on_device(everyone: PyTree, mine: PyTree) -> PyTree:
+        return jax.lax.map(partial(function, everyone), mine)
+
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(PartitionSpec(), each), out_specs=each, check_vma=False)
+    return mapped(shared, clients)
+
+
+def _pmapped(function: Callable, shared: PyTree, clients: PyTree, workers: int) -> PyTree:
+    split = jax.tree.map(lambda leaf: leaf.reshape(workers, -1, *leaf.shape[1:]), clients)
+    mapped = jax.pmap(lambda everyone, mine: jax.lax.map(partial(function, everyone), mine), in_axes=(None, 0))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), mapped(shared, split))
+
+
+def _stack(results: list[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(clients: PyTree, strategy: str, group: int, steps: Any) -> int:
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy: got {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    leaves = jax.tree.leaves(clients)
+    if not leaves or not leaves[0].shape[0]:
+        raise ValueError("clients: expected at least one, got none")
+    count = leaves[0].shape[0]
+    if group < 1:
+        raise ValueError(f"group: expected at least 1 client, got {group}")
+    if steps is not None and len(steps) != count:
+        raise ValueError(f"steps: expected {count} numbers, one per client, got {len(steps)}")
+    return count
