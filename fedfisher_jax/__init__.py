@@ -1,0 +1,35 @@
+"""One-shot and few-round federated learning with Fisher information, in JAX."""
+
+from . import curvature as curvature
+from . import data as data
+from . import merge as merge
+from . import models as models
+from . import solve as solve
+from .cohort import map_clients as map_clients
+from .convolution import as_matrix_products as as_matrix_products
+from .curvature import Diagonal as Diagonal
+from .curvature import Full as Full
+from .curvature import Kronecker as Kronecker
+from .curvature import capture as capture
+from .curvature import fisher as fisher
+from .curvature import fishers as fishers
+from .examples import Examples as Examples
+from .examples import examples as examples
+from .likelihood import Likelihood as Likelihood
+from .likelihood import bernoulli as bernoulli
+from .likelihood import categorical as categorical
+from .likelihood import gaussian as gaussian
+from .local import train as train
+from .merge import Merged as Merged
+from .merge import Payload as Payload
+from .merge import Rule as Rule
+from .merge import fedavg as fedavg
+from .merge import fedfisher as fedfisher
+from .merge import fisher_merge as fisher_merge
+from .merge.rule import merge as merge_payloads
+from .metrics import ensemble as ensemble
+from .metrics import evaluate as evaluate
+from .solve import closed_form as closed_form
+from .solve import conjugate_gradients as conjugate_gradients
+from .solve import paper_loop as paper_loop
+from .solve import released_adam as released_adam

@@ -127,8 +127,13 @@ def _one(function: Callable, shared: PyTree, client: PyTree) -> PyTree:
 def _threads(function: Callable, shared: PyTree, clients: PyTree, workers: int, tell: Callable) -> PyTree:
     shared = jax.tree.map(jnp.asarray, shared)
 
+    def client(number: int) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[number], clients)
+
+    program = _one.lower(function, shared, client(0)).compile()  # once, not once per thread
+
     def run(number: int) -> PyTree:
-        result = jax.block_until_ready(_one(function, shared, jax.tree.map(lambda leaf: leaf[number], clients)))
+        result = jax.block_until_ready(program(shared, client(number)))
         tell(1)
         return result
 

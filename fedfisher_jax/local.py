@@ -34,6 +34,7 @@ def train(
     batch_size: int,
     augment: Augment | None = None,
     convolutions: str = "auto",
+    on_epoch: Callable[[], None] | None = None,
 ) -> Trained:
     """Train from `params` on minibatches drawn without replacement, the last partial batch of an epoch included.
 
@@ -51,6 +52,7 @@ def train(
         batch_size: at most; a client with fewer examples has one batch an epoch.
         augment: applied to every drawn example with its own key.
         convolutions: see `convolution.for_loops`.
+        on_epoch: called on the host after each epoch, for progress; its order is not guaranteed.
     """
     apply = for_loops(apply, convolutions)
     length = data.indices.shape[0]
@@ -79,6 +81,8 @@ def train(
 
         steps = -(-data.size // batch_size)
         p, state, total = jax.lax.fori_loop(0, steps, step, (p, state, jnp.zeros((), dtype)))
+        if on_epoch is not None:
+            jax.debug.callback(lambda _: on_epoch(), total)
         return p, state, total / data.size.astype(dtype)
 
     dtype = jax.eval_shape(loss, params, take(data, 0, batch_size)).dtype

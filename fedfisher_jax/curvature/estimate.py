@@ -20,6 +20,7 @@ from .structures import Diagonal, Fisher, Full, Kronecker
 PyTree = Any
 Kind = Literal["exact", "monte_carlo", "empirical"]
 STRUCTURES = ("diagonal", "kronecker", "full")
+MAX_FULL = 20_000  # parameters: 1.6 GB in float32
 KINDS = ("exact", "monte_carlo", "empirical")
 
 
@@ -74,6 +75,11 @@ def fishers(
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "monte_carlo" and (key is None or samples < 1):
         raise ValueError(f"key, samples: monte_carlo needs a key and samples ≥ 1, got key={key}, samples={samples}")
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if "full" in structures and size > MAX_FULL:
+        raise ValueError(
+            f"structure: a full Fisher of {size} parameters is {size}² numbers; at most {MAX_FULL} allowed"
+        )
     if captured is None:
         captured = capture(apply, params, data.x)
     unstructured = capture(apply, params, data.x, structured=False) if "full" in structures else None

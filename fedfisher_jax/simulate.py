@@ -1,0 +1,142 @@
+"""One federation on one machine: train every client, measure every payload, merge.
+
+The three calls of a one-shot simulation. Data stay once on the device; a client is a row of indices; its key is
+`fold_in(key, number)`, so its result does not depend on the other clients.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from . import local
+from .cohort import Report, map_clients
+from .examples import Examples, pad_rows
+from .likelihood import Likelihood
+from .merge import Merged, Rule, fold
+
+PyTree = Any
+
+
+class Clients(NamedTuple):
+    """Rows of indices into the shared arrays, one per client."""
+
+    number: Any  # [M]
+    indices: Any  # [M, longest]
+    size: Any  # [M]
+
+
+class Shared(NamedTuple):
+    """What all clients of a stage read."""
+
+    x: Any
+    y: Any
+    key: Any
+    params: Any = None
+
+
+def clients(parts: Sequence[np.ndarray]) -> Clients:
+    """Clients from the index arrays of a split."""
+    rows, sizes = pad_rows(list(parts))
+    return Clients(np.arange(len(parts), dtype=np.int32), rows, sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The per-client function of training, equal to another one with equal settings (so it is traced once)."""
+
+    apply: Callable
+    likelihood: Likelihood
+    optimizer: optax.GradientTransformation
+    epochs: int
+    batch_size: int
+    augment: Callable | None = None
+    on_epoch: Callable[[], None] | None = None
+
+    def __call__(self, shared: Shared, client: Clients) -> local.Trained:
+        """One client's trained model."""
+        data = Examples(shared.x, shared.y, client.indices, client.size)
+        key = jax.random.fold_in(shared.key, client.number)
+        settings = {"epochs": self.epochs, "batch_size": self.batch_size, "augment": self.augment}
+        return local.train(
+            self.apply, self.likelihood, self.optimizer, shared.params, data, key, on_epoch=self.on_epoch, **settings
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureClient:
+    """The per-client function of a rule's measure; its client is (Clients, parameters)."""
+
+    measure: Callable
+
+    def __call__(self, shared: Shared, client: tuple[Clients, PyTree]) -> PyTree:
+        """One client's payload."""
+        who, params = client
+        data = Examples(shared.x, shared.y, who.indices, who.size)
+        return self.measure(params, data, jax.random.fold_in(shared.key, who.number))
+
+
+def train_clients(train: Train, params: PyTree, x: Any, y: Any, who: Clients, key: Any, **how: Any):
+    """Train all clients from common `params`.
+
+    Args:
+        train: the settings.
+        params: the common start.
+        x: [N, ...] of all clients.
+        y: [N, ...].
+        who: the clients.
+        key: of this stage.
+        how: of `map_clients`: strategy, group, done.
+
+    Returns:
+        `Trained` with a leading client axis, and the cohort's report.
+
+    Raises:
+        ValueError: a client's parameters are not finite after training; its number is in the message.
+    """
+    steps = train.epochs * -(-who.size // train.batch_size)
+    trained, report = map_clients(train, Shared(x, y, key, params), who, steps=steps, **how)
+    require_finite(trained.params, "parameters after training (lower the learning rate?)")
+    return trained, report
+
+
+def measure_clients(
+    measure: Callable, params: PyTree, x: Any, y: Any, who: Clients, key: Any, **how: Any
+) -> tuple[PyTree, Report]:
+    """Payloads of all clients, with a leading client axis; `params` [M, ...] are their models."""
+    payloads, report = map_clients(MeasureClient(measure), Shared(x, y, key), (who, params), steps=who.size, **how)
+    require_finite(payloads, "payload")
+    return payloads, report
+
+
+def merge_clients(rule: Rule, payloads: PyTree) -> Merged:
+    """The global model from payloads with a leading client axis, fold and solve in one compiled program."""
+
+    @jax.jit
+    def run(stacked: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        merged = rule.solve(fold(rule, jax.vmap(rule.lift)(stacked)))
+        return merged.params, merged.diagnostics
+
+    return Merged(*jax.block_until_ready(run(payloads)))
+
+
+def payload_bits(payloads: PyTree) -> int:
+    """Bits that one client sends up: every array of its payload but the scalar weight; payloads [M, ...] are stacked."""
+    leaves = jax.tree.leaves(payloads._replace(weight=None) if hasattr(payloads, "weight") else payloads)
+    return sum(leaf.size // leaf.shape[0] * leaf.dtype.itemsize * 8 for leaf in leaves)
+
+
+def require_finite(stacked: PyTree, what: str) -> None:
+    """Raise ValueError naming the first client whose part of a stacked tree is not finite."""
+    finite = [
+        jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(1)
+        for leaf in jax.tree.leaves(stacked)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    bad = np.flatnonzero(~np.asarray(jnp.stack(finite).all(0)))
+    if bad.size:
+        raise ValueError(f"client {bad[0]}: NaN or infinity in its {what}")
