@@ -185,10 +185,10 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def figure(rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 3.2) -> tuple[Figure, np.ndarray]:
     """A figure in the shared style and its ``[rows, columns]`` array of axes; sizes are inches per panel."""
-    with matplotlib.rc_context(STYLE):
-        fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        FigureCanvasAgg(fig)
-        return fig, fig.subplots(rows, columns, squeeze=False)
+    matplotlib.rcParams.update(STYLE)  # for good: legends and texts added later read it too
+    fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig, fig.subplots(rows, columns, squeeze=False)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -242,7 +242,6 @@ def report(out: Path, table: str, summary: Mapping[str, Any], fig: Figure | None
     write_atomic(out / "summary.json", json.dumps(plain({**summary, "provenance": source}), indent=2) + "\n")
     if fig is not None:
         buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            fig.savefig(buffer, format="png")
+        fig.savefig(buffer, format="png")
         write_atomic(out / "figure.png", buffer.getvalue())
     print(table + note)

@@ -5,8 +5,8 @@ With ‖g‖² = Σ_i p_i (1/n_i) Σ_a g(x_ia)², the triangle inequality splits
     √L(θ) ≤ √(Σ p_i L_i(θ_i)) + √(Σ p_i mean_a (f(x_ia; θ) − f(x_ia; θ_i))²)
             local optimisation       Laplace error: what merging adds
 
-which is the decomposition of 2403.12329 (there with squares and a factor two). For the full Fisher the Laplace error is only
-the curvature of f between θ_i and θ, because J_i(θ − θ_i) = 0 whenever the rows are independent.
+which is the decomposition of 2403.12329 (there with squares and a factor two). For the full Fisher the Laplace error is
+only the curvature of f between θ_i and θ, because J_i(θ − θ_i) = 0 whenever the rows are independent.
 """
 
 from typing import NamedTuple
@@ -94,7 +94,7 @@ def errors(
         to_locals=jnp.sqrt(jnp.sum(two_layer.client_weights(data) * squared_norm(to_local))),
         to_pooled=jnp.sqrt(squared_norm(_minus(params, pooled))),
         movement=movement(params, start).max(),
-        flipped=jnp.mean(patterns(params, data) != patterns(local, data)),
+        flipped=jnp.mean(patterns(params, data) != patterns(local, data), dtype=value.dtype),
     )
 
 
@@ -138,7 +138,7 @@ def diagnose(
         init_loss=two_layer.loss(start, data, scaling),
         local_movement=moved.max(),
         mean_movement=moved.mean(),
-        local_flipped=jnp.mean(patterns(local, data) != patterns(start, data)),
+        local_flipped=jnp.mean(patterns(local, data) != patterns(start, data), dtype=moved.dtype),
         ntk_min=jnp.linalg.eigvalsh(ntk)[0],
         gram_min=problem.spectrum.values[0],
         gram_max=problem.spectrum.values[-1],

@@ -26,8 +26,8 @@ def gaussian(
         num_clients: M.
         examples: n per client.
         inputs: d.
-        shift: Heterogeneity of the clients' inputs: zero for one common distribution; large means that a client's inputs
-            are nearly one direction, different from those of the other clients.
+        shift: Heterogeneity of the clients' inputs: zero for one common distribution; large means that a client's
+            inputs are nearly one direction, different from those of the other clients.
         dtype: Of inputs and targets.
     """
     key_x, key_y, key_mean = jax.random.split(key, 3)
@@ -40,7 +40,7 @@ def gaussian(
 def teacher(
     key: Key[Array, ""], num_clients: int, examples: int, inputs: int, noise: float, dtype=jnp.float32
 ) -> Clients:
-    """Gaussian unit inputs with targets of a linear teacher, y = √d vᵀx + noise N(0, 1) with a unit v: far from zero loss."""
+    """Gaussian unit inputs, targets of a noisy linear teacher: y = √d vᵀx + noise N(0, 1) with a random unit v."""
     key_v, key_noise, key_x = jax.random.split(key, 3)
     x = gaussian(key_x, num_clients, examples, inputs, dtype=dtype).x
     y = inputs**0.5 * x @ unit(jax.random.normal(key_v, (inputs,), dtype))

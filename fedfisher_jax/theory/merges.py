@@ -67,7 +67,7 @@ def kfac(problem: Problem, local: Params, data: Clients) -> Params:
 
 
 def diagonal(problem: Problem, local: Params) -> Params:
-    """FedFisher with the diagonal Fisher (2403.12329), as Fisher merging (2111.09832): a weighted mean per parameter."""
+    """FedFisher with the diagonal Fisher (2403.12329), as Fisher merging (2111.09832): weighted means."""
     total = jax.tree.map(lambda f: f.sum(axis=0), fisher.diagonal(problem.rows))
 
     def leaf(f: Array, f_sum: Array, theta: Array, centre: Array) -> Array:
@@ -77,7 +77,7 @@ def diagonal(problem: Problem, local: Params) -> Params:
     return jax.tree.map(leaf, fisher.diagonal(problem.rows), total, local, problem.average)
 
 
-def merge(rule: Rule, problem: Problem, local: Params, data: Clients) -> Params:
+def merge(rule: str, problem: Problem, local: Params, data: Clients) -> Params:
     """One global model by name; see `RULES`."""
     if rule == "full":
         return full(problem)

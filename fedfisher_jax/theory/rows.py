@@ -5,8 +5,8 @@ A row of the weighted Jacobian of client i at its own parameters is an outer pro
     √(p_i/n_i) ∂f(x_a)/∂w = x_a ⊗ left_a,   left_a = √(p_i/n_i) s a_r 1[w_rᵀx_a > 0]   [m],
 
 so A (all examples of all clients) is a Khatri–Rao product: memory R (m + d), and K = AAᵀ = (x xᵀ) ∘ (left leftᵀ).
-K-FAC replaces Σ_a (x_a x_aᵀ) ⊗ (left_a left_aᵀ) by the Kronecker product of the two sums: its rows are all pairs (left_a, row
-of a root of the input covariance). Derived in docs/theory.md.
+K-FAC replaces Σ_a (x_a x_aᵀ) ⊗ (left_a left_aᵀ) by the Kronecker product of the two sums: its rows are all pairs of
+left_a and a row of a root of the input covariance. Derived in docs/theory.md.
 """
 
 from typing import NamedTuple

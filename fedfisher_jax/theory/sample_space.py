@@ -39,7 +39,7 @@ def spectrum(gram: Float[Array, "R R"], target: Float[Array, " R"], rtol: float 
 
 
 def minimiser(spec: Spectrum) -> Float[Array, " R"]:
-    """u of θ* = θ̄ + Aᵀu, the minimiser of Q nearest the average: u = K⁺ c."""
+    """The minimiser of Q nearest the average, θ* = θ̄ + Aᵀu, as its coefficients u = K⁺ c."""
     return spec.vectors @ (spec.kept * spec.target / jnp.where(spec.kept, spec.values, 1))
 
 
@@ -49,7 +49,7 @@ def remaining(spec: Spectrum, step_size: float | Array, steps: int | Array) -> F
 
 
 def iterate(spec: Spectrum, step_size: float | Array, steps: int | Array) -> Float[Array, " R"]:
-    """u of θ_T = θ̄ + Aᵀu after T gradient steps θ ← θ − η ½∇Q from the average, without taking them."""
+    """Coefficients u of θ_T = θ̄ + Aᵀu after T gradient steps θ ← θ − η ½∇Q from the average, without taking them."""
     done = (1 - remaining(spec, step_size, steps)) / jnp.where(spec.kept, spec.values, 1)
     return spec.vectors @ (spec.kept * done * spec.target)
 

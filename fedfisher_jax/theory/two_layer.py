@@ -1,8 +1,8 @@
 """Two-layer ReLU networks of any width, and their full-batch gradient descent on many clients.
 
 The network is f(x) = s Σ_r a_r σ(w_rᵀx) with s = 1/√m (``"ntk"``, the setting of the theorem of 2403.12329) or s = 1/m
-(``"mean_field"``). Weights are kept as [d, m]: the width is the fast axis of every array, which is what makes 10⁵ neurons
-cheap on a processor.
+(``"mean_field"``). Weights are kept as [d, m]: the width is the fast axis of every array, which is what makes
+10⁵ neurons cheap on a processor.
 """
 
 from typing import Literal, NamedTuple
@@ -44,7 +44,7 @@ def client_weights(data: Clients) -> Float[Array, " M"]:
     return data.weights.sum(axis=1)
 
 
-def output_scale(width: int, scaling: Scaling) -> float:
+def output_scale(width: int, scaling: str) -> float:
     """The factor s before the sum over neurons."""
     if scaling not in ("ntk", "mean_field"):
         raise ValueError(f"scaling must be 'ntk' or 'mean_field', got {scaling!r}")
@@ -67,7 +67,7 @@ def client_outputs(params: Params, data: Clients, scaling: Scaling = "ntk") -> F
     """Outputs on every client's examples, of one network or (leading axis M) of each client's own."""
     if params.a.ndim == 1:
         return jax.lax.map(lambda x: apply(params, x, scaling), data.x)
-    return jax.lax.map(lambda args: apply(*args, scaling), (params, data.x))
+    return jax.lax.map(lambda args: apply(args[0], args[1], scaling), (params, data.x))
 
 
 def loss(params: Params, data: Clients, scaling: Scaling = "ntk") -> Float[Array, ""]:
@@ -105,8 +105,8 @@ def train(
 ) -> Params:
     """Full-batch gradient descent of every client from common parameters.
 
-    The objective of client i is ½ L_i (its mean squared error, halved). In mean-field scaling the step is multiplied by m,
-    so that outputs move by O(1) per unit of time at every width.
+    The objective of client i is ½ L_i (its mean squared error, halved). In mean-field scaling the step is multiplied
+    by m, so that outputs move by O(1) per unit of time at every width.
 
     Args:
         params: Common start, w [d, m] and a [m].
