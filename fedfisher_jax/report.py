@@ -77,8 +77,8 @@ def versions() -> dict[str, str]:
 def result_table(record: Mapping[str, Any]) -> Table:
     """The table at the end of a run: rules, then the references they are judged by."""
     table = Table(title=None, header_style="bold")
-    for name in ("model", "test accuracy", "test loss", "Mbit up per client", "× FedAvg", "seconds"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+    for name in ("test", "accuracy", "loss", "Mbit up/client", "× FedAvg", "seconds"):
+        table.add_column(name, justify="left" if name == "test" else "right", no_wrap=True)
     rules, references = record["rules"], record["references"]
     base = record["fedavg_bits"]
     best = max((rule["accuracy"] for rule in rules.values()), default=None)
@@ -87,7 +87,7 @@ def result_table(record: Mapping[str, Any]) -> Table:
         row = [f"{rule['accuracy']:.4f}", f"{rule['loss']:.4f}", f"{bits / 1e6:.2f}", f"{bits / base:.2f}"]
         table.add_row(name, *row, f"{rule['seconds']:.1f}", style=mark)
     table.add_section()
-    labels = {"best_local": "best local model", "ensemble": "ensemble of local models", "pooled": "pooled training"}
+    labels = {"best_local": "best local", "ensemble": "ensemble", "pooled": "pooled"}
     for key, label in labels.items():
         if references.get(key):
             reference = references[key]
@@ -117,7 +117,11 @@ def plot_accuracy(record: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     axes.set_xlabel("test accuracy (%)")
     axes.spines[["top", "right"]].set_visible(False)
     settings = record["settings"]
-    skew = f", α = {settings['alpha']}" if "dirichlet" in settings["partition"] else ""
+    skew = (
+        f", α = {settings['alpha']}"
+        if settings["partition"] in ("dirichlet-client", "dirichlet-class", "quantity")
+        else ""
+    )
     axes.set_title(
         f"{settings['dataset']}, {settings['model']}, {settings['clients']} clients, {settings['partition']}{skew}",
         fontsize=9,

@@ -63,7 +63,7 @@ SPECS: dict[str, Spec] = {
         idx=("fashion_mnist", "fashion-mnist", "FashionMNIST", "FashionMNIST/raw"),
         tfds="fashion_mnist",
     ),
-    # Not in the papers: the training pixels' mean and standard deviation that public code commonly uses.
+    # Not in the papers: the training pixels' mean and standard deviation as remembered, not confirmed by a source.
     "kmnist": Spec(10, (28, 28, 1), (0.1918,), (0.3483,), tfds="kmnist"),
     # Not in the papers: the by-class training pixels' mean and standard deviation that public code commonly uses.
     # TFDS keeps the original files' orientation, height and width exchanged.
