@@ -8,7 +8,6 @@ Fashion-MNIST.
 import dataclasses
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import common
@@ -36,7 +35,7 @@ class Settings(common.Settings):
     Attributes:
         seeds: Repetitions; at a given seed the data are the same at every width.
         widest: log₂ of the largest width of the Gaussian inputs.
-        real_widest: log₂ of the largest width of the real inputs; below 6 leaves them out.
+        real_widest: log₂ of the largest width of the real inputs; below 7 leaves them out.
         steps: Gradient steps K.
         octaves: Slopes are fitted over this many widest octaves.
     """
@@ -90,30 +89,98 @@ def run(source: str, width: int, steps: int, first_seed: int, seeds: int) -> dic
     return result
 
 
-def fits(records: list[dict[str, Any]], widths: np.ndarray, octaves: int) -> dict[str, scaling.Slope]:
-    """Slopes over the widest octaves; errors follow their mean over seeds, movement every seed."""
-    last, x = slice(-octaves - 1, None), widths[-octaves - 1 :]
-    table = {
-        name: np.stack([common.column([r], name)[0] for r in records])[last]
-        for name in records[0]["result"]
-        if np.ndim(records[0]["result"][name]) == 1
-    }
-    found = {f"{rule}_laplace": scaling.loglog_slope(x, table[f"{rule}_laplace"]) for rule in merges.RULES}
-    found |= {f"{rule}_loss": scaling.loglog_slope(x, table[f"{rule}_loss"]) for rule in merges.RULES}
-    found["mean_laplace"] = scaling.curve_slope(x, table["full_laplace"])
-    return found | {name: scaling.loglog_slope(x, table[name]) for name in ("local_movement", "local_flipped")}
+def values(records: list[dict[str, Any]], name: str) -> np.ndarray:
+    """One result over widths and seeds, [widths, seeds]."""
+    return np.stack([common.column([r], name)[0] for r in records])
 
 
-def draw(axis: Any, records: list[dict[str, Any]], widths: np.ndarray, title: str) -> None:
+def widths_of(records: list[dict[str, Any]]) -> np.ndarray:
+    """Widths of the records as floats."""
+    return np.array([r["settings"]["width"] for r in records], float)
+
+
+def fits(records: list[dict[str, Any]], octaves: int) -> dict[str, scaling.Slope]:
+    """Slopes against m over the widest octaves, seed by seed; `mean_laplace` fits the mean over seeds."""
+    last, x = records[-octaves - 1 :], widths_of(records)[-octaves - 1 :]
+    names = [f"{rule}_{what}" for what in ("laplace", "loss") for rule in merges.RULES]
+    found = {n: scaling.loglog_slope(x, values(last, n)) for n in [*names, "local_movement", "local_flipped"]}
+    return found | {"mean_laplace": scaling.curve_slope(x, values(last, "full_laplace"))}
+
+
+def interval(fit: scaling.Slope) -> str:
+    """A slope for people."""
+    return f"{fit.mean:.2f} [{fit.low:.2f}, {fit.high:.2f}]"
+
+
+def table(by_source: dict[str, list[dict[str, Any]]], fitted: dict[str, dict[str, scaling.Slope]], octaves: int) -> str:
+    """Errors of every width, then the slopes."""
+    names = [f"{n}_loss" for n in ("full", "kfac", "diagonal", "average", "pooled")]
+    rows = []
+    for source, records in by_source.items():
+        for r in records:
+            cells = [common.mean_std(common.column([r], n)[0], 4) for n in [*names, "full_laplace"]]
+            small = [f"{common.column([r], n)[0].mean():.1e}" for n in ("local_loss", "ntk_min")]
+            moved = common.mean_std(common.column([r], "local_movement")[0], 3)
+            cost = [f"{r['result']['run_seconds']:.1f}", f"{r['result']['memory_mib']:.1f}"]
+            rows.append([source, r["settings"]["width"], *cells, *small, moved, *cost])
+    header = "inputs|m|full|K-FAC|diagonal|average|pooled|Laplace error|local loss|NTK min|movement|s|MiB".split("|")
+    text = "Mean ± std over seeds; s and MiB are for all seeds of a width.\n\n" + common.markdown_table(header, rows)
+    text += f"\nSlopes against m over the widest {octaves} octaves: mean over seeds [95 % interval]\n\n"
+    slopes = [[n, *(interval(found[n]) for found in fitted.values())] for n in fitted["gaussian"]]
+    return text + common.markdown_table(["quantity", *by_source], slopes)
+
+
+def draw_errors(axis: Any, records: list[dict[str, Any]], title: str) -> None:
     """Loss against width of every rule with its spread over seeds."""
     for rule, marker in zip(merges.RULES, "osD^", strict=True):
-        loss = np.stack([common.column([r], f"{rule}_loss")[0] for r in records])
-        axis.plot(widths, loss.mean(axis=1), marker=marker, label=LABELS[rule])
-        axis.fill_between(widths, *np.quantile(loss, [0.1, 0.9], axis=1), alpha=0.15, linewidth=0)
-    local = np.stack([common.column([r], "local_loss")[0] for r in records]).mean(axis=1)
-    axis.plot(widths, local, color=common.COLOURS[6], linestyle=":", label="local models, own data")
-    axis.set(xscale="log", yscale="log", xlabel="width m", ylabel="global loss", title=title)
-    axis.set_xscale("log", base=2)
+        loss = values(records, f"{rule}_loss")
+        axis.plot(widths_of(records), loss.mean(axis=1), marker=marker, label=LABELS[rule])
+        axis.fill_between(widths_of(records), *np.quantile(loss, [0.1, 0.9], axis=1), alpha=0.15, linewidth=0)
+    local = values(records, "local_loss").mean(axis=1)
+    axis.plot(widths_of(records), local, color=common.COLOURS[6], linestyle=":", label="local models, own data")
+    axis.set(ylabel="global loss", title=title, ylim=(1e-5, 2))
+
+
+def draw_laws(axis: Any, records: list[dict[str, Any]], found: dict[str, scaling.Slope]) -> None:
+    """Laplace error and neuron movement: measured, fitted, and the predicted power through the widest point."""
+    m = widths_of(records)
+    for name, label in (("full_laplace", "Laplace error"), ("local_movement", "largest neuron movement")):
+        fit, law = found[name], PREDICTED[name.split("_")[1]]
+        middle = np.exp(np.log(values(records, name)).mean(axis=1))
+        (line,) = axis.plot(m, middle, "o", label=f"{label}\nslope {interval(fit)}")
+        fitted = fit.prefactor * m**fit.mean
+        axis.plot(m, fitted, color=line.get_color())
+        axis.plot(m, fitted[-1] * (m / m[-1]) ** law, ":", color=line.get_color(), label=f"predicted {law:g}")
+    axis.set(title="fitted and predicted laws (Gaussian)", ylabel="geometric mean over seeds")
+
+
+def figure(by_source: dict[str, list[dict[str, Any]]], fitted: dict[str, dict[str, scaling.Slope]]) -> Any:
+    """Errors for each kind of inputs, the laws, the smallest tangent eigenvalue, and the cost."""
+    fig, axes = common.figure(2, 3, width=4.2, height=3.4)
+    titles = {
+        "gaussian": "Gaussian inputs",
+        "digits": "digits, 3 and 8",
+        "fashion_mnist": "Fashion-MNIST, pullover and coat",
+    }
+    for axis in axes[0, len(by_source) :]:
+        axis.set_visible(False)
+    for axis, (source, records) in zip(axes[0], by_source.items(), strict=False):
+        draw_errors(axis, records, titles[source])
+    laws, ntk, cost = axes[1]
+    draw_laws(laws, by_source["gaussian"], fitted["gaussian"])
+    for source, records in by_source.items():
+        ntk.plot(widths_of(records), values(records, "ntk_min").mean(axis=1), marker="o", label=titles[source])
+    ntk.set(title="smallest NTK eigenvalue at the start")
+    for name, label in (("run_seconds", "seconds, all seeds"), ("memory_mib", "MiB of working memory")):
+        records = by_source["gaussian"]
+        cost.plot(widths_of(records), [r["result"][name] for r in records], marker="o", label=label)
+    cost.set(title="cost (Gaussian)")
+    for axis in axes.flat:
+        axis.set(yscale="log", xlabel="width m")
+        axis.set_xscale("log", base=2)
+    for axis in (axes[0, 0], laws, ntk, cost):
+        axis.legend(loc="best" if axis in (ntk, cost) else "lower left")
+    return fig
 
 
 def main() -> None:
@@ -121,105 +188,27 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     settings = common.command_line(Settings, __doc__)
     if settings.quick:
-        settings = dataclasses.replace(
-            settings, seeds=4, widest=11, real_widest=min(settings.real_widest, 11), steps=500
-        )
+        settings = dataclasses.replace(settings, seeds=4, widest=11, real_widest=8, steps=500)
     exponents = {"gaussian": settings.widest, "digits": settings.real_widest, "fashion_mnist": settings.real_widest}
+    exponents = {s: top for s, top in exponents.items() if top > 6}
     shared = {"steps": settings.steps, "first_seed": settings.seed, "seeds": settings.seeds}
     grid = [{"source": s, "width": 2**e, **shared} for s, top in exponents.items() for e in range(6, top + 1)]
     records = common.run_all(settings.out, grid, run, "widths")
-    by_source = {s: [r for r in records if r["settings"]["source"] == s] for s, top in exponents.items() if top >= 6}
-    report(settings.out, by_source, settings.octaves)
-
-
-def report(out: Path, by_source: dict[str, list[dict[str, Any]]], octaves: int) -> None:
-    """Table, figure and summary; see `common.report`."""
-    gaussian = by_source["gaussian"]
-    widths = {s: np.array([r["settings"]["width"] for r in records]) for s, records in by_source.items()}
-    fitted = {s: fits(records, widths[s], octaves) for s, records in by_source.items()}
-    main_fit = fitted["gaussian"]
-
-    rows = []
-    for source, records in by_source.items():
-        for r in records:
-            cells = [
-                common.mean_std(common.column([r], name)[0], 4)
-                for name in (
-                    "full_loss",
-                    "full_laplace",
-                    "local_loss",
-                    "kfac_loss",
-                    "diagonal_loss",
-                    "average_loss",
-                    "pooled_loss",
-                )
-            ]
-            moved = common.mean_std(common.column([r], "local_movement")[0], 3)
-            cost = [f"{r['result']['run_seconds']:.1f}", f"{r['result']['memory_mib']:.1f}"]
-            rows.append([source, r["settings"]["width"], *cells, moved, *cost])
-    header = [
-        "inputs",
-        "m",
-        "full",
-        "Laplace error",
-        "local",
-        "K-FAC",
-        "diagonal",
-        "average",
-        "pooled",
-        "movement",
-        "s",
-        "MiB",
-    ]
-    table = common.markdown_table(header, rows)
-    table += f"\nSlopes against m over the widest {octaves} octaves: mean over seeds [95 % interval]\n\n"
-    names = [n for n in main_fit]
-    cell = lambda f: f"{f.mean:.2f} [{f.low:.2f}, {f.high:.2f}]"  # noqa: E731
-    table += common.markdown_table(
-        ["quantity", *by_source], [[n, *(cell(fitted[s][n]) for s in by_source)] for n in names]
-    )
-
-    fig, axes = common.figure(1, 2 + len(by_source), width=3.9, height=3.6)
-    for axis, (source, records) in zip(axes[0], by_source.items(), strict=False):
-        draw(axis, records, widths[source], f"{source.replace('_', '-')} inputs")
-    axes[0, 0].legend(loc="lower left")
-    laplace_axis, cost_axis = axes[0, len(by_source) :]
-    m = widths["gaussian"].astype(float)
-    for name, label, fit, law in (
-        ("full_laplace", "Laplace error", main_fit["full_laplace"], PREDICTED["laplace"]),
-        ("local_movement", "largest neuron movement", main_fit["local_movement"], PREDICTED["movement"]),
-    ):
-        values = np.stack([common.column([r], name)[0] for r in gaussian])
-        (line,) = laplace_axis.plot(m, np.exp(np.log(values).mean(axis=1)), "o", label=f"{label}\nslope {cell(fit)}")
-        laplace_axis.plot(m, fit.prefactor * m**fit.mean, color=line.get_color())
-        anchor = fit.prefactor * m[-1] ** fit.mean
-        laplace_axis.plot(
-            m, anchor * (m / m[-1]) ** law, color=line.get_color(), linestyle=":", label=f"predicted {law:g}"
-        )
-    laplace_axis.set(yscale="log", xlabel="width m", title="fitted and predicted laws (Gaussian)")
-    laplace_axis.set_xscale("log", base=2)
-    laplace_axis.legend(loc="lower left")
-    for name, label in (("run_seconds", "seconds, all seeds"), ("memory_mib", "MiB of working memory")):
-        cost_axis.plot(m, [r["result"][name] for r in gaussian], marker="o", label=label)
-    cost_axis.set(yscale="log", xlabel="width m", title="cost (Gaussian)")
-    cost_axis.set_xscale("log", base=2)
-    cost_axis.legend()
-
-    summary = {
-        "laplace_slope": main_fit["full_laplace"].mean,
-        "laplace_slope_ci": [main_fit["full_laplace"].low, main_fit["full_laplace"].high],
-        "movement_slope": main_fit["local_movement"].mean,
-        "movement_slope_ci": [main_fit["local_movement"].low, main_fit["local_movement"].high],
-        "average_error_slope": main_fit["average_loss"].mean,
-        "average_error_slope_ci": [main_fit["average_loss"].low, main_fit["average_loss"].high],
+    by_source = {s: [r for r in records if r["settings"]["source"] == s] for s in exponents}
+    fitted = {s: fits(rs, settings.octaves) for s, rs in by_source.items()}
+    summary: dict[str, Any] = {}
+    for key, name in (("laplace", "full_laplace"), ("movement", "local_movement"), ("average_error", "average_loss")):
+        fit = fitted["gaussian"][name]
+        summary |= {f"{key}_slope": fit.mean, f"{key}_slope_ci": [fit.low, fit.high]}
+    summary |= {
         "predicted": PREDICTED,
-        "seeds": gaussian[0]["settings"]["seeds"],
-        "widths": widths["gaussian"],
-        "gaussian_seconds": sum(r["seconds"] for r in gaussian),
-        "total_seconds": sum(r["seconds"] for records in by_source.values() for r in records),
+        "seeds": settings.seeds,
+        "widths": {s: [r["settings"]["width"] for r in rs] for s, rs in by_source.items()},
+        "seconds": {s: sum(r["seconds"] for r in rs) for s, rs in by_source.items()},
         "slopes": {s: {n: [f.mean, f.low, f.high] for n, f in found.items()} for s, found in fitted.items()},
     }
-    common.report(out, table, summary, fig)
+    text = table(by_source, fitted, settings.octaves)
+    common.report(settings.out, text, summary, figure(by_source, fitted))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 As for two-layer networks (`sample_space`), the full-Fisher model is θ̄ + Aᵀu with u solved in sample · output space
 [R, R], R = M n C; no [P, P] and no [R, P] array is made. Each row of the Gram matrix is one vjp and M jvps. On
-processors wrap convolutional networks in `fedfisher_jax.convolution.as_matrix_products`: their gradients inside loops are
-slow otherwise.
+processors wrap convolutional networks in `fedfisher_jax.convolution.as_matrix_products`: their gradients inside loops
+are slow otherwise.
 """
 
 from collections.abc import Callable

@@ -30,7 +30,7 @@ class Rows(NamedTuple):
 class KroneckerRows(NamedTuple):
     """Rows of Σ p_i A_i ⊗ G_i: every row of `left` with every row of `right`, within each client."""
 
-    left: Array  # [M, n, m], leftᵀ left = p_i G_i
+    left: Array  # [M, l, m], leftᵀ left = p_i G_i; l = min(n, m)
     right: Array  # [M, k, d], rightᵀ right = A_i, the weighted second moment of the client's inputs; k = min(n, d)
 
 
@@ -86,11 +86,13 @@ def diagonal(rows: Rows) -> Params:
 def kronecker_rows(rows: Rows, data: Clients) -> KroneckerRows:
     """The K-FAC approximation of the hidden layer's Fisher, as rows."""
     q = data.weights / two_layer.client_weights(data)[:, None]
-    return KroneckerRows(rows.left, jnp.linalg.qr(jnp.sqrt(q)[..., None] * data.x, mode="r"))
+    _, n, width = rows.left.shape
+    left = rows.left if n <= width else jnp.linalg.qr(rows.left, mode="r")
+    return KroneckerRows(left, jnp.linalg.qr(jnp.sqrt(q)[..., None] * data.x, mode="r"))
 
 
 def kronecker_gram(rows: KroneckerRows) -> Float[Array, "R R"]:
-    """K = AAᵀ over all R = M n k rows, in the order (client, example, row of `right`)."""
+    """K = AAᵀ over all R = M l k rows, in the order (client, row of `left`, row of `right`)."""
     (clients, n, _), k = rows.left.shape, rows.right.shape[1]
     left, right = _flat(rows.left), _flat(rows.right)
     left_gram = (left @ left.T).reshape(clients, n, 1, clients, n, 1)
@@ -98,7 +100,7 @@ def kronecker_gram(rows: KroneckerRows) -> Float[Array, "R R"]:
     return (left_gram * right_gram).reshape(clients * n * k, clients * n * k)
 
 
-def kronecker_push(rows: KroneckerRows, w: Float[Array, "M d m"]) -> Float[Array, "M n k"]:
+def kronecker_push(rows: KroneckerRows, w: Float[Array, "M d m"]) -> Float[Array, "M l k"]:
     """A δ with the rows of client i acting on its own δ_i."""
     return jnp.einsum("inm,idm,ikd->ink", rows.left, w, rows.right)
 
