@@ -1,0 +1,141 @@
+"""The command, as a user runs it: its files, its refusals."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fedfisher_jax import cli
+
+QUICK = ["run", "--epochs", "2", "--clients", "3", "--alpha", "1.0"]
+
+
+def command(*arguments):
+    cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    command(*QUICK, "--pooled", "--out", out)
+    return json.loads((out / "result.json").read_text()), out
+
+
+def test_result_has_everything(record):
+    result, out = record
+    assert result["complete"] and result["seed"] == 0
+    assert set(result["rules"]) == {"fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac"}
+    for rule in result["rules"].values():
+        assert {"accuracy", "loss", "bits_up", "seconds", "diagnostics"} <= set(rule)
+        assert 0 <= rule["accuracy"] <= 1 and rule["seconds"] > 0
+    bits = {name: rule["bits_up"] / result["fedavg_bits"] for name, rule in result["rules"].items()}
+    assert bits["fedavg"] == 1 and bits["fisher-merge"] == bits["fedfisher-diag"] == 2 and bits["fedfisher-kfac"] > 2
+    assert {"best_local", "ensemble", "pooled"} <= set(result["references"])
+    clients = result["clients"]
+    assert len(clients["sizes"]) == len(clients["accuracies"]) == 3
+    assert np.sum(clients["label_counts"], axis=1).tolist() == clients["sizes"]
+    assert result["references"]["best_local"]["accuracy"] == max(clients["accuracies"])
+    assert result["settings"]["epochs"] == 2 and result["versions"]["jax"]
+    for name in ("accuracy.png", "clients.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    assert not list(out.glob(".*"))
+
+
+def test_same_seed_same_result(record, tmp_path):
+    command(*QUICK, "--strategy", "sequential", "--out", tmp_path)
+    again = json.loads((tmp_path / "result.json").read_text())
+    for name, rule in record[0]["rules"].items():
+        assert again["rules"][name]["accuracy"] == pytest.approx(rule["accuracy"], abs=0.004)
+    assert again["clients"]["sizes"] == record[0]["clients"]["sizes"]
+
+
+def test_data_seed_alone_decides_the_split(tmp_path):
+    sizes = {}
+    for seed, data_seed in ((0, 5), (1, 5), (1, 6)):
+        command(*QUICK, "--rules", "fedavg", "--seed", seed, "--data-seed", data_seed, "--out", tmp_path)
+        result = json.loads((tmp_path / "result.json").read_text())
+        sizes[seed, data_seed] = result["clients"]["sizes"], result["rules"]["fedavg"]["loss"]
+    assert sizes[0, 5][0] == sizes[1, 5][0] != sizes[1, 6][0]
+    assert sizes[0, 5][1] != sizes[1, 5][1]
+
+
+def test_paper_preset_says_what_it_does(tmp_path):
+    command(*QUICK, "--rules", "fedfisher-kfac", "--preset", "paper", "--out", tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert "500" in result["preset"] and "labelled" in result["preset"]
+    assert result["rules"]["fedfisher-kfac"]["diagnostics"]["iterations"] == 2000
+
+
+def test_own_rule(tmp_path, monkeypatch):
+    (tmp_path / "my_rules.py").write_text(
+        "from fedfisher_jax.merge import Measure, Merged, Rule\n"
+        "def first(apply, likelihood):\n"
+        "    take = lambda s: Merged({k: {n: v[0] for n, v in d.items()} for k, d in s.params.items()}, {})\n"
+        "    return Rule('first', Measure(apply, likelihood, None), lambda p: p, take, 'stack')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    command(*QUICK, "--rules", "my_rules:first", "--out", tmp_path / "out")
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["rules"]["my_rules:first"]["accuracy"] == pytest.approx(result["clients"]["accuracies"][0], abs=1e-3)
+
+
+def npz(path, **changes):
+    x, y = np.ones((20, 4), np.float32), np.arange(20) % 2
+    np.savez(path, **{"train_x": x, "train_y": y, "test_x": x, "test_y": y, **changes})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dataset", "nothing"], "nothing"),
+        (["--dataset", "cifar10", "--data-dir", "/nonexistent"], "cifar10 is not on this machine"),
+        (["--model", "nothing"], "name: got 'nothing'"),
+        (["--model", "lenet"], "input_shape"),
+        (["--rules", "nothing"], "rules: got 'nothing'"),
+        (["--rules", "no_such_module:rule"], "cannot import"),
+        (["--rules", "fedavg", "fedavg"], "rules: expected different names"),
+        (["--alpha", "0"], "alpha"),
+        (["--alpha", "nan"], "alpha"),
+        (["--clients", "0"], "clients: got 0"),
+        (["--clients", "5000"], "5000"),
+        (["--epochs", "0"], "epochs: got 0"),
+        (["--partition", "nothing"], "partition"),
+        (["--learning-rate", "0"], "learning_rate"),
+        (["--learning-rate", "1e9"], "NaN or infinity"),
+        (["--strategy", "nothing"], "strategy: got 'nothing'"),
+        (["--damping", "-1"], "damping"),
+        (["--preset", "paper", "--damping", "1"], "damping"),
+        (["--seed", "-1"], "seed"),
+        (["--out", "/proc/nothing"], "out: cannot write"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line(arguments, words, capsys, tmp_path):
+    out = [] if "--out" in arguments else ["--out", tmp_path]
+    with pytest.raises(SystemExit) as stop:
+        command("run", *arguments, *out)
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("fedfisher: ") and words in last
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train_y": np.full(20, -1)}, "label"),
+        ({"train_x": np.full((20, 4), np.nan, np.float32)}, "NaN"),
+        ({"test_x": np.ones((20, 5), np.float32)}, "shape"),
+    ],
+)
+def test_bad_files_are_one_line(changes, words, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        command("run", "--dataset", npz(tmp_path / "data.npz", **changes), "--out", tmp_path / "out")
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_list(capsys):
+    command("list")
+    printed = capsys.readouterr().out
+    assert "fashion_mnist" in printed and "fedfisher-kfac" in printed and "dirichlet-client" in printed

@@ -1,0 +1,140 @@
+"""A client's result does not depend on strategy, order, groups, padding or device count."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedfisher_jax as ff
+from fedfisher_jax import cohort, models, simulate
+
+SIZES = [17, 1, 3, 15, 9]
+
+
+@pytest.fixture(scope="module")
+def federation():
+    """Ragged clients of a small convolution-free classification problem."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(sum(SIZES), 6)).astype(np.float32), rng.integers(0, 3, sum(SIZES)).astype(np.int32)
+    parts = np.split(rng.permutation(sum(SIZES)), np.cumsum(SIZES)[:-1])
+    network = models.build("mlp", (6,), 3, hidden=(5,))
+    train = simulate.Train(network.apply, ff.categorical(), optax.sgd(0.1, 0.9), epochs=3, batch_size=4)
+    return train, network.init(jax.random.key(0)), jnp.asarray(x), jnp.asarray(y), simulate.clients(parts)
+
+
+def run(federation, who=None, **how):
+    train, start, x, y, everyone = federation
+    return simulate.train_clients(train, start, x, y, who or everyone, jax.random.key(1), **how)
+
+
+@pytest.fixture(scope="module")
+def expected(federation):
+    return run(federation, strategy="sequential")[0]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"strategy": "threads"},
+        {"strategy": "vectorised", "group": 1},
+        {"strategy": "vectorised", "group": 2},
+        {"strategy": "vectorised", "group": 64},
+        {"strategy": "devices"},
+        {"strategy": "pmap"},
+    ],
+    ids=str,
+)
+# jax's own note that pmap is now shard_map
+@pytest.mark.filterwarnings("ignore:.*pmap.*:DeprecationWarning")
+def test_strategies_agree(federation, expected, how):
+    result, report = run(federation, **how)
+    chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-6)
+    assert report.strategy == how["strategy"]
+
+
+def test_order_and_padding_change_nothing(federation, expected):
+    everyone = federation[-1]
+    order = np.array([3, 0, 4, 2, 1])
+    padded = np.concatenate([everyone.indices, np.zeros((len(SIZES), 7), np.int32)], axis=1)
+    who = simulate.Clients(everyone.number[order], padded[order], everyone.size[order])
+    result, _ = run(federation, who, strategy="vectorised", group=3)
+    chex.assert_trees_all_close(result, jax.tree.map(lambda leaf: leaf[order], expected), rtol=1e-5, atol=1e-6)
+
+
+def test_one_client_alone(federation, expected):
+    who = jax.tree.map(lambda leaf: leaf[2:3], federation[-1])
+    result, _ = run(federation, who)
+    chex.assert_trees_all_close(result, jax.tree.map(lambda leaf: leaf[2:3], expected), rtol=1e-5, atol=1e-6)
+
+
+def test_waste_counts_padded_steps():
+    assert cohort.padding_waste([4, 4, 2, 2], 2) == 0
+    assert cohort.padding_waste([4, 2], 2) == pytest.approx(0.25)
+    assert cohort.padding_waste([4, 4, 4], 2) == pytest.approx(0.25)  # the last group runs one copy
+
+
+def test_vectorised_groups_clients_of_like_length(federation):
+    _, report = run(federation, strategy="vectorised", group=2)
+    steps = np.sort([3 * -(-size // 4) for size in SIZES])[::-1]
+    assert report.waste == pytest.approx(cohort.padding_waste(steps, 2))
+    assert report.waste < cohort.padding_waste([3 * -(-size // 4) for size in SIZES], 2)
+
+
+def test_progress_counts_every_client_and_epoch(federation):
+    epochs, finished = [], []
+    train, start, x, y, who = federation
+    noisy = simulate.Train(**{**vars(train), "on_epoch": lambda: epochs.append(1)})
+    simulate.train_clients(noisy, start, x, y, who, jax.random.key(1), strategy="threads", done=finished.append)
+    jax.effects_barrier()
+    assert len(epochs) == 3 * len(SIZES) and sum(finished) == len(SIZES)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [({"strategy": "magic"}, "strategy: got 'magic'"), ({"group": 0}, "group: expected at least 1 client, got 0")],
+)
+def test_refusals(federation, how, words):
+    with pytest.raises(ValueError, match=words):
+        run(federation, **how)
+
+
+def test_no_clients():
+    with pytest.raises(ValueError, match="clients: expected at least one"):
+        ff.map_clients(lambda shared, client: client, None, jnp.zeros((0, 2)))
+
+
+def test_divergence_names_the_client(federation):
+    train, start, x, y, who = federation
+    with pytest.raises(ValueError, match=r"client \d: NaN or infinity in its parameters"):
+        simulate.train_clients(train, start, x.at[who.indices[3, 0]].set(jnp.nan), y, who, jax.random.key(1))
+
+
+FOUR_DEVICES = """
+import jax, numpy as np, jax.numpy as jnp
+from fedfisher_jax import map_clients
+assert jax.device_count() == 4
+function = lambda shared, client: jnp.sin(shared * client).sum()
+clients = jnp.arange(42.0).reshape(7, 6)
+expected, _ = map_clients(function, jnp.arange(6.0), clients, strategy="sequential")
+for strategy in ("devices", "pmap"):
+    result, report = map_clients(function, jnp.arange(6.0), clients, strategy=strategy, steps=[3, 1, 4, 1, 5, 9, 2])
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+    assert report.workers == 4
+assert map_clients(function, jnp.arange(6.0), clients)[1].strategy == "devices"
+print("same")
+"""
+
+
+def test_four_devices():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", FOUR_DEVICES], env=environment, capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    assert done.stdout.strip() == "same", done.stderr
