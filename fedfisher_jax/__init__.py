@@ -26,7 +26,7 @@ from .merge import Rule as Rule
 from .merge import fedavg as fedavg
 from .merge import fedfisher as fedfisher
 from .merge import fisher_merge as fisher_merge
-from .merge.rule import merge as merge_payloads
+from .merge import merge_payloads as merge_payloads
 from .metrics import ensemble as ensemble
 from .metrics import evaluate as evaluate
 from .solve import closed_form as closed_form

@@ -1,8 +1,8 @@
 """Many clients at once: one interface to run a pure per-client function, and how the clients share the machine.
 
 A per-client function is `function(shared, client) -> result`: `shared` (data arrays, starting point) lies on the device
-once, `client` is one slice of a pytree with a leading client axis (rows of indices, sizes, keys). The result for a client
-does not depend on the strategy, on the order of clients, on groups, padding or device count, to float tolerance.
+once, `client` is one slice of a pytree with a leading client axis (rows of indices, sizes, keys). The result for a
+client does not depend on strategy, order of clients, groups, padding or device count, to float tolerance.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 STRATEGIES = ("sequential", "threads", "vectorised", "devices", "pmap")
@@ -31,11 +31,11 @@ class Report(NamedTuple):
 
 def default_strategy() -> str:
     """Devices where there are several, threads on a CPU of several cores, vectorised on one accelerator."""
-    if jax.local_device_count() > 1:
+    if jax.device_count() > 1:
         return "devices"
     if jax.default_backend() != "cpu":
         return "vectorised"
-    return "threads" if _cores() > 1 else "sequential"
+    return "threads" if cores() > 1 else "sequential"
 
 
 def map_clients(
@@ -51,13 +51,13 @@ def map_clients(
     """Run `function` for each client.
 
     Args:
-        function: (shared, client) → pytree of arrays; hashable and the same object between calls, or it is traced again.
+        function: (shared, client) → pytree of arrays; the same object between calls, or it is traced again.
         shared: arrays that all clients read.
         clients: pytree with a leading client axis.
         strategy: one of `STRATEGIES`; default `default_strategy()`. "sequential": one after the other in one program.
             "threads": one program per client, as many at a time as there are cores. "vectorised": `vmap` over groups.
-            "devices": `shard_map` over all devices on a mesh axis `clients`, one after the other within a device ("pmap"
-            does the same by `pmap`).
+            "devices": `shard_map` over the devices of all hosts on a mesh axis `clients`, one client after the other
+            within a device. "pmap" does the same by `pmap` on this host's devices.
         group: clients in one vectorised call.
         steps: how much work each client is: long ones start first, and a vectorised group holds clients of like length,
             since all its clients take as long as its longest.
@@ -80,7 +80,7 @@ def map_clients(
         results = _sequential(function, shared, ordered)
         tell(count)
     elif strategy == "threads":
-        workers = min(_cores(), count)
+        workers = min(cores(), count)
         results = _threads(function, shared, ordered, workers, tell)
     elif strategy == "vectorised":
         size = min(group, count)
@@ -154,15 +154,30 @@ def _vectorised(function: Callable, shared: PyTree, clients: PyTree, group: int,
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-@partial(jax.jit, static_argnums=(0, 3))
+def clients_mesh(workers: int) -> Mesh:
+    """The first `workers` devices of all hosts on one axis, `clients`."""
+    return Mesh(np.array(jax.devices()[:workers]), ("clients",))
+
+
+def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
+    """The same arrays on every device of the mesh; each host passes its own equal copy."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
 def _sharded(function: Callable, shared: PyTree, clients: PyTree, workers: int) -> PyTree:
-    mesh = Mesh(np.array(jax.devices()[:workers]), ("clients",))
-    each = PartitionSpec("clients")
+    return _shard_mapped(function, workers, *replicate(clients_mesh(workers), (shared, clients)))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _shard_mapped(function: Callable, workers: int, shared: PyTree, clients: PyTree) -> PyTree:
+    each, all_ = PartitionSpec("clients"), PartitionSpec()
 
     def on_device(everyone: PyTree, mine: PyTree) -> PyTree:
-        return jax.lax.map(partial(function, everyone), mine)
+        results = jax.lax.map(partial(function, everyone), mine)
+        return jax.lax.all_gather(results, "clients", tiled=True)  # so that every host holds every result
 
-    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(PartitionSpec(), each), out_specs=each, check_vma=False)
+    mesh = clients_mesh(workers)
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(all_, each), out_specs=all_, check_vma=False)
     return mapped(shared, clients)
 
 
@@ -176,7 +191,8 @@ def _stack(results: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -82,7 +82,7 @@ def train(
         steps = -(-data.size // batch_size)
         p, state, total = jax.lax.fori_loop(0, steps, step, (p, state, jnp.zeros((), dtype)))
         if on_epoch is not None:
-            jax.debug.callback(lambda _: on_epoch(), total)
+            jax.debug.callback(lambda _, tell=on_epoch: tell(), total)
         return p, state, total / data.size.astype(dtype)
 
     dtype = jax.eval_shape(loss, params, take(data, 0, batch_size)).dtype

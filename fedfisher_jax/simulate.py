@@ -125,7 +125,7 @@ def merge_clients(rule: Rule, payloads: PyTree) -> Merged:
 
 
 def payload_bits(payloads: PyTree) -> int:
-    """Bits that one client sends up: every array of its payload but the scalar weight; payloads [M, ...] are stacked."""
+    """Bits that one client sends up: its payload but for the scalar weight; `payloads` [M, ...] are stacked."""
     leaves = jax.tree.leaves(payloads._replace(weight=None) if hasattr(payloads, "weight") else payloads)
     return sum(leaf.size // leaf.shape[0] * leaf.dtype.itemsize * 8 for leaf in leaves)
 

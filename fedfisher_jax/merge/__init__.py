@@ -10,4 +10,4 @@ from .rule import Rule as Rule
 from .rule import check_payload as check_payload
 from .rule import combine as combine
 from .rule import fold as fold
-from .rule import merge as merge
+from .rule import merge_payloads as merge_payloads

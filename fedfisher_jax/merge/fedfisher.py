@@ -1,7 +1,7 @@
 """FedFisher (arXiv 2403.12329) and Fisher merging (arXiv 2111.09832): the mode of the product of Laplace posteriors.
 
-Both minimise Q(θ) = Σ w_i (θ − θ_i)ᵀ F_i (θ − θ_i). Diagonal and full curvatures add up, Kronecker ones are stacked: a sum
-of Kronecker products is not one.
+Both minimise Q(θ) = Σ w_i (θ − θ_i)ᵀ F_i (θ − θ_i). Diagonal and full curvatures add up, Kronecker ones are stacked: a
+sum of Kronecker products is not one.
 """
 
 from collections.abc import Callable
@@ -34,8 +34,8 @@ def fedfisher(
     Args:
         apply: the model.
         likelihood: what was fitted.
-        structure: "diagonal", "kronecker" or "full". A full Fisher of an under-parameterised model can be far worse than
-            FedAvg: the Laplace approximation is then taken far from zero loss (docs/theory.md).
+        structure: "diagonal", "kronecker" or "full". A full Fisher of an under-parameterised model can be far worse
+            than FedAvg: the Laplace approximation is then taken far from zero loss (docs/theory.md).
         solver: default `conjugate_gradients(damping=DAMPING[structure])`; `paper_loop(...)` is the released one.
         options: of `Measure`: kind, samples, batch_size, captured.
     """

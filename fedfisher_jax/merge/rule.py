@@ -33,8 +33,8 @@ class Merged(NamedTuple):
 class Rule(NamedTuple):
     """A merge rule as pure functions.
 
-    `combine` says how contributions fold: "add" (leaf by leaf: sums, psum, secure sums) or "stack" (along a leading client
-    axis). Both are associative and commutative, so payloads may come in any order and grouping.
+    `combine` says how contributions fold: "add" (leaf by leaf: sums, psum, secure sums) or "stack" (along a leading
+    client axis). Both are associative and commutative, so payloads may come in any order and grouping.
     """
 
     name: str
@@ -83,7 +83,7 @@ def combine(rule: Rule, first: PyTree, second: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, first, second)
 
 
-def merge(rule: Rule, payloads: Sequence[Any]) -> Merged:
+def merge_payloads(rule: Rule, payloads: Sequence[Any]) -> Merged:
     """Merge clients' payloads in memory.
 
     Raises:
