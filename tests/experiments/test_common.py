@@ -1,0 +1,94 @@
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "experiments" / "common.py"
+
+
+@pytest.fixture(scope="module")
+def common():
+    spec = importlib.util.spec_from_file_location("experiments_common", SOURCE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+GRID = [{"method": m, "seed": s} for m in "ab" for s in range(3)]
+
+
+def test_a_killed_script_goes_on_where_it_stopped(common, tmp_path):
+    calls = []
+
+    def run(method, seed):
+        calls.append((method, seed))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return {"accuracy": np.float32(seed + 0.5)}
+
+    with pytest.raises(KeyboardInterrupt):
+        common.run_all(tmp_path, GRID, run)
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write('{"settings": {"method": "b", "se')  # the line that a kill tears
+    records = common.run_all(tmp_path, GRID, run)
+    assert calls == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 0), ("b", 1), ("b", 2)]
+    assert [r["settings"] for r in records] == GRID
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["settings"] for line in lines] == GRID
+    np.testing.assert_array_equal(common.column(records, "accuracy", method="b"), [0.5, 1.5, 2.5])
+
+
+def test_a_run_is_its_settings_in_any_order(common, tmp_path):
+    common.run_all(tmp_path, [{"a": 1, "b": (2, 3)}], lambda a, b: {"x": 1})
+    records = common.run_all(tmp_path, [{"b": [2, 3], "a": 1}], lambda a, b: {"x": 2})
+    assert records[0]["result"] == {"x": 1}
+
+
+def test_results_are_strict_json_and_read_back_as_numbers(common, tmp_path):
+    result = {"array": np.arange(3.0), "bad": math.inf, "nested": {"n": np.int64(2)}}
+    records = common.run_all(tmp_path, [{"seed": 0}], lambda seed: result)
+    line = (tmp_path / "results.jsonl").read_text()
+    assert json.loads(line, parse_constant=pytest.fail)["result"]["nested"] == {"n": 2}
+    assert math.isnan(common.column(records, "bad")[0])
+    np.testing.assert_array_equal(common.column(records, "array")[0], [0, 1, 2])
+
+
+def test_flags_of_a_script_and_its_default_folder(common, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["experiments/width.py"])
+    assert common.command_line(common.Settings, args=[]).out == tmp_path / "experiments" / "results" / "width"
+    quick = common.command_line(common.Settings, args=["--quick", "--seed", "4"])
+    assert (quick.out, quick.seed) == (tmp_path / "experiments" / "results" / "quick" / "width", 4)
+    given = common.command_line(common.Settings, args=["--out", str(tmp_path / "here")])
+    assert given.out == tmp_path / "here" and given.out.is_dir()
+
+
+def test_report_writes_everything_and_names_no_paths(common, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(SOURCE.parent / "width.py"), "--out", str(tmp_path)])
+    fig, axes = common.figure(1, 2)
+    axes[0, 1].plot([1, 2])
+    common.report(
+        tmp_path, common.markdown_table(["m", "loss"], [[1, common.mean_std([1.0, 3.0])]]), {"x": np.nan}, fig
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figure.png", "summary.json", "table.md"]
+    assert (tmp_path / "table.md").read_text().startswith("| m | loss |\n| :-- | --: |\n| 1 | 2.0±1.4 |\n")
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["x"] is None
+    assert summary["provenance"]["command"] == f"python experiments/width.py --out {tmp_path.name}"
+    assert str(tmp_path) not in json.dumps(summary)
+    assert {"python", "jax", "numpy"} <= set(summary["provenance"]["versions"])
+
+
+def test_an_interrupted_write_leaves_the_old_file(common, tmp_path, monkeypatch):
+    path = tmp_path / "table.md"
+    common.write_atomic(path, "old")
+    monkeypatch.setattr(common.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        common.write_atomic(path, "new")
+    assert path.read_text() == "old"
