@@ -67,9 +67,9 @@ def output_image(rows: jax.Array, shape: Sequence[int], params: dict[str, Any]) 
     return jnp.transpose(image, [order.index(axis) for axis in range(len(order))])
 
 
-def output_rows(image: jax.Array, params: dict[str, Any]) -> jax.Array:
-    """The inverse of `output_image`: [batch · positions, outputs]."""
-    channels_last = jnp.transpose(image, _last_channel(params["dimension_numbers"].out_spec))
+def output_rows(image: Any, params: dict[str, Any]) -> Any:
+    """The inverse of `output_image`: [batch · positions, outputs]; of numpy's arrays or jax's."""
+    channels_last = image.transpose(_last_channel(params["dimension_numbers"].out_spec))
     return channels_last.reshape(-1, channels_last.shape[-1])
 
 
@@ -118,12 +118,13 @@ def for_loops(apply: Callable, convolutions: str = "auto") -> Callable:
 def matrix_product(params: dict[str, Any], out_shape: Sequence[int]) -> Callable:
     """The replacement of a convolution equation with these parameters and output shape: [images, kernel] → [output]."""
     tile = _tile(params, out_shape)
+    numerics = {name: params[name] for name in ("precision", "preferred_element_type")}
 
     def convolve(operands: list[jax.Array]) -> list[jax.Array]:
         lhs, kernel = operands
         groups = params["feature_group_count"]
         if tile > 1:
-            rows = _tiled_rows(lhs, kernel, out_shape, params, tile)
+            rows = _tiled_rows(lhs, kernel, out_shape, params, tile, numerics)
         else:
             spec = params["dimension_numbers"].rhs_spec
             windows = patches(lhs, [kernel.shape[axis] for axis in spec[2:]], params)
@@ -132,10 +133,10 @@ def matrix_product(params: dict[str, Any], out_shape: Sequence[int]) -> Callable
             for step, argument in kernel_matrix_steps(kernel.shape, params):
                 matrix = jnp.transpose(matrix, argument) if step == "transpose" else matrix.reshape(argument)
             if groups == 1:
-                rows = windows[:, 0] @ matrix
+                rows = jnp.matmul(windows[:, 0], matrix, **numerics)
             else:
-                rows = jnp.einsum("tgi,gio->tgo", windows, matrix).reshape(windows.shape[0], -1)
-        return [output_image(rows, out_shape, params).astype(params["preferred_element_type"] or rows.dtype)]
+                rows = jnp.einsum("tgi,gio->tgo", windows, matrix, **numerics).reshape(windows.shape[0], -1)
+        return [output_image(rows, out_shape, params)]
 
     return convolve
 
@@ -147,7 +148,9 @@ def _tile(params: dict[str, Any], out_shape: Sequence[int]) -> int:
     return min(WIDTH // out_shape[spec[1]], out_shape[spec[3]]) if plain and len(out_shape) == 4 else 1
 
 
-def _tiled_rows(lhs: Any, kernel: Any, out_shape: Sequence[int], params: dict[str, Any], tile: int) -> jax.Array:
+def _tiled_rows(
+    lhs: Any, kernel: Any, out_shape: Sequence[int], params: dict[str, Any], tile: int, numerics: dict[str, Any]
+) -> jax.Array:
     """A plain convolution that computes `tile` neighbouring output columns by one row of a banded matrix product.
 
     The patch of `tile` columns is little wider than that of one, so there are fewer numbers to gather, and the product
@@ -176,7 +179,7 @@ def _tiled_rows(lhs: Any, kernel: Any, out_shape: Sequence[int], params: dict[st
     for column in range(columns):
         band[column, np.arange(tile) * right + column, np.arange(tile)] = 1
     matrix = jnp.einsum("hwio,wab->haibo", weights, band.astype(weights.dtype))
-    product = gathered @ matrix.reshape(rows * span * inputs, tile * channels)
+    product = jnp.matmul(gathered, matrix.reshape(rows * span * inputs, tile * channels), **numerics)
     return product.reshape(batch, height, tiles * tile, channels)[:, :, :width].reshape(-1, channels)
 
 

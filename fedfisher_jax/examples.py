@@ -14,7 +14,8 @@ PyTree = Any
 class Examples(NamedTuple):
     """The first `size` entries of `indices` are this client's rows of `x` and `y`; the rest is padding.
 
-    Stays valid under `vmap(in_axes=Examples(None, None, 0, 0))`: data lie on the device once, clients are rows of indices.
+    Stays valid under `vmap(in_axes=Examples(None, None, 0, 0))`: data lie on the device once, clients are rows of
+    indices.
     """
 
     x: Any  # [N, ...]

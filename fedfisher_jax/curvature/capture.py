@@ -1,9 +1,9 @@
 """Find the layers of any model in its jaxpr: which parameter multiplies which activations.
 
-For Kronecker factors (arXiv 1503.05671 for dense layers, 1602.01407 for convolutions) and structured diagonals one needs
-each layer's activations a and the gradient g at its output. A captured layer is a `dot_general` or
-`conv_general_dilated` one operand of which is exactly a parameter leaf (through transpositions, reshapes and casts); a zero
-added to its output has g as its gradient. Whatever is not plainly that falls back, with the reason.
+For Kronecker factors (arXiv 1503.05671 for dense layers, 1602.01407 for convolutions) and structured diagonals one
+needs each layer's activations a and the gradient g at its output. A captured layer is a `dot_general` or
+`conv_general_dilated` one operand of which is exactly a parameter leaf (through transpositions, reshapes and casts);
+a zero added to its output has g as its gradient. Whatever is not plainly that falls back, with the reason.
 """
 
 import dataclasses
@@ -56,20 +56,27 @@ class Pulled(NamedTuple):
     leaves: list[jax.Array]  # per fallback leaf [K, *leaf]
 
 
-def capture(apply: Callable, params: PyTree, x: jax.Array, *, structured: bool = True) -> Capture:
+def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True) -> Capture:
     """Read `apply`'s jaxpr at one example of x [n, ...].
 
-    Only shapes and types of `params` and `x` are used. Each layer is checked once on random parameters and a random output
-    cotangent: the gradient rebuilt from a and g must equal that of `jax.vjp`.
+    Only shapes and types of `params` and `x` are used. Each layer is checked once on random parameters and a random
+    output cotangent: the gradient rebuilt from a and g must equal that of `jax.vjp`.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
         params: any pytree of arrays.
         x: examples.
         structured: False captures nothing: every leaf falls back (the reference that tests compare with).
+
+    Raises:
+        TypeError: a leaf of `params` is not floating-point.
+        ValueError: `apply` does not return one array.
     """
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
+    for path, leaf in zip(paths, jax.tree.leaves(params), strict=True):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"params{path}: expected floating-point numbers, got {leaf.dtype}")
     program = trace(apply, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), params), one)
     if len(program.outputs) != 1:
         raise ValueError(f"apply: expected one array of outputs, got {len(program.outputs)}")
@@ -119,6 +126,8 @@ def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
     equation, shape = program.equations[position], program.avals[program.inputs[leaf]].shape
     if equation.name not in ("dot_general", "conv_general_dilated"):
         return f"read by {equation.name}"
+    if not jnp.issubdtype(program.avals[equation.outputs[0]].dtype, jnp.floating):
+        return f"read by an integer {equation.name}"
     operand = 1 - equation.inputs.index(variable)
     if equation.inputs[operand] not in depends_on(program, program.inputs[num_leaves:]):
         return f"multiplied by something that does not depend on the example ({equation.name})"
@@ -284,10 +293,13 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
         if not jnp.issubdtype(aval.dtype, jnp.inexact):
             return np.zeros(aval.shape, aval.dtype)
         fan_in = math.prod(aval.shape[:-1]) if len(aval.shape) > 1 else 1
-        return (random.normal(size=aval.shape) / math.sqrt(max(fan_in, 1))).astype(aval.dtype)
+        return np.asarray(random.normal(size=aval.shape) / math.sqrt(max(fan_in, 1)), aval.dtype)
 
     *leaves, x = [draw(program.avals[v]) for v in program.inputs]
     cotangent = draw(program.avals[program.outputs[0]])[0]
+    constants = program.constants.items()  # `apply` may close over values of a function that is being traced
+    known = {v: draw(program.avals[v]) if isinstance(value, jax.core.Tracer) else value for v, value in constants}
+    program = program._replace(constants=known)
     missing = tuple(set(range(len(paths))) - {leaf for site in sites for leaf in site.layer.leaves})
     trial = Capture(tuple(sites), {}, missing, program)
 

@@ -2,8 +2,8 @@
 
     F = (1/n) Σ_x J_xᵀ S_x S_xᵀ J_x,   S_x S_xᵀ = Fisher of the outputs       (arXiv 2403.12329, section 3)
 
-The kinds differ only in which output cotangents are pulled back: the columns of S (exact), gradients at targets drawn from
-the model (monte_carlo), or at the given targets (empirical). One pass over the data serves every structure asked for.
+The kinds differ only in which output cotangents are pulled back: the columns of S (exact), gradients at targets drawn
+from the model (monte_carlo), or at the given targets (empirical). One pass over the data serves every structure.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,8 +62,8 @@ def fishers(
         key: for Monte-Carlo; an example's draws depend on its place among the client's examples, not on batches.
         samples: Monte-Carlo draws per example.
         batch_size: examples at once: memory grows with it, not with the data.
-        captured: the model's layers, from `capture`; found here if not given. `capture(..., structured=False)` gives the
-            plain per-example reference.
+        captured: the model's layers, from `capture`; found here if not given. `capture(..., structured=False)` gives
+            the plain per-example reference.
 
     Raises:
         ValueError: unknown structure or kind, Monte-Carlo without key.
@@ -114,9 +114,9 @@ def fishers(
                 result["inputs"] = [jnp.einsum("n...ti,n...tj->...ij", a, a) for a, _ in pairs]
                 result["outputs"] = [jnp.einsum("nk...to,nk...tp->...op", g, g) / g.shape[-2] for _, g in pairs]
         if unstructured is not None:
-            rows = [g.reshape(*g.shape[:2], -1) for g in pulled(unstructured, batch).leaves]
+            rows = [g.reshape(g.shape[0] * g.shape[1], -1) for g in pulled(unstructured, batch).leaves]
             jacobian = jnp.concatenate(rows, axis=-1)
-            result["full"] = jnp.einsum("nkp,nkq->pq", jacobian, jacobian)
+            result["full"] = jacobian.T @ jacobian
         return result
 
     total = sum_over_batches(sums, data, batch_size)

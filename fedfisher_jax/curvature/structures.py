@@ -1,13 +1,13 @@
 """Fisher information matrices as positive semi-definite operators on parameter trees.
 
-All have one small algebra: `matvec`, `quadratic`, `diagonal`, `trace`, `scale`, `to_dense`, `num_bytes` and `blocks` (the
-leaves that it couples). They are frozen pytrees: a leading client axis is `vmap`. None is normalised beyond "mean over
-examples"; their number is the client's weight, kept beside them.
+All have one small algebra: `matvec`, `quadratic`, `diagonal`, `trace`, `scale`, `to_dense`, `num_bytes` and `blocks`
+(the leaves that it couples). They are frozen pytrees: a leading client axis is `vmap`. None is normalised beyond "mean
+over examples"; their number is the client's weight, kept beside them.
 """
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ PyTree = Any
 Blocks = tuple[tuple[int, ...], ...]
 
 
+@runtime_checkable
 class Fisher(Protocol):
     """What every structure offers; v and the result of `matvec` are trees like the parameters."""
 
@@ -43,12 +44,12 @@ class Fisher(Protocol):
 
 def quadratic(fisher: Fisher, v: PyTree) -> jax.Array:
     """vᵀ F v."""
-    return optax.tree.vdot(v, fisher.matvec(v))
+    return jnp.asarray(optax.tree.vdot(v, fisher.matvec(v)))
 
 
 def trace(fisher: Fisher) -> jax.Array:
     """Tr F."""
-    return optax.tree.sum(fisher.diagonal())
+    return jnp.asarray(optax.tree.sum(fisher.diagonal()))
 
 
 def num_bytes(fisher: Fisher) -> int:
@@ -121,11 +122,11 @@ class Full:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Kronecker:
-    """A ⊗ G per captured layer, a diagonal elsewhere (arXiv 2403.12329 section 4; papers write G ⊗ A for [out, in] weights).
+    """A ⊗ G per captured layer, a diagonal elsewhere (arXiv 2403.12329, section 4).
 
     `inputs[l]` is A [(groups,) inputs, inputs], the second moment of the layer's activations summed over positions;
-    `outputs[l]` is G [(groups,) outputs, outputs], of the gradients at its output, averaged over positions. On the layer's
-    matrix V [inputs, outputs] the block acts as A V G.
+    `outputs[l]` is G [(groups,) outputs, outputs], of the gradients at its output, averaged over positions. On the
+    layer's matrix V [inputs, outputs] the block acts as A V G; papers, whose weights are [out, in], write G ⊗ A.
     """
 
     inputs: tuple[Any, ...]
