@@ -38,6 +38,10 @@ AXES = {
 }
 
 
+LIMITS = {"steps": (1e-5, 2), "clients": (1e-3, 2), "heterogeneity": (1e-3, 3), "examples": (1e-2, 3e3)}
+NAMES = ("full_loss", "full_laplace", "local_loss", "kfac_loss", "diagonal_loss", "average_loss", "pooled_loss")
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings(common.Settings):
     """Flags.
@@ -87,7 +91,7 @@ def cases(quick: bool) -> list[tuple[str, float | str, Case]]:
     widths = (64, 256) if quick else tuple(2**e for e in range(6, 13))
     for name, (output, both) in VARIANTS.items():
         found += [(name, m, make(base, width=m, output=output, train_output=both)) for m in widths]
-    found += [("server_steps", t, base) for t in ((1, 100, 10_000) if quick else tuple(10**e for e in range(7)))]
+    found += [("server_steps", t, base) for t in ((1, 100, 10_000) if quick else (1, 3, 10, 30, 100, 300, 1000, 3000))]
     return found
 
 
@@ -150,41 +154,63 @@ def line(axis: Any, x: np.ndarray, records: list[dict[str, Any]], name: str, **s
     axis.fill_between(x, low, high, alpha=0.13, linewidth=0, color=drawn.get_color())
 
 
+def rules_panel(panel: Any, name: str, records: list[dict[str, Any]]) -> None:
+    """Global loss of every rule along one axis."""
+    x = np.array([r["settings"]["value"] for r in records], float)
+    for rule, marker in zip(merges.RULES, "osD^", strict=True):
+        line(panel, x, records, f"{rule}_loss", marker=marker, label=LABELS[rule])
+    line(panel, x, records, "local_loss", color=common.COLOURS[6], linestyle=":", label="local models, own data")
+    panel.set(yscale="log", ylabel="global loss", xlabel=AXES[name], ylim=LIMITS[name])
+
+
+def noise_panel(panel: Any, records: list[dict[str, Any]]) -> None:
+    """Test loss relative to the average's."""
+    x = np.array([r["settings"]["value"] for r in records], float)
+    for rule, marker in zip(merges.RULES, "osD^", strict=True):
+        ratio = [
+            common.column([r], f"{rule}_test_loss")[0] / common.column([r], "average_test_loss")[0] for r in records
+        ]
+        middle, low, high = np.quantile(ratio, [0.5, 0.1, 0.9], axis=1)
+        panel.plot(x, middle, marker=marker, label=LABELS[rule])
+        panel.fill_between(x, low, high, alpha=0.13, linewidth=0)
+    panel.set(ylabel="test loss relative to the average", xlabel=AXES["noise"], ylim=(0.5, 1.5))
+
+
+def descent_panel(panel: Any, records: list[dict[str, Any]]) -> None:
+    """Gradient descent on the objective against its closed-form limit."""
+    x = np.array([r["settings"]["value"] for r in records], float)
+    line(panel, x, records, "server_loss", marker="o", label="global loss after T steps")
+    line(panel, x, records, "server_distance", marker="s", label="distance to the closed form")
+    line(
+        panel,
+        x,
+        records,
+        "server_slowest",
+        color=common.COLOURS[2],
+        linestyle="--",
+        label="left of the slowest direction",
+    )
+    line(panel, x, records, "full_loss", color="black", linestyle=":", label="loss of the closed form")
+    panel.set(yscale="log", ylim=(1e-4, 20), xlabel=AXES["server_steps"])
+    panel.set_xscale("log")
+
+
 def figure(by_axis: dict[str, list[dict[str, Any]]]) -> Any:
     """Eight panels: the six axes, and the error and neuron movement of the four variants against width."""
     fig, axes = common.figure(2, 4, width=3.7, height=3.2)
-    for panel, (name, title) in zip(axes.flat, AXES.items(), strict=False):
-        records = by_axis[name]
-        x = np.array([r["settings"]["value"] for r in records], float)
-        if name == "server_steps":
-            line(panel, x, records, "server_loss", marker="o", label="loss after T steps")
-            line(panel, x, records, "server_distance", marker="s", label="distance to the closed form")
-            line(panel, x, records, "full_loss", color="black", linestyle=":", label="loss of the closed form")
-            panel.set_ylim(1e-5, 10)
-        else:
-            suffix = "test_loss" if name == "noise" else "loss"
-            for rule, marker in zip(merges.RULES, "osD^", strict=True):
-                line(panel, x, records, f"{rule}_{suffix}", marker=marker, label=LABELS[rule])
-            if name != "noise":
-                line(
-                    panel,
-                    x,
-                    records,
-                    "local_loss",
-                    color=common.COLOURS[6],
-                    linestyle=":",
-                    label="local models, own data",
-                )
-            if name == "steps":
-                line(panel, x, records, "full_laplace", color="black", linestyle="--", label="Laplace error of full")
-                panel.set_ylim(1e-5, 2)
-        panel.set(yscale="log", xlabel=title, ylabel="test loss" if name == "noise" else "global loss")
-        panel.set_xscale("symlog", linthresh=0.25 if name == "noise" else 0.5) if name in (
-            "heterogeneity",
-            "noise",
-        ) else (panel.set_xscale("log"))
-    axes[0, 3].axvline(1, color="black", linewidth=0.8, linestyle="--")
-    axes[0, 3].set_title("examples = parameters at the dashed line", fontsize=8)
+    for panel, name in zip(axes.flat, LIMITS, strict=False):
+        rules_panel(panel, name, by_axis[name])
+    steps, clients, heterogeneity, examples = axes[0]
+    x = np.array([r["settings"]["value"] for r in by_axis["steps"]], float)
+    line(steps, x, by_axis["steps"], "full_laplace", color="black", linestyle="--", label="Laplace error of full")
+    steps.set_xscale("log")
+    for panel, name in ((clients, "clients"), (examples, "examples")):
+        panel.set_xscale("log", base=2)
+        ticks = [r["settings"]["value"] for r in by_axis[name]]
+        panel.set_xticks(ticks, [f"{t:g}" for t in ticks], minor=False, rotation=45 if name == "examples" else 0)
+    examples.axvline(1, color="black", linewidth=0.8, linestyle="--")
+    noise_panel(axes[1, 0], by_axis["noise"])
+    descent_panel(axes[1, 1], by_axis["server_steps"])
     for panel, name, title in (
         (axes[1, 2], "full_laplace", "Laplace error of full"),
         (axes[1, 3], "local_movement", "largest neuron movement"),
@@ -194,10 +220,30 @@ def figure(by_axis: dict[str, list[dict[str, Any]]]) -> Any:
             line(panel, x, by_axis[variant], name, marker="o", label=variant)
         panel.set(yscale="log", xlabel="width m", ylabel=title)
         panel.set_xscale("log", base=2)
-    axes[0, 0].legend(loc="lower left", fontsize=7)
-    axes[1, 1].legend(loc="lower left", fontsize=7)
-    axes[1, 2].legend(loc="lower left", fontsize=7)
+    for panel in (steps, axes[1, 1], axes[1, 2]):
+        panel.legend(loc="lower left", fontsize=7)
     return fig
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Every point of every axis, then the server's descent."""
+
+    def cell(record: dict[str, Any], name: str) -> str:
+        middle, low, high = series([record], name)[:, 0]
+        return f"{middle:.3g} [{low:.2g}, {high:.2g}]"
+
+    head = [[r["settings"]["axis"], f"{r['settings']['value']:.6g}"] for r in records]
+    errors, descent = [], []
+    for label, r in zip(head, records, strict=True):
+        if label[0] == "server_steps":
+            names = ["server_loss", "full_loss", "server_distance", "server_slowest"]
+            descent.append([label[1], *(cell(r, n) for n in names)])
+        else:
+            errors.append([*label, *(cell(r, n) for n in [*NAMES, "local_movement"])])
+    header = ["axis", "value", "full", "Laplace error", "local", "K-FAC", "diagonal", "average", "pooled", "movement"]
+    text = "Median [10 %, 90 %] over seeds.\n\n" + common.markdown_table(header, errors)
+    header = ["server steps", "loss", "loss of the closed form", "distance to it", "left of the slowest direction"]
+    return text + "\n" + common.markdown_table(header, descent)
 
 
 def main() -> None:
@@ -211,17 +257,7 @@ def main() -> None:
     for r in records:
         by_axis.setdefault(r["settings"]["axis"], []).append(r)
 
-    def cell(record: dict[str, Any], name: str) -> str:
-        middle, low, high = series([record], name)[:, 0]
-        return f"{middle:.3g} [{low:.2g}, {high:.2g}]"
-
-    names = ["full_loss", "full_laplace", "local_loss", "kfac_loss", "diagonal_loss", "average_loss", "pooled_loss"]
-    header = ["axis", "value", "full", "Laplace error", "local", "K-FAC", "diagonal", "average", "pooled", "movement"]
-    rows = [
-        [r["settings"]["axis"], f"{r['settings']['value']:g}", *(cell(r, n) for n in [*names, "local_movement"])]
-        for r in records
-    ]
-    table = "Median [10 %, 90 %] over seeds.\n\n" + common.markdown_table(header, rows)
+    text = table(records)
     slopes = {}
     for variant in VARIANTS:
         x = np.array([r["settings"]["width"] for r in by_axis[variant]], float)[-4:]
@@ -229,11 +265,11 @@ def main() -> None:
             y = np.stack([common.column([r], name)[0] for r in by_axis[variant]])[-4:]
             slopes[f"{variant}: {name}"] = scaling.loglog_slope(x, y)
     cells = [[n, f"{s.mean:.2f} [{s.low:.2f}, {s.high:.2f}]"] for n, s in slopes.items()]
-    table += "\nSlopes against m over the widest three octaves\n\n" + common.markdown_table(
+    text += "\nSlopes against m over the widest three octaves\n\n" + common.markdown_table(
         ["quantity", "slope [95 %]"], cells
     )
     middle = {
-        a: {n: series(rs, n)[0] for n in [*names, "full_test_loss", "average_test_loss"]} for a, rs in by_axis.items()
+        a: {n: series(rs, n)[0] for n in [*NAMES, "full_test_loss", "average_test_loss"]} for a, rs in by_axis.items()
     }
     summary = {
         "values": {a: [r["settings"]["value"] for r in rs] for a, rs in by_axis.items()},
@@ -242,7 +278,7 @@ def main() -> None:
         "slopes": {n: [s.mean, s.low, s.high] for n, s in slopes.items()},
         "seconds": sum(r["seconds"] for r in records),
     }
-    common.report(settings.out, table, summary, figure(by_axis))
+    common.report(settings.out, text, summary, figure(by_axis))
 
 
 if __name__ == "__main__":
