@@ -44,7 +44,7 @@ class Solution(NamedTuple):
 Solver = Callable[[Objective], Solution]
 
 
-def objective(fishers: Any, params: PyTree, weights: jax.Array) -> Objective:
+def objective(fishers: Any, params: PyTree, weights: Any) -> Objective:
     """Q from stacked clients: `fishers` and `params` have a leading client axis, `weights` [M] need not sum to 1."""
     shares = weights / jnp.sum(weights)
     anchor = jax.tree.map(lambda leaf: jnp.tensordot(shares.astype(leaf.dtype), leaf, axes=1), params)
@@ -52,16 +52,17 @@ def objective(fishers: Any, params: PyTree, weights: jax.Array) -> Objective:
     pulls = jax.vmap(lambda fisher, gap: fisher.matvec(gap))(fishers, gaps)
     pull = jax.tree.map(lambda leaf: jnp.tensordot(shares.astype(leaf.dtype), leaf, axes=1), pulls)
     values = jax.vmap(optax.tree.vdot)(gaps, pulls)
-    return Objective(Mixture(fishers, shares), pull, anchor, jnp.vdot(shares.astype(values.dtype), values))
+    at_anchor = jnp.tensordot(shares.astype(jnp.result_type(values)), values, axes=1)
+    return Objective(Mixture(fishers, shares), pull, anchor, at_anchor)
 
 
-def closed_form(*, damping: float = 0.0, cutoff: float = 1e-7) -> Solver:
+def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float = 1e-7) -> Solver:
     """The exact minimiser nearest the anchor, θ̄ + (H + λ)⁺ r, for diagonal and full curvature.
 
     Args:
         damping: λ of a block (of `curvature.blocks()`) as a multiple of its mean diagonal entry.
-        cutoff: eigenvalues at most cutoff · the largest one of H count as zero: there the anchor stays. For a diagonal
-            curvature the eigenvalues are its entries and only those that are exactly zero are left.
+        floor: eigenvalues of H at most this count as zero: there the anchor stays. A diagonal's are its entries.
+        cutoff: the same for full curvature, as a multiple of the largest eigenvalue.
 
     Raises:
         TypeError: the curvature is neither diagonal nor full.
@@ -74,11 +75,14 @@ def closed_form(*, damping: float = 0.0, cutoff: float = 1e-7) -> Solver:
             pull, unravel = ravel_pytree(problem.pull)
             shift = ravel_pytree(jax.tree.map(jnp.full_like, problem.pull, shifts))[0]
             values, vectors = jnp.linalg.eigh(dense + jnp.diag(shift))
-            kept = values > cutoff * values[-1]
+            kept = values > jnp.maximum(cutoff * values[-1], floor)
             inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
             delta = unravel(vectors @ (inverse * (vectors.T @ pull)))
         elif _is(problem.curvature, Diagonal):
-            delta = jax.tree.map(_divide, problem.pull, problem.curvature.diagonal(), shifts)
+            informed = jax.tree.map(lambda h: jnp.where(h > floor, h, 0), problem.curvature.diagonal())
+            delta = jax.tree.map(
+                lambda r, h, shift: jnp.where(h > 0, _divide(r, h, shift), 0), problem.pull, informed, shifts
+            )
         else:
             raise TypeError(
                 f"curvature: closed_form solves Diagonal and Full, got {type(_inner(problem.curvature)).__name__}"

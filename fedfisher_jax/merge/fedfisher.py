@@ -49,10 +49,10 @@ def fedfisher(
     return Rule(names[structure], measure, lift_sums, lambda s: _merged(chosen, summed(s)), "add")
 
 
-def fisher_merge(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
-    """Fisher merging: Σ w_i F_i θ_i / Σ w_i F_i entry by entry, the weighted mean where no client has information."""
+def fisher_merge(apply: Callable, likelihood: Likelihood, *, floor: float = 0.0, **options: Any) -> Rule:
+    """Fisher merging: Σ w_i F_i θ_i / Σ w_i F_i entry by entry, the weighted mean where Σ w_i F_i ≤ `floor`."""
     measure = Measure(apply, likelihood, "diagonal", **options)
-    return Rule("fisher-merge", measure, lift_sums, lambda s: _merged(closed_form(), summed(s)), "add")
+    return Rule("fisher-merge", measure, lift_sums, lambda s: _merged(closed_form(floor=floor), summed(s)), "add")
 
 
 def lift_sums(payload: Payload) -> dict[str, Any]:
