@@ -52,9 +52,9 @@ def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
         raise ValueError(f"y: expected {x.shape[0]} targets, one for each example of x, got shape {y.shape}")
     if mask is None:
         return Examples(x, y, jnp.arange(x.shape[0]), jnp.asarray(x.shape[0]))
-    if jnp.shape(mask) != x.shape[:1]:
-        raise ValueError(f"mask: expected shape {x.shape[:1]}, got {jnp.shape(mask)}")
     kept = jnp.asarray(mask, bool)
+    if kept.shape != x.shape[:1]:
+        raise ValueError(f"mask: expected shape {x.shape[:1]}, got {kept.shape}")
     return Examples(x, y, jnp.argsort(~kept, stable=True), kept.sum())
 
 

@@ -16,7 +16,10 @@ Augment = Callable[[jax.Array, Any], Any]  # (key, one example) → one example
 
 
 class Trained(NamedTuple):
-    """A client's model after training and its mean loss (nats per example) over the last epoch, while it trained."""
+    """A client's model after training and its mean loss (nats per example) over the last epoch, while it trained.
+
+    The loss is NaN if there was no epoch.
+    """
 
     params: PyTree
     loss: jax.Array
@@ -30,7 +33,7 @@ def train(
     data: Examples,
     key: jax.Array,
     *,
-    epochs: int,
+    epochs: Any,
     batch_size: int,
     augment: Augment | None = None,
     convolutions: str = "auto",
@@ -39,7 +42,7 @@ def train(
     """Train from `params` on minibatches drawn without replacement, the last partial batch of an epoch included.
 
     Pure; jit it, vmap it over clients. The result does not depend on padding in `data`: step counts follow `data.size`,
-    and the draws of an example follow its place in the client's row.
+    and random draws follow places: the order of an epoch those in the client's row, augmentation those in that order.
 
     Args:
         apply: (params, x [b, ...]) → outputs [b, ...].
@@ -48,7 +51,7 @@ def train(
         params: the common starting point.
         data: the client's examples, at least one.
         key: of this client and round.
-        epochs: passes over the data; 0 returns `params`.
+        epochs: passes over the data, perhaps traced (under `vmap` each client has its own); 0 returns `params`.
         batch_size: at most; a client with fewer examples has one batch an epoch.
         augment: applied to every drawn example with its own key.
         convolutions: see `convolution.for_loops`.
