@@ -38,6 +38,10 @@ AXES = {
 }
 
 
+DESCENT = (
+    "server_steps",
+    "threshold",
+)  # steps of the server where the theorem holds, and with as many examples as parameters
 LIMITS = {"steps": (1e-5, 2), "clients": (1e-3, 2), "heterogeneity": (1e-3, 3), "examples": (1e-2, 3e3)}
 NAMES = ("full_loss", "full_laplace", "local_loss", "kfac_loss", "diagonal_loss", "average_loss", "pooled_loss")
 
@@ -91,7 +95,9 @@ def cases(quick: bool) -> list[tuple[str, float | str, Case]]:
     widths = (64, 256) if quick else tuple(2**e for e in range(6, 13))
     for name, (output, both) in VARIANTS.items():
         found += [(name, m, make(base, width=m, output=output, train_output=both)) for m in widths]
-    found += [("server_steps", t, base) for t in ((1, 100, 10_000) if quick else (1, 3, 10, 30, 100, 300, 1000, 3000))]
+    descent = (1, 100, 3000) if quick else (1, 3, 10, 30, 100, 300, 1000, 3000)
+    found += [("server_steps", t, base) for t in descent]
+    found += [("threshold", t, make(small, examples=40)) for t in descent]
     return found
 
 
@@ -131,7 +137,7 @@ def runs(
 def run(axis: str, value: float | str, first_seed: int, seeds: int, **case: Any) -> dict[str, Any]:
     """One point of one axis; arrays over seeds."""
     keys = jax.vmap(jax.random.key)(jnp.arange(first_seed, first_seed + seeds))
-    descent = axis == "server_steps"
+    descent = axis in DESCENT
     found, gap = runs(keys, int(value) if descent else 0, random=case["noise"] < 0, descent=descent, **case)
     result = {k: v for k, v in found._asdict().items() if k not in ("errors", "eigenvalues", "target")}
     for rule, error in found.errors.items():
@@ -176,8 +182,8 @@ def noise_panel(panel: Any, records: list[dict[str, Any]]) -> None:
     panel.set(ylabel="test loss relative to the average", xlabel=AXES["noise"], ylim=(0.5, 1.5))
 
 
-def descent_panel(panel: Any, records: list[dict[str, Any]]) -> None:
-    """Gradient descent on the objective against its closed-form limit."""
+def descent_panel(panel: Any, records: list[dict[str, Any]], threshold: list[dict[str, Any]]) -> None:
+    """Gradient descent on the objective against its closed-form limit, and where that limit is bad."""
     x = np.array([r["settings"]["value"] for r in records], float)
     line(panel, x, records, "server_loss", marker="o", label="global loss after T steps")
     line(panel, x, records, "server_distance", marker="s", label="distance to the closed form")
@@ -191,6 +197,7 @@ def descent_panel(panel: Any, records: list[dict[str, Any]]) -> None:
         label="left of the slowest direction",
     )
     line(panel, x, records, "full_loss", color="black", linestyle=":", label="loss of the closed form")
+    line(panel, x, threshold, "server_loss", color=common.COLOURS[4], marker="^", label="loss, examples = parameters")
     panel.set(yscale="log", ylim=(1e-4, 20), xlabel=AXES["server_steps"])
     panel.set_xscale("log")
 
@@ -210,7 +217,7 @@ def figure(by_axis: dict[str, list[dict[str, Any]]]) -> Any:
         panel.set_xticks(ticks, [f"{t:g}" for t in ticks], minor=False, rotation=45 if name == "examples" else 0)
     examples.axvline(1, color="black", linewidth=0.8, linestyle="--")
     noise_panel(axes[1, 0], by_axis["noise"])
-    descent_panel(axes[1, 1], by_axis["server_steps"])
+    descent_panel(axes[1, 1], *(by_axis[a] for a in DESCENT))
     for panel, name, title in (
         (axes[1, 2], "full_laplace", "Laplace error of full"),
         (axes[1, 3], "local_movement", "largest neuron movement"),
@@ -235,14 +242,21 @@ def table(records: list[dict[str, Any]]) -> str:
     head = [[r["settings"]["axis"], f"{r['settings']['value']:.6g}"] for r in records]
     errors, descent = [], []
     for label, r in zip(head, records, strict=True):
-        if label[0] == "server_steps":
+        if label[0] in DESCENT:
             names = ["server_loss", "full_loss", "server_distance", "server_slowest"]
-            descent.append([label[1], *(cell(r, n) for n in names)])
+            descent.append([*label, *(cell(r, n) for n in names)])
         else:
             errors.append([*label, *(cell(r, n) for n in [*NAMES, "local_movement"])])
     header = ["axis", "value", "full", "Laplace error", "local", "K-FAC", "diagonal", "average", "pooled", "movement"]
     text = "Median [10 %, 90 %] over seeds.\n\n" + common.markdown_table(header, errors)
-    header = ["server steps", "loss", "loss of the closed form", "distance to it", "left of the slowest direction"]
+    header = [
+        "axis",
+        "server steps",
+        "loss",
+        "loss of the closed form",
+        "distance to it",
+        "left of the slowest direction",
+    ]
     return text + "\n" + common.markdown_table(header, descent)
 
 
