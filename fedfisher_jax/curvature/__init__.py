@@ -1,6 +1,7 @@
 """Fisher information: capture of layers, structures and their algebra, estimation."""
 
 from .capture import Capture as Capture
+from .capture import activations as activations
 from .capture import capture as capture
 from .estimate import fisher as fisher
 from .estimate import fishers as fishers

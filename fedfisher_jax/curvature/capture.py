@@ -104,17 +104,34 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
         arguments = [*leaves, x[None]]
         for leaf, value in zip(captured.fallback_leaves, fallback, strict=True):
             arguments[leaf] = value
-        operands: dict[int, Any] = {}
-        (outputs,) = evaluate(program, arguments, _replacements(program, sites, zeros, operands))
-        return outputs[0], [_activation_rows(program, site, operands[site.product]) for site in sites]
+        outputs, activations = _forward(captured, arguments, zeros)
+        return outputs[0], activations
 
-    zeros = [jnp.zeros(program.avals[site.output].shape, program.avals[site.output].dtype) for site in sites]
-    outputs, vjp, activations = jax.vjp(forward, [leaves[i] for i in captured.fallback_leaves], zeros, has_aux=True)
+    fallback = [leaves[i] for i in captured.fallback_leaves]
+    outputs, vjp, activations = jax.vjp(forward, fallback, _zeros(captured), has_aux=True)
     by_leaf, by_output = jax.vmap(vjp)(cotangents(outputs).astype(outputs.dtype))
     rows = [
         jax.vmap(lambda g, s=site: _output_rows(program, s, g))(g) for site, g in zip(sites, by_output, strict=True)
     ]
     return Pulled(activations, rows, by_leaf)
+
+
+def activations(captured: Capture, leaves: Sequence[Any], x: Any) -> list[jax.Array]:
+    """The `activations` that `pull_back` would give for one example x [...], without its gradients."""
+    return _forward(captured, [*leaves, x[None]], _zeros(captured))[1]
+
+
+def _zeros(captured: Capture) -> list[jax.Array]:
+    avals = [captured.program.avals[site.output] for site in captured.sites]
+    return [jnp.zeros(aval.shape, aval.dtype) for aval in avals]
+
+
+def _forward(captured: Capture, arguments: Sequence[Any], zeros: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """Outputs and each layer's activations of a batch of one, with `zeros` added to the layers' outputs."""
+    program, sites = captured.program, captured.sites
+    operands: dict[int, Any] = {}
+    (outputs,) = evaluate(program, arguments, _replacements(program, sites, zeros, operands))
+    return outputs, [_activation_rows(program, site, operands[site.product]) for site in sites]
 
 
 def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
