@@ -1,0 +1,109 @@
+"""Laws of every rule, in float64: one client, equal clients, order, any folding; and what is refused."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedfisher_jax as ff
+from fedfisher_jax.merge import catalogue, combine, fold
+
+RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfisher-full")
+likelihood = ff.categorical()
+
+
+def apply(params, x):
+    return jnp.tanh(x @ params["w"] + params["b"]) @ params["v"]
+
+
+def rule_and_payloads(name, count=4):
+    """Clients of different sizes and models."""
+    options = {"solver": ff.conjugate_gradients(tolerance=1e-12)} if name.startswith("fedfisher") else {}
+    rule = catalogue.build(name, apply, likelihood, **options)
+    rng = np.random.default_rng(0)
+    payloads = []
+    for number in range(count):
+        params = {"b": rng.normal(size=3), "v": rng.normal(size=(3, 4)), "w": rng.normal(size=(5, 3))}
+        data = ff.examples(rng.normal(size=(6 + number, 5)), rng.integers(0, 4, 6 + number))
+        params = jax.tree.map(jnp.asarray, params)
+        payloads.append(rule.measure(params, data, jax.random.key(number)))
+    return rule, payloads
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_one_client_is_returned(name):
+    rule, payloads = rule_and_payloads(name, 1)
+    chex.assert_trees_all_close(ff.merge_payloads(rule, payloads).params, payloads[0].params, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_equal_clients_give_their_common_model(name):
+    rule, payloads = rule_and_payloads(name)
+    equal = [payload._replace(params=payloads[0].params) for payload in payloads]
+    chex.assert_trees_all_close(ff.merge_payloads(rule, equal).params, payloads[0].params, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_order_does_not_matter(name):
+    rule, payloads = rule_and_payloads(name)
+    merged = ff.merge_payloads(rule, payloads).params
+    chex.assert_trees_all_close(ff.merge_payloads(rule, payloads[::-1]).params, merged, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_the_fold_may_be_split_anywhere(name, cut):
+    rule, payloads = rule_and_payloads(name)
+    stack = lambda some: fold(rule, jax.tree.map(lambda *x: jnp.stack(x), *map(rule.lift, some)))  # noqa: E731
+    halves = combine(rule, stack(payloads[:cut]), stack(payloads[cut:]))
+    chex.assert_trees_all_close(rule.solve(halves).params, ff.merge_payloads(rule, payloads).params, rtol=1e-7)
+
+
+def test_fedavg_weighs_by_examples():
+    rule, payloads = rule_and_payloads("fedavg")
+    shares = np.array([6, 7, 8, 9]) / 30
+    expected = sum(p * payload.params["v"] for p, payload in zip(shares, payloads, strict=True))
+    np.testing.assert_allclose(ff.merge_payloads(rule, payloads).params["v"], expected, rtol=1e-12)
+
+
+def test_fisher_merge_is_the_quotient():
+    rule, payloads = rule_and_payloads("fisher-merge")
+    top = sum(p.weight * p.fisher.values["w"] * p.params["w"] for p in payloads)
+    expected = top / sum(p.weight * p.fisher.values["w"] for p in payloads)
+    np.testing.assert_allclose(ff.merge_payloads(rule, payloads).params["w"], expected, rtol=1e-9)
+
+
+def test_equal_measures_are_one():
+    build = lambda name: catalogue.build(name, apply, likelihood).measure  # noqa: E731
+    assert build("fisher-merge") == build("fedfisher-diag") != build("fedfisher-kfac")
+
+
+BROKEN = {
+    "its tree differs": lambda p: p._replace(params={"w": p.params["w"]}),
+    r"params\['w'\]: expected shape \(5, 3\), got \(3, 5\)": lambda p: p._replace(
+        params=p.params | {"w": p.params["w"].T}
+    ),
+    r"params\['b'\]: expected finite": lambda p: p._replace(params=p.params | {"b": p.params["b"] * jnp.nan}),
+    "weight: expected a positive": lambda p: p._replace(weight=jnp.zeros(())),
+    r"fisher\['b'\]: expected no negative": lambda p: p._replace(fisher=p.fisher.scale(-1.0)),
+}
+
+
+@pytest.mark.parametrize("words", BROKEN)
+def test_refusals_name_the_entry(words):
+    rule, payloads = rule_and_payloads("fedfisher-diag")
+    with pytest.raises(ValueError, match=rf"payloads\[2\].*{words}"):
+        ff.merge_payloads(rule, [*payloads[:2], BROKEN[words](payloads[2]), payloads[3]])
+
+
+def test_no_payloads():
+    with pytest.raises(ValueError, match="payloads: expected at least one"):
+        ff.merge_payloads(ff.fedavg(apply, likelihood), [])
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="rules: got 'best', expected one of fedavg"):
+        catalogue.build("best", apply, likelihood)
+    with pytest.raises(ValueError, match="structure: got 'sparse'"):
+        ff.fedfisher(apply, likelihood, structure="sparse")

@@ -1,0 +1,168 @@
+"""Solvers against explicit float64 linear algebra."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from fedfisher_jax import solve
+from fedfisher_jax.curvature import Diagonal, Full, Kronecker, Layer
+
+WEIGHTS = np.array([3.0, 1.0, 6.0])
+SHARES = WEIGHTS / WEIGHTS.sum()
+LIKE = {"b": np.zeros(3), "w": np.zeros((4, 3))}
+TREEDEF = jax.tree.structure(LIKE)
+LAYER = Layer(1, None, (4, 3), (), (("reshape", (4, 3)),))
+
+
+def psd(rng, size, rank):
+    half = rng.normal(size=(size, rank))
+    return half @ half.T / rank
+
+
+def clients(structure, rank=30):
+    """Three clients' (stacked Fisher, stacked parameters) with float64 entries."""
+    rng = np.random.default_rng(0)
+    if structure == "diagonal":
+        fishers = [Diagonal({"b": rng.uniform(0.1, 2, 3), "w": rng.uniform(0.1, 2, (4, 3))}) for _ in WEIGHTS]
+    elif structure == "full":
+        fishers = [Full(psd(rng, 15, rank), ((3,), (4, 3)), TREEDEF) for _ in WEIGHTS]
+    else:
+        fishers = [
+            Kronecker((psd(rng, 4, rank),), (psd(rng, 3, rank),), {0: rng.uniform(0.1, 2, 3)}, (LAYER,), TREEDEF)
+            for _ in WEIGHTS
+        ]
+    models = [{"b": rng.normal(size=3), "w": rng.normal(size=(4, 3))} for _ in WEIGHTS]
+    stack = lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves])  # noqa: E731
+    return jax.tree.map(stack, *fishers), jax.tree.map(stack, *models)
+
+
+def explicit(structure, rank=30):
+    """The problem, F̄, its right-hand side around θ̄, θ̄, and Q as a numpy function."""
+    fishers, models = clients(structure, rank)
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], (fishers, models)) for i in range(3)]
+    dense = [np.asarray(fisher.to_dense()) for fisher, _ in each]
+    flat = [np.asarray(ravel_pytree(model)[0]) for _, model in each]
+    mean = sum(p * x for p, x in zip(SHARES, flat, strict=True))
+    curvature = sum(p * f for p, f in zip(SHARES, dense, strict=True))
+    pull = sum(p * f @ (x - mean) for p, f, x in zip(SHARES, dense, flat, strict=True))
+    value = lambda v: sum(p * (v - x) @ f @ (v - x) for p, f, x in zip(SHARES, dense, flat, strict=True))  # noqa: E731
+    return solve.objective(fishers, models, jnp.asarray(WEIGHTS)), curvature, pull, mean, value
+
+
+def flatten(solution):
+    return np.asarray(ravel_pytree(solution.params)[0])
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker", "full"])
+def test_objective_is_the_sum_over_clients(structure):
+    problem, _, _, mean, value = explicit(structure)
+    point = jax.tree.map(lambda leaf: leaf + 0.3, problem.anchor)
+    np.testing.assert_allclose(problem.value(point), value(mean + 0.3), rtol=1e-12)
+    np.testing.assert_allclose(problem.value_at_anchor, value(mean), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("structure", "rank"), [("diagonal", 30), ("full", 30), ("full", 3)])
+def test_closed_form_is_the_pseudo_inverse(structure, rank):
+    problem, curvature, pull, mean, value = explicit(structure, rank)
+    solution = solve.closed_form()(problem)
+    expected = mean + np.linalg.pinv(curvature, rcond=1e-9, hermitian=True) @ pull
+    np.testing.assert_allclose(flatten(solution), expected, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(solution.diagnostics["objective_end"], value(expected), rtol=1e-9, atol=1e-12)
+    assert solution.diagnostics["objective_end"] < solution.diagnostics["objective_start"]
+    assert solution.diagnostics["residual"] < 1e-8 and solution.diagnostics["converged"]
+
+
+def test_closed_form_is_the_limit_of_gradient_descent_and_keeps_the_null_space():
+    problem, curvature, _, mean, _ = explicit("full", rank=3)  # three clients of rank 3 leave 6 of 15 directions free
+    values, vectors = np.linalg.eigh(curvature)
+    assert (values < 1e-10).sum() == 6
+    rate = 1 / values[-1]
+    start = jax.tree.map(jnp.zeros_like, problem.anchor)
+
+    def descend(_, delta):
+        slope = jax.tree.map(jnp.subtract, problem.curvature.matvec(delta), problem.pull)
+        return jax.tree.map(lambda d, g: d - rate * g, delta, slope)
+
+    delta = ravel_pytree(jax.lax.fori_loop(0, 100_000, descend, start))[0]
+    closed = flatten(solve.closed_form()(problem)) - mean
+    np.testing.assert_allclose(closed, delta, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(vectors[:, :6].T @ closed, 0, atol=1e-12)
+
+
+def test_closed_form_floor_and_no_information():
+    fishers, models = clients("diagonal")
+    fishers = Diagonal({"b": fishers.values["b"].at[:, 0].set(0).at[:, 1].set(1e-7), "w": fishers.values["w"]})
+    problem = solve.objective(fishers, models, jnp.asarray(WEIGHTS))
+    plain, floored = (solve.closed_form(floor=floor)(problem).params["b"] for floor in (0.0, 1e-6))
+    assert plain[0] == floored[0] == problem.anchor["b"][0]
+    np.testing.assert_allclose(plain[1], SHARES @ np.asarray(models["b"][:, 1]))  # equal Fishers: the weighted mean
+    assert floored[1] == problem.anchor["b"][1]
+
+
+def test_closed_form_refuses_kronecker():
+    with pytest.raises(TypeError, match="curvature: closed_form solves Diagonal and Full, got Kronecker"):
+        solve.closed_form()(explicit("kronecker")[0])
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker", "full"])
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_conjugate_gradients_equal_a_dense_solve_with_damping_per_block(structure, damping):
+    problem, curvature, pull, mean, _ = explicit(structure)
+    blocks = [range(15)] if structure == "full" else [range(3), range(3, 15)]
+    shift = np.zeros(15)
+    for block in blocks:
+        shift[list(block)] = damping * np.diag(curvature)[list(block)].mean()
+    expected = mean + np.linalg.solve(curvature + np.diag(shift), pull)
+    solution = jax.jit(solve.conjugate_gradients(damping=damping, tolerance=1e-12))(problem)
+    np.testing.assert_allclose(flatten(solution), expected, rtol=1e-8, atol=1e-10)
+    assert solution.diagnostics["converged"] and solution.diagnostics["residual"] < 1e-9
+    assert solution.diagnostics["iterations"] <= 40
+
+
+def test_conjugate_gradients_say_when_they_stop_early():
+    solution = solve.conjugate_gradients(damping=0.0, iterations=2, tolerance=1e-12)(explicit("kronecker")[0])
+    assert not solution.diagnostics["converged"] and solution.diagnostics["iterations"] == 2
+    assert solution.diagnostics["residual"] > 1e-9
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker"])
+def test_paper_loop_reaches_the_objective_of_conjugate_gradients(structure):
+    problem = explicit(structure)[0]
+    ours = solve.conjugate_gradients(damping=0.0, tolerance=1e-10)(problem).diagnostics
+    theirs = jax.jit(solve.paper_loop(solve.released_adam(structure)))(problem).diagnostics
+    np.testing.assert_allclose(theirs["objective_end"], ours["objective_end"], rtol=1e-3)
+    assert theirs["objective_end"] >= ours["objective_end"] * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker"])
+def test_released_adam_is_the_loop_of_the_paper(structure):
+    problem, curvature, pull, mean, _ = explicit(structure)
+    theta, momentum, squares = mean.copy(), np.zeros(15), np.zeros(15)
+    for _ in range(57):
+        v = curvature @ (theta - mean) - pull
+        momentum, squares = v + 0.9 * momentum, v**2 + 0.99 * squares
+        divisor = np.sqrt(squares) + 0.01 if structure == "diagonal" else np.sqrt(squares + 0.01)
+        theta -= 0.01 * momentum / divisor
+    solution = solve.paper_loop(solve.released_adam(structure), steps=57)(problem)
+    np.testing.assert_allclose(flatten(solution), theta, rtol=1e-10)
+
+
+def test_validation_picks_the_first_best_of_the_scored_iterates():
+    problem = explicit("kronecker")[0]
+    ends = {n: solve.paper_loop(solve.released_adam("kronecker"), steps=n)(problem).params for n in (1, 11, 21)}
+    distance = lambda params, n: optax.tree.norm(jax.tree.map(jnp.subtract, params, ends[n]))  # noqa: E731
+
+    def likes(n):
+        loop = solve.paper_loop(
+            solve.released_adam("kronecker"), steps=25, every=10, validation=lambda p: distance(p, n) < 1e-9
+        )
+        return loop(problem).params
+
+    for n in (1, 11, 21):
+        chex.assert_trees_all_close(likes(n), ends[n], rtol=1e-12)
+    constant = solve.paper_loop(solve.released_adam("kronecker"), steps=25, every=10, validation=lambda p: jnp.ones(()))
+    chex.assert_trees_all_close(constant(problem).params, ends[1], rtol=1e-12)  # ties go to the first; never the start
