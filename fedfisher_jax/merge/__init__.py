@@ -3,6 +3,9 @@
 from .fedavg import fedavg as fedavg
 from .fedfisher import fedfisher as fedfisher
 from .fedfisher import fisher_merge as fisher_merge
+from .regmean import regmean as regmean
+from .regmean import regmean_kron as regmean_kron
+from .regmean import released_regmean as released_regmean
 from .rule import Measure as Measure
 from .rule import Merged as Merged
 from .rule import Payload as Payload
