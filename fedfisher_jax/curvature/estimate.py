@@ -73,8 +73,10 @@ def fishers(
             raise ValueError(f"structure: got {name!r}, expected one of {', '.join(STRUCTURES)}")
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
-    if kind == "monte_carlo" and (key is None or samples < 1):
-        raise ValueError(f"key, samples: monte_carlo needs a key and samples ≥ 1, got key={key}, samples={samples}")
+    if kind == "monte_carlo" and key is None:
+        raise ValueError("key: monte_carlo draws targets and needs a random key, got None")
+    if samples < 1:
+        raise ValueError(f"samples: got {samples}, expected at least 1")
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     if "full" in structures and size > MAX_FULL:
         raise ValueError(
