@@ -74,6 +74,8 @@ class Run:
     """How clients share the machine: sequential, threads, vectorised, devices or pmap."""
     data_dir: Path | None = None
     """Where data sets lie."""
+    distributed: bool = False
+    """Join the other hosts of a pod or a Slurm step, each of which runs this same command; the first one reports."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
             for kind, known in {**names, "rules": catalogue.RULES}.items():
                 print(f"{kind}: {', '.join(known)}")
         else:
+            if command.distributed:
+                jax.distributed.initialize()
             run(command)
     except (ValueError, TypeError, OSError) as error:
         print(f"fedfisher: {' '.join(str(error).split())}", file=sys.stderr)
@@ -102,7 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
 def run(settings: Run) -> dict[str, Any]:
     """One one-shot federation; returns the record that `result.json` holds."""
     _check(settings)
-    console = Console(stderr=True)
+    first = jax.process_index() == 0
+    console = Console(stderr=True, quiet=not first)
     dataset = data.load(settings.dataset, data_dir=settings.data_dir)
     data_seed = settings.seed if settings.data_seed is None else settings.data_seed
     parts = data.split(
@@ -139,9 +144,14 @@ def run(settings: Run) -> dict[str, Any]:
         "seconds": {},
         "complete": False,
     }
-    save = lambda: report.write_json(out / "result.json", record)  # noqa: E731
-    data.plot_label_counts(counts, out / "clients.png")
+
+    def save() -> None:
+        if first:
+            report.write_json(out / "result.json", record)
+
     save()
+    if first:
+        data.plot_label_counts(counts, out / "clients.png")
 
     def score(params: Any) -> dict[str, float]:
         loss, accuracy = evaluate(apply, likelihood, params, dataset.test_x, dataset.test_y)
@@ -213,9 +223,10 @@ def run(settings: Run) -> dict[str, Any]:
     record["complete"] = True
     record = report.plain(record)
     save()
-    report.plot_accuracy(record, out / "accuracy.png")
-    Console().print(report.result_table(record))
-    print(f"{out}/result.json, accuracy.png, clients.png")
+    if first:
+        report.plot_accuracy(record, out / "accuracy.png")
+        Console().print(report.result_table(record))
+        print(f"{out}/result.json, accuracy.png, clients.png")
     return record
 
 
@@ -273,3 +284,7 @@ def _progress(console: Console) -> Progress:
 def _stage(progress: Progress, name: str, total: int) -> Callable[..., None]:
     task = progress.add_task(name, total=total)
     return lambda count=1: progress.update(task, advance=count)
+
+
+if __name__ == "__main__":
+    main()

@@ -161,11 +161,25 @@ def clients_mesh(workers: int) -> Mesh:
 
 def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
     """The same arrays on every device of the mesh; each host passes its own equal copy."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    mine = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+
+    def place(leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        return jax.make_array_from_single_device_arrays(
+            leaf.shape, sharding, [jax.device_put(leaf, device) for device in mine]
+        )
+
+    return jax.tree.map(place, tree)
+
+
+def this_copy(tree: PyTree) -> PyTree:
+    """This host's first copy of replicated arrays, as ordinary arrays."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def _sharded(function: Callable, shared: PyTree, clients: PyTree, workers: int) -> PyTree:
-    return _shard_mapped(function, workers, *replicate(clients_mesh(workers), (shared, clients)))
+    return this_copy(_shard_mapped(function, workers, *replicate(clients_mesh(workers), (shared, clients))))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

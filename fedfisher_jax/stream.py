@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from .cohort import Report, clients_mesh, cores, default_strategy, map_clients, replicate
+from .cohort import Report, clients_mesh, cores, default_strategy, map_clients, replicate, this_copy
 from .report import write_atomically
 
 PyTree = Any
@@ -110,7 +110,7 @@ def _sum(function: Callable, strategy: str, shared: PyTree, clients: PyTree, val
     if strategy == "devices":
         mesh = clients_mesh(workers)
         placed = replicate(mesh, (shared, dealt, real))
-        return jax.block_until_ready(_device_sum(function, workers, *placed)), workers
+        return this_copy(jax.block_until_ready(_device_sum(function, workers, *placed))), workers
     raise ValueError(f"strategy: got {strategy!r}, expected sequential, threads, vectorised or devices to add")
 
 

@@ -1,6 +1,10 @@
 """The command, as a user runs it: its files, its refusals."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -139,3 +143,36 @@ def test_list(capsys):
     command("list")
     printed = capsys.readouterr().out
     assert "fashion_mnist" in printed and "fedfisher-kfac" in printed and "dirichlet-client" in printed
+
+
+def test_two_hosts_of_a_slurm_step(record, tmp_path):
+    """The same command on each host, two devices each; the variables are those that Slurm sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
+    call = [sys.executable, "-m", "fedfisher_jax.cli", *QUICK, "--distributed", "--out", str(tmp_path)]
+    hosts = [
+        subprocess.Popen(
+            call,
+            env=os.environ | slurm | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    outputs = [host.communicate(timeout=600) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    assert "fedfisher-kfac" in outputs[0][0] and "fedfisher-kfac" not in outputs[1][0]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["cohort"]["strategy"] == "devices" and result["cohort"]["workers"] == 4
+    for name, rule in record[0]["rules"].items():  # two test examples may flip: float32 here, float64 there
+        assert result["rules"][name]["accuracy"] == pytest.approx(rule["accuracy"], abs=0.006)

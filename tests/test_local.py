@@ -38,7 +38,7 @@ def by_hand(rows, optimizer, key, epochs, batch_size, augment=lambda key, x: x):
     params, state, batches, losses = PARAMS, optimizer.init(PARAMS), [], [np.nan]
     for epoch in range(epochs):
         shuffle, augmentation = jax.random.split(jax.random.fold_in(jax.random.key(key), epoch))
-        order = np.asarray(rows)[np.argsort(np.asarray(jax.random.uniform(shuffle, (len(rows),))))]
+        order = np.asarray(rows)[np.argsort(np.asarray(jax.random.uniform(shuffle, (len(rows),), jnp.float32)))]
         losses = []
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
