@@ -5,15 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from fedfisher_jax.theory import inputs, two_layer
+from fedfisher_jax.theory import inputs, merges, two_layer
+
+# Compiled once per shape: what the tests call again and again.
+train = jax.jit(two_layer.train, static_argnums=(4, 5))
+full_problem = jax.jit(merges.full_problem, static_argnums=(2, 3))
+merge = jax.jit(merges.merge, static_argnums=0)
+gaussian = jax.jit(inputs.gaussian, static_argnums=(1, 2, 3), static_argnames="dtype")
 
 
 def problem(width, *, num_clients=2, examples=4, dims=3, steps=40, seed=0, scaling="ntk", train_output=False):
     """Trained clients: (start, local models, data)."""
     key = jax.random.key(seed)
-    data = inputs.gaussian(jax.random.fold_in(key, 0), num_clients, examples, dims, dtype=jnp.float64)
+    data = gaussian(jax.random.fold_in(key, 0), num_clients, examples, dims, dtype=jnp.float64)
     start = two_layer.init(jax.random.fold_in(key, 1), dims, width, jnp.float64)
-    local = two_layer.train(start, data, steps, 0.5, scaling, train_output)
+    local = train(start, data, steps, 0.5, scaling, train_output)
     return start, local, data
 
 

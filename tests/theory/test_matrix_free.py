@@ -48,24 +48,26 @@ def test_several_outputs_against_the_explicit_jacobian():
         rows.append(np.sqrt(np.repeat(np.asarray(data.weights[i]), 2))[:, None] * np.asarray(jac))
         thetas.append(np.asarray(flat))
     dense = np.concatenate(rows)
-    np.testing.assert_allclose(matrix_free.gram(apply, local, data, chunk=3), dense @ dense.T, atol=1e-12)
+    np.testing.assert_allclose(
+        jax.jit(lambda p: matrix_free.gram(apply, p, data, chunk=3))(local), dense @ dense.T, atol=1e-12
+    )
     fishers = [r.T @ r for r in rows]
     mean = 0.5 * thetas[0] + 0.5 * thetas[1]
     total = sum(fishers)
     right = sum(f @ (t - mean) for f, t in zip(fishers, thetas, strict=True))
     want = mean + np.linalg.pinv(total, rcond=1e-11, hermitian=True) @ right
-    models, spectrum = matrix_free.merge(apply, local, data)
+    models, spectrum = jax.jit(lambda p: matrix_free.merge(apply, p, data))(local)
     got = np.asarray(ravel_pytree(models["full"])[0])
     assert np.linalg.norm(got - want) <= 1e-7 * np.linalg.norm(want)
     assert int(spectrum.kept.sum()) == np.linalg.matrix_rank(dense)  # padded rows drop out
-    diagonals = matrix_free.diagonal(apply, local, data)
+    diagonals = jax.jit(lambda p: matrix_free.diagonal(apply, p, data))(local)
     for i in range(2):
         np.testing.assert_allclose(ravel_pytree(client(diagonals, i))[0], (rows[i] ** 2).sum(axis=0), atol=1e-12)
 
 
 def test_step_is_in_units_of_the_largest_tangent_eigenvalue(pair):
     start, _, same = pair
-    got = matrix_free.diagnose(as_any, start, same, 1, 0.5)
+    got = jax.jit(lambda s: matrix_free.diagnose(as_any, s, same, 1, 0.5))(start)
     jac = [jax.jacobian(lambda p, x=x: as_any(p, x)[:, 0])(start) for x in same.x]
     dense = [np.concatenate([np.asarray(j.w).reshape(3, -1), np.asarray(j.a)], axis=1) / 3**0.5 for j in jac]
     largest = max(np.linalg.eigvalsh(j @ j.T)[-1] for j in dense)
