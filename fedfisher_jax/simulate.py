@@ -114,7 +114,9 @@ def measure_clients(
 
 
 def merge_clients(rule: Rule, payloads: PyTree) -> Merged:
-    """The global model from payloads with a leading client axis, fold and solve in one compiled program."""
+    """The global model from payloads with a leading client axis, fold and solve in one compiled program if possible."""
+    if not rule.jit:
+        return rule.solve(fold(rule, jax.vmap(rule.lift)(payloads)))
 
     @jax.jit
     def run(stacked: PyTree) -> tuple[PyTree, dict[str, Any]]:

@@ -3,6 +3,9 @@
 from .fedavg import fedavg as fedavg
 from .fedfisher import fedfisher as fedfisher
 from .fedfisher import fisher_merge as fisher_merge
+from .fedlpa import fedlpa as fedlpa
+from .ot_fusion import ot_fusion as ot_fusion
+from .ot_fusion import released_ot_fusion as released_ot_fusion
 from .regmean import regmean as regmean
 from .regmean import regmean_kron as regmean_kron
 from .regmean import released_regmean as released_regmean

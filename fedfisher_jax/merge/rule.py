@@ -42,6 +42,7 @@ class Rule(NamedTuple):
     lift: Callable[[Any], Any]  # payload → the client's contribution to the fold
     solve: Callable[[Any], Merged]  # server: folded contributions → global model
     combine: Literal["add", "stack"]
+    jit: bool = True  # False: `solve` works on the host (assignments, widths that depend on data), so do not compile it
 
 
 @dataclasses.dataclass(frozen=True)
