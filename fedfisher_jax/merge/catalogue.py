@@ -8,6 +8,7 @@ from typing import Any
 from ..likelihood import Likelihood
 from .fedavg import fedavg
 from .fedfisher import fedfisher, fisher_merge
+from .regmean import regmean, regmean_kron
 from .rule import Rule
 
 RULES: dict[str, Callable[..., Rule]] = {
@@ -16,6 +17,8 @@ RULES: dict[str, Callable[..., Rule]] = {
     "fedfisher-diag": partial(fedfisher, structure="diagonal"),
     "fedfisher-kfac": partial(fedfisher, structure="kronecker"),
     "fedfisher-full": partial(fedfisher, structure="full"),
+    "regmean": regmean,
+    "regmean-kron": regmean_kron,
 }
 
 
