@@ -69,7 +69,8 @@ def train(
         p, state, _ = carry
         shuffle_key, augment_key = jax.random.split(jax.random.fold_in(key, number))
         # Element i of these draws does not depend on the array's length, so neither does the order on padding.
-        order = jnp.where(jnp.arange(length) < data.size, jax.random.uniform(shuffle_key, (length,), jnp.float32), jnp.inf)
+        draws = jax.random.uniform(shuffle_key, (length,), jnp.float32)
+        order = jnp.where(jnp.arange(length) < data.size, draws, jnp.inf)
         shuffled = data._replace(indices=data.indices[jnp.argsort(order)])
 
         def step(index: Any, inner: tuple) -> tuple:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ..convolution import kernel_matrix_steps, matrix_product, output_rows, patches
 from ..jaxpr import Program, depends_on, evaluate, trace, uses
@@ -315,7 +316,7 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
     *leaves, x = [draw(program.avals[v]) for v in program.inputs]
     cotangent = draw(program.avals[program.outputs[0]])[0]
     constants = program.constants.items()  # `apply` may close over values of a function that is being traced
-    known = {v: draw(program.avals[v]) if isinstance(value, jax.core.Tracer) else value for v, value in constants}
+    known = {v: draw(program.avals[v]) if isinstance(value, Tracer) else value for v, value in constants}
     program = program._replace(constants=known)
     missing = tuple(set(range(len(paths))) - {leaf for site in sites for leaf in site.layer.leaves})
     trial = Capture(tuple(sites), {}, missing, program)
