@@ -56,13 +56,14 @@ def objective(fishers: Any, params: PyTree, weights: Any) -> Objective:
     return Objective(Mixture(fishers, shares), pull, anchor, at_anchor)
 
 
-def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float = 1e-7) -> Solver:
+def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float | None = None) -> Solver:
     """The exact minimiser nearest the anchor, θ̄ + (H + λ)⁺ r, for diagonal and full curvature.
 
     Args:
         damping: λ of a block (of `curvature.blocks()`) as a multiple of its mean diagonal entry.
         floor: eigenvalues of H at most this count as zero: there the anchor stays. A diagonal's are its entries.
-        cutoff: the same for full curvature, as a multiple of the largest eigenvalue.
+        cutoff: the same for full curvature, as a multiple of the largest eigenvalue; default d · the smallest relative
+            difference of its numbers, below which eigenvalues of a [d, d] matrix are rounding errors.
 
     Raises:
         TypeError: the curvature is neither diagonal nor full.
@@ -75,7 +76,8 @@ def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float = 1e-
             pull, unravel = ravel_pytree(problem.pull)
             shift = ravel_pytree(jax.tree.map(jnp.full_like, problem.pull, shifts))[0]
             values, vectors = jnp.linalg.eigh(dense + jnp.diag(shift))
-            kept = values > jnp.maximum(cutoff * values[-1], floor)
+            relative = values.size * jnp.finfo(values.dtype).eps if cutoff is None else cutoff
+            kept = values > jnp.maximum(relative * values[-1], floor)
             inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
             delta = unravel(vectors @ (inverse * (vectors.T @ pull)))
         elif _is(problem.curvature, Diagonal):
@@ -92,15 +94,13 @@ def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float = 1e-
     return solve
 
 
-def conjugate_gradients(*, damping: float = 0.3, iterations: int = 100, tolerance: float = 0.03) -> Solver:
+def conjugate_gradients(*, damping: float = 0.3, iterations: int = 100, tolerance: float = 1e-4) -> Solver:
     """Preconditioned conjugate gradients on (H + λ) δ = r, every block of H at its own pace. The default solver.
 
     Args:
         damping: λ of a block as a multiple of its mean diagonal entry: needs no labelled data, unlike early stopping.
         iterations: at most.
-        tolerance: a block stops when its residual falls below this multiple of its right-hand side. The default stops
-            early on purpose: what is left lies in directions of little curvature, where a Kronecker product is least
-            exact, and there the anchor is the better guess. Ask for 1e-6 to have the minimiser itself.
+        tolerance: a block stops when its residual falls below this multiple of its right-hand side.
     """
 
     def solve(problem: Objective) -> Solution:
