@@ -83,7 +83,8 @@ class Chain:
             follow = jax.vmap(lambda z, n=number: self._activations(n + 1, sites[n].output, self._value(n, z)))
             after = follow(grouped)[:, :, self.inputs[number + 1]]  # [groups, positions, own, each]
             rows = jnp.moveaxis(after, 0, 1).reshape(after.shape[1], groups * own, -1)[:, : weight.shape[-1]]
-        values = {sites[-1].output: self._value(len(sites) - 1, outputs[-1])}
+        last = sites[-1].output
+        values = {last: self._value(len(sites) - 1, outputs[-1]).astype(program.avals[last].dtype)}
         return outputs, _evaluate(program, self.between[-1], values)[program.outputs[0]][0]
 
     def _value(self, number: int, rows: jax.Array) -> jax.Array:
@@ -98,7 +99,7 @@ class Chain:
         """What the layer multiplies, [positions, inputs], from the value of the variable before it."""
         program, site = self.captured.program, self.captured.sites[number]
         operand = program.equations[site.product].inputs[site.operand]
-        values = _evaluate(program, self.between[number], {variable: value})
+        values = _evaluate(program, self.between[number], {variable: value.astype(program.avals[variable].dtype)})
         rows = _activation_rows(program, site, values[operand])
         return rows if site.layer.bias is None else rows[..., :-1]
 

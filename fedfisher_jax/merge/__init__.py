@@ -6,6 +6,8 @@ from .fedfisher import fisher_merge as fisher_merge
 from .fedlpa import fedlpa as fedlpa
 from .ot_fusion import ot_fusion as ot_fusion
 from .ot_fusion import released_ot_fusion as released_ot_fusion
+from .pfnm import pfnm as pfnm
+from .pfnm import released_pfnm as released_pfnm
 from .regmean import regmean as regmean
 from .regmean import regmean_kron as regmean_kron
 from .regmean import released_regmean as released_regmean
