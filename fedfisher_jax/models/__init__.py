@@ -1,6 +1,7 @@
 """The networks of the experiments. Everything else takes any `apply(params, x)`; nothing depends on these."""
 
 from fedfisher_jax.models import torch_layout as torch_layout
+from fedfisher_jax.models import weights as weights
 from fedfisher_jax.models.build import NAMES as NAMES
 from fedfisher_jax.models.build import Network as Network
 from fedfisher_jax.models.build import build as build
