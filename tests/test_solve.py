@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 from fedfisher_jax import solve
 from fedfisher_jax.curvature import Diagonal, Full, Kronecker, Layer
+from fedfisher_jax.likelihood import categorical
+from fedfisher_jax.merge import Payload, fedfisher, merge_payloads
 
 WEIGHTS = np.array([3.0, 1.0, 6.0])
 SHARES = WEIGHTS / WEIGHTS.sum()
@@ -149,6 +151,36 @@ def test_released_adam_is_the_loop_of_the_paper(structure):
         theta -= 0.01 * momentum / divisor
     solution = solve.paper_loop(solve.released_adam(structure), steps=57)(problem)
     np.testing.assert_allclose(flatten(solution), theta, rtol=1e-10)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker"])
+def test_released_adam_is_adam_on_other_scales_once_its_bias_correction_has_faded(structure):
+    released = solve.released_adam(structure)
+    eps = {"eps": 1e-3} if structure == "diagonal" else {"eps": 0.0, "eps_root": 1e-4}
+    adam = optax.adam(0.01, b1=0.9, b2=0.99, **eps)
+    slopes = jnp.asarray(np.random.default_rng(0).normal(size=(2500, 4)) * [1, 1e-1, 1e-2, 1e-3])
+
+    def updates(transform):
+        step = lambda state, slope: transform.update(slope, state, slope)[::-1]  # noqa: E731
+        return jax.lax.scan(step, transform.init(slopes[0]), slopes)[1]
+
+    ours, theirs = updates(released), updates(adam)
+    np.testing.assert_allclose(ours[-1], theirs[-1], rtol=1e-8)  # 0.99 ** 2500 = 1e-11
+    correction = (1 - 0.9**11) / np.sqrt(1 - 0.99**11)  # 2.1: what optax's Adam takes away in its eleventh step
+    np.testing.assert_allclose(ours[10][0] / theirs[10][0], correction, rtol=2e-2)
+
+
+def test_closed_form_in_float32_does_not_divide_by_rounding_errors():
+    """Sums carry their rounding into the pull; equal clients must still give their common model."""
+    rng = np.random.default_rng(0)
+    rows = jnp.asarray(rng.normal(size=(300, 600)) * np.geomspace(1, 1e-2, 600), jnp.float32)
+    matrix = rows.T @ rows / 300  # rank 300 of 600
+    theta = jnp.asarray(rng.normal(size=600), jnp.float32)
+    fisher = Full(matrix, ((600,),), jax.tree.structure(theta))
+    payloads = [Payload(jnp.float32(n), theta, fisher.scale(scale)) for n, scale in ((3, 0.7), (5, 1.3), (9, 0.1))]
+    rule = fedfisher(lambda p, x: x, categorical(), structure="full", solver=solve.closed_form())
+    found = merge_payloads(rule, payloads).params
+    assert float(jnp.linalg.norm(found - theta) / jnp.linalg.norm(theta)) < 1e-3
 
 
 def test_validation_picks_the_first_best_of_the_scored_iterates():

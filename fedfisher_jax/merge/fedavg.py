@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ..likelihood import Likelihood
 from .rule import Measure, Merged, Payload, Rule
@@ -23,4 +24,4 @@ def fedavg(apply: Callable, likelihood: Likelihood) -> Rule:
 
 def weighted(factor: Any, tree: Any) -> Any:
     """Factor · tree in the tree's own types."""
-    return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, tree)

@@ -45,7 +45,7 @@ def fedfisher(
     measure = Measure(apply, likelihood, structure, **options)
     chosen = conjugate_gradients(damping=DAMPING[structure]) if solver is None else solver
     if structure == "kronecker":
-        return Rule(names[structure], measure, lambda payload: payload, lambda s: _merged(chosen, stacked(s)), "stack")
+        return Rule(names[structure], measure, with_fisher, lambda s: _merged(chosen, stacked(s)), "stack")
     return Rule(names[structure], measure, lift_sums, lambda s: _merged(chosen, summed(s)), "add")
 
 
@@ -55,8 +55,20 @@ def fisher_merge(apply: Callable, likelihood: Likelihood, *, floor: float = 0.0,
     return Rule("fisher-merge", measure, lift_sums, lambda s: _merged(closed_form(floor=floor), summed(s)), "add")
 
 
+def with_fisher(payload: Payload) -> Payload:
+    """The payload itself.
+
+    Raises:
+        ValueError: it has no Fisher.
+    """
+    if payload.fisher is None:
+        raise ValueError("payload.fisher: this rule needs each client's Fisher information, got None")
+    return payload
+
+
 def lift_sums(payload: Payload) -> dict[str, Any]:
     """The sums from which Q follows: w, wθ, wF, wFθ, wθᵀFθ. What a secure sum would carry."""
+    payload = with_fisher(payload)
     weight, applied = payload.weight, payload.fisher.matvec(payload.params)
     return {
         "weight": weight,

@@ -1,0 +1,132 @@
+"""What payloads become on their way to the server: sums or stacks, in any grouping, from any kind of numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedfisher_jax as ff
+from fedfisher_jax.curvature import Diagonal, Full
+from fedfisher_jax.examples import pad_rows
+from fedfisher_jax.merge import catalogue, combine, fold
+from fedfisher_jax.merge.fedfisher import lift_sums, stacked, summed
+
+RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfisher-full")
+ROWS = [np.arange(4), np.arange(3, 11), np.array([0]), np.arange(12)]
+RANDOM = np.random.default_rng(0)
+X, Y = jnp.asarray(RANDOM.normal(size=(12, 5))), jnp.asarray(RANDOM.integers(0, 3, 12))
+MODELS = [{"w": jnp.asarray(RANDOM.normal(size=(5, 3))), "b": jnp.asarray(RANDOM.normal(size=3))} for _ in ROWS]
+
+
+def apply(params, x):
+    return x @ params["w"] + params["b"]
+
+
+@functools.cache
+def rule(name):
+    options = {"solver": ff.conjugate_gradients(tolerance=1e-12)} if name.startswith("fedfisher") else {}
+    return catalogue.build(name, apply, ff.categorical(), **options)
+
+
+@functools.cache
+def payloads(name):
+    measure = rule(name).measure
+    return [measure(p, ff.examples(X[r], Y[r]), jax.random.key(0)) for p, r in zip(MODELS, ROWS, strict=True)]
+
+
+def stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def assert_close(one, other, rtol=1e-9):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["fedfisher-diag", "fedfisher-full"])
+def test_sums_hold_the_same_objective_as_stacked_clients(name):
+    clients = payloads(name)
+    kept = stacked(stack(clients))
+    sums = summed(fold(rule(name), stack([lift_sums(client) for client in clients])))
+    assert_close(sums.anchor, kept.anchor)
+    assert_close(sums.pull, kept.pull)
+    assert_close(sums.value_at_anchor, kept.value_at_anchor)
+    assert_close(sums.curvature.to_dense(), kept.curvature.to_dense())
+    point = jax.tree.map(lambda leaf: leaf + 0.7, kept.anchor)
+    assert_close(sums.value(point), kept.value(point))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_combine_is_associative_and_commutative(name):
+    r = rule(name)
+    a, b, c = (fold(r, stack([r.lift(payload)])) for payload in payloads(name)[:3])
+    expected = r.solve(combine(r, combine(r, a, b), c)).params
+    assert_close(r.solve(combine(r, a, combine(r, b, c))).params, expected)
+    assert_close(r.solve(combine(r, c, combine(r, b, a))).params, expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_one_program_from_models_to_the_merge(name):
+    """Measured by vmap over ragged clients, folded and solved under jit: as client by client."""
+    r = rule(name)
+    rows, sizes = map(jnp.asarray, pad_rows(ROWS))
+
+    @jax.jit
+    def everything(models):
+        data = ff.Examples(X, Y, rows, sizes)
+        axes = (0, ff.Examples(None, None, 0, 0), None)
+        measured = jax.vmap(r.measure, axes)(models, data, jax.random.key(0))
+        return r.solve(fold(r, jax.vmap(r.lift)(measured))).params
+
+    assert_close(everything(stack(MODELS)), ff.merge_payloads(r, payloads(name)).params, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fisher-merge", "fedfisher-kfac"])
+@pytest.mark.parametrize("weight", [float, int, np.int32])
+def test_weights_may_be_any_number(name, weight):
+    plain = [payload._replace(weight=weight(payload.weight)) for payload in payloads(name)]
+    merged = ff.merge_payloads(rule(name), plain)
+    assert_close(merged.params, ff.merge_payloads(rule(name), payloads(name)).params)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_only_the_ratio_of_weights_counts(name):
+    heavier = [payload._replace(weight=1000 * payload.weight) for payload in payloads(name)]
+    expected = ff.merge_payloads(rule(name), payloads(name)).params
+    assert_close(ff.merge_payloads(rule(name), heavier).params, expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfisher-full"])
+def test_a_client_that_knows_nothing_moves_only_the_anchor(name):
+    """Its Fisher is zero: without damping only null directions of the others' curvature can feel its parameters."""
+    known = payloads(name)
+    silent = known[0]._replace(fisher=known[0].fisher.scale(0.0), weight=known[0].weight)
+    r = rule(name)
+    if name != "fisher-merge":
+        r = catalogue.build(name, apply, ff.categorical(), solver=ff.conjugate_gradients(damping=0.0, tolerance=1e-13))
+    with_silent = r.solve(_folded(r, [*known, silent]))
+    without = r.solve(_folded(r, known))
+    if name == "fisher-merge":
+        assert_close(with_silent.params, without.params)
+    # Otherwise softmax leaves null directions (adding one number to all logits); predictions do not see them.
+    assert_close(*(jax.nn.softmax(apply(merged.params, X)) for merged in (with_silent, without)), rtol=1e-5)
+
+
+def _folded(r, clients):
+    return fold(r, stack([r.lift(client) for client in clients]))
+
+
+@pytest.mark.parametrize("name", ["fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfisher-full"])
+def test_a_rule_that_needs_fishers_says_so(name):
+    bare = [ff.Payload(1.0, params) for params in MODELS]
+    with pytest.raises(ValueError, match="payload.fisher: this rule needs each client's Fisher information, got None"):
+        ff.merge_payloads(rule(name), bare)
+
+
+def test_weights_of_a_payload_are_its_examples():
+    assert [float(payload.weight) for payload in payloads("fedavg")] == [4, 8, 1, 12]
+    assert all(payload.fisher is None for payload in payloads("fedavg"))
+    assert isinstance(payloads("fisher-merge")[0].fisher, Diagonal)
+    assert isinstance(payloads("fedfisher-full")[0].fisher, Full)
