@@ -86,7 +86,9 @@ def command_line(cls: type[S], description: str | None = None, args: Sequence[st
     """Reads ``cls`` from the command line (or ``args``), fills the default ``out`` and makes that folder."""
     settings = tyro.cli(cls, description=description, args=args)
     if settings.out == cls.out:
-        out = ROOT / "experiments" / "results" / ("quick" if settings.quick else "") / Path(sys.argv[0]).stem
+        script = Path(sys.argv[0]).resolve()
+        folder = script.parent.relative_to(ROOT / "experiments") if script.is_relative_to(ROOT / "experiments") else ""
+        out = ROOT / "experiments" / "results" / ("quick" if settings.quick else "") / folder / script.stem
         settings = dataclasses.replace(settings, out=out)
     settings.out.mkdir(parents=True, exist_ok=True)
     return settings
@@ -207,7 +209,7 @@ def provenance() -> dict[str, Any]:
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "torch", "nngeometry")
     versions = {"python": platform.python_version()}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
