@@ -8,6 +8,7 @@ from typing import Any
 from ..likelihood import Likelihood
 from .fedavg import fedavg
 from .fedfisher import fedfisher, fisher_merge
+from .fedlpa import fedlpa
 from .regmean import regmean, regmean_kron
 from .rule import Rule
 
@@ -17,6 +18,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     "fedfisher-diag": partial(fedfisher, structure="diagonal"),
     "fedfisher-kfac": partial(fedfisher, structure="kronecker"),
     "fedfisher-full": partial(fedfisher, structure="full"),
+    "fedlpa": fedlpa,
     "regmean": regmean,
     "regmean-kron": regmean_kron,
 }
