@@ -1,6 +1,6 @@
 """Exact Fisher information per example: `simulate.measure_clients` against nngeometry, the authors' library.
 
-Trained LeNets of the authors' run at examples of their own Fashion-MNIST clients; diagonal and Kronecker factors, each
+A trained LeNet of the authors' run at examples of its Fashion-MNIST clients; diagonal and Kronecker factors, each
 checked to agree. nngeometry's best arrangement counts (one thread, all threads, one process per core), each at the
 fastest of three batch sizes. "both" is what the library does where rules want both: one pass.
 """
@@ -65,7 +65,7 @@ def ours(structure: str, examples: int) -> Callable[[], dict[str, Any]]:
     x = jnp.asarray(np.concatenate(images(examples)))
     y = jnp.zeros(len(x), jnp.int32)
     who = simulate.clients(np.split(np.arange(len(x)), CLIENTS))
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(authors_run.params, range(CLIENTS)))
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[authors_run.params(0)] * CLIENTS)
     captured = curvature.capture(authors_run.NETWORK.apply, authors_run.TEMPLATE, x)
     measure = Measure(STRUCTURES[structure], captured)
 
