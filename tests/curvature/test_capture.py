@@ -64,6 +64,14 @@ def test_attention_sees_the_sequence_as_positions():
     assert [g.shape[:2] for g in pulled.gradients] == [(2, 4)] * 4
 
 
+def test_a_layer_without_gradient_is_captured():
+    """Attention does not feel the bias of its keys: what is left of that gradient are rounding errors."""
+    module = nn.MultiHeadDotProductAttention(num_heads=4)
+    x = jax.ShapeDtypeStruct((1, 128, 64), jnp.float32)
+    params = jax.eval_shape(module.init, jax.random.key(0), x)
+    assert not ff.capture(lambda p, x: module.apply(p, x).mean(1), params, x).fallback
+
+
 def test_layers_are_in_the_order_of_the_program():
     model = zoo.CASES["linen_convolution"]()
     paths, captured = _paths(model.params), ff.capture(model.apply, model.params, model.x)
