@@ -8,7 +8,7 @@ client does not depend on strategy, order of clients, groups, padding or device 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -130,7 +130,7 @@ def _threads(function: Callable, shared: PyTree, clients: PyTree, workers: int, 
     def client(number: int) -> PyTree:
         return jax.tree.map(lambda leaf: leaf[number], clients)
 
-    program = _one.lower(function, shared, client(0)).compile()  # once, not once per thread
+    program = compiled(_one, function, shared, client(0))
 
     def run(number: int) -> PyTree:
         result = jax.block_until_ready(program(shared, client(number)))
@@ -140,6 +140,18 @@ def _threads(function: Callable, shared: PyTree, clients: PyTree, workers: int, 
     count = jax.tree.leaves(clients)[0].shape[0]
     with ThreadPoolExecutor(workers) as pool:
         return _stack(list(pool.map(run, range(count))))
+
+
+def compiled(jitted: Any, function: Callable, *arguments: PyTree) -> Callable:
+    """What `jitted(function, *arguments)` runs, compiled once per function and shapes, not per thread or call."""
+    leaves, tree = jax.tree.flatten(arguments)
+    return _compiled(jitted, function, tree, tuple(jax.typeof(leaf) for leaf in leaves))
+
+
+@lru_cache(maxsize=64)
+def _compiled(jitted: Any, function: Callable, tree: Any, avals: tuple) -> Callable:
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in avals]
+    return jitted.lower(function, *jax.tree.unflatten(tree, shapes)).compile()
 
 
 def _vectorised(function: Callable, shared: PyTree, clients: PyTree, group: int, tell: Callable) -> PyTree:

@@ -6,6 +6,7 @@ The three calls of a one-shot simulation. Data stay once on the device; a client
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -116,14 +117,19 @@ def measure_clients(
 def merge_clients(rule: Rule, payloads: PyTree) -> Merged:
     """The global model from payloads with a leading client axis, fold and solve in one compiled program if possible."""
     if not rule.jit:
-        return rule.solve(fold(rule, jax.vmap(rule.lift)(payloads)))
+        return _merge(rule, payloads)
+    params, diagnostics = _merge_compiled(rule._replace(measure=None), payloads)  # whose hash is not asked for
+    return Merged(params, jax.block_until_ready(diagnostics))
 
-    @jax.jit
-    def run(stacked: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        merged = rule.solve(fold(rule, jax.vmap(rule.lift)(stacked)))
-        return merged.params, merged.diagnostics
 
-    return Merged(*jax.block_until_ready(run(payloads)))
+def _merge(rule: Rule, payloads: PyTree) -> Merged:
+    return rule.solve(fold(rule, jax.vmap(rule.lift)(payloads)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _merge_compiled(rule: Rule, payloads: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    merged = _merge(rule, payloads)
+    return merged.params, merged.diagnostics
 
 
 def payload_bits(payloads: PyTree) -> int:

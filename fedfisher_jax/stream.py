@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from .cohort import Report, clients_mesh, cores, default_strategy, map_clients, replicate, this_copy
+from .cohort import Report, clients_mesh, compiled, cores, default_strategy, map_clients, replicate, this_copy
 from .report import write_atomically
 
 PyTree = Any
@@ -103,7 +103,7 @@ def _sum(function: Callable, strategy: str, shared: PyTree, clients: PyTree, val
     dealt = jax.tree.map(lambda leaf: leaf[np.minimum(deal, group - 1)], clients)
     if strategy == "threads":
         hands = [jax.tree.map(lambda leaf, w=w: leaf[w], (dealt, real)) for w in range(workers)]
-        program = _running_sum.lower(function, shared, *hands[0]).compile()
+        program = compiled(_running_sum, function, shared, *hands[0])
         with ThreadPoolExecutor(workers) as pool:
             sums = list(pool.map(lambda hand: jax.block_until_ready(program(shared, *hand)), hands))
         return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *sums), workers

@@ -138,3 +138,18 @@ def test_four_devices():
         [sys.executable, "-c", FOUR_DEVICES], env=environment, capture_output=True, text=True, cwd=Path(__file__).parent
     )
     assert done.stdout.strip() == "same", done.stderr
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "threads", "vectorised"])
+def test_a_second_call_of_the_same_shapes_traces_nothing(federation, strategy):
+    traced = []
+
+    def function(shared, client):
+        traced.append(1)
+        return shared * client
+
+    first = ff.map_clients(function, jnp.ones(3), jnp.arange(4.0), strategy=strategy)[0]
+    seen = len(traced)
+    again = ff.map_clients(function, 2 * jnp.ones(3), jnp.arange(4.0), strategy=strategy)[0]
+    assert len(traced) == seen
+    np.testing.assert_array_equal(again, 2 * first)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fedfisher_jax as ff
+from fedfisher_jax import Merged, Payload, Rule, simulate
 from fedfisher_jax.curvature import Diagonal, Full
 from fedfisher_jax.examples import pad_rows
 from fedfisher_jax.merge import catalogue, combine, fold
@@ -130,3 +131,19 @@ def test_weights_of_a_payload_are_its_examples():
     assert all(payload.fisher is None for payload in payloads("fedavg"))
     assert isinstance(payloads("fisher-merge")[0].fisher, Diagonal)
     assert isinstance(payloads("fedfisher-full")[0].fisher, Full)
+
+
+def test_merging_again_traces_nothing():
+    """One program per rule and shapes, though each call gets new arrays."""
+    traced = []
+
+    def solve(summary):
+        traced.append(1)
+        return Merged(jax.tree.map(lambda leaf: leaf / summary.weight, summary.params), {})
+
+    weighted = lambda p: p._replace(params=jax.tree.map(lambda leaf: p.weight * leaf, p.params))  # noqa: E731
+    rule = Rule("mean", lambda params, data, key: Payload(1.0, params), weighted, solve, "add")
+    for scale in (1.0, 3.0):
+        payloads = Payload(jnp.asarray([1.0, 3.0]), scale * jnp.asarray([[4.0], [8.0]]))
+        assert float(simulate.merge_clients(rule, payloads).params[0]) == 7 * scale
+    assert len(traced) == 1
