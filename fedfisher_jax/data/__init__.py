@@ -14,4 +14,8 @@ from .plot import plot_label_counts as plot_label_counts
 from .split import PARTITIONS as PARTITIONS
 from .split import label_counts as label_counts
 from .split import split as split
+from .text import TextData as TextData
+from .text import standard_library as standard_library
+from .text import text_clients as text_clients
+from .text import text_folder as text_folder
 from .where import DataNotFoundError as DataNotFoundError
