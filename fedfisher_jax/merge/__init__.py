@@ -1,6 +1,12 @@
 """Merge rules: one file each, all of them a `Rule`."""
 
+from .distil import RELEASED_DENSE as RELEASED_DENSE
+from .distil import DenseSettings as DenseSettings
+from .distil import dense as dense
 from .fedavg import fedavg as fedavg
+from .fedbens import FreshModes as FreshModes
+from .fedbens import fedbens as fedbens
+from .fedbens import from_starts as from_starts
 from .fedfisher import fedfisher as fedfisher
 from .fedfisher import fisher_merge as fisher_merge
 from .fedlpa import fedlpa as fedlpa

@@ -1,0 +1,106 @@
+import federation
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from fedfisher_jax import fisher, merge_payloads
+from fedfisher_jax.merge import FreshModes, Measure, fedbens, from_starts
+from fedfisher_jax.merge.fedbens import MeasureModes, log_density
+
+APPLY, PARAMS, SHAPE, CAPTURED = federation.net("dense")
+FEW = {"steps": 20, "captured": CAPTURED}
+RULE = fedbens(APPLY, federation.LIKELIHOOD, **FEW)
+
+
+@pytest.mark.parametrize("law", federation.IDENTITY + federation.FOLD)
+def test_laws(law):
+    law(RULE, "dense")
+
+
+def test_log_density_is_that_of_the_dense_matrix():
+    data = federation.data(SHAPE, 0)
+    measured = jax.jit(RULE.measure)(PARAMS, data, federation.KEY).fisher[0]
+    other = federation.perturbed(PARAMS, 1)
+    matrix = 12 * np.asarray(measured.to_dense()) + 0.5 * np.eye(ravel_pytree(PARAMS)[0].size)
+    gap = np.asarray(ravel_pytree(other)[0] - ravel_pytree(PARAMS)[0])
+    expected = 0.5 * np.linalg.slogdet(matrix)[1] - 0.5 * gap @ matrix @ gap
+    np.testing.assert_allclose(log_density(measured, PARAMS, 12.0, 0.5, other), expected, rtol=1e-10)
+
+
+def test_one_mode_each_goes_to_the_mode_of_the_product():
+    rule = fedbens(APPLY, federation.LIKELIHOOD, optimizer=optax.adam(0.01, b2=0.99), steps=6000, captured=CAPTURED)
+    sent = federation.payloads(rule.measure, "dense")
+    merged = merge_payloads(rule, sent)
+    vectors = np.stack([ravel_pytree(payload.params[0])[0] for payload in sent])
+    matrices = [float(payload.weight) * np.asarray(payload.fisher[0].to_dense()) for payload in sent]
+    right = sum(m @ v for m, v in zip(matrices, vectors, strict=True))
+    right += 10 * (vectors.sum(0) - 2 * np.median(vectors, 0))
+    expected = np.linalg.solve(sum(matrices) + 10 * np.eye(len(right)), right)
+    np.testing.assert_allclose(ravel_pytree(merged.params)[0], expected, atol=1e-3)
+
+
+def two_modes(shift):
+    """Per client a model near `PARAMS` and one `shift` away from it."""
+    measure = MeasureModes(Measure(APPLY, federation.LIKELIHOOD, "kronecker", captured=CAPTURED))
+    compiled = jax.jit(measure.of)
+    for client in range(3):
+        near = federation.perturbed(PARAMS, client)
+        far = jax.tree.map(lambda leaf: leaf + shift, near)
+        yield compiled((near, far), federation.data(SHAPE, client), federation.KEY)
+
+
+def test_far_modes_are_merged_apart_and_predict_together():
+    sent = list(two_modes(30.0))
+    merged = merge_payloads(RULE, sent)
+    for number in range(2):
+        alone = [
+            payload._replace(params=payload.params[number : number + 1], fisher=payload.fisher[number : number + 1])
+            for payload in sent
+        ]
+        federation.close(merged.params[number], merge_payloads(RULE, alone).params, 1e-6)
+    x = np.random.default_rng(0).normal(size=(5, *SHAPE))
+    probabilities = np.mean([jax.nn.softmax(APPLY(params, x)) for params in merged.params], axis=0)
+    np.testing.assert_allclose(jax.nn.softmax(merged.apply(merged.params, x)), probabilities, atol=1e-9)
+    assert int(merged.diagnostics["modes"]) == 2
+    assert merged.diagnostics["objective_end"] < merged.diagnostics["objective_start"]
+
+
+def test_near_modes_share_what_they_know():
+    """Two copies of every local model are one: log ½ + log ½ is all they change."""
+    sent = list(two_modes(0.0))
+    doubled = merge_payloads(RULE, sent)
+    alone = merge_payloads(RULE, [p._replace(params=p.params[:1], fisher=p.fisher[:1]) for p in sent])
+    federation.close(doubled.params[0], alone.params, 1e-6)
+    federation.close(doubled.params[1], alone.params, 1e-6)
+
+
+def test_clients_train_from_further_starts():
+    starts = (federation.perturbed(PARAMS, 1), federation.perturbed(PARAMS, 2))
+    train = lambda p, data, key: jax.tree.map(lambda leaf: leaf + data.size + jax.random.uniform(key), p)  # noqa: E731
+    rule = fedbens(APPLY, federation.LIKELIHOOD, others=from_starts(starts, train), **FEW)
+    data = federation.data(SHAPE, 0)
+    sent = jax.jit(rule.measure)(PARAMS, data, federation.KEY)
+    federation.close(sent.params[0], PARAMS, 0)
+    for number in (1, 2):
+        expected = train(starts[number - 1], data, jax.random.fold_in(federation.KEY, number))
+        federation.close(sent.params[number], expected, 1e-12)
+    own = fisher(APPLY, federation.LIKELIHOOD, sent.params[2], data, structure="kronecker", captured=CAPTURED)
+    federation.close(sent.fisher[2], own, 1e-10)
+
+
+def test_fresh_starts_are_common_to_clients():
+    init = lambda key: {"w": jax.random.normal(key, (3,))}  # noqa: E731
+    untrained = lambda p, data, key: p  # noqa: E731
+    others = FreshModes(init, untrained, count=2)
+    first, second = others(federation.data(SHAPE, 0), federation.KEY)
+    federation.close((first, second), others(federation.data(SHAPE, 1), jax.random.key(5)), 0)
+    assert not np.allclose(first["w"], second["w"])
+    assert others == FreshModes(init, untrained, count=2) and hash(others) == hash(FreshModes(init, untrained, count=2))
+
+
+@pytest.mark.parametrize("name", ["precision", "temperature", "steps"])
+def test_refusals(name):
+    with pytest.raises(ValueError, match=f"{name}: got 0.*, expected a positive number"):
+        fedbens(APPLY, federation.LIKELIHOOD, **{name: 0 if name == "steps" else 0.0})
