@@ -37,7 +37,7 @@ def fedfisher(
         structure: "diagonal", "kronecker" or "full". A full Fisher of an under-parameterised model can be far worse
             than FedAvg: the Laplace approximation is then taken far from zero loss (docs/theory.md).
         solver: default `conjugate_gradients(damping=DAMPING[structure])`; `paper_loop(...)` is the released one.
-        options: of `Measure`: kind, samples, batch_size, captured.
+        options: of `Measure`: kind, samples, batch_size, skip, captured.
     """
     names = {"diagonal": "fedfisher-diag", "kronecker": "fedfisher-kfac", "full": "fedfisher-full"}
     if structure not in names:

@@ -57,7 +57,8 @@ class Measure:
     structure: str | None
     kind: str = "exact"
     samples: int = 1
-    batch_size: int = 64
+    batch_size: int = 32
+    skip: float = 0.0
     captured: Capture | None = None
 
     def __call__(self, params: PyTree, data: Examples, key: jax.Array) -> Payload:
@@ -65,8 +66,9 @@ class Measure:
         weight = jnp.asarray(data.size, jnp.result_type(float))
         if self.structure is None:
             return Payload(weight, params)
-        options = {"kind": self.kind, "samples": self.samples, "batch_size": self.batch_size, "captured": self.captured}
-        measured = fisher(self.apply, self.likelihood, params, data, structure=self.structure, key=key, **options)
+        names = ("structure", "kind", "samples", "batch_size", "skip", "captured")
+        options = {name: getattr(self, name) for name in names}
+        measured = fisher(self.apply, self.likelihood, params, data, key=key, **options)
         return Payload(weight, params, measured)
 
 

@@ -32,7 +32,7 @@ CAPTURED = ff.capture(apply, NETWORK, X)
 EVERY = ("diagonal", "kronecker", "full")
 
 
-@partial(jax.jit, static_argnames=("likelihood", "structures", "kind", "samples", "batch_size"))
+@partial(jax.jit, static_argnames=("likelihood", "structures", "kind", "samples", "batch_size", "skip"))
 def run(params, data, key=None, *, likelihood=ff.categorical(), structures=EVERY, **options):
     return ff.fishers(apply, likelihood, params, data, structures=structures, key=key, captured=CAPTURED, **options)
 
@@ -47,6 +47,35 @@ def assert_close(one, other, rtol=1e-10):
 
 
 # Exact, empirical, Monte-Carlo.
+
+
+@pytest.mark.parametrize("skip", [1e-12, 0.1, 0.3])
+def test_skipped_columns_lower_the_exact_fisher_within_the_bound(skip):
+    likelihood = ff.categorical()
+    exact, found = measure(), measure(skip=skip, batch_size=2)
+    assert_close(found["kronecker"].inputs, exact["kronecker"].inputs)
+    lost = np.asarray(exact["full"].to_dense() - found["full"].to_dense())
+    assert np.linalg.eigvalsh(lost).min() > -1e-12
+    np.testing.assert_allclose(explicit.flat(found["diagonal"].values), np.diag(found["full"].to_dense()), rtol=1e-9)
+    # By brute force: the most columns that may go.
+    jacobian = jax.jacobian(lambda p: apply(p, X))(NETWORK)
+    factors = np.asarray(jax.vmap(likelihood.fisher_factor)(apply(NETWORK, X)))
+    weights = (factors**2).sum(-1).ravel()
+    order = np.argsort(weights)
+    gone = order[np.cumsum(weights[order]) <= skip * weights.sum()]
+    flat = np.concatenate([np.asarray(leaf).reshape(N, 3, -1) for leaf in jax.tree.leaves(jacobian)], -1)
+    columns = np.einsum("nkc,ncp->nkp", factors, flat).reshape(N * 3, -1)[gone]
+    np.testing.assert_allclose(lost, columns.T @ columns / N, rtol=1e-8, atol=1e-12)
+    assert (len(gone) > 0) == (skip > 1e-3)
+
+
+def test_skipping_does_not_feel_padding_and_needs_exact():
+    row, padded = jnp.arange(3), jnp.array([0, 1, 2, 4, 4, 4, 4])
+    short = run(NETWORK, ff.Examples(X, CLASSES, row, jnp.asarray(3)), skip=0.1)
+    assert_close(run(NETWORK, ff.Examples(X, CLASSES, padded, jnp.asarray(3)), skip=0.1), short)
+    for wrong in ({"skip": 0.1, "kind": "empirical"}, {"skip": 1.0}, {"skip": -0.1}):
+        with pytest.raises(ValueError, match="skip"):
+            measure(**wrong)
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
