@@ -2,29 +2,25 @@
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import data, models, report, simulate
+from . import data, models, one_shot, report, simulate
 from .curvature import capture
-from .likelihood import categorical
+from .likelihood import Likelihood, categorical
 from .local import crop_and_flip
 from .merge import catalogue
 from .merge.rule import Rule
-from .metrics import ensemble, evaluate
-from .solve import conjugate_gradients, paper_loop, released_adam
-
-SOLVED = {"fedfisher-diag": "diagonal", "fedfisher-kfac": "kronecker", "fedfisher-full": "full"}
+from .solve import conjugate_gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Run:
     out: Path = Path("runs/latest")
     """Folder of result.json, accuracy.png and clients.png."""
     preset: Literal["none", "paper"] = "none"
-    """"paper": the authors' server, their loop picked by 500 labelled training examples (uncompressed payloads)."""
+    """"paper": every rule with the authors' settings, their server loop picked by 500 labelled training examples."""
     pooled: bool = False
     """Also train one model on all clients' data."""
     batch_size: int = 64
@@ -65,7 +61,7 @@ class Run:
     samples: int = 1
     """Monte-Carlo draws per example."""
     damping: float | None = None
-    """Of the solver, relative to a layer's mean diagonal; each rule's own default where not given."""
+    """Of the fedfisher solvers, relative to a layer's mean diagonal; each rule's own default where not given."""
     min_size: int | None = None
     """Fewest examples of a client, for the splits that have it."""
     classes_per_client: int = 2
@@ -126,7 +122,16 @@ def run(settings: Run) -> dict[str, Any]:
     start = network.init(init_key)
     captured = capture(apply, start, dataset.train_x)
     x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
-    rules = _rules(settings, apply, x, y, pick_key, captured)
+    train = simulate.Train(
+        apply,
+        likelihood,
+        optax.sgd(settings.learning_rate, settings.momentum),
+        settings.epochs,
+        settings.batch_size,
+        crop_and_flip() if dataset.augment else None,
+    )
+    offers = one_shot.offers(network.init, train, captured, kind=settings.kind, samples=settings.samples)
+    rules = _rules(settings, apply, likelihood, offers, x, y, pick_key)
     out = report.require_folder(settings.out)
 
     counts = data.label_counts(dataset.train_y, parts, dataset.num_classes)
@@ -138,7 +143,7 @@ def run(settings: Run) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(start)),
         "fallback": captured.fallback,
         "fedavg_bits": 32 * sum(leaf.size for leaf in jax.tree.leaves(start)),
-        "clients": {"sizes": [len(part) for part in parts], "label_counts": counts, "accuracies": None},
+        "clients": {"sizes": [len(part) for part in parts], "label_counts": counts, "accuracies": []},
         "rules": {},
         "references": {"best_local": None, "ensemble": None, "pooled": None},
         "seconds": {},
@@ -152,73 +157,20 @@ def run(settings: Run) -> dict[str, Any]:
     save()
     if first:
         data.plot_label_counts(counts, out / "clients.png")
-
-    def score(params: Any) -> dict[str, float]:
-        loss, accuracy = evaluate(apply, likelihood, params, dataset.test_x, dataset.test_y)
-        return {"accuracy": float(accuracy), "loss": float(loss)}
-
+    problem = one_shot.Problem(train, start, x, y, dataset.test_x, dataset.test_y, simulate.clients(parts))
     with _progress(console) as progress:
-        who = simulate.clients(parts)
-        how = {"strategy": settings.strategy}
-        tick = _stage(progress, "train", len(parts) * settings.epochs)
-        train = simulate.Train(
-            apply,
-            likelihood,
-            optax.sgd(settings.learning_rate, settings.momentum),
-            settings.epochs,
-            settings.batch_size,
-            crop_and_flip() if dataset.augment else None,
-            tick,
+        found = one_shot.compare(
+            problem,
+            rules,
+            train_key,
+            measure_key,
+            pooled=settings.pooled,
+            strategy=settings.strategy,
+            stage=partial(_stage, progress),
         )
-        began = time.perf_counter()
-        trained, ran = simulate.train_clients(train, start, x, y, who, train_key, **how)
-        record["seconds"]["train"] = time.perf_counter() - began
-        record["cohort"] = ran._asdict()
-
-        tick = _stage(progress, "evaluate clients", len(parts))
-        scores = []
-        for number in range(len(parts)):
-            scores.append(score(jax.tree.map(lambda leaf, n=number: leaf[n], trained.params)))
-            tick()
-        record["clients"]["accuracies"] = [entry["accuracy"] for entry in scores]
-        best = int(np.argmax(record["clients"]["accuracies"]))
-        record["references"]["best_local"] = scores[best] | {"client": best}
-        weights = jnp.asarray(who.size / who.size.sum(), jnp.float32)
-        for name, shares in (("ensemble", None), ("ensemble_weighted", weights)):
-            loss, accuracy = ensemble(apply, likelihood, trained.params, dataset.test_x, dataset.test_y, weights=shares)
-            record["references"][name] = {"accuracy": float(accuracy), "loss": float(loss)}
-        save()
-
-        measured: dict[Any, tuple[Any, float]] = {}
-        for name, rule in rules.items():
-            if rule.measure not in measured:
-                tick = _stage(progress, f"measure for {name}", len(parts))
-                began = time.perf_counter()
-                payloads, _ = simulate.measure_clients(
-                    rule.measure, trained.params, x, y, who, measure_key, done=tick, **how
-                )
-                measured[rule.measure] = payloads, time.perf_counter() - began
-            payloads, measuring = measured[rule.measure]
-            tick = _stage(progress, f"merge by {name}", 1)
-            began = time.perf_counter()
-            merged = simulate.merge_clients(rule, payloads)
-            solving = time.perf_counter() - began
-            record["rules"][name] = score(merged.params) | {
-                "bits_up": simulate.payload_bits(payloads),
-                "seconds": measuring + solving,
-                "seconds_measure": measuring,
-                "seconds_merge": solving,
-                "diagnostics": merged.diagnostics,
-            }
-            tick()
+        for result in found:
+            _note(record, result)
             save()
-
-        if settings.pooled:
-            tick = _stage(progress, "train on pooled data", settings.epochs)
-            everybody = simulate.clients([np.concatenate(parts)])
-            alone = dataclasses.replace(train, on_epoch=tick)
-            pooled, _ = simulate.train_clients(alone, start, x, y, everybody, train_key, strategy="sequential")
-            record["references"]["pooled"] = score(jax.tree.map(lambda leaf: leaf[0], pooled.params))
 
     record["complete"] = True
     record = report.plain(record)
@@ -246,33 +198,43 @@ def _check(settings: Run) -> None:
         raise ValueError("damping: the paper's loop has none; leave it out with --preset paper")
 
 
-def _rules(settings: Run, apply: Callable, x: Any, y: Any, key: Any, captured: Any) -> dict[str, Rule]:
-    picked = jax.random.randint(key, (500,), 0, len(x))  # with replacement, as the authors do
-    pick_x, pick_y = x[picked], y[picked]
+def _note(record: dict[str, Any], result: one_shot.Result) -> None:
+    """Put a result in its place in the record."""
+    if result.kind == "training":
+        record["seconds"]["train"], record["cohort"] = result.value["seconds"], result.value["cohort"]
+    elif result.kind == "client":
+        record["clients"]["accuracies"].append(result.value["accuracy"])
+    else:
+        record["rules" if result.kind == "rule" else "references"][result.name] = result.value
 
-    def validation(params: Any) -> Any:
-        return jnp.mean(jnp.argmax(apply(params, pick_x), axis=-1) == pick_y)
 
-    rules = {}
-    for name in settings.rules:
-        options: dict[str, Any] = {}
-        if name in SOLVED:
-            if settings.preset == "paper":
-                options["solver"] = paper_loop(released_adam(SOLVED[name]), validation=validation)
-            elif settings.damping is not None:
-                options["solver"] = conjugate_gradients(damping=settings.damping)
-        if name in SOLVED or name == "fisher-merge":
-            options |= {"kind": settings.kind, "samples": settings.samples, "captured": captured}
-        rules[name] = catalogue.build(name, apply, categorical(), **options)
-    return rules
+def _rules(
+    settings: Run, apply: Callable, likelihood: Likelihood, offers: dict[str, Any], x: Any, y: Any, key: Any
+) -> dict[str, Rule]:
+    if settings.preset == "paper":
+        picked = jax.random.randint(key, (500,), 0, len(x))  # with replacement, as the authors do
+        pick_x, pick_y = x[picked], y[picked]
+
+        def validation(params: Any) -> Any:
+            return jnp.mean(jnp.argmax(apply(params, pick_x), axis=-1) == pick_y)
+
+        offers = offers | {"validation": validation}
+    known = catalogue.RELEASED if settings.preset == "paper" else catalogue.RULES
+    solved = {} if settings.damping is None else {"solver": conjugate_gradients(damping=settings.damping)}
+    return {
+        name: catalogue.build(
+            name, apply, likelihood, offers=offers, rules=known, **(solved if name in catalogue.SOLVED else {})
+        )
+        for name in settings.rules
+    }
 
 
 def _preset_note(settings: Run) -> str | None:
     if settings.preset != "paper":
         return None
     return (
-        "the authors' settings: 2000 steps of their server loop at rate 0.01, the iterate picked by accuracy on 500 "
-        "labelled training examples; their 16-bit quantisation is not applied"
+        "the authors' settings: 2000 steps of their server loop at rate 0.01, the iterate (of dense, the student) "
+        "picked by accuracy on 500 labelled training examples; their 16-bit quantisation is applied by regmean alone"
     )
 
 

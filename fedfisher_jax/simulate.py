@@ -61,10 +61,13 @@ class Train:
     def __call__(self, shared: Shared, client: Clients) -> local.Trained:
         """One client's trained model."""
         data = Examples(shared.x, shared.y, client.indices, client.size)
-        key = jax.random.fold_in(shared.key, client.number)
+        return self.fit(shared.params, data, jax.random.fold_in(shared.key, client.number))
+
+    def fit(self, params: PyTree, data: Examples, key: jax.Array) -> local.Trained:
+        """A model trained from `params` on `data`."""
         settings = {"epochs": self.epochs, "batch_size": self.batch_size, "augment": self.augment}
         return local.train(
-            self.apply, self.likelihood, self.optimizer, shared.params, data, key, on_epoch=self.on_epoch, **settings
+            self.apply, self.likelihood, self.optimizer, params, data, key, on_epoch=self.on_epoch, **settings
         )
 
 
@@ -115,7 +118,11 @@ def measure_clients(
 
 
 def merge_clients(rule: Rule, payloads: PyTree) -> Merged:
-    """The global model from payloads with a leading client axis, fold and solve in one compiled program if possible."""
+    """The global model from payloads with a leading client axis, fold and solve in one compiled program if possible.
+
+    Raises:
+        ValueError: the rule gives an `apply` of its own and says that it can be compiled.
+    """
     if not rule.jit:
         return _merge(rule, payloads)
     params, diagnostics = _merge_compiled(rule._replace(measure=None), payloads)  # whose hash is not asked for
@@ -129,6 +136,8 @@ def _merge(rule: Rule, payloads: PyTree) -> Merged:
 @partial(jax.jit, static_argnums=0)
 def _merge_compiled(rule: Rule, payloads: PyTree) -> tuple[PyTree, dict[str, Any]]:
     merged = _merge(rule, payloads)
+    if merged.apply is not None:
+        raise ValueError(f"rule {rule.name}: gives an apply of its own, which needs jit=False")
     return merged.params, merged.diagnostics
 
 

@@ -83,6 +83,16 @@ def test_own_rule(tmp_path, monkeypatch):
     assert result["rules"]["my_rules:first"]["accuracy"] == pytest.approx(result["clients"]["accuracies"][0], abs=1e-3)
 
 
+def test_rules_that_work_on_the_host_or_bring_their_own_network(tmp_path):
+    rules = ("otfusion", "pfnm", "fedbens", "dense")
+    command(*QUICK, "--rules", *rules, "--out", tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert tuple(result["rules"]) == rules
+    assert all(rule["accuracy"] > 0.15 for rule in result["rules"].values())  # ten classes
+    assert result["rules"]["pfnm"]["diagnostics"]["units_0"] > 64  # wider than the clients'
+    assert result["rules"]["fedbens"]["diagnostics"]["modes"] == 2
+
+
 def npz(path, **changes):
     x, y = np.ones((20, 4), np.float32), np.arange(20) % 2
     np.savez(path, **{"train_x": x, "train_y": y, "test_x": x, "test_y": y, **changes})
@@ -142,7 +152,8 @@ def test_bad_files_are_one_line(changes, words, capsys, tmp_path):
 def test_list(capsys):
     command("list")
     printed = capsys.readouterr().out
-    assert "fashion_mnist" in printed and "fedfisher-kfac" in printed and "dirichlet-client" in printed
+    for name in ("fashion_mnist", "fedfisher-kfac", "otfusion", "pfnm", "dense", "fedbens", "dirichlet-client"):
+        assert name in printed
 
 
 def test_two_hosts_of_a_slurm_step(record, tmp_path):

@@ -1,42 +1,107 @@
-"""The rules by name, and a user's own rule named as `module:function`."""
+"""The rules by name, and a user's own rule named as `module:function`.
+
+Some rules take more than the model and its likelihood: its captured layers, say, or a way to train further local
+models. A run offers what it has, by name, and a rule gets those offers that it takes.
+"""
 
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..likelihood import Likelihood
+from ..solve import paper_loop, released_adam
+from .distil import RELEASED_DENSE, dense
 from .fedavg import fedavg
+from .fedbens import fedbens
 from .fedfisher import fedfisher, fisher_merge
 from .fedlpa import fedlpa
-from .regmean import regmean, regmean_kron
+from .ot_fusion import ot_fusion, released_ot_fusion
+from .pfnm import pfnm, released_pfnm
+from .regmean import regmean, regmean_kron, released_regmean
 from .rule import Rule
 
-RULES: dict[str, Callable[..., Rule]] = {
-    "fedavg": fedavg,
-    "fisher-merge": fisher_merge,
-    "fedfisher-diag": partial(fedfisher, structure="diagonal"),
-    "fedfisher-kfac": partial(fedfisher, structure="kronecker"),
-    "fedfisher-full": partial(fedfisher, structure="full"),
-    "fedlpa": fedlpa,
-    "regmean": regmean,
-    "regmean-kron": regmean_kron,
+
+class Entry(NamedTuple):
+    """A rule's constructor (apply, likelihood, **options) → Rule, and which offers are options of it."""
+
+    constructor: Callable[..., Rule]
+    takes: tuple[str, ...] = ()
+
+
+SOLVED = {"fedfisher-diag": "diagonal", "fedfisher-kfac": "kronecker", "fedfisher-full": "full"}
+"""Those that take a `solver`, and their structures."""
+
+_FISHER = ("kind", "samples", "captured")
+
+RULES: dict[str, Entry] = {
+    "fedavg": Entry(fedavg),
+    "fisher-merge": Entry(fisher_merge, _FISHER),
+    **{name: Entry(partial(fedfisher, structure=structure), _FISHER) for name, structure in SOLVED.items()},
+    "fedlpa": Entry(fedlpa, ("captured",)),
+    "regmean": Entry(regmean, ("captured",)),
+    "regmean-kron": Entry(regmean_kron, ("captured",)),
+    "otfusion": Entry(ot_fusion, ("captured",)),
+    "pfnm": Entry(pfnm, ("captured",)),
+    "dense": Entry(dense),
+    "fedbens": Entry(fedbens, (*_FISHER, "others")),
 }
 
 
-def build(name: str, apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
-    """A rule by its name in `RULES`, or `module:function` where function(apply, likelihood, **options) → Rule.
+def _released_fedfisher(
+    apply: Callable, likelihood: Likelihood, *, structure: str, validation: Callable, **options: Any
+) -> Rule:
+    solver = paper_loop(released_adam(structure), validation=validation)
+    return fedfisher(apply, likelihood, structure=structure, solver=solver, **options)
+
+
+RELEASED: dict[str, Entry] = RULES | {
+    **{
+        name: Entry(partial(_released_fedfisher, structure=structure), (*_FISHER, "validation"))
+        for name, structure in SOLVED.items()
+    },
+    "regmean": Entry(released_regmean, ("captured",)),
+    "otfusion": Entry(released_ot_fusion, ("captured",)),
+    "pfnm": Entry(released_pfnm, ("captured",)),
+    "dense": Entry(partial(dense, settings=RELEASED_DENSE), ("validation",)),
+}
+"""The rules with the FedFisher authors' settings where they have some."""
+
+
+def build(
+    name: str,
+    apply: Callable,
+    likelihood: Likelihood,
+    *,
+    offers: Mapping[str, Any] | None = None,
+    rules: Mapping[str, Entry] = RULES,
+    **options: Any,
+) -> Rule:
+    """A rule by its name in `rules`, or `module:function` where function(apply, likelihood, **options) → Rule.
+
+    Args:
+        name: of the rule.
+        apply: the model.
+        likelihood: what was fitted.
+        offers: what a rule may have if it takes it; a user's own function takes those that are arguments of it by name.
+        rules: `RULES` or `RELEASED`.
+        options: of this rule.
 
     Raises:
         ValueError: no such rule, module or function.
     """
-    if name in RULES:
-        return RULES[name](apply, likelihood, **options)
+    entry = rules[name] if name in rules else _own(name, rules)
+    given = {key: value for key, value in (offers or {}).items() if key in entry.takes}
+    return entry.constructor(apply, likelihood, **given | options)
+
+
+def _own(name: str, rules: Mapping[str, Entry]) -> Entry:
     module, colon, function = name.partition(":")
     if not colon:
-        raise ValueError(f"rules: got {name!r}, expected one of {', '.join(RULES)}, or your own as module:function")
+        raise ValueError(f"rules: got {name!r}, expected one of {', '.join(rules)}, or your own as module:function")
     try:
         constructor = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"rules: cannot import {name!r}: {error}") from error
-    return constructor(apply, likelihood, **options)
+    return Entry(constructor, tuple(inspect.signature(constructor).parameters))
