@@ -118,8 +118,8 @@ def run(settings: Run) -> dict[str, Any]:
     )
     network = models.build(settings.model, dataset.train_x.shape[1:], dataset.num_classes, settings.bias)
     likelihood, apply = categorical(), network.apply
-    init_key, train_key, measure_key, pick_key = jax.random.split(jax.random.key(settings.seed), 4)
-    start = network.init(init_key)
+    key = one_shot.keys(settings.seed)
+    start = network.init(key.init)
     captured = capture(apply, start, dataset.train_x)
     x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
     train = simulate.Train(
@@ -131,7 +131,7 @@ def run(settings: Run) -> dict[str, Any]:
         crop_and_flip() if dataset.augment else None,
     )
     offers = one_shot.offers(network.init, train, captured, kind=settings.kind, samples=settings.samples)
-    rules = _rules(settings, apply, likelihood, offers, x, y, pick_key)
+    rules = _rules(settings, apply, likelihood, offers, x, y, key.pick)
     out = report.require_folder(settings.out)
 
     counts = data.label_counts(dataset.train_y, parts, dataset.num_classes)
@@ -162,8 +162,7 @@ def run(settings: Run) -> dict[str, Any]:
         found = one_shot.compare(
             problem,
             rules,
-            train_key,
-            measure_key,
+            key,
             pooled=settings.pooled,
             strategy=settings.strategy,
             stage=partial(_stage, progress),

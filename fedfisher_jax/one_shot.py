@@ -42,6 +42,20 @@ class Problem:
     who: simulate.Clients
 
 
+class Keys(NamedTuple):
+    """Of a run's parts."""
+
+    init: jax.Array
+    train: jax.Array
+    measure: jax.Array
+    pick: jax.Array  # of labelled examples at the server
+
+
+def keys(seed: int) -> Keys:
+    """A run's keys from its seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), 4))
+
+
 class Result(NamedTuple):
     """One thing found out: of kind "training", "client" (its name is its number), "reference" or "rule"."""
 
@@ -53,8 +67,7 @@ class Result(NamedTuple):
 def compare(
     problem: Problem,
     rules: Mapping[str, Rule],
-    train_key: jax.Array,
-    measure_key: jax.Array,
+    key: Keys,
     *,
     pooled: bool = False,
     strategy: str | None = None,
@@ -68,8 +81,7 @@ def compare(
     Args:
         problem: the federation.
         rules: by the names that their results get.
-        train_key: of training.
-        measure_key: of what clients measure.
+        key: of training and of what clients measure.
         pooled: also train one model on all clients' examples.
         strategy: of `cohort.map_clients`.
         stage: told the stages as they begin.
@@ -82,7 +94,7 @@ def compare(
     count, epochs = len(who.size), problem.train.epochs
     train = dataclasses.replace(problem.train, on_epoch=stage("train", count * epochs))
     began = time.perf_counter()
-    trained, ran = simulate.train_clients(train, problem.start, x, y, who, train_key, **how)
+    trained, ran = simulate.train_clients(train, problem.start, x, y, who, key.train, **how)
     yield Result("training", "clients", {"seconds": time.perf_counter() - began, "cohort": ran._asdict()})
     yield from _judge_locals(problem, trained.params, stage("evaluate clients", count))
 
@@ -91,7 +103,7 @@ def compare(
         if rule.measure not in measured:
             done = stage(f"measure for {name}", count)
             began = time.perf_counter()
-            sent, _ = simulate.measure_clients(rule.measure, trained.params, x, y, who, measure_key, done=done, **how)
+            sent, _ = simulate.measure_clients(rule.measure, trained.params, x, y, who, key.measure, done=done, **how)
             measured[rule.measure] = sent, time.perf_counter() - began
         payloads, measuring = measured[rule.measure]
         done = stage(f"merge by {name}", 1)
@@ -112,7 +124,7 @@ def compare(
 
     if pooled:
         alone = dataclasses.replace(problem.train, on_epoch=stage("train on pooled data", epochs))
-        yield Result("reference", "pooled", train_pooled(dataclasses.replace(problem, train=alone), train_key))
+        yield Result("reference", "pooled", train_pooled(dataclasses.replace(problem, train=alone), key.train))
 
 
 def train_pooled(problem: Problem, key: jax.Array) -> dict[str, float]:

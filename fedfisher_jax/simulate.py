@@ -40,9 +40,13 @@ class Shared(NamedTuple):
     params: Any = None
 
 
-def clients(parts: Sequence[np.ndarray]) -> Clients:
-    """Clients from the index arrays of a split."""
+def clients(parts: Sequence[np.ndarray], length: int = 0) -> Clients:
+    """Clients from the index arrays of a split, in rows of at least `length`.
+
+    Results do not depend on the length. With one length, all splits of a data set run the same compiled programs.
+    """
     rows, sizes = pad_rows(list(parts))
+    rows = np.pad(rows, ((0, 0), (0, max(0, length - rows.shape[1]))), mode="edge")
     return Clients(np.arange(len(parts), dtype=np.int32), rows, sizes)
 
 

@@ -84,7 +84,7 @@ def test_own_rule(tmp_path, monkeypatch):
 
 
 def test_rules_that_work_on_the_host_or_bring_their_own_network(tmp_path):
-    rules = ("otfusion", "pfnm", "fedbens", "dense")
+    rules = ("otfusion", "pfnm", "fedbens")
     command(*QUICK, "--rules", *rules, "--out", tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
     assert tuple(result["rules"]) == rules

@@ -6,6 +6,8 @@ models. A run offers what it has, by name, and a rule gets those offers that it 
 
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -80,6 +82,8 @@ def build(
 ) -> Rule:
     """A rule by its name in `rules`, or `module:function` where function(apply, likelihood, **options) → Rule.
 
+    The module is looked for on Python's path, and then in the current folder.
+
     Args:
         name: of the rule.
         apply: the model.
@@ -100,6 +104,8 @@ def _own(name: str, rules: Mapping[str, Entry]) -> Entry:
     module, colon, function = name.partition(":")
     if not colon:
         raise ValueError(f"rules: got {name!r}, expected one of {', '.join(rules)}, or your own as module:function")
+    if (here := os.getcwd()) not in sys.path:  # a command's own path begins elsewhere
+        sys.path.append(here)
     try:
         constructor = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
