@@ -191,26 +191,52 @@ def this_copy(tree: PyTree) -> PyTree:
 
 
 def _sharded(function: Callable, shared: PyTree, clients: PyTree, workers: int) -> PyTree:
-    return this_copy(_shard_mapped(function, workers, *replicate(clients_mesh(workers), (shared, clients))))
+    results = _shard_mapped(function, workers, *replicate(clients_mesh(workers), (shared, clients)))
+    return this_copy(everywhere(workers, results))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _shard_mapped(function: Callable, workers: int, shared: PyTree, clients: PyTree) -> PyTree:
     each, all_ = PartitionSpec("clients"), PartitionSpec()
-
-    def on_device(everyone: PyTree, mine: PyTree) -> PyTree:
-        results = jax.lax.map(partial(function, everyone), mine)
-        return jax.lax.all_gather(results, "clients", tiled=True)  # so that every host holds every result
-
-    mesh = clients_mesh(workers)
-    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(all_, each), out_specs=all_, check_vma=False)
+    mapped = jax.shard_map(
+        lambda everyone, mine: jax.lax.map(partial(function, everyone), mine),
+        mesh=clients_mesh(workers),
+        in_specs=(all_, each),
+        out_specs=each,
+        check_vma=False,
+    )
     return mapped(shared, clients)
+
+
+def everywhere(workers: int, results: PyTree, total: bool = False) -> PyTree:
+    """Results that lie along the mesh axis, gathered (or summed over devices) to every device of every host.
+
+    A program of its own, started once the results are there: on CPU a device that waits for the others within a longer
+    program holds threads that they need to get there.
+    """
+    return _everywhere(workers, total, jax.block_until_ready(results))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _everywhere(workers: int, total: bool, results: PyTree) -> PyTree:
+    def exchange(mine: PyTree) -> PyTree:
+        if total:
+            return jax.lax.psum(jax.tree.map(lambda leaf: leaf[0], mine), "clients")
+        return jax.lax.all_gather(mine, "clients", tiled=True)
+
+    each, all_ = PartitionSpec("clients"), PartitionSpec()
+    mesh = clients_mesh(workers)
+    return jax.shard_map(exchange, mesh=mesh, in_specs=(each,), out_specs=all_, check_vma=False)(results)
 
 
 def _pmapped(function: Callable, shared: PyTree, clients: PyTree, workers: int) -> PyTree:
     split = jax.tree.map(lambda leaf: leaf.reshape(workers, -1, *leaf.shape[1:]), clients)
-    mapped = jax.pmap(lambda everyone, mine: jax.lax.map(partial(function, everyone), mine), in_axes=(None, 0))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), mapped(shared, split))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), _pmap(function)(shared, split))
+
+
+@lru_cache(maxsize=64)
+def _pmap(function: Callable) -> Callable:
+    return jax.pmap(lambda everyone, mine: jax.lax.map(partial(function, everyone), mine), in_axes=(None, 0))
 
 
 def _stack(results: list[PyTree]) -> PyTree:

@@ -19,7 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from .cohort import Report, clients_mesh, compiled, cores, default_strategy, map_clients, replicate, this_copy
+from .cohort import (
+    Report,
+    clients_mesh,
+    compiled,
+    cores,
+    default_strategy,
+    everywhere,
+    map_clients,
+    replicate,
+    this_copy,
+)
 from .report import write_atomically
 
 PyTree = Any
@@ -109,8 +119,8 @@ def _sum(function: Callable, strategy: str, shared: PyTree, clients: PyTree, val
         return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *sums), workers
     if strategy == "devices":
         mesh = clients_mesh(workers)
-        placed = replicate(mesh, (shared, dealt, real))
-        return this_copy(jax.block_until_ready(_device_sum(function, workers, *placed))), workers
+        sums = _device_sums(function, workers, *replicate(mesh, (shared, dealt, real)))
+        return this_copy(jax.block_until_ready(everywhere(workers, sums, total=True))), workers
     raise ValueError(f"strategy: got {strategy!r}, expected sequential, threads, vectorised or devices to add")
 
 
@@ -133,14 +143,16 @@ def _running_sum(function: Callable, shared: PyTree, clients: PyTree, valid: Any
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _device_sum(function: Callable, workers: int, shared: PyTree, dealt: PyTree, real: Any) -> PyTree:
+def _device_sums(function: Callable, workers: int, shared: PyTree, dealt: PyTree, real: Any) -> PyTree:
+    """Each device's sum, along the mesh axis."""
+
     def on_device(everyone: PyTree, mine: PyTree, valid: Any) -> PyTree:
         hand = jax.tree.map(lambda leaf: leaf[0], mine)
-        return jax.lax.psum(_running_sum(function, everyone, hand, valid[0]), "clients")
+        return jax.tree.map(lambda leaf: leaf[None], _running_sum(function, everyone, hand, valid[0]))
 
     each, all_ = PartitionSpec("clients"), PartitionSpec()
     mesh = clients_mesh(workers)
-    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(all_, each, each), out_specs=all_, check_vma=False)
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(all_, each, each), out_specs=each, check_vma=False)
     return mapped(shared, dealt, real)
 
 

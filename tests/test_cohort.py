@@ -140,7 +140,7 @@ def test_four_devices():
     assert done.stdout.strip() == "same", done.stderr
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "threads", "vectorised"])
+@pytest.mark.parametrize("strategy", ["sequential", "threads", "vectorised", "devices", "pmap"])
 def test_a_second_call_of_the_same_shapes_traces_nothing(federation, strategy):
     traced = []
 
