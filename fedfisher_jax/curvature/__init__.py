@@ -3,9 +3,14 @@
 from .capture import Capture as Capture
 from .capture import activations as activations
 from .capture import capture as capture
+from .eigenpairs import Eigenpairs as Eigenpairs
+from .eigenpairs import Subspace as Subspace
+from .eigenpairs import top_eigenpairs as top_eigenpairs
 from .estimate import fisher as fisher
 from .estimate import fishers as fishers
 from .layers import Layer as Layer
+from .low_rank import LowRank as LowRank
+from .low_rank import recompress as recompress
 from .structures import Diagonal as Diagonal
 from .structures import Fisher as Fisher
 from .structures import Full as Full

@@ -1,9 +1,10 @@
-"""Fisher information of a model on examples: diagonal, Kronecker or full; exact, Monte-Carlo or empirical.
+"""Fisher information of a model on examples: four structures; exact, Monte-Carlo or empirical.
 
     F = (1/n) Σ_x J_xᵀ S_x S_xᵀ J_x,   S_x S_xᵀ = Fisher of the outputs       (arXiv 2403.12329, section 3)
 
 The kinds differ only in which output cotangents are pulled back: the columns of S (exact), gradients at targets drawn
-from the model (monte_carlo), or at the given targets (empirical). One pass over the data serves every structure.
+from the model (monte_carlo), or at the given targets (empirical). One pass over the data serves every structure but the
+low-rank one, which iterates.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +17,14 @@ from ..examples import Batch, Examples, sum_over_batches
 from ..likelihood import Likelihood
 from .capture import Capture, Pulled, activations, capture, pull_back
 from .columns import heaviest
+from .cotangents import cotangents
+from .eigenpairs import Subspace, top_eigenpairs
 from .structures import Diagonal, Fisher, Full, Kronecker
 
 PyTree = Any
 Kind = Literal["exact", "monte_carlo", "empirical"]
-STRUCTURES = ("diagonal", "kronecker", "full")
+STRUCTURES = ("diagonal", "kronecker", "full", "low_rank")
 MAX_FULL = 20_000  # parameters: 1.6 GB in float32
-KINDS = ("exact", "monte_carlo", "empirical")
 
 
 def fisher(
@@ -51,6 +53,7 @@ def fishers(
     batch_size: int = 32,
     skip: float = 0.0,
     captured: Capture | None = None,
+    subspace: Subspace = Subspace(),
 ) -> dict[str, Fisher]:
     """Several structures in one pass over the data; pure, can be jitted and vmapped over clients.
 
@@ -59,9 +62,11 @@ def fishers(
         likelihood: of one example.
         params: any pytree of arrays.
         data: the client's examples; the result is the mean over them.
-        structures: of "diagonal", "kronecker", "full" (a dense [d, d] matrix: small models).
+        structures: of "diagonal", "kronecker", "full" (a dense [d, d] matrix: small models), "low_rank" (needs `key`;
+            `top_eigenpairs` tells its residuals too).
         kind: "exact", "monte_carlo" (needs `key`), "empirical".
-        key: for Monte-Carlo; an example's draws depend on its place among the client's examples, not on batches.
+        key: for Monte-Carlo, where an example's draws depend on its place among the client's examples, not on batches;
+            and for low rank.
         samples: Monte-Carlo draws per example.
         batch_size: examples at once: memory grows with it, not with the data.
         skip: share of Σ_x tr(S_x S_xᵀ), the Fisher of the outputs, that may be left out. The columns of S that carry
@@ -70,47 +75,45 @@ def fishers(
             semi-definite. Activations are not concerned. Needs one number per example and column.
         captured: the model's layers, from `capture`; found here if not given. `capture(..., structured=False)` gives
             the plain per-example reference.
+        subspace: rank and effort of "low_rank", and which parameters it covers.
 
     Raises:
-        ValueError: unknown structure or kind, Monte-Carlo without key, `skip` outside of [0, 1) or not with "exact".
+        ValueError: unknown structure or kind, Monte-Carlo or low rank without key, `skip` outside of [0, 1) or not with
+            "exact", or with "low_rank".
     """
     for name in structures:
         if name not in STRUCTURES:
             raise ValueError(f"structure: got {name!r}, expected one of {', '.join(STRUCTURES)}")
-    if kind not in KINDS:
-        raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
-    if kind == "monte_carlo" and key is None:
-        raise ValueError("key: monte_carlo draws targets and needs a random key, got None")
-    if samples < 1:
-        raise ValueError(f"samples: got {samples}, expected at least 1")
+    rows_of = cotangents(likelihood, kind, key, samples)
     if not 0 <= skip < 1 or (skip and kind != "exact"):
         raise ValueError(
             f"skip: got {skip} with kind {kind!r}, expected a share from 0 to below 1, and 0 but for exact"
         )
+    if skip and "low_rank" in structures:
+        raise ValueError(f"skip: got {skip} with low_rank, which pulls back every column, expected 0")
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     if "full" in structures and size > MAX_FULL:
         raise ValueError(
             f"structure: a full Fisher of {size} parameters is {size}² numbers; at most {MAX_FULL} allowed"
         )
+    result: dict[str, Fisher] = {}
+    if "low_rank" in structures:
+        options = {"subspace": subspace, "kind": kind, "samples": samples, "batch_size": batch_size}
+        result["low_rank"] = top_eigenpairs(apply, likelihood, params, data, key, **options).fisher
+        if set(structures) == {"low_rank"}:
+            return result
     if captured is None:
         captured = capture(apply, params, data.x)
     unstructured = capture(apply, params, data.x, structured=False) if "full" in structures else None
     leaves, treedef = jax.tree.flatten(params)
 
-    def cotangents(outputs: Any, target: Any, position: Any) -> Any:
-        if kind == "exact":
-            factor = likelihood.fisher_factor(outputs)
-            return factor[columns.number[position]][None] if skip else factor
-        gradient = jax.grad(likelihood.nll)
-        if kind == "empirical":
-            return gradient(outputs, target)[None]
-        keys = jax.random.split(jax.random.fold_in(key, position), samples)  # pyright: ignore[reportArgumentType]
-        drawn = jax.vmap(lambda k: gradient(outputs, likelihood.sample(k, outputs)))(keys)
-        return drawn / jnp.sqrt(jnp.asarray(samples, drawn.dtype))
+    def columns_of(outputs: Any, target: Any, position: Any) -> Any:
+        rows = rows_of(outputs, target, position)
+        return rows[columns.number[position]][None] if skip else rows
 
     def pulled(which: Capture, batch: Batch) -> Pulled:
         def one(x: Any, y: Any, mask: Any, position: Any) -> Pulled:
-            result = pull_back(which, leaves, x, lambda outputs: cotangents(outputs, y, position))
+            result = pull_back(which, leaves, x, lambda outputs: columns_of(outputs, y, position))
             return jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), result)
 
         return jax.vmap(one)(batch.x, batch.y, batch.mask, batch.position)
@@ -147,7 +150,6 @@ def fishers(
         total = sum_over_batches(sums, data, batch_size)
     total = jax.tree.map(lambda leaf: leaf / data.size.astype(leaf.dtype), total)
     rest = dict(zip(captured.fallback_leaves, total.get("rest", ()), strict=False))
-    result: dict[str, Fisher] = {}
     if "diagonal" in structures:
         by_leaf = dict(rest)
         for layer, squares in zip(captured.layers, total["squares"], strict=True):
