@@ -82,9 +82,19 @@ class Settings:
 S = TypeVar("S", bound=Settings)
 
 
-def command_line(cls: type[S], description: str | None = None, args: Sequence[str] | None = None) -> S:
-    """Reads ``cls`` from the command line (or ``args``), fills the default ``out`` and makes that folder."""
+def command_line(
+    cls: type[S],
+    description: str | None = None,
+    args: Sequence[str] | None = None,
+    quick: Mapping[str, Any] | None = None,
+) -> S:
+    """Reads ``cls`` from the command line (or ``args``), fills the default ``out`` and makes that folder.
+
+    With ``--quick``, `quick` holds the defaults of other flags; a flag that is given counts.
+    """
     settings = tyro.cli(cls, description=description, args=args)
+    if settings.quick and quick:
+        settings = tyro.cli(cls, description=description, args=args, default=cls(quick=True, **quick))
     if settings.out == cls.out:
         script = Path(sys.argv[0]).resolve()
         folder = script.parent.relative_to(ROOT / "experiments") if script.is_relative_to(ROOT / "experiments") else ""
