@@ -1,0 +1,114 @@
+"""Which encoder for which entry: nothing, the authors' scheme, or what fits a budget."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..merge.rule import Payload
+from . import codecs, file, structures
+from .codecs import Cholesky, Codec, Eigen, Root, Singular, Uniform
+
+MOST, LEAST = 16, 4  # bits of a number
+FINE = 8  # below so many bits small eigenvalues are left out instead of making numbers coarser,
+KEPT = 16  # but not so many of them: with fewer kept, coarser numbers cost less (experiments/bits.py)
+
+
+def none(payload: Payload) -> dict[str, Codec]:
+    """Every entry as it is."""
+    del payload
+    return {}
+
+
+def authors(payload: Payload) -> dict[str, Codec]:
+    """The released scheme (arXiv 2403.12329): 15 bits and sign; factors by U S Vᵀ of one common rank, 8 bits and sign.
+
+    The rank is int(2 d / Σ_layers (2 b₁ + 2 b₂ + 2)), so that factors cost about as much as parameters: LeNet rank 50,
+    1.034 × FedAvg's 32 bits per parameter. RegMean's sums run over its one factor; FedAvg's parameters stay raw.
+
+    Raises:
+        ValueError: a full or low-rank Fisher, which the authors do not compress.
+    """
+    name = structures.name_of(payload.fisher)
+    if name is None:
+        return {}
+    if name in ("full", "low_rank"):
+        raise ValueError(f"compression: the authors' scheme has no {name} Fisher")
+    arrays = file.entries(payload)
+    size = sum(array.size for entry, array in arrays.items() if entry.startswith("params/"))
+    factors = {entry: array.shape[-1] for entry, array in arrays.items() if structures.is_matrix(entry)}
+    plan: dict[str, Codec] = {entry: Uniform(15) for entry in arrays if entry not in factors}
+    if factors:
+        rank = max(1, int(2 * size / sum(2 * n + 1 for n in factors.values())))
+        plan |= {entry: Singular(rank, Uniform(8)) for entry in factors}
+    return plan
+
+
+def fit(payload: Payload, about: file.About, budget: float, *, stochastic: bool = False) -> dict[str, Codec]:
+    """The finest plan whose file, header included, takes at most `budget` times 32 bits per parameter.
+
+    Numbers have one width b for all of a file. Down to 8 bits semi-definite matrices keep every eigenvalue (L Lᵀ); then
+    small ones are replaced by their mean (U Λ Uᵀ + t I), at the largest common rank that fits; where that is below
+    `KEPT`, b falls, down to 4.
+    Diagonals are stored by their square roots.
+
+    Args:
+        payload: what is to be sent.
+        about: the header's part of the file.
+        budget: multiple of FedAvg's 32 bits per parameter.
+        stochastic: round so that every number is right on average.
+
+    Raises:
+        ValueError: the budget is not positive or too small; the smallest that works is named.
+    """
+    if not 0 < budget < float("inf"):
+        raise ValueError(f"budget: got {budget}, expected a positive multiple of 32 bits per parameter")
+    arrays = file.entries(payload)
+    full = 32 * sum(array.size for entry, array in arrays.items() if entry.startswith("params/"))
+    largest = max((array.shape[-1] for entry, array in arrays.items() if structures.is_matrix(entry)), default=0)
+
+    def plan(width: int, rank: int | None) -> dict[str, Codec]:
+        return {entry: _codec(entry, array, width, rank, stochastic) for entry, array in arrays.items()}
+
+    def bits(width: int, rank: int | None) -> int:
+        return file.size_bits(payload, about, plan(width, rank))
+
+    room = budget * full
+    for width in range(MOST, FINE - 1 if largest else LEAST - 1, -1):
+        if bits(width, None) <= room:
+            return plan(width, None)
+    for width in range(FINE, LEAST - 1, -1) if largest else ():
+        rank = _largest(lambda r, width=width: bits(width, r) <= room, largest)
+        if rank >= KEPT or (rank and width == LEAST):
+            return plan(width, rank)
+    smallest = bits(LEAST, 1 if largest else None) / full
+    raise ValueError(f"budget: got {budget:g}, expected at least {smallest:.3f} for this payload")
+
+
+def describe(plan: dict[str, Codec]) -> Iterator[str]:
+    """A line per kind of entry that a plan encodes."""
+    seen: dict[str, Codec] = {}
+    for entry, codec in plan.items():
+        seen.setdefault("/".join(entry.split("/")[:2]) if entry.startswith("fisher/") else "params", codec)
+    return (f"{kind}: {codec}" for kind, codec in seen.items())
+
+
+def _codec(entry: str, array: Any, width: int, rank: int | None, stochastic: bool) -> Codec:
+    signed, positive = Uniform(width - 1, True, stochastic), Uniform(width, False, stochastic)
+    if structures.is_positive(entry):
+        return Root(positive)
+    if not structures.is_matrix(entry):
+        return signed
+    whole = Cholesky(signed)
+    if rank is None:
+        return whole
+    some = Eigen(rank, signed, positive)
+    cost = {codec: codecs.bits(codec, array.shape, array.dtype) for codec in (whole, some)}
+    return whole if cost[whole] <= cost[some] else some
+
+
+def _largest(works: Callable[[int], bool], most: int) -> int:
+    """The largest number from 1 to `most` that works, where every smaller one does, too; 0 if none."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if works(middle) else (low, middle - 1)
+    return low
