@@ -32,7 +32,12 @@ class Entry(NamedTuple):
     takes: tuple[str, ...] = ()
 
 
-SOLVED = {"fedfisher-diag": "diagonal", "fedfisher-kfac": "kronecker", "fedfisher-full": "full"}
+SOLVED = {
+    "fedfisher-diag": "diagonal",
+    "fedfisher-kfac": "kronecker",
+    "fedfisher-full": "full",
+    "fedfisher-lowrank": "low_rank",
+}
 """Those that take a `solver`, and their structures."""
 
 _FISHER = ("kind", "samples", "captured")

@@ -1,7 +1,7 @@
 """FedFisher (arXiv 2403.12329) and Fisher merging (arXiv 2111.09832): the mode of the product of Laplace posteriors.
 
-Both minimise Q(θ) = Σ w_i (θ − θ_i)ᵀ F_i (θ − θ_i). Diagonal and full curvatures add up, Kronecker ones are stacked: a
-sum of Kronecker products is not one.
+Both minimise Q(θ) = Σ w_i (θ − θ_i)ᵀ F_i (θ − θ_i). Diagonal and full curvatures add up, Kronecker and low-rank ones
+are stacked: a sum of Kronecker products is not one, and a sum of low-rank matrices has a higher rank.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from .rule import Measure, Merged, Payload, Rule
 
 # Relative to a layer's mean diagonal entry. A Kronecker product errs in its small eigenvalues, which damping outweighs;
 # a diagonal has no such directions, and much damping only pulls it back to the average.
-DAMPING = {"diagonal": 0.01, "kronecker": 0.3, "full": 0.01}
+DAMPING = {"diagonal": 0.01, "kronecker": 0.3, "full": 0.01, "low_rank": 0.01}
 
 
 def fedfisher(
@@ -29,22 +29,24 @@ def fedfisher(
     solver: Solver | None = None,
     **options: Any,
 ) -> Rule:
-    """FedFisher with diagonal, Kronecker (K-FAC) or full Fisher.
+    """FedFisher with diagonal, Kronecker (K-FAC), full or low-rank Fisher.
 
     Args:
         apply: the model.
         likelihood: what was fitted.
-        structure: "diagonal", "kronecker" or "full". A full Fisher of an under-parameterised model can be far worse
-            than FedAvg: the Laplace approximation is then taken far from zero loss (docs/theory.md).
+        structure: "diagonal", "kronecker", "full" or "low_rank". A full Fisher of an under-parameterised model can be
+            far worse than FedAvg: the Laplace approximation is then taken far from zero loss (docs/theory.md). Outside
+            of all clients' top eigenvectors, "low_rank" is the weighted mean.
         solver: default `conjugate_gradients(damping=DAMPING[structure])`; `paper_loop(...)` is the released one.
-        options: of `Measure`: kind, samples, batch_size, skip, captured.
+        options: of `Measure`: kind, samples, batch_size, skip, captured, subspace.
     """
-    names = {"diagonal": "fedfisher-diag", "kronecker": "fedfisher-kfac", "full": "fedfisher-full"}
+    short = {"diagonal": "diag", "kronecker": "kfac", "full": "full", "low_rank": "lowrank"}
+    names = {name: f"fedfisher-{word}" for name, word in short.items()}
     if structure not in names:
         raise ValueError(f"structure: got {structure!r}, expected one of {', '.join(names)}")
     measure = Measure(apply, likelihood, structure, **options)
     chosen = conjugate_gradients(damping=DAMPING[structure]) if solver is None else solver
-    if structure == "kronecker":
+    if structure in ("kronecker", "low_rank"):
         return Rule(names[structure], measure, with_fisher, lambda s: _merged(chosen, stacked(s)), "stack")
     return Rule(names[structure], measure, lift_sums, lambda s: _merged(chosen, summed(s)), "add")
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..curvature import Capture, fisher
+from ..curvature import Capture, Subspace, fisher
 from ..examples import Examples
 from ..likelihood import Likelihood
 
@@ -60,13 +60,14 @@ class Measure:
     batch_size: int = 32
     skip: float = 0.0
     captured: Capture | None = None
+    subspace: Subspace = Subspace()  # of "low_rank"
 
     def __call__(self, params: PyTree, data: Examples, key: jax.Array) -> Payload:
         """One client's payload."""
         weight = jnp.asarray(data.size, jnp.result_type(float))
         if self.structure is None:
             return Payload(weight, params)
-        names = ("structure", "kind", "samples", "batch_size", "skip", "captured")
+        names = ("structure", "kind", "samples", "batch_size", "skip", "captured", "subspace")
         options = {name: getattr(self, name) for name in names}
         measured = fisher(self.apply, self.likelihood, params, data, key=key, **options)
         return Payload(weight, params, measured)
