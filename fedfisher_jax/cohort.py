@@ -231,7 +231,9 @@ def _everywhere(workers: int, total: bool, results: PyTree) -> PyTree:
 
 def _pmapped(function: Callable, shared: PyTree, clients: PyTree, workers: int) -> PyTree:
     split = jax.tree.map(lambda leaf: leaf.reshape(workers, -1, *leaf.shape[1:]), clients)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), _pmap(function)(shared, split))
+    # On one device, or the next operation is spread over all of them and waits for itself.
+    results = jax.device_put(jax.block_until_ready(_pmap(function)(shared, split)), jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
 
 
 @lru_cache(maxsize=64)

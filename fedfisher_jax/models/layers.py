@@ -56,9 +56,8 @@ def _windows(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h2 s w2 s
     return x[:, : h2 * size, : w2 * size].reshape(n, h2, size, w2, size, c)
 
 
-def _first_max(x: Array, axis: int) -> Array:
-    winner = jnp.argmax(x, axis, keepdims=True)
-    return jnp.sum(x, axis, where=jax.lax.broadcasted_iota(winner.dtype, x.shape, axis) == winner)
+def _first_max(a: Array, b: Array) -> Array:
+    return jnp.where((b > a) | jnp.isnan(b), b, a)
 
 
 def max_pool2(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
@@ -68,7 +67,9 @@ def max_pool2(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
     constant background of MNIST-like images. The gradient of a weight is the same either way, but a Kronecker factor,
     the sum over positions of squared output gradients, is not.
     """
-    return _first_max(_first_max(_windows(x, 2), 4), 2)
+    windows = _windows(x, 2)
+    columns = _first_max(windows[:, :, :, :, 0], windows[:, :, :, :, 1])
+    return _first_max(columns[:, :, 0], columns[:, :, 1])
 
 
 def mean_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h2 w2 c"]:
