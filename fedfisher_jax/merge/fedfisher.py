@@ -16,9 +16,10 @@ from ..solve import Objective, Solver, closed_form, conjugate_gradients, objecti
 from .fedavg import weighted
 from .rule import Measure, Merged, Payload, Rule
 
-# Relative to a layer's mean diagonal entry. A Kronecker product errs in its small eigenvalues, which damping outweighs;
-# a diagonal has no such directions, and much damping only pulls it back to the average.
-DAMPING = {"diagonal": 0.01, "kronecker": 0.3, "full": 0.01, "low_rank": 0.01}
+# Relative to a block's mean diagonal entry. A Kronecker product errs in its small eigenvalues, a low-rank matrix in all
+# that it leaves out; damping outweighs both. A diagonal has no such directions, and much damping only pulls it back to
+# the average.
+DAMPING = {"diagonal": 0.01, "kronecker": 0.3, "full": 0.01, "low_rank": 0.3}
 
 
 def fedfisher(
