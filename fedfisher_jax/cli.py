@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import data, models, one_shot, report, simulate
+from .commands import COMMANDS
 from .curvature import capture
 from .likelihood import Likelihood, categorical
 from .local import crop_and_flip
@@ -83,17 +84,23 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: exits with 2 and one line on bad input."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = tyro.extras.subcommand_cli_from_dict(
-        {"run": Run, "list": List}, args=arguments, prog="fedfisher", sort_subcommands=False
+        {"run": Run, "list": List} | {name: settings for name, (settings, _) in COMMANDS.items()},
+        args=arguments,
+        prog="fedfisher",
+        sort_subcommands=False,
     )
     try:
         if isinstance(command, List):
             names = {"data sets": data.DATASETS, "models": models.NAMES, "splits": data.PARTITIONS}
             for kind, known in {**names, "rules": catalogue.RULES}.items():
                 print(f"{kind}: {', '.join(known)}")
-        else:
+        elif isinstance(command, Run):
             if command.distributed:
                 jax.distributed.initialize()
             run(command)
+        else:
+            function = next(function for settings, function in COMMANDS.values() if isinstance(command, settings))
+            function(command)
     except (ValueError, TypeError, OSError) as error:
         print(f"fedfisher: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,0 +1,149 @@
+"""`fedfisher measure`: what a silo does. Data and the start in, one payload file out."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .. import one_shot, payload, simulate
+from ..curvature import capture
+from ..local import crop_and_flip
+from ..merge import catalogue
+from ..payload import plan
+from . import model_file, silo_data
+from .network import likelihood_of, outputs_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Train from the start on this silo's data, measure, and write one payload file: all that leaves the silo."""
+
+    data: str
+    """This silo's examples: a .npz file with train_x, train_y (or x, y), a name of `fedfisher list`, or with a folder
+    of checkpoints a folder of .npz files of the same names."""
+    start: Path = Path("start.safetensors")
+    """The common starting model, from `fedfisher init`."""
+    out: Path = Path("payload.safetensors")
+    """The payload file; with a folder of checkpoints a folder."""
+    silo: int = 0
+    """This silo's number: different ones in a federation."""
+    name: str = ""
+    """What people call it."""
+    rule: str = "fedfisher-kfac"
+    """What to measure for: a name of `fedfisher list`."""
+    checkpoint: Path | None = None
+    """An already trained safetensors file of this network, or a folder of them: nothing is trained, only measured."""
+    budget: float | None = None
+    """Compress the file to this multiple of FedAvg's 32 bits per parameter."""
+    compression: Literal["none", "authors"] = "none"
+    """"authors": the scheme of arXiv 2403.12329."""
+    stochastic: bool = False
+    """With a budget, round so that every number is right on average."""
+    kind: Literal["exact", "monte_carlo", "empirical"] = "exact"
+    """Of Fisher information."""
+    samples: int = 1
+    """Monte-Carlo draws per example."""
+    epochs: int = 30
+    """Local epochs."""
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    augment: bool = False
+    """Random crops and flips while training, for images."""
+    seed: int = 0
+    """Of training and Monte-Carlo draws, as in `fedfisher run`."""
+    model: str | None = None
+    """module:function, where the start is of a network of your own."""
+
+
+def measure(settings: Measure) -> None:
+    """Write the payload file, or one for each checkpoint of a folder.
+
+    Raises:
+        ValueError: data, start, checkpoint or settings that do not work, named.
+    """
+    _check(settings)
+    start = model_file.read(settings.start, settings.model)
+    if settings.checkpoint is None or not settings.checkpoint.is_dir():
+        _one(settings, start)
+        return
+    found = sorted(settings.checkpoint.glob("*.safetensors"))
+    if not found:
+        raise ValueError(f"checkpoint: no .safetensors file in {settings.checkpoint}")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(found, settings.silo):
+        out, source = settings.out / file.name, str(Path(settings.data) / f"{file.stem}.npz")
+        name = settings.name or file.stem
+        one = dataclasses.replace(settings, checkpoint=file, data=source, out=out, silo=number, name=name)
+        _one(one, start)
+
+
+def _one(settings: Measure, start: model_file.Model) -> None:
+    x, y = silo_data.read(settings.data, "train")
+    apply, likelihood = start.network.apply, likelihood_of(start.kind.likelihood)
+    silo_data.require_targets(settings.data, likelihood, outputs_of(apply, start.params, x), y)
+    captured = capture(apply, start.params, x)
+    offers = {"captured": captured, "kind": settings.kind, "samples": settings.samples}
+    rule = catalogue.build(settings.rule, apply, likelihood, offers=offers)
+    x, y, key = jnp.asarray(x), jnp.asarray(y), one_shot.keys(settings.seed)
+    who = _client(settings, len(x))
+    if settings.checkpoint is not None:
+        params = jax.tree.map(lambda leaf: leaf[None], model_file.read_checkpoint(settings.checkpoint, start.params))
+    else:
+        optimizer = optax.sgd(settings.learning_rate, settings.momentum)
+        augment = crop_and_flip() if settings.augment else None
+        train = simulate.Train(apply, likelihood, optimizer, settings.epochs, settings.batch_size, augment)
+        trained, _ = simulate.train_clients(train, start.params, x, y, who, key.train, strategy="threads")
+        params = trained.params
+    measured, _ = simulate.measure_clients(rule.measure, params, x, y, who, key.measure, strategy="threads")
+    sent = jax.tree.map(lambda leaf: leaf[0], measured)
+    bits = _write(settings, start, sent)
+    size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
+    print(f"{settings.out}: silo {settings.silo}, {len(x)} examples, {bits / 32 / size:.3f} × FedAvg's bits")
+
+
+def _client(settings: Measure, count: int) -> simulate.Clients:
+    """One client under its own number, in a row no shorter than a batch: as in `fedfisher run`, bit for bit."""
+    who = simulate.clients([np.arange(count)], length=settings.batch_size)
+    return who._replace(number=np.array([settings.silo], np.int32))
+
+
+def _write(settings: Measure, start: model_file.Model, sent: Any) -> int:
+    said = payload.About(
+        rule=settings.rule,
+        likelihood=start.kind.likelihood,
+        start=payload.fingerprint(start.params),
+        kind=settings.kind if sent.fisher is not None else None,
+        silo=settings.silo,
+        name=settings.name,
+        compression=settings.compression if settings.budget is None else f"budget {settings.budget:g}",
+    )
+    if settings.budget is not None:
+        chosen = plan.fit(sent, said, settings.budget, stochastic=settings.stochastic)
+    else:
+        chosen = plan.authors(sent) if settings.compression == "authors" else plan.none(sent)
+    random = np.random.default_rng([settings.seed, settings.silo])
+    return payload.write(settings.out, sent, said, chosen, random=random)
+
+
+def _check(settings: Measure) -> None:
+    for name in ("batch_size", "samples", "epochs"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name}: got {getattr(settings, name)}, expected at least 1")
+    if not 0 < settings.learning_rate < float("inf"):
+        raise ValueError(f"learning_rate: got {settings.learning_rate}, expected a positive number")
+    if settings.seed < 0 or settings.silo < 0 or settings.silo >= 2**31:
+        raise ValueError("seed, silo: expected non-negative integers")
+    if settings.budget is not None and settings.compression != "none":
+        raise ValueError("budget, compression: give one of them")
+    if settings.budget is not None and not 0 < settings.budget < float("inf"):
+        raise ValueError(f"budget: got {settings.budget}, expected a positive number")
+    if settings.stochastic and settings.budget is None:
+        raise ValueError("stochastic: needs a budget")
+    folder = settings.out if settings.checkpoint and settings.checkpoint.is_dir() else settings.out.parent
+    if not folder.exists() and folder != settings.out or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"out: no folder {folder}")
