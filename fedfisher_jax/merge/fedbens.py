@@ -90,7 +90,9 @@ def fedbens(
         return joint(_stack(modes), jnp.asarray(x))
 
     def solve(payloads: Payload) -> Merged:
-        modes, start, end = _modes(payloads, precision, temperature, optimizer or ADAM, steps)
+        # A program of its own: with the eigenvalues in the program of the search, XLA:CPU waits for ever (jax 0.10.2).
+        constants = jax.block_until_ready(_log_determinants(payloads, precision, temperature))
+        modes, start, end = _modes(payloads, constants, precision, temperature, optimizer or ADAM, steps)
         diagnostics = {"objective_start": start, "objective_end": end, "modes": jnp.asarray(len(modes))}
         if len(modes) == 1:
             return Merged(modes[0], diagnostics)
@@ -147,15 +149,24 @@ def _log_determinant(fisher: Kronecker, weight: Any, precision: Any) -> jax.Arra
     return total
 
 
+@jax.jit
+def _log_determinants(payloads: Payload, precision: Any, temperature: Any) -> list[jax.Array]:
+    """Per local mode, those of all clients."""
+    weights = payloads.weight / temperature
+    return [jax.vmap(lambda f, w: _log_determinant(f, w, precision))(fisher, weights) for fisher in payloads.fisher]
+
+
 @partial(jax.jit, static_argnames=("optimizer", "steps"))
 def _modes(
-    payloads: Payload, precision: Any, temperature: Any, optimizer: optax.GradientTransformation, steps: int
+    payloads: Payload,
+    constants: list[jax.Array],
+    precision: Any,
+    temperature: Any,
+    optimizer: optax.GradientTransformation,
+    steps: int,
 ) -> tuple[tuple[PyTree, ...], jax.Array, jax.Array]:
     """One merged mode per local mode, and the best objective at starts and at modes."""
     count, weights = payloads.weight.shape[0], payloads.weight / temperature
-    constants = [
-        jax.vmap(lambda f, w: _log_determinant(f, w, precision))(fisher, weights) for fisher in payloads.fisher
-    ]
 
     def objective(params: PyTree, center: PyTree) -> jax.Array:
         """−Σ_i log Σ_k N(θ; θ_ik, (n_i F_ik + λ)⁻¹) + (M − 1) log prior(θ), up to a constant."""
