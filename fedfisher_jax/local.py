@@ -16,13 +16,18 @@ Augment = Callable[[jax.Array, Any], Any]  # (key, one example) → one example
 
 
 class Trained(NamedTuple):
-    """A client's model after training and its mean loss (nats per example) over the last epoch, while it trained.
+    """A client's model after training.
 
-    The loss is NaN if there was no epoch.
+    Attributes:
+        params: like the start.
+        loss: mean over the last epoch, while it trained, in nats per example; NaN if there was no epoch.
+        squares: mean over the last epoch's steps of the squared minibatch gradients, entry by entry (zero if there was
+            no epoch), where asked for.
     """
 
     params: PyTree
     loss: jax.Array
+    squares: PyTree = None
 
 
 def train(
@@ -37,6 +42,7 @@ def train(
     batch_size: int,
     augment: Augment | None = None,
     convolutions: str = "auto",
+    squares: bool = False,
     on_epoch: Callable[[], None] | None = None,
 ) -> Trained:
     """Train from `params` on minibatches drawn without replacement, the last partial batch of an epoch included.
@@ -55,6 +61,7 @@ def train(
         batch_size: at most; a client with fewer examples has one batch an epoch.
         augment: applied to every drawn example with its own key.
         convolutions: see `convolution.for_loops`.
+        squares: gather the last epoch's squared minibatch gradients: a rough Fisher at no extra pass.
         on_epoch: called on the host after each epoch, for progress; its order is not guaranteed.
     """
     apply = for_loops(apply, convolutions)
@@ -66,7 +73,7 @@ def train(
         return jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.maximum(jnp.sum(batch.mask), 1)
 
     def epoch(number: Any, carry: tuple) -> tuple:
-        p, state, _ = carry
+        p, state, *_ = carry
         shuffle_key, augment_key = jax.random.split(jax.random.fold_in(key, number))
         # Element i of these draws does not depend on the array's length, so neither does the order on padding.
         draws = jax.random.uniform(shuffle_key, (length,), jnp.float32)
@@ -74,25 +81,28 @@ def train(
         shuffled = data._replace(indices=data.indices[jnp.argsort(order)])
 
         def step(index: Any, inner: tuple) -> tuple:
-            p, state, total = inner
+            p, state, total, gathered = inner
             batch = take(shuffled, index * batch_size, batch_size)
             if augment is not None:
                 keys = jax.vmap(lambda place: jax.random.fold_in(augment_key, place))(batch.position)
                 batch = batch._replace(x=jax.vmap(augment)(keys, batch.x))
             value, slope = jax.value_and_grad(loss)(p, batch)
             updates, state = optimizer.update(slope, state, p)
-            return optax.apply_updates(p, updates), state, total + value * jnp.sum(batch.mask)
+            gathered = jax.tree.map(lambda old, g: old + g**2, gathered, slope) if squares else None
+            return optax.apply_updates(p, updates), state, total + value * jnp.sum(batch.mask), gathered
 
         steps = -(-data.size // batch_size)
-        p, state, total = jax.lax.fori_loop(0, steps, step, (p, state, jnp.zeros((), dtype)))
+        p, state, total, gathered = jax.lax.fori_loop(0, steps, step, (p, state, jnp.zeros((), dtype), none_gathered))
         if on_epoch is not None:
             jax.debug.callback(lambda _, tell=on_epoch: tell(), total)
-        return p, state, total / data.size.astype(dtype)
+        mean = jax.tree.map(lambda leaf: leaf / steps.astype(leaf.dtype), gathered)
+        return p, state, total / data.size.astype(dtype), mean
 
     dtype = jax.eval_shape(loss, params, take(data, 0, batch_size)).dtype
-    start = (params, optimizer.init(params), jnp.asarray(jnp.nan, dtype))
-    trained, _, last = jax.lax.fori_loop(0, epochs, epoch, start)
-    return Trained(trained, last)
+    none_gathered = jax.tree.map(jnp.zeros_like, params) if squares else None
+    start = (params, optimizer.init(params), jnp.asarray(jnp.nan, dtype), none_gathered)
+    trained, _, last, gathered = jax.lax.fori_loop(0, epochs, epoch, start)
+    return Trained(trained, last, gathered)
 
 
 def crop_and_flip(pad: int = 4) -> Augment:

@@ -57,10 +57,11 @@ class Train:
     apply: Callable
     likelihood: Likelihood
     optimizer: optax.GradientTransformation
-    epochs: int
+    epochs: Any  # an integer; traced where clients have their own
     batch_size: int
     augment: Callable | None = None
     on_epoch: Callable[[], None] | None = None
+    squares: bool = False
 
     def __call__(self, shared: Shared, client: Clients) -> local.Trained:
         """One client's trained model."""
@@ -70,6 +71,7 @@ class Train:
     def fit(self, params: PyTree, data: Examples, key: jax.Array) -> local.Trained:
         """A model trained from `params` on `data`."""
         settings = {"epochs": self.epochs, "batch_size": self.batch_size, "augment": self.augment}
+        settings["squares"] = self.squares
         return local.train(
             self.apply, self.likelihood, self.optimizer, params, data, key, on_epoch=self.on_epoch, **settings
         )

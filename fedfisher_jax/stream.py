@@ -4,6 +4,7 @@ Additive contributions are summed where the clients run (within a program, over 
 never gathered. Stacked ones keep only payloads.
 """
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -85,7 +86,10 @@ def fold_clients(
             # The last group is filled up with copies that weigh nothing, so that it is no new program.
             fill = np.minimum(np.arange(start, start + group), count - 1)
             part = jax.tree.map(lambda leaf, fill=fill: leaf[fill], clients)
-            result, workers = _sum(function, strategy, shared, part, jnp.arange(group) < len(rows))
+            count_in = jnp.arange(group) < len(rows)
+            result, _, workers = jax.block_until_ready(
+                sum_clients(_Summand(function), strategy, shared, part, count_in)
+            )
             report = report._replace(workers=workers)
             summary = result if summary is None else jax.tree.map(jnp.add, summary, result)
         else:
@@ -100,55 +104,90 @@ def fold_clients(
     return jax.tree.map(jnp.asarray, summary), report
 
 
-def _sum(function: Callable, strategy: str, shared: PyTree, clients: PyTree, valid: jax.Array) -> tuple[PyTree, int]:
-    """Σ of the valid clients' contributions."""
+@dataclasses.dataclass(frozen=True)
+class _Summand:
+    """A function all of whose result is summed."""
+
+    function: Callable
+
+    def __call__(self, shared: PyTree, client: PyTree) -> tuple[PyTree, None]:
+        return self.function(shared, client), None
+
+
+def sum_clients(
+    function: Callable[[Any, Any], tuple[PyTree, PyTree]],
+    strategy: str,
+    shared: PyTree,
+    clients: PyTree,
+    valid: jax.Array,
+) -> tuple[PyTree, PyTree, int]:
+    """Sum over clients where they run, and keep what is asked for of each.
+
+    Args:
+        function: (shared, client) → (summed, kept).
+        strategy: sequential, vectorised (both can be part of a larger jitted program), threads or devices.
+        shared: arrays that all clients read.
+        clients: pytree with a leading client axis.
+        valid: [M] which of them count in the sum.
+
+    Returns:
+        Σ summed, kept with a leading client axis, and how many ran side by side.
+
+    Raises:
+        ValueError: another strategy.
+    """
     group = valid.shape[0]
     if strategy == "vectorised":
-        return jax.block_until_ready(_vectorised_sum(function, shared, clients, valid)), 1
+        return *_vectorised_sum(function, shared, clients, valid), 1
     if strategy == "sequential":
-        return jax.block_until_ready(_running_sum(function, shared, clients, valid)), 1
+        return *_running_sum(function, shared, clients, valid), 1
     workers = min(cores() if strategy == "threads" else jax.device_count(), group)
     deal = np.arange(-(-group // workers) * workers).reshape(-1, workers).T  # [workers, rows]: like cards
+    back = np.argsort(deal.ravel())[:group]
     real = jnp.asarray(deal < group) & valid[np.minimum(deal, group - 1)]
     dealt = jax.tree.map(lambda leaf: leaf[np.minimum(deal, group - 1)], clients)
     if strategy == "threads":
         hands = [jax.tree.map(lambda leaf, w=w: leaf[w], (dealt, real)) for w in range(workers)]
         program = compiled(_running_sum, function, shared, *hands[0])
         with ThreadPoolExecutor(workers) as pool:
-            sums = list(pool.map(lambda hand: jax.block_until_ready(program(shared, *hand)), hands))
-        return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *sums), workers
+            results = list(pool.map(lambda hand: jax.block_until_ready(program(shared, *hand)), hands))
+        sums, kept = zip(*results, strict=True)
+        kept = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *kept)
+        return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *sums), kept, workers
     if strategy == "devices":
         mesh = clients_mesh(workers)
-        sums = _device_sums(function, workers, *replicate(mesh, (shared, dealt, real)))
-        return this_copy(jax.block_until_ready(everywhere(workers, sums, total=True))), workers
+        sums, kept = _device_sums(function, workers, *replicate(mesh, (shared, dealt, real)))
+        total = this_copy(everywhere(workers, sums, total=True))
+        return total, jax.tree.map(lambda leaf: leaf[back], this_copy(everywhere(workers, kept))), workers
     raise ValueError(f"strategy: got {strategy!r}, expected sequential, threads, vectorised or devices to add")
 
 
 @partial(jax.jit, static_argnums=0)
-def _vectorised_sum(function: Callable, shared: PyTree, clients: PyTree, valid: Any) -> PyTree:
-    results = jax.vmap(partial(function, shared))(clients)
-    return jax.tree.map(lambda leaf: jnp.tensordot(valid.astype(leaf.dtype), leaf, axes=1), results)
+def _vectorised_sum(function: Callable, shared: PyTree, clients: PyTree, valid: Any) -> tuple[PyTree, PyTree]:
+    results, kept = jax.vmap(partial(function, shared))(clients)
+    return jax.tree.map(lambda leaf: jnp.tensordot(valid.astype(leaf.dtype), leaf, axes=1), results), kept
 
 
 @partial(jax.jit, static_argnums=0)
-def _running_sum(function: Callable, shared: PyTree, clients: PyTree, valid: Any) -> PyTree:
-    def add(total: PyTree, client: tuple) -> tuple[PyTree, None]:
+def _running_sum(function: Callable, shared: PyTree, clients: PyTree, valid: Any) -> tuple[PyTree, PyTree]:
+    def add(total: PyTree, client: tuple) -> tuple[PyTree, PyTree]:
         who, real = client
-        result = jax.lax.cond(real, lambda: function(shared, who), lambda: zeros)
-        return jax.tree.map(jnp.add, total, result), None
+        result, kept = jax.lax.cond(real, lambda: function(shared, who), lambda: zeros)
+        return jax.tree.map(jnp.add, total, result), kept
 
     shapes = jax.eval_shape(function, shared, jax.tree.map(lambda leaf: leaf[0], clients))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zeros, (clients, valid))[0]
+    return jax.lax.scan(add, zeros[0], (clients, valid))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _device_sums(function: Callable, workers: int, shared: PyTree, dealt: PyTree, real: Any) -> PyTree:
-    """Each device's sum, along the mesh axis."""
+    """Each device's sum and what is kept of its clients, along the mesh axis."""
 
-    def on_device(everyone: PyTree, mine: PyTree, valid: Any) -> PyTree:
+    def on_device(everyone: PyTree, mine: PyTree, valid: Any) -> tuple[PyTree, PyTree]:
         hand = jax.tree.map(lambda leaf: leaf[0], mine)
-        return jax.tree.map(lambda leaf: leaf[None], _running_sum(function, everyone, hand, valid[0]))
+        total, kept = _running_sum(function, everyone, hand, valid[0])
+        return jax.tree.map(lambda leaf: leaf[None], total), kept
 
     each, all_ = PartitionSpec("clients"), PartitionSpec()
     mesh = clients_mesh(workers)

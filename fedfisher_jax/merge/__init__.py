@@ -7,6 +7,7 @@ from .fedavg import fedavg as fedavg
 from .fedbens import FreshModes as FreshModes
 from .fedbens import fedbens as fedbens
 from .fedbens import from_starts as from_starts
+from .fedfish import fedfish as fedfish
 from .fedfisher import fedfisher as fedfisher
 from .fedfisher import fisher_merge as fisher_merge
 from .fedlpa import fedlpa as fedlpa
@@ -20,8 +21,11 @@ from .regmean import released_regmean as released_regmean
 from .rule import Measure as Measure
 from .rule import Merged as Merged
 from .rule import Payload as Payload
+from .rule import RoundRule as RoundRule
 from .rule import Rule as Rule
+from .rule import Update as Update
 from .rule import check_payload as check_payload
 from .rule import combine as combine
+from .rule import every_round as every_round
 from .rule import fold as fold
 from .rule import merge_payloads as merge_payloads

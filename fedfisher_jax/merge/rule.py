@@ -45,6 +45,44 @@ class Rule(NamedTuple):
     jit: bool = True  # False: `solve` works on the host (assignments, widths that depend on data), so do not compile it
 
 
+class Update(NamedTuple):
+    """What a round's local training leaves at a client, for a round rule to measure."""
+
+    start: PyTree  # the server's model
+    params: PyTree  # after training from it
+    squares: PyTree  # of `local.Trained`, where the rule asks for it
+    steps: Any  # of the local optimiser
+
+
+class RoundRule(NamedTuple):
+    """A rule for rounds: like `Rule`, but both sides know the model that the round began with."""
+
+    name: str
+    measure: Callable[[Update, Examples, jax.Array], Any]  # client
+    lift: Callable[[Any], Any]
+    solve: Callable[[Any, PyTree], Merged]  # server: (folded contributions, the round's start) → merged model
+    combine: Literal["add", "stack"]
+    jit: bool = True
+    squares: bool = False  # whether `measure` reads the last epoch's squared gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureEnd:
+    """A one-shot rule's measure of the model that a round's training ends with."""
+
+    measure: Callable[[PyTree, Examples, jax.Array], Any]
+
+    def __call__(self, update: Update, data: Examples, key: jax.Array) -> Any:
+        """One client's payload."""
+        return self.measure(update.params, data, key)
+
+
+def every_round(rule: Rule) -> RoundRule:
+    """A one-shot rule, repeated."""
+    measure, solve = MeasureEnd(rule.measure), lambda summary, start: rule.solve(summary)
+    return RoundRule(rule.name, measure, rule.lift, solve, rule.combine, rule.jit)
+
+
 @dataclasses.dataclass(frozen=True)
 class Measure:
     """The usual `measure`: parameters, number of examples and, unless `structure` is None, one Fisher.
@@ -73,14 +111,14 @@ class Measure:
         return Payload(weight, params, measured)
 
 
-def fold(rule: Rule, contributions: PyTree) -> PyTree:
+def fold(rule: Rule | RoundRule, contributions: PyTree) -> PyTree:
     """Fold contributions that are stacked along a leading client axis."""
     if rule.combine == "stack":
         return contributions
     return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), contributions)
 
 
-def combine(rule: Rule, first: PyTree, second: PyTree) -> PyTree:
+def combine(rule: Rule | RoundRule, first: PyTree, second: PyTree) -> PyTree:
     """Two folded summaries as one."""
     if rule.combine == "stack":
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)

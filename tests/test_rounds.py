@@ -1,0 +1,244 @@
+"""Rounds: what one does is what its rule says, whatever the strategy; several go on where they were stopped."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedfisher_jax as ff
+from fedfisher_jax import merge, models, resume, rounds, simulate, variants
+from fedfisher_jax.merge.rule import every_round
+
+SIZES = [17, 4, 3, 15, 9]
+NETWORK = models.build("mlp", (6,), 3, hidden=(5,))
+LIKELIHOOD = ff.categorical()
+TRAIN = simulate.Train(NETWORK.apply, LIKELIHOOD, optax.sgd(0.1), epochs=2, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(sum(SIZES), 6)), rng.integers(0, 3, sum(SIZES))
+    parts = np.split(rng.permutation(sum(SIZES)), np.cumsum(SIZES)[:-1])
+    start = jax.tree.map(lambda leaf: leaf.astype(float), NETWORK.init(jax.random.key(0)))
+    return start, jnp.asarray(x), jnp.asarray(y), simulate.clients(parts)
+
+
+def plan_of(rule, sampled=len(SIZES), **settings):
+    return rounds.Plan(TRAIN, rule, sampled, **settings)
+
+
+def one_round(problem, plan, strategy="sequential", **how):
+    start, x, y, who = problem
+    state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
+    return rounds.step(plan, state, x, y, who, strategy=strategy, **how)
+
+
+FEDAVG = every_round(ff.fedavg(NETWORK.apply, LIKELIHOOD))
+KFAC = every_round(ff.fedfisher(NETWORK.apply, LIKELIHOOD))
+
+
+@pytest.mark.parametrize("name", ["fedavg", "kronecker"])
+def test_a_round_is_the_one_shot_merge(problem, name):
+    start, x, y, who = problem
+    rule = ff.fedavg(NETWORK.apply, LIKELIHOOD) if name == "fedavg" else ff.fedfisher(NETWORK.apply, LIKELIHOOD)
+    plan = plan_of(every_round(rule))
+    state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
+    after, metrics = rounds.step(plan, state, x, y, who, strategy="sequential")
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 1)
+    trained, _ = simulate.train_clients(TRAIN, start, x, y, who, key, strategy="sequential")
+    payloads, _ = simulate.measure_clients(rule.measure, trained.params, x, y, who, key, strategy="sequential")
+    chex.assert_trees_all_close(after.params, simulate.merge_clients(rule, payloads).params, rtol=1e-9)
+    np.testing.assert_allclose(metrics.loss, trained.loss.mean(), rtol=1e-9)
+    assert int(after.round) == 1
+
+
+@pytest.mark.parametrize("rule", [FEDAVG, KFAC], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("strategy", ["vectorised", "threads", "devices"])
+def test_strategies_agree(problem, rule, strategy):
+    plan = plan_of(rule, sampled=3, variant=variants.scaffold(0.1), barrier=True, optimizer=optax.adam(0.1))
+    expected, result = one_round(problem, plan), one_round(problem, plan, strategy)
+    chex.assert_trees_all_close(result[0]._replace(key=0), expected[0]._replace(key=0), rtol=1e-7, atol=1e-9)
+    chex.assert_trees_all_close(result[1][:4], expected[1][:4], rtol=1e-7, atol=1e-9)
+
+
+def test_scan_is_step_after_step(problem):
+    start, x, y, who = problem
+    plan = plan_of(FEDAVG, sampled=2, optimizer=optax.sgd(0.5, 0.9))
+    first = rounds.init(plan, start, len(SIZES), jax.random.key(2))
+    state, losses = first, []
+    for _ in range(3):
+        state, metrics = rounds.step(plan, state, x, y, who, strategy="sequential")
+        losses.append(float(metrics.loss))
+    scanned, metrics = rounds.scan(plan, first, x, y, who, 3)
+    chex.assert_trees_all_close(scanned._replace(key=0), state._replace(key=0), rtol=1e-9)
+    np.testing.assert_allclose(metrics.loss, losses, rtol=1e-9)
+
+
+def test_samples_differ_between_rounds_and_hold_nobody_twice(problem):
+    plan = plan_of(FEDAVG, sampled=3)
+    state = rounds.init(plan, problem[0], len(SIZES), jax.random.key(0))
+    draws = [np.asarray(rounds.sample(plan, state._replace(round=jnp.asarray(r)), 5)) for r in range(40)]
+    assert all(len(set(draw)) == 3 for draw in draws)
+    assert np.bincount(np.concatenate(draws), minlength=5).min() > 10
+
+
+def test_the_server_optimiser_sees_the_step_back_as_its_gradient(problem):
+    merged = one_round(problem, plan_of(FEDAVG))[0].params
+    half = one_round(problem, plan_of(FEDAVG, optimizer=optax.sgd(0.5)))[0].params
+    chex.assert_trees_all_close(half, jax.tree.map(lambda a, b: (a + b) / 2, merged, problem[0]), rtol=1e-12)
+    whole = one_round(problem, plan_of(FEDAVG, optimizer=optax.sgd(1.0)))[0].params
+    chex.assert_trees_all_close(whole, merged, rtol=1e-12, atol=1e-14)
+
+
+def test_every_client_may_have_its_own_epochs(problem):
+    start, x, y, who = problem
+    epochs = jnp.array([0, 1, 4, 0, 2])
+    after = one_round(problem, plan_of(FEDAVG), epochs=epochs)[0].params
+    shares = np.array(SIZES) / sum(SIZES)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), 1)
+    mean = jax.tree.map(jnp.zeros_like, start)
+    for number, share in enumerate(shares):
+        train = dataclasses.replace(TRAIN, epochs=int(epochs[number]))
+        mine = jax.tree.map(lambda leaf, n=number: jnp.asarray(leaf)[n], who)
+        model = train(simulate.Shared(x, y, key, start), mine).params
+        mean = jax.tree.map(lambda a, b, s=share: a + s * b, mean, model)
+    chex.assert_trees_all_close(after, mean, rtol=1e-9)
+
+
+def test_barrier_is_the_difference_of_losses_on_the_clients_data(problem):
+    start, x, y, who = problem
+    plan = plan_of(FEDAVG, barrier=True)
+    after, metrics = one_round(problem, plan)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), 1)
+    trained, _ = simulate.train_clients(TRAIN, start, x, y, who, key, strategy="sequential")
+    gaps = []
+    for number, size in enumerate(SIZES):
+        rows = who.indices[number][:size]
+        own = jax.tree.map(lambda leaf, n=number: leaf[n], trained.params)
+        new, old = (ff.evaluate(NETWORK.apply, LIKELIHOOD, p, x[rows], y[rows]) for p in (after.params, own))
+        gaps.append([float(new.loss - old.loss), float(old.accuracy - new.accuracy)])
+    expected = np.mean(gaps, axis=0)
+    np.testing.assert_allclose([metrics.barrier_loss, metrics.barrier_accuracy], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_rules_that_change_the_network_cannot_be_repeated(problem):
+    grown = ff.Rule(
+        "grown", ff.fedavg(NETWORK.apply, LIKELIHOOD).measure, lambda p: p,
+        lambda s: ff.Merged(jax.tree.map(lambda leaf: leaf[0], s.params), {}, NETWORK.apply), "stack", jit=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="grown changes the network"):
+        one_round(problem, plan_of(every_round(grown)))
+    with pytest.raises(ValueError, match="sampled"):
+        rounds.init(plan_of(FEDAVG, sampled=6), problem[0], 5, jax.random.key(0))
+    with pytest.raises(ValueError, match="participation"):
+        rounds.fraction(0.0, 5)
+    with pytest.raises(ValueError, match="strategy"):
+        plan, (start, x, y, who) = plan_of(FEDAVG), problem
+        rounds.scan(plan, rounds.init(plan, start, 5, jax.random.key(0)), x, y, who, 2, strategy="threads")
+
+
+# FedFish.
+
+
+def test_fedfish_is_fisher_merge_without_eps(problem):
+    """One round, the merged model taken as it is; the exact Fisher."""
+    fish = merge.fedfish(NETWORK.apply, LIKELIHOOD, estimator="exact", eps=0.0)
+    found = one_round(problem, plan_of(fish, optimizer=optax.sgd(1.0)))[0].params
+    expected = one_round(problem, plan_of(every_round(ff.fisher_merge(NETWORK.apply, LIKELIHOOD))))[0].params
+    chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_equal_fishers_give_fedavg():
+    start = {"w": jnp.asarray([1.0, -2.0, 0.5])}
+    rule = merge.fedfish(NETWORK.apply, LIKELIHOOD, eps=0.0)
+    moved = jnp.asarray([[1.0, 2.0, 3.0], [-1.0, 0.0, 5.0]])
+    weight, squares = jnp.asarray([1.0, 3.0]), jnp.asarray([[0.2, 3.0, 0.0], [0.2, 3.0, 0.0]])
+    payloads = ff.Payload(weight, {"w": moved}, ff.Diagonal({"w": squares}))
+    summary = merge.fold(rule, jax.vmap(rule.lift)(payloads))
+    merged = rule.solve(summary, start)
+    np.testing.assert_allclose(merged.params["w"], start["w"] + (moved[0] + 3 * moved[1]) / 4, rtol=1e-15)
+    np.testing.assert_allclose(merged.diagnostics["share_averaged"], 1 / 3)
+
+
+def test_eps_and_floor():
+    """Entry by entry: much known, little known (the step shrinks), and less than the floor (the plain average)."""
+    payload = ff.Payload(jnp.asarray(2.0), jnp.ones(3), ff.Diagonal(jnp.asarray([1.0, 0.1, 0.01])))
+    rule = merge.fedfish(NETWORK.apply, LIKELIHOOD, eps=0.1, floor=0.05)
+    found = rule.solve(rule.lift(payload), jnp.zeros(3)).params
+    np.testing.assert_allclose(found, [1 / 1.1, 0.5, 1.0], rtol=1e-12)
+
+
+def test_squares_are_the_last_epochs_minibatch_gradients():
+    """Zero rate: every step's gradient is taken at the start, so the last epoch's are those of one pass."""
+    rng = np.random.default_rng(1)
+    x, y = jnp.asarray(rng.normal(size=(6, 6))), jnp.asarray(rng.integers(0, 3, 6))
+    start = jax.tree.map(lambda leaf: leaf.astype(float), NETWORK.init(jax.random.key(3)))
+    data = ff.examples(x, y)
+    found = ff.train(
+        NETWORK.apply, LIKELIHOOD, optax.sgd(0.0), start, data, jax.random.key(0), epochs=3, batch_size=1, squares=True
+    ).squares
+    each = ff.fisher(NETWORK.apply, LIKELIHOOD, start, data, kind="empirical").values
+    chex.assert_trees_all_close(found, each, rtol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"estimator": "squares"}, {"estimator": "empirical"}, {"structure": "kronecker"}])
+def test_one_client_gets_its_own_model(problem, options):
+    start, x, y, _ = problem
+    if "structure" in options:
+        options = {**options, "estimator": "exact", "solver": ff.conjugate_gradients(damping=0.1, tolerance=1e-12)}
+    rule = merge.fedfish(NETWORK.apply, LIKELIHOOD, eps=0.0, **options)
+    who = simulate.clients([np.arange(10)])
+    plan = rounds.Plan(TRAIN, rule, 1)
+    state = rounds.init(plan, start, 1, jax.random.key(1))
+    after = rounds.step(plan, state, x, y, who, strategy="sequential")[0]
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 1)
+    own = simulate.train_clients(TRAIN, start, x, y, who, key, strategy="sequential")[0].params
+    chex.assert_trees_all_close(after.params, jax.tree.map(lambda leaf: leaf[0], own), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"estimator": "guess"}, {"structure": "full"}, {"structure": "kronecker"}, {"eps": -1.0}], ids=str
+)
+def test_fedfish_refuses(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        merge.fedfish(NETWORK.apply, LIKELIHOOD, **wrong)
+
+
+# Stopped and started again.
+
+
+def test_a_killed_run_goes_on_to_the_same_parameters(problem, tmp_path):
+    """A process is killed in round 7 of 10; another one goes on; the result is that of an undisturbed run."""
+    worker = Path(__file__).with_name("rounds_worker.py")
+
+    def launch(folder, kill):
+        env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, str(worker), str(folder), str(kill)]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    assert launch(tmp_path / "killed", 7).returncode == -signal.SIGKILL
+    assert len(resume.read_lines(tmp_path / "killed" / "rounds.jsonl")) == 6
+    resumed, whole = launch(tmp_path / "killed", 0), launch(tmp_path / "whole", 0)
+    assert resumed.returncode == whole.returncode == 0, resumed.stderr + whole.stderr
+    assert resumed.stdout == whole.stdout != ""
+    lines = [resume.read_lines(tmp_path / name / "rounds.jsonl") for name in ("killed", "whole")]
+    assert lines[0] == lines[1] and [line["round"] for line in lines[0]] == list(range(1, 11))
+
+
+def test_too_few_rounds_are_refused(problem, tmp_path):
+    start, x, y, who = problem
+    plan = plan_of(FEDAVG)
+    state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
+    resume.run(plan, state, x, y, who, 2, tmp_path, strategy="sequential")
+    with pytest.raises(ValueError, match="rounds: got 1"):
+        resume.run(plan, state, x, y, who, 1, tmp_path, strategy="sequential")
