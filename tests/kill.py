@@ -1,0 +1,109 @@
+"""Commands killed at random moments: under a file's name there is nothing, or all of it.
+
+    python tests/kill.py 50
+
+`measure` and `merge` in processes of their own, killed (SIGKILL) anywhere between start and end, and a process that
+does nothing but write.
+"""
+
+import collections
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import processes
+
+import fedfisher_jax as ff
+from fedfisher_jax import cli
+from fedfisher_jax import payload as files
+
+SIZES = (200_000, 300_000)  # parameters of two payloads that differ in every byte
+
+
+def contents():
+    """Two files' bytes."""
+    params = [{"w": jnp.full(size, number + 1.0, jnp.float32)} for number, size in enumerate(SIZES)]
+    return [
+        files.dumps(ff.Payload(jnp.asarray(1.0), tree), files.About("fedavg", "categorical", files.fingerprint(tree)))
+        for tree in params
+    ]
+
+
+def write_for_ever(path, both):
+    """Write one and the other in turn under one name."""
+    while True:
+        for data in both:
+            files.container.write_bytes(path, data)
+
+
+def killed_writers(folder, count, seed=0):
+    """Kill `count` writers; returns how often the file held the first and the second content."""
+    draw, path, both = np.random.default_rng(seed), Path(folder) / "payload", contents()
+    found = collections.Counter()
+    files.container.write_bytes(path, both[0])
+    for _ in range(count):
+        before = path.stat().st_mtime_ns
+        writer = processes.start(write_for_ever, path, both)
+        while path.stat().st_mtime_ns == before:  # until it has begun
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.05))
+        writer.kill()
+        writer.join(timeout=60)
+        found[both.index(path.read_bytes())] += 1  # raises if it is neither
+        files.read(path)
+    return found
+
+
+def silo(folder):
+    """A start, data and two payload files; returns the commands to be killed, by the file that each one writes."""
+    draw = np.random.default_rng(0)
+    np.savez(folder / "data.npz", x=draw.normal(size=(60, 20)).astype(np.float32), y=draw.integers(0, 3, 60))
+    os.chdir(folder)
+    cli.main(["init", "--data", "data.npz"])
+    measure = ["measure", "--data", "data.npz", "--epochs", "2"]
+    for number in range(2):
+        cli.main([*measure, "--silo", str(number), "--out", f"payload{number}.safetensors"])
+    merge = ["merge", "payload0.safetensors", "payload1.safetensors"]
+    return {"again.safetensors": [*measure, "--out", "again.safetensors"], "global.safetensors": merge}
+
+
+def killed_commands(folder, count, seed=0):
+    """Kill `count` commands; returns outcomes by (file, "absent" or "complete")."""
+    commands, draw, found = silo(folder), np.random.default_rng(seed), collections.Counter()
+    complete, seconds = {}, {}
+    for name, arguments in commands.items():
+        began = time.perf_counter()
+        whole = processes.start(processes.command, folder, arguments)
+        whole.join()
+        seconds[name], complete[name] = time.perf_counter() - began, (folder / name).read_bytes()
+    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in commands}
+    for number in range(count):
+        name = list(commands)[number % 2]
+        (folder / name).unlink(missing_ok=True)
+        killed = processes.start(processes.command, folder, commands[name])
+        time.sleep(draw.uniform(0.5, 1.1) * seconds[name])
+        killed.kill()
+        killed.join(timeout=60)
+        there = (folder / name).exists()
+        assert not there or (folder / name).read_bytes() == complete[name], f"{name} is half-written"
+        found[name, "complete" if there else "absent"] += 1
+        for other, data in kept.items():
+            assert other == "global.json" or (folder / other).read_bytes() == data, f"{other} was lost"
+    return found
+
+
+def main():
+    """The full test: prints what came of it."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 50
+    with tempfile.TemporaryDirectory() as folder:
+        print("commands", dict(killed_commands(Path(folder).resolve(), count)))
+        print("writers", dict(killed_writers(folder, count)))
+        os.chdir("/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Mutated payload files: each is refused with a reason, or it is the original.
+
+    python tests/payload/fuzz.py 20000
+
+Files are mutated as bytes (the seal must find that) and, as a malicious writer would, in header and arrays before they
+are sealed again (then an accepted file must be a sound payload: of the announced shapes, finite, semi-definite).
+"""
+
+import collections
+import copy
+import json
+import resource
+import sys
+import time
+
+import jax
+import numpy as np
+import samples
+
+from fedfisher_jax import payload as files
+from fedfisher_jax.payload import container, file, plan, structures
+
+LIMITS = files.Limits(file_bytes=1 << 20, decoded_bytes=1 << 22)
+VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2**31,
+    2**63,
+    10**30,
+    1.5,
+    1e308,
+    "",
+    "x" * 300,
+    "/../..",
+    "\0",
+    "é\ud800",
+    [],
+    [[]],
+    {},
+    {"a": 1},
+)
+NUMBERS = (np.nan, np.inf, -np.inf, -1.0, 0.0, 1e38, -1e-30)
+
+
+def originals():
+    """Small files of every structure, raw and compressed."""
+    found = []
+    for structure in samples.STRUCTURES:
+        sent, said = samples.payload(structure), samples.about(structure)
+        found += [files.dumps(sent, said), files.dumps(sent, said, plan.fit(sent, said, 100.0))]
+    sent = samples.payload("kronecker")
+    return [*found, files.dumps(sent, samples.about("kronecker"), plan.authors(sent))]
+
+
+def as_bytes(data, draw):
+    """The file with some bits, bytes or pieces changed."""
+    data = bytearray(data)
+    for _ in range(draw.integers(1, 4)):
+        place = int(draw.integers(len(data)))
+        match draw.integers(7):
+            case 0:
+                data[place] ^= 1 << int(draw.integers(8))
+            case 1:
+                data[place] = int(draw.integers(256))
+            case 2:
+                del data[place:]
+            case 3:
+                del data[place : place + int(draw.integers(1, 20))]
+            case 4:
+                data[place:place] = bytes(draw.integers(0, 256, int(draw.integers(1, 20)), np.uint8))
+            case 5:
+                other = int(draw.integers(len(data)))
+                data[place : place + 8] = data[other : other + 8]
+            case 6:
+                data[:8] = int(draw.integers(2**62) >> int(draw.integers(62))).to_bytes(8, "little")
+        data = data or bytearray(b"\0")
+    return bytes(data)
+
+
+def as_text(data, draw):
+    """The safetensors header with a changed value, the rest as it was."""
+    size = int.from_bytes(data[:8], "little")
+    outline = json.loads(data[8 : 8 + size])
+    _change(outline, draw)
+    text = json.dumps(outline).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def sealed(data, draw):
+    """Header or arrays changed and sealed again."""
+    header, arrays = samples.opened(data)
+    header.pop("sha256")
+    header = copy.deepcopy(header)
+    for _ in range(draw.integers(1, 3)):
+        name = list(arrays)[draw.integers(len(arrays))]
+        match draw.integers(6):
+            case 0 | 1 | 2:
+                _change(header, draw)
+            case 3:
+                array = arrays[name].reshape(-1)
+                if array.size:
+                    array[draw.integers(array.size)] = draw.choice(
+                        NUMBERS if array.dtype != np.uint8 else (0, 255, 128)
+                    )
+            case 4:
+                arrays[name] = arrays[name].reshape(-1)[: draw.integers(arrays[name].size + 1)]
+            case 5:
+                arrays[str(draw.integers(3))] = arrays.pop(name)
+        if not arrays:
+            break
+    try:
+        return container.pack(header, arrays)
+    except (ValueError, TypeError, UnicodeError):  # cannot be written at all: 1e400, lone surrogates
+        return data
+
+
+def _change(value, draw):
+    """Replace, drop or copy something somewhere in a JSON value."""
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    if not len(keys):
+        return
+    key = keys[draw.integers(len(keys))]
+    if isinstance(value[key], dict | list) and value[key] and draw.random() < 0.8:
+        return _change(value[key], draw)
+    match draw.integers(4):
+        case 0:
+            del value[key]
+        case 1:
+            value[key] = copy.deepcopy(VALUES[draw.integers(len(VALUES))])
+        case 2 if type(value[key]) is int:
+            value[key] += int(draw.integers(-2, 3))
+        case _:
+            value[key] = copy.deepcopy(value[keys[draw.integers(len(keys))]])
+
+
+def judge(data, original):
+    """ "equal", "sound" (another payload, but a sound one) or the reason; anything else raises."""
+    try:
+        got, header = files.loads(data, samples.START if original["known"] else None, limits=LIMITS, file="f")
+    except files.PayloadError as error:
+        assert str(error).startswith("f: ") and "\n" not in str(error) and len(str(error)) < 1000, error
+        return str(error)
+    if (
+        all(
+            np.asarray(a).tobytes() == np.asarray(b).tobytes() and a.shape == b.shape
+            for a, b in zip(jax.tree.leaves(got), original["leaves"], strict=False)
+        )
+        and jax.tree.structure(got) == original["tree"]
+    ):
+        return "equal"
+    for name, array in file.entries(got).items():
+        assert np.isfinite(array).all(), name
+        if name.startswith("fisher/"):
+            structures.require_semidefinite(name, array)
+    assert header.examples >= 1
+    return "sound"
+
+
+def run(count, seed=0):
+    """Outcomes of `count` mutated files, the slowest one's seconds, and how the process grew, in MiB."""
+    draw, outcomes, slowest = np.random.default_rng(seed), collections.Counter(), 0.0
+    pool = []
+    for number, data in enumerate(originals()):
+        got, _ = files.loads(data)
+        pool.append(
+            {"data": data, "leaves": jax.tree.leaves(got), "tree": jax.tree.structure(got), "known": number % 2}
+        )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(count):
+        original = pool[number % len(pool)]
+        way = (as_bytes, as_text, sealed, sealed)[draw.integers(4)]
+        mutated = way(original["data"], draw)
+        began = time.perf_counter()
+        outcome = judge(mutated, original)
+        slowest = max(slowest, time.perf_counter() - began)
+        assert way is sealed or outcome != "sound", "a changed file was accepted"
+        outcomes[(way.__name__, outcome if outcome in ("equal", "sound") else "refused")] += 1
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return outcomes, slowest, grown
+
+
+def main():
+    """The full test: prints what came of it."""
+    count, began = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000, time.perf_counter()
+    outcomes, slowest, grown = run(count)
+    seconds = time.perf_counter() - began
+    print(f"{count} files in {seconds:.1f} s, the slowest {slowest:.3f} s, {grown:.0f} MiB more memory")
+    for (way, outcome), number in sorted(outcomes.items()):
+        print(f"{way:>10} {outcome:>8} {number}")
+
+
+if __name__ == "__main__":
+    main()
