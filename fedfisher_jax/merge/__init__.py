@@ -11,6 +11,7 @@ from .fedfish import fedfish as fedfish
 from .fedfisher import fedfisher as fedfisher
 from .fedfisher import fisher_merge as fisher_merge
 from .fedlpa import fedlpa as fedlpa
+from .fipa import fipa as fipa
 from .ot_fusion import ot_fusion as ot_fusion
 from .ot_fusion import released_ot_fusion as released_ot_fusion
 from .pfnm import pfnm as pfnm
