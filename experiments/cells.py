@@ -76,7 +76,9 @@ def captured_network(
 ) -> tuple[models.Network, Capture]:
     """A network of `models.build` and its layers."""
     network = models.build(model, shape, classes, use_bias, **options)
-    return network, capture(network.apply, network.init(jax.random.key(0)), np.zeros((1, *shape), np.float32))
+    return network, capture(
+        network.apply, jax.eval_shape(network.init, jax.random.key(0)), np.zeros((1, *shape), np.float32)
+    )
 
 
 def world_of(dataset: Dataset, network: models.Network, captured: Capture) -> World:
@@ -98,10 +100,15 @@ def seed_pairs(settings: Settings) -> list[dict[str, int]]:
 
 
 @cache
-def _train(network: models.Network, augment: bool, epochs: int) -> simulate.Train:
+def training(network: models.Network, augment: bool, epochs: int) -> simulate.Train:
     return simulate.Train(
         network.apply, categorical(), OPTIMIZER, epochs, BATCH_SIZE, crop_and_flip() if augment else None
     )
+
+
+@cache
+def _init(network: models.Network) -> Callable[[jax.Array], Any]:
+    return jax.jit(network.init)
 
 
 @cache
@@ -131,8 +138,8 @@ def pooled(here: World, cell: Cell) -> dict[str, Any]:
 
 
 def _problem(here: World, cell: Cell, who: simulate.Clients) -> one_shot.Problem:
-    train = _train(here.network, here.dataset.augment, cell["epochs"])
-    start = here.network.init(one_shot.keys(cell["train_seed"]).init)
+    train = training(here.network, here.dataset.augment, cell["epochs"])
+    start = _init(here.network)(one_shot.keys(cell["train_seed"]).init)
     return one_shot.Problem(train, start, *here.arrays, who)
 
 
