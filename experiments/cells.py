@@ -101,6 +101,7 @@ def seed_pairs(settings: Settings) -> list[dict[str, int]]:
 
 @cache
 def training(network: models.Network, augment: bool, epochs: int) -> simulate.Train:
+    """How the clients of a cell train; one object per setting, so that it is traced once."""
     return simulate.Train(
         network.apply, categorical(), OPTIMIZER, epochs, BATCH_SIZE, crop_and_flip() if augment else None
     )
