@@ -14,6 +14,7 @@ from ..curvature import capture
 from ..local import crop_and_flip
 from ..merge import catalogue
 from ..payload import plan
+from ..privacy import noise
 from . import model_file, silo_data
 from .network import likelihood_of, outputs_of
 
@@ -56,6 +57,16 @@ class Measure:
     """Random crops and flips while training, for images."""
     seed: int = 0
     """Of training and Monte-Carlo draws, as in `fedfisher run`."""
+    epsilon: float | None = None
+    """Differential privacy of this silo as a whole: clip what is sent and add noise (docs/silos.md)."""
+    delta: float = 1e-5
+    """Its exception."""
+    rounds: int = 1
+    """Files of this silo in all that the promise holds for."""
+    clip_params: float = 1.0
+    """With epsilon: largest norm of trained minus starting parameters."""
+    clip_fisher: float = 1.0
+    """With epsilon: largest norm of each array of the Fisher information."""
     model: str | None = None
     """module:function, where the start is of a network of your own."""
 
@@ -83,6 +94,7 @@ def measure(settings: Measure) -> None:
 
 
 def _one(settings: Measure, start: model_file.Model) -> None:
+    guarantee = _guarantee(settings)
     x, y = silo_data.read(settings.data, "train")
     apply, likelihood = start.network.apply, likelihood_of(start.kind.likelihood)
     silo_data.require_targets(settings.data, likelihood, outputs_of(apply, start.params, x), y)
@@ -101,7 +113,9 @@ def _one(settings: Measure, start: model_file.Model) -> None:
         params = trained.params
     measured, _ = simulate.measure_clients(rule.measure, params, x, y, who, key.measure, strategy="threads")
     sent = jax.tree.map(lambda leaf: leaf[0], measured)
-    bits = _write(settings, start, sent)
+    if guarantee is not None:
+        sent = noise.privatise(sent, start.params, guarantee)
+    bits = _write(settings, start, sent, guarantee)
     size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
     print(f"{settings.out}: silo {settings.silo}, {len(x)} examples, {bits / 32 / size:.3f} × FedAvg's bits")
 
@@ -112,7 +126,14 @@ def _client(settings: Measure, count: int) -> simulate.Clients:
     return who._replace(number=np.array([settings.silo], np.int32))
 
 
-def _write(settings: Measure, start: model_file.Model, sent: Any) -> int:
+def _guarantee(settings: Measure) -> noise.Guarantee | None:
+    if settings.epsilon is None:
+        return None
+    clips = {"clip_params": settings.clip_params, "clip_fisher": settings.clip_fisher}
+    return noise.noise_for(settings.epsilon, settings.delta, rounds=settings.rounds, **clips)
+
+
+def _write(settings: Measure, start: model_file.Model, sent: Any, guarantee: noise.Guarantee | None) -> int:
     said = payload.About(
         rule=settings.rule,
         likelihood=start.kind.likelihood,
@@ -120,6 +141,7 @@ def _write(settings: Measure, start: model_file.Model, sent: Any) -> int:
         kind=settings.kind if sent.fisher is not None else None,
         silo=settings.silo,
         name=settings.name,
+        privacy=None if guarantee is None else guarantee._asdict(),
         compression=settings.compression if settings.budget is None else f"budget {settings.budget:g}",
     )
     if settings.budget is not None:

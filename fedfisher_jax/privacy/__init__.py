@@ -1,0 +1,1 @@
+"""What a payload reveals, and how to reveal less: secure sums, differentially private noise (docs/silos.md)."""

@@ -1,0 +1,54 @@
+"""Shamir's secret sharing: any `threshold` shares restore a secret, fewer say nothing about it (CACM 22, 1979)."""
+
+import secrets
+from collections.abc import Mapping
+
+PRIME = 2**521 - 1  # a field larger than any 64-byte secret
+SHARE_BYTES = 66
+
+
+def split(secret: bytes, threshold: int, holders: list[int]) -> dict[int, bytes]:
+    """A share for each holder: the values of a random polynomial of degree threshold − 1 at their numbers.
+
+    Args:
+        secret: at most 64 bytes.
+        threshold: shares that restore it.
+        holders: different numbers from 1 to 2^31.
+
+    Raises:
+        ValueError: holders or threshold that do not fit.
+    """
+    if not 1 <= threshold <= len(holders) or len(set(holders)) != len(holders) or len(secret) > 64:
+        raise ValueError(f"threshold, holders: got {threshold} of {len(holders)}, expected at most all, and different")
+    if not all(1 <= holder < 2**31 for holder in holders):
+        raise ValueError("holders: expected numbers from 1")
+    coefficients = [int.from_bytes(secret, "big"), *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
+
+    def value(x: int) -> int:
+        result = 0
+        for coefficient in reversed(coefficients):
+            result = (result * x + coefficient) % PRIME
+        return result
+
+    return {holder: value(holder).to_bytes(SHARE_BYTES, "big") for holder in holders}
+
+
+def join(shares: Mapping[int, bytes], threshold: int, size: int) -> bytes:
+    """The secret of `size` bytes from at least `threshold` shares.
+
+    Raises:
+        ValueError: too few shares, or they are of no secret of this size.
+    """
+    if len(shares) < threshold:
+        raise ValueError(f"shares: got {len(shares)}, expected at least {threshold}")
+    points = [(x, int.from_bytes(share, "big")) for x, share in sorted(shares.items())[:threshold]]
+    secret = 0
+    for x, y in points:  # Lagrange at zero
+        above, below = 1, 1
+        for other, _ in points:
+            if other != x:
+                above, below = above * other % PRIME, below * (other - x) % PRIME
+        secret = (secret + y * above * pow(below, -1, PRIME)) % PRIME
+    if secret >= 1 << 8 * size:
+        raise ValueError("shares: they do not belong to one secret")
+    return secret.to_bytes(size, "big")
