@@ -41,7 +41,7 @@ class Settings(common.Settings):
     clients: int = 100
     sampled: int = 10
     alpha: float = 0.1
-    rounds: int = 30
+    rounds: int = 20
     epochs: tuple[int, ...] = (1, 4, 16)
     methods: tuple[str, ...] = ("fedavg", "fedfish")
     server: Literal["plain", "adam"] = "plain"

@@ -22,7 +22,7 @@ from fedfisher_jax import solve
 from fedfisher_jax.models import torch_layout
 
 STEPS = 2000
-ITERATIONS = (5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500)
+ITERATIONS = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 75, 100, 150, 200, 300, 500)
 DEFAULT = "ours, default damping"
 
 
@@ -34,7 +34,7 @@ class Settings(common.Settings):
         rounds: Alternating runs of every contender.
     """
 
-    rounds: int = 7
+    rounds: int = 5
 
 
 def problem() -> tuple[Any, Any, Any]:
