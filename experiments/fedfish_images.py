@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedfisher_jax import data, personalise, rounds, simulate
+from fedfisher_jax import data, rounds, simulate
 from fedfisher_jax.likelihood import categorical
 from fedfisher_jax.merge import every_round, fedavg, fedfish
 from fedfisher_jax.metrics import evaluate
+from fedfisher_jax.personalise import personalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Settings(common.Settings):
     clients: int = 100
     sampled: int = 10
     alpha: float = 0.1
-    rounds: int = 20
+    rounds: int = 10
     epochs: tuple[int, ...] = (1, 4, 16)
     methods: tuple[str, ...] = ("fedavg", "fedfish")
     server: Literal["plain", "adam"] = "plain"
@@ -106,7 +107,7 @@ def run(
     tuning = simulate.Train(apply, categorical(), TUNING, TUNED_EPOCHS, BATCH)
     result: dict[str, Any] = dict(found)
     for name, shots in (("all", None), ("few", SHOTS)):
-        scores = personalise.personalise(tuning, state.params, x, y, mine, theirs, tune_key, shots=shots)
+        scores = personalise(tuning, state.params, x, y, mine, theirs, tune_key, shots=shots)
         result[f"personal_before_{name}"] = float(jnp.mean(scores.accuracy_before))
         result[f"personal_{name}"] = float(jnp.mean(scores.accuracy))
     return result

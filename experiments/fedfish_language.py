@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedfisher_jax import data, models, personalise, rounds, simulate
+from fedfisher_jax import data, models, rounds, simulate
 from fedfisher_jax.likelihood import categorical
 from fedfisher_jax.merge import every_round, fedavg, fedfish
 from fedfisher_jax.metrics import evaluate
 from fedfisher_jax.models import ngram
+from fedfisher_jax.personalise import personalise
 
 LENGTH, BATCH, SHOTS = 64, 16, 16
 METHODS = {"fedavg": "FedAvg", "fedfish": "FedFish"}
@@ -119,7 +120,7 @@ def run(
     mine, theirs = rows_of(found.train, found.personal, windows), rows_of(found.test, found.personal, windows // 4)
     tuning = simulate.Train(network.apply, categorical(), LOCAL, tuned_epochs, BATCH)
     for name, shots in (("all", None), ("few", SHOTS)):
-        scores = personalise.personalise(tuning, state.params, x, y, mine, theirs, tune_key, shots=shots)
+        scores = personalise(tuning, state.params, x, y, mine, theirs, tune_key, shots=shots)
         result[f"before_{name}"] = float(jnp.mean(scores.accuracy_before))
         result[f"after_{name}"] = float(jnp.mean(scores.accuracy))
     return result

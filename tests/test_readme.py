@@ -8,9 +8,12 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_examples_run(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     namespace: dict = {}
     for block in blocks:
         exec(block, namespace)
-    accuracies = [float(value) for value in re.findall(r"merged ([\d.]+)", capsys.readouterr().out)]
+    printed = capsys.readouterr().out
+    accuracies = [float(value) for value in re.findall(r"merged ([\d.]+)", printed)]
     assert len(accuracies) == 2 and min(accuracies) > 0.5
+    rounds = dict(re.findall(r"(fedavg|fedfish) ([\d.]+) barrier", printed))
+    assert float(rounds["fedfish"]) > 0.3

@@ -242,3 +242,19 @@ def test_too_few_rounds_are_refused(problem, tmp_path):
     resume.run(plan, state, x, y, who, 2, tmp_path, strategy="sequential")
     with pytest.raises(ValueError, match="rounds: got 1"):
         resume.run(plan, state, x, y, who, 1, tmp_path, strategy="sequential")
+
+
+def test_memory_follows_the_sampled_clients_not_the_registered_ones(problem):
+    """What the compiled round needs beside its arguments, with 60 and with 600 registered clients, 50 sampled."""
+    start, x, y, _ = problem
+
+    def temporary(registered):
+        plan = plan_of(FEDAVG, sampled=50)
+        who = simulate.clients([np.arange(4) + n % 40 for n in range(registered)])
+        state = rounds.init(plan, start, registered, jax.random.key(0))
+        program = rounds._one_program.lower(plan, "vectorised", state, x, y, who, None).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    few, many = temporary(60), temporary(600)
+    assert many - few < 50 * 600  # the draw itself looks at every number
+    assert few > 50 * 8 * sum(leaf.size for leaf in jax.tree.leaves(start))

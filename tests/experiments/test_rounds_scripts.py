@@ -1,0 +1,51 @@
+"""The scripts over rounds, at sizes of seconds."""
+
+import numpy as np
+import pytest
+
+
+def test_few_rounds(script):
+    flags = ("--quick", "--rounds", "2", "--epochs", "2", "--participation", "0.6", "--seeds", "2")
+    table, summary, lines = script("few_rounds", *flags)
+    assert "fedfisher-kfac − fedavg" in table and "participation 0.6" in table
+    kfac = [line["result"]["accuracy"] for line in lines if line["settings"]["rule"] == "fedfisher-kfac"]
+    assert summary["accuracy"]["fedfisher-kfac"]["2"] == pytest.approx(100 * np.mean(kfac, axis=0)[1])
+    assert len(script("few_rounds", *flags)[2]) == len(lines)  # nothing runs again
+
+
+def test_fedfish_images(script):
+    flags = (
+        "--quick",
+        "--rounds",
+        "2",
+        "--epochs",
+        "1",
+        "--seeds",
+        "2",
+        "--methods",
+        "fedavg",
+        "fedfish",
+        "fedfish-kfac",
+    )
+    table, summary, lines = script("fedfish_images", *flags)
+    assert "FedFish, K-FAC − FedAvg" in table
+    assert all(len(line["result"]["barrier_loss"]) == 2 for line in lines)
+    final = [line["result"]["accuracy"][-1] for line in lines if line["settings"]["method"] == "fedfish"]
+    assert summary["accuracy"]["fedfish"]["1"] == pytest.approx(100 * np.mean(final))
+
+
+def test_fedfish_language(script, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    flags = ("--quick", "--folder", str(folder), "--rounds", "2", "--epochs", "1", "--width", "8", "--sampled", "2")
+    table, summary, _ = script("fedfish_language", *flags, "--tokens", "characters")
+    assert "3 clients pre-train, 3 personalise" in table
+    assert 0 < summary["unigram"][0] < summary["bigram"][0] < 1
+
+
+def test_pretrained(script):
+    table, summary, _ = script("pretrained", "--quick", "--pretrain-epochs", "1", "--epochs", "1", "--seeds", "2")
+    assert "Pre-trained on digits (5 classes)" in table
+    assert set(summary["accuracy"]) == {"pre-trained", "scratch"}
