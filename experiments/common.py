@@ -26,6 +26,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -225,7 +226,7 @@ def provenance() -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
-        "command": " ".join(["python", script.as_posix(), *arguments]),
+        "command": shlex.join(["python", script.as_posix(), *arguments]),
         "commit": commit,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": versions,

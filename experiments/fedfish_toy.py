@@ -41,12 +41,14 @@ class Settings(common.Settings):
     """Flags.
 
     Attributes:
+        networks: Which of the three; the first is that of the headline and always there.
         seeds: Repetitions: data, start and order of training.
         epochs: Local epochs of Adam.
         learning_rate: Of Adam.
         rounds: Of the federation; the headline is after the first.
     """
 
+    networks: tuple[str, ...] = tuple(NETWORKS)
     seeds: int = 20
     epochs: int = 100
     learning_rate: float = 1e-3
@@ -141,7 +143,7 @@ def errors(records: list[dict[str, Any]], **where: Any) -> np.ndarray:
     return (common.column(records, "error_a", **where)[0] + common.column(records, "error_b", **where)[0]) / 2
 
 
-def table(records: list[dict[str, Any]], overlaps: tuple[float, ...]) -> str:
+def table(records: list[dict[str, Any]], networks: tuple[str, ...], overlaps: tuple[float, ...]) -> str:
     """Errors for every overlap, then round by round, and on how many seeds FedFish wins."""
     text = (
         "Mean squared error over both clients' ranges after one round, mean ± std over seeds; in brackets the seeds\n"
@@ -155,7 +157,7 @@ def table(records: list[dict[str, Any]], overlaps: tuple[float, ...]) -> str:
         better = "" if method == "average" else f" ({(found < plain).sum()}/{len(found)})"
         return common.mean_std(found, 3) + better
 
-    rows = [[f"{n}: {METHODS[m]}", *(cells(0, m, n, o) for o in overlaps)] for n in NETWORKS for m in METHODS]
+    rows = [[f"{n}: {METHODS[m]}", *(cells(0, m, n, o) for o in overlaps)] for n in networks for m in METHODS]
     text += common.markdown_table(["", *[f"overlap {o:g}" for o in overlaps]], rows)
     last = errors(records, network=SHOWN, overlap=0.0, method="average").shape[1]
     shown = sorted({1, 2, 3, 5, last} & set(range(1, last + 1)))
@@ -190,14 +192,16 @@ def draw_overlaps(axis: Any, records: list[dict[str, Any]], network: str, overla
     axis.set(title=f"{network}, one round", xlabel="overlap", ylabel="squared error, median", yscale="log")
 
 
-def figure(records: list[dict[str, Any]], overlaps: tuple[float, ...]) -> Any:
+def figure(records: list[dict[str, Any]], networks: tuple[str, ...], overlaps: tuple[float, ...]) -> Any:
     """Functions of one seed above; errors of all below."""
     fig, axes = common.figure(2, 4, width=3.6, height=3.0)
     shown = [overlaps[i] for i in np.linspace(0, len(overlaps) - 1, 4).round().astype(int)]
     for axis, overlap in zip(axes[0], shown, strict=True):
         draw_functions(axis, records, overlap)
-    for axis, network in zip(axes[1], NETWORKS, strict=False):
+    for axis, network in zip(axes[1], networks, strict=False):
         draw_overlaps(axis, records, network, overlaps)
+    for axis in axes[1, len(networks) : 3]:
+        axis.set_axis_off()
     for method in METHODS:
         found = errors(records, network=SHOWN, overlap=0.0, method=method)
         axes[1, 3].plot(np.arange(1, found.shape[1] + 1), np.median(found, axis=0), marker="o", label=METHODS[method])
@@ -210,6 +214,8 @@ def figure(records: list[dict[str, Any]], overlaps: tuple[float, ...]) -> Any:
 def main() -> None:
     """Runs what is missing and reports."""
     settings = common.command_line(Settings, __doc__)
+    if SHOWN not in settings.networks or not set(settings.networks) <= set(NETWORKS):
+        raise SystemExit(f"networks: got {settings.networks}, expected {SHOWN!r} and perhaps more of {list(NETWORKS)}")
     overlaps = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
     if settings.quick:
         settings, overlaps = dataclasses.replace(settings, seeds=3, epochs=20, rounds=2), (0.0, 0.25, 0.5, 1.0)
@@ -217,7 +223,7 @@ def main() -> None:
     shared |= {"seed": settings.seed, "seeds": settings.seeds}
     grid = [
         {"network": n, "method": m, "overlap": o, "num_rounds": settings.rounds if (n, o) == (SHOWN, 0.0) else 1}
-        for n in NETWORKS
+        for n in settings.networks
         for m in METHODS
         for o in overlaps
     ]
@@ -241,10 +247,12 @@ def main() -> None:
                 f"{o:g}": {m: errors(records, network=network, overlap=o, method=m)[:, 0].mean() for m in METHODS}
                 for o in overlaps
             }
-            for network in NETWORKS
+            for network in settings.networks
         },
     }
-    common.report(settings.out, table(records, overlaps), summary, figure(records, overlaps))
+    common.report(
+        settings.out, table(records, settings.networks, overlaps), summary, figure(records, settings.networks, overlaps)
+    )
 
 
 if __name__ == "__main__":
