@@ -189,7 +189,8 @@ def main() -> None:
     for axis in (axes[0, 0], axes[0, 3]):
         axis.legend()
     accuracy = {
-        m: {str(e): last("accuracy", method=m, epochs=e).mean() for e in settings.epochs} for m in settings.methods
+        m: {str(e): 100 * last("accuracy", method=m, epochs=e).mean() for e in settings.epochs}
+        for m in settings.methods
     }
     common.report(settings.out, text, {"accuracy": accuracy, "gains": gains, "correlation": correlation}, fig)
 
