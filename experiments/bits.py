@@ -2,11 +2,12 @@
 
 Bits are those of whole files, headers included, relative to 32 bits per parameter. "budget" is `payload.plan.fit`,
 "authors" the released scheme (arXiv 2403.12329). Clients: digits, trained here; and the five Fashion-MNIST clients
-of the authors' own run (tests/golden), measured here.
+of the authors' own run with the Fisher information that they measured (tests/golden).
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import common
 import jax
@@ -15,8 +16,9 @@ import numpy as np
 import optax
 
 import fedfisher_jax as ff
-from fedfisher_jax import data, models, payload, simulate
+from fedfisher_jax import data, models, one_shot, payload, simulate
 from fedfisher_jax.merge import catalogue
+from fedfisher_jax.merge.regmean import Gram
 from fedfisher_jax.models import torch_layout
 from fedfisher_jax.payload import file, plan
 
@@ -39,50 +41,90 @@ class Settings(common.Settings):
     sources: tuple[str, ...] = ("digits", "golden")
 
 
-def digits(seed: int) -> tuple[Any, ...]:
-    """Apply, start, five trained models [5, ...], the data and who has which."""
+class Federation(NamedTuple):
+    """What both sources come to."""
+
+    apply: Any
+    start: Any
+    captured: ff.curvature.Capture
+    payloads: Callable[[ff.Rule], list[ff.Payload]]
+    test: tuple[Any, Any]
+
+
+def digits(seed: int) -> Federation:
+    """Five clients trained and measured here."""
     dataset = data.load("digits")
     parts = data.split("dirichlet-client", dataset.train_y, CLIENTS, seed=seed, alpha=0.1)
-    network = models.build("mlp", dataset.train_x.shape[1:], dataset.num_classes)
-    init_key, train_key = jax.random.split(jax.random.key(seed))
-    start, who = network.init(init_key), simulate.clients(parts)
-    train = simulate.Train(network.apply, ff.categorical(), optax.sgd(0.01, 0.9), 30, 64)
+    network, key = models.build("mlp", dataset.train_x.shape[1:], dataset.num_classes), one_shot.keys(seed)
+    start, who = network.init(key.init), simulate.clients(parts)
     x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
-    trained, _ = simulate.train_clients(train, start, x, y, who, train_key)
-    return network.apply, start, trained.params, dataset, who
+    train = simulate.Train(network.apply, ff.categorical(), optax.sgd(0.01, 0.9), 30, 64)
+    trained = simulate.train_clients(train, start, x, y, who, key.train)[0].params
+
+    def payloads(rule: ff.Rule) -> list[ff.Payload]:
+        sent, _ = simulate.measure_clients(rule.measure, trained, x, y, who, key.measure)
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], sent) for i in range(CLIENTS)]
+
+    captured = ff.capture(network.apply, start, x)
+    return Federation(network.apply, start, captured, payloads, (dataset.test_x, dataset.test_y))
 
 
-def golden(seed: int) -> tuple[Any, ...]:
-    """The same for the authors' clients."""
+def golden(seed: int) -> Federation:
+    """The authors' models and their own Fisher information."""
     del seed
     dataset, network = data.load("fashion_mnist"), models.build("lenet", (28, 28, 1), 10)
-    with np.load(GOLDEN) as arrays:
+    template = jax.eval_shape(network.init, jax.random.key(0))
+    with np.load(GOLDEN) as file:
+        arrays = {name: file[name] for name in file.files}
+    names = ("conv1", "conv2", "fc1", "fc2", "fc3")
+    captured = ff.capture(network.apply, template, jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32))
+    treedef = jax.tree.structure(template)
 
-        def params(prefix: str) -> Any:
-            state = {key.removeprefix(prefix): arrays[key] for key in arrays.files if key.startswith(prefix)}
-            return torch_layout.from_torch(jax.eval_shape(network.init, jax.random.key(0)), state)
+    def params(prefix: str) -> Any:
+        state = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        return torch_layout.from_torch(template, state)
 
-        each = [params(f"client{i}/param/") for i in range(CLIENTS)]
-        who = simulate.clients([arrays[f"client{i}/idx"] for i in range(CLIENTS)])
-        return network.apply, params("init/"), jax.tree.map(lambda *x: jnp.stack(x), *each), dataset, who
+    def inputs(client: int, name: str) -> Any:
+        """Theirs of convolutions are ordered [channels, offsets], ours [offsets, channels]."""
+        matrix = arrays[f"client{client}/kfac_A/{name}"]
+        order = np.arange(len(matrix)).reshape(-1, 25).T.ravel() if name.startswith("conv") else slice(None)
+        return jnp.asarray(matrix[order][:, order])
+
+    def fisher(client: int, structure: str | None) -> Any:
+        layers = tuple(sorted(captured.layers, key=lambda layer: layer.weight))
+        if structure is None:
+            return None
+        if structure == "diagonal":
+            state, begin = {}, 0
+            for name, weight in torch_layout.to_torch(params("init/")).items():
+                state[name] = arrays[f"client{client}/diag"][begin : begin + weight.size].reshape(weight.shape)
+                begin += weight.size
+            return ff.Diagonal(torch_layout.from_torch(template, state))
+        factors = tuple(inputs(client, name) for name in names)
+        if structure == "gram":
+            return Gram(factors, layers, tuple(leaf.shape for leaf in jax.tree.leaves(template)), treedef)
+        outputs = tuple(jnp.asarray(arrays[f"client{client}/kfac_G/{name}"]) for name in names)
+        return ff.Kronecker(factors, outputs, {}, layers, treedef)
+
+    def payloads(rule: ff.Rule) -> list[ff.Payload]:
+        structure = getattr(rule.measure, "structure", "gram")
+        sizes = jnp.asarray(arrays["sizes"], jnp.float32)
+        return [ff.Payload(sizes[i], params(f"client{i}/param/"), fisher(i, structure)) for i in range(CLIENTS)]
+
+    return Federation(network.apply, params("init/"), captured, payloads, (dataset.test_x, dataset.test_y))
 
 
-def run(source: str, seed: int, budgets: list[float]) -> dict[str, Any]:
-    """Every rule with every scheme on one set of clients."""
-    apply, start, trained, dataset, who = {"digits": digits, "golden": golden}[source](seed)
-    likelihood, fingerprint = ff.categorical(), payload.fingerprint(start)
-    x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
-    test_x, test_y = jnp.asarray(dataset.test_x), jnp.asarray(dataset.test_y)
-    score = jax.jit(lambda params: ff.evaluate(apply, likelihood, params, test_x, test_y).accuracy)
-    captured = ff.capture(apply, start, x)
-    full = 32 * sum(leaf.size for leaf in payload.leaves(start))
-    measured: dict[Any, Any] = {}
+def run(source: str, seed: int, budgets: list[float], rule: str | None = None) -> dict[str, Any]:
+    """One rule, or all of them, with every scheme on one set of clients."""
+    clients = {"digits": digits, "golden": golden}[source](seed)
+    likelihood, fingerprint = ff.categorical(), payload.fingerprint(clients.start)
+    test_x, test_y = map(jnp.asarray, clients.test)
+    score = jax.jit(lambda params: ff.evaluate(clients.apply, likelihood, params, test_x, test_y).accuracy)
+    full = 32 * sum(leaf.size for leaf in payload.leaves(clients.start))
     points = []
-    for name in RULES:
-        rule = catalogue.build(name, apply, likelihood, offers={"captured": captured})
-        if rule.measure not in measured:
-            measured[rule.measure] = simulate.measure_clients(rule.measure, trained, x, y, who, jax.random.key(seed))[0]
-        sent = [jax.tree.map(lambda leaf, i=i: leaf[i], measured[rule.measure]) for i in range(CLIENTS)]
+    for name in RULES if rule is None else (rule,):
+        built = catalogue.build(name, clients.apply, likelihood, offers={"captured": clients.captured})
+        sent = clients.payloads(built)
         for scheme in ["none", "authors", *budgets]:
             about = [payload.About(name, likelihood.name, fingerprint, silo=i) for i in range(CLIENTS)]
             try:
@@ -91,8 +133,9 @@ def run(source: str, seed: int, budgets: list[float]) -> dict[str, Any]:
                 if "at least" not in str(error):
                     raise
                 continue  # the budget is below the smallest file of this rule
-            received = [payload.loads(content, start, layers=captured.layers)[0] for content in files]
-            merged = simulate.merge_clients(rule, jax.tree.map(lambda *leaves: jnp.stack(leaves), *received))
+            layers = clients.captured.layers
+            received = [payload.loads(content, clients.start, layers=layers)[0] for content in files]
+            merged = simulate.merge_clients(built, jax.tree.map(lambda *leaves: jnp.stack(leaves), *received))
             ratio = max(8 * len(content) / full for content in files)
             points.append(
                 {"rule": name, "scheme": scheme, "bits": ratio, "accuracy": 100 * float(score(merged.params))}
@@ -110,7 +153,7 @@ def curves(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[Any, np.nd
     """Source → rule → scheme → [(bits, accuracy)] over seeds."""
     found: dict[str, Any] = {}
     for record in records:
-        for point in record["points"]:
+        for point in record["result"]["points"]:
             place = found.setdefault(record["settings"]["source"], {}).setdefault(point["rule"], {})
             place.setdefault(point["scheme"], []).append((point["bits"], point["accuracy"]))
     return {s: {r: {k: np.array(v) for k, v in by.items()} for r, by in rules.items()} for s, rules in found.items()}
@@ -137,11 +180,11 @@ def main() -> None:
     """Runs what is missing and reports."""
     settings = common.command_line(Settings, __doc__, quick={"seeds": 1, "sources": ("digits",)})
     budgets = [1.0, 0.5, 0.25] if settings.quick else list(BUDGETS)
-    grid = [
-        {"source": source, "seed": seed, "budgets": budgets}
-        for source in settings.sources
-        for seed in range(settings.seed, settings.seed + (settings.seeds if source == "digits" else 1))
-    ]
+    seeds, grid = range(settings.seed, settings.seed + settings.seeds), []
+    if "digits" in settings.sources:
+        grid += [{"source": "digits", "seed": seed, "budgets": budgets} for seed in seeds]
+    if "golden" in settings.sources:
+        grid += [{"source": "golden", "seed": 0, "budgets": budgets, "rule": rule} for rule in RULES]
     found = curves(common.run_all(settings.out, grid, run, "clients"))
     rows = [
         [source, rule, str(scheme), f"{bits:.3f}", f"{accuracy:.2f}"]
