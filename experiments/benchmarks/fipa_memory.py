@@ -1,0 +1,108 @@
+"""Peak memory of a FIPA round on a network of a million parameters with 20 clients, in a process of its own.
+
+Clients of random images train an MLP for a few steps, find the top eigenpairs of their Fisher information and are
+stacked: 20 · 10 vectors of a million numbers are 0.8 GB. The server takes its step from all of them.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import side_by_side
+from growth import peak_bytes
+from side_by_side import common
+
+from fedfisher_jax import models, rounds, simulate
+from fedfisher_jax.likelihood import categorical
+from fedfisher_jax.merge import fipa
+
+SHAPE, CLASSES, HIDDEN = (28, 28, 1), 10, (1024, 200)
+LIMIT = 4e9  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(common.Settings):
+    """Flags.
+
+    Attributes:
+        clients: How many, all in one round.
+        examples: Of a client.
+        worker: For the processes that the script starts: settings of one run, as JSON.
+    """
+
+    clients: int = 20
+    examples: int = 32
+    worker: str = ""
+
+
+def work(clients: int, examples: int, rank: int, hidden: list[int], seed: int) -> dict[str, Any]:
+    """One round, in this process."""
+    net = models.build("mlp", SHAPE, CLASSES, hidden=hidden)
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(clients * examples, *SHAPE)).astype(np.float32)
+    y = rng.integers(CLASSES, size=clients * examples).astype(np.int32)
+    likelihood = categorical()
+    train = simulate.Train(net.apply, likelihood, optax.sgd(0.01), epochs=1, batch_size=examples)
+    plan = rounds.Plan(train, fipa(net.apply, likelihood, rank=rank), clients)
+    who = simulate.clients(np.split(np.arange(len(x)), clients))
+    state = rounds.init(plan, net.init(jax.random.key(seed)), clients, jax.random.key(seed + 1))
+    jax.block_until_ready(state.params)
+    idle, began = peak_bytes(), time.perf_counter()
+    state, metrics = jax.block_until_ready(rounds.step(plan, state, x, y, who, strategy="sequential"))
+    return {
+        "seconds": time.perf_counter() - began,
+        "peak_bytes": peak_bytes(),
+        "idle_bytes": idle,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "joint_rank": int(metrics.diagnostics["joint_rank"]),
+        "moved": float(metrics.moved),
+    }
+
+
+def run(**one: Any) -> dict[str, Any]:
+    """One run, in a process of its own."""
+    busy = side_by_side.load()
+    command = [sys.executable, __file__, "--worker", json.dumps(one)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{one}: exit code {done.returncode}\n{done.stderr}")
+    return {**json.loads(done.stdout.splitlines()[-1]), "load_before": busy}
+
+
+def main() -> None:
+    """Runs what is missing and reports; with --worker one run."""
+    if "--worker" in sys.argv:
+        print(json.dumps(work(**json.loads(sys.argv[sys.argv.index("--worker") + 1]))))
+        return
+    settings = common.command_line(Settings, __doc__, quick={"clients": 3, "examples": 8})
+    ranks, hidden = ((1, 2), (16,)) if settings.quick else ((1, 5, 10), HIDDEN)
+    one = {"clients": settings.clients, "examples": settings.examples, "hidden": list(hidden), "seed": settings.seed}
+    records = common.run_all(settings.out, [one | {"rank": rank} for rank in ranks], run)
+    rows, stacks = [], []
+    for record in records:
+        who, found = record["settings"], record["result"]
+        stacks.append(4 * who["clients"] * who["rank"] * found["parameters"])
+        sizes = [stacks[-1], found["idle_bytes"], found["peak_bytes"]]
+        cells = [who["clients"], found["parameters"], *[f"{size / 1e9:.2f}" for size in sizes]]
+        rows.append([who["rank"], *cells, f"{found['seconds']:.1f}", found["joint_rank"]])
+    text = "One round of FIPA, a process of its own for each rank; memory in GB (10⁹ bytes); compilation included.\n\n"
+    header = ["rank", "clients", "parameters", "clients' vectors", "idle", "peak", "seconds", "joint rank"]
+    text += common.markdown_table(header, rows)
+    fig, axes = common.figure()
+    axes[0, 0].plot(ranks, [r["result"]["peak_bytes"] / 1e9 for r in records], "o-", label="peak")
+    axes[0, 0].plot(ranks, np.array(stacks) / 1e9, "s--", label="clients' vectors")
+    axes[0, 0].set(xlabel="rank", ylabel="GB", ylim=(0, None))
+    axes[0, 0].legend()
+    peak = records[-1]["result"]["peak_bytes"]
+    summary = {"peak_gb": peak / 1e9, "within_4_gb": peak < LIMIT, "rank": ranks[-1]}
+    common.report(settings.out, text, summary | {"parameters": records[-1]["result"]["parameters"]}, fig)
+
+
+if __name__ == "__main__":
+    main()
