@@ -1,7 +1,5 @@
 """Fisher information: capture of layers, structures and their algebra, estimation."""
 
-from .capture import Capture as Capture
-from .capture import activations as activations
 from .capture import capture as capture
 from .eigenpairs import Eigenpairs as Eigenpairs
 from .eigenpairs import Subspace as Subspace
@@ -11,6 +9,8 @@ from .estimate import fishers as fishers
 from .layers import Layer as Layer
 from .low_rank import LowRank as LowRank
 from .low_rank import recompress as recompress
+from .pull_back import Capture as Capture
+from .pull_back import activations as activations
 from .structures import Diagonal as Diagonal
 from .structures import Fisher as Fisher
 from .structures import Full as Full

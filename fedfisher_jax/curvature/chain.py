@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..jaxpr import Program
-from .capture import Capture, Site, _activation_rows, _output_rows
+from .pull_back import Capture, Site, activation_rows, position_rows
 
 PyTree = Any
 
@@ -91,7 +91,7 @@ class Chain:
         """The layer's output in the program's own shape, from rows [positions, units]."""
         program, site = self.captured.program, self.captured.sites[number]
         shape = program.avals[site.output].shape
-        places = np.asarray(_output_rows(program, site, np.arange(math.prod(shape)).reshape(shape))).ravel()
+        places = np.asarray(position_rows(program, site, np.arange(math.prod(shape)).reshape(shape))).ravel()
         flat = rows.ravel()
         return (flat if (places == np.arange(places.size)).all() else flat[np.argsort(places)]).reshape(shape)
 
@@ -100,7 +100,7 @@ class Chain:
         program, site = self.captured.program, self.captured.sites[number]
         operand = program.equations[site.product].inputs[site.operand]
         values = _evaluate(program, self.between[number], {variable: value.astype(program.avals[variable].dtype)})
-        rows = _activation_rows(program, site, values[operand])
+        rows = activation_rows(program, site, values[operand])
         return rows if site.layer.bias is None else rows[..., :-1]
 
 

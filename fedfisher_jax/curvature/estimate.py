@@ -15,10 +15,11 @@ import jax.numpy as jnp
 
 from ..examples import Batch, Examples, sum_over_batches
 from ..likelihood import Likelihood
-from .capture import Capture, Pulled, activations, capture, pull_back
+from .capture import capture
 from .columns import heaviest
 from .cotangents import cotangents
 from .eigenpairs import Subspace, top_eigenpairs
+from .pull_back import Capture, Pulled, activations, pull_back
 from .structures import Diagonal, Fisher, Full, Kronecker
 
 PyTree = Any
