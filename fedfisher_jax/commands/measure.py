@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import one_shot, payload, simulate
+from .. import one_shot, payload, silo, simulate
 from ..curvature import capture
 from ..local import crop_and_flip
 from ..merge import catalogue
@@ -101,29 +100,20 @@ def _one(settings: Measure, start: model_file.Model) -> None:
     captured = capture(apply, start.params, x)
     offers = {"captured": captured, "kind": settings.kind, "samples": settings.samples}
     rule = catalogue.build(settings.rule, apply, likelihood, offers=offers)
-    x, y, key = jnp.asarray(x), jnp.asarray(y), one_shot.keys(settings.seed)
-    who = _client(settings, len(x))
+    params, train = start.params, None
     if settings.checkpoint is not None:
-        params = jax.tree.map(lambda leaf: leaf[None], model_file.read_checkpoint(settings.checkpoint, start.params))
+        params = model_file.read_checkpoint(settings.checkpoint, start.params)
     else:
         optimizer = optax.sgd(settings.learning_rate, settings.momentum)
         augment = crop_and_flip() if settings.augment else None
         train = simulate.Train(apply, likelihood, optimizer, settings.epochs, settings.batch_size, augment)
-        trained, _ = simulate.train_clients(train, start.params, x, y, who, key.train, strategy="threads")
-        params = trained.params
-    measured, _ = simulate.measure_clients(rule.measure, params, x, y, who, key.measure, strategy="threads")
-    sent = jax.tree.map(lambda leaf: leaf[0], measured)
+    how = {"number": settings.silo, "key": one_shot.keys(settings.seed), "batch_size": settings.batch_size}
+    sent = silo.train_and_measure(train, rule.measure, params, x, y, **how)
     if guarantee is not None:
         sent = noise.privatise(sent, start.params, guarantee)
     bits = _write(settings, start, sent, guarantee)
     size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
     print(f"{settings.out}: silo {settings.silo}, {len(x)} examples, {bits / 32 / size:.3f} × FedAvg's bits")
-
-
-def _client(settings: Measure, count: int) -> simulate.Clients:
-    """One client under its own number, in a row no shorter than a batch: as in `fedfisher run`, bit for bit."""
-    who = simulate.clients([np.arange(count)], length=settings.batch_size)
-    return who._replace(number=np.array([settings.silo], np.int32))
 
 
 def _guarantee(settings: Measure) -> noise.Guarantee | None:

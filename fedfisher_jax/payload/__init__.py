@@ -16,5 +16,6 @@ from .file import read_all as read_all
 from .file import write as write
 from .header import About as About
 from .header import Header as Header
+from .header import Plan as Plan
 from .tree import fingerprint as fingerprint
 from .tree import leaves as leaves

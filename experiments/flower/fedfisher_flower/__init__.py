@@ -1,0 +1,1 @@
+"""Five nodes with uneven digits, merged by Fisher information."""

@@ -1,0 +1,303 @@
+"""A live federation: Flower's own SuperLink and SuperNodes as processes on loopback, and its simulation."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from samples import LAYERS, START, about, payload
+
+flwr = pytest.importorskip("flwr", reason="a live federation needs pip install 'fedfisher-jax[flower]'")
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, RecordDict  # noqa: E402
+
+import fedfisher_jax as ff  # noqa: E402
+from fedfisher_jax import flower, one_shot, simulate  # noqa: E402
+from fedfisher_jax import payload as files  # noqa: E402
+from fedfisher_jax.commands import model_file  # noqa: E402
+from fedfisher_jax.merge import catalogue  # noqa: E402
+from fedfisher_jax.payload import plan  # noqa: E402
+
+ROOT, BIN, NODES, EPOCHS = Path(__file__).parent.parent, Path(sys.executable).parent, 5, 2
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def nothing(params, x):
+    return x
+
+
+# ---- messages, without a network -------------------------------------------------------------------------------------
+
+
+def reply(node, content, by=None):
+    """A node's answer, as Flower's grid hands it to a strategy; `by` the server where the node is gone."""
+    whence = Metadata(1, "", by or node, 1, f"to {node}", "", time.time(), 60.0, "train")
+    named = {"error": content} if isinstance(content, Error) else {"content": content}
+    return Message(metadata=whence, **named)
+
+
+def asking(node):
+    return Metadata(1, f"to {node}", 1, node, "", "", time.time(), 60.0, "train")
+
+
+def carrying(data, stype=flower.STYPE):
+    return RecordDict({"arrays": ArrayRecord({"payload": Array("uint8", (len(data),), stype, data)})})
+
+
+def strategy(**options):
+    made = flower.FedFisher(ff.fedfisher(nothing, ff.categorical()), START, layers=LAYERS, **options)
+    made.start_of_round = START
+    return made
+
+
+def sent_by(silo, **changes):
+    return files.dumps(payload("kronecker", silo), about("kronecker", silo, **changes))
+
+
+def test_arrays_round_trip_and_are_checked():
+    record = flower.to_record(START)
+    got = flower.from_record(record, START)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(START), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    record["scale"] = Array(np.full(5, np.nan, np.float32))
+    with pytest.raises(ValueError, match="arrays: scale: got"):
+        flower.from_record(record, START)
+    del record["scale"]
+    with pytest.raises(ValueError, match="arrays: got"):
+        flower.from_record(record, START)
+
+
+def test_bad_nodes_are_left_out_and_named_and_the_rest_is_merged():
+    good = [reply(10 + silo, carrying(sent_by(silo))) for silo in (2, 0, 1)]
+    flipped = sent_by(3)[:-1] + bytes([sent_by(3)[-1] ^ 1])
+    bad = {
+        20: (Error(0, "node is\n gone"), "node is gone"),
+        21: (Error(0), "failed"),
+        22: (carrying(flipped), "sha256"),
+        23: (RecordDict(), "no payload"),
+        24: (RecordDict({"arrays": ConfigRecord({"payload": b"x"})}), "no payload"),
+        25: (carrying(sent_by(4), "numpy.ndarray"), "no payload"),
+        26: (carrying(sent_by(5, start="0" * 64)), "start"),
+        27: (carrying(sent_by(6, rule="fedavg")), "rule"),
+        28: (carrying(sent_by(7, kind="empirical")), "another kind of payload"),
+        29: (carrying(sent_by(1)), "silo: number 1 is that of node 11"),
+    }
+    made = strategy()
+    made.asked = [asking(node) for node in (10, 11, 12, *bad, 30)]
+    answers = [reply(node, content, by=1 if node == 20 else None) for node, (content, _) in bad.items()]
+    record, metrics = made.aggregate_train(1, [*answers[5:], *good, *answers[:5]])
+    reasons = {node: words for node, (_, words) in bad.items()} | {30: "no answer in time"}
+    assert set(made.left_out[1]) == set(reasons)
+    for node, words in reasons.items():
+        assert f"node {node}: " in made.left_out[1][node] and words in made.left_out[1][node]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(payload("kronecker", silo) for silo in range(3)))
+    expected = simulate.merge_clients(made.rule, stacked).params
+    for ours, theirs in zip(jax.tree.leaves(flower.from_record(record, START)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert metrics["payloads"] == 3
+
+
+def test_too_few_payloads_leave_the_model_as_it_is():
+    assert strategy(quorum=2).aggregate_train(1, [reply(1, carrying(sent_by(0)))]) == (None, None)
+    assert strategy().aggregate_train(1, []) == (None, None)
+    with pytest.raises(ValueError, match="quorum"):
+        strategy(quorum=0)
+
+
+def test_rounds_have_their_own_keys_and_the_first_those_of_a_run():
+    data = [np.asarray(jax.random.key_data(key)) for number in (1, 2, 3) for key in flower.round_keys(4, number)]
+    assert len({row.tobytes() for row in data}) == 12
+    np.testing.assert_array_equal(data[1], jax.random.key_data(one_shot.keys(4).train))
+
+
+def small_silo(encoders=None):
+    """A node with 40 examples of a small network."""
+    draw, likelihood = np.random.default_rng(0), ff.categorical()
+    network = ff.models.build("mlp", (6,), 3)
+    start = network.init(one_shot.keys(4).init)
+    x, y = jnp.asarray(draw.normal(size=(40, 6)), jnp.float32), jnp.asarray(draw.integers(0, 3, 40))
+    rule = ff.fedfisher(network.apply, likelihood, structure="diagonal")
+    train = simulate.Train(network.apply, likelihood, optax.sgd(0.1), 1, 8)
+    return flower.Silo(train, rule, x, y, 7, start, 4, encoders)
+
+
+def answer(node, kind, number=2, arrays=None):
+    """What a ClientApp answers to a message of this kind, without a network."""
+    content = {
+        "arrays": flower.to_record(node.like) if arrays is None else arrays,
+        "config": ConfigRecord({"server-round": number}),
+    }
+    asked = Message(metadata=Metadata(1, "x", 1, 3, "", "", time.time(), 60.0, kind), content=RecordDict(content))
+    return flower.client_app(lambda context: node)(asked, Context(1, 3, {}, RecordDict(), {})).content
+
+
+def test_a_node_trains_with_the_keys_of_its_round_and_number():
+    node, key = small_silo(), flower.round_keys(4, 2)
+    sent = answer(node, "train")
+    got, header = files.loads(sent["arrays"]["payload"].data, node.like)
+    data = ff.examples(node.x, node.y)
+    trained = node.train.fit(node.like, data, jax.random.fold_in(key.train, 7)).params
+    expected = node.rule.measure(trained, data, jax.random.fold_in(key.measure, 7))
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+    assert header.about.silo == 7 and header.about.rule == "fedfisher-diag" and header.about.kind == "exact"
+    assert dict(sent["metrics"]) == {"num-examples": 40, "bits": header.bits}
+
+
+def test_a_node_compresses_by_its_plan():
+    whole = answer(small_silo(), "train")["metrics"]["bits"]
+    node = small_silo(partial(plan.fit, budget=1.0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(node.like))
+    assert answer(node, "train")["metrics"]["bits"] <= 32 * size < whole
+
+
+def test_a_node_evaluates_what_it_is_sent():
+    node = small_silo()
+    found = answer(node, "evaluate")["metrics"]
+    logits = np.asarray(node.train.apply(node.like, node.x), np.float64)
+    assert found["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == node.y))
+    log_sum = np.log(np.exp(logits).sum(1))
+    assert found["loss"] == pytest.approx(np.mean(log_sum - logits[np.arange(40), node.y]), rel=1e-5)
+    assert found["num-examples"] == 40
+
+
+@pytest.mark.parametrize(("changes", "words"), [({"number": 0}, "server-round"), ({"arrays": ArrayRecord()}, "arrays")])
+def test_a_node_refuses_what_it_cannot_train(changes, words):
+    with pytest.raises(ValueError, match=words):
+        answer(small_silo(), "train", **changes)
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def in_memory(rounds=1, rule="fedfisher-kfac", nodes=range(NODES)):
+    """The same federation by the library's own loop; `nodes` are those whose payloads arrive."""
+    dataset = ff.data.load("digits")
+    network, likelihood = ff.models.build("mlp", dataset.train_x.shape[1:], 10), ff.categorical()
+    train = simulate.Train(network.apply, likelihood, optax.sgd(0.01, 0.9), EPOCHS, 64)
+    parts = ff.data.split("dirichlet-client", dataset.train_y, NODES, seed=0, alpha=0.1)
+    who = jax.tree.map(lambda leaf: leaf[np.array(list(nodes))], simulate.clients(parts))
+    x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
+    params = network.init(one_shot.keys(0).init)
+    offers = {"captured": ff.capture(network.apply, params, dataset.train_x)}
+    built = catalogue.build(rule, network.apply, likelihood, offers=offers)
+    for number in range(1, rounds + 1):
+        key = flower.round_keys(0, number)
+        trained, _ = simulate.train_clients(train, params, x, y, who, key.train, strategy="threads")
+        sent, _ = simulate.measure_clients(built.measure, trained.params, x, y, who, key.measure, strategy="threads")
+        params = simulate.merge_clients(built, sent).params
+    return params
+
+
+def require_equal(path, expected):
+    for ours, theirs in zip(jax.tree.leaves(model_file.read(path).params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in found:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in found]
+
+
+def wait_for(condition, seconds, what):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"{what} within {seconds} s"
+        time.sleep(0.2)
+
+
+def configured(folder):
+    """The environment of Flower's commands: nothing is sent home or written outside the folder; float64 as here."""
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    more = {"FLWR_HOME": str(folder), "FLWR_TELEMETRY_ENABLED": "0", "JAX_ENABLE_X64": "1", "PATH": path}
+    return os.environ | more
+
+
+def app(folder, config):
+    """Arguments of flwr that run the example of experiments/flower."""
+    values = {"epochs": EPOCHS, "nodes": NODES, "timeout": 400, "out": f"'{folder}/global.safetensors'"} | config
+    words = " ".join(f"{key}={value}" for key, value in values.items())
+    return ["run", ROOT / "experiments" / "flower", "here", "--stream", "-c", words]
+
+
+def log_of(folder, name):
+    return (folder / f"{name}.log").read_text()
+
+
+@contextlib.contextmanager
+def federation(folder, nodes=NODES, link_options=(), run_options=()):
+    """SuperLink and SuperNodes as processes; yields a function that starts the app, and the nodes."""
+    ports = free_ports(nodes + 1)
+    link = f"127.0.0.1:{ports[0]}"
+    connection = f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{link}"\ninsecure = true\n'
+    (folder / "config.toml").write_text(connection)
+    environment, running = configured(folder), []
+
+    def start(name, *call):
+        with (folder / f"{name}.log").open("w") as log:
+            whole = [str(BIN / call[0]), *map(str, call[1:])]
+            output = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+            running.append(subprocess.Popen(whole, cwd=folder, env=environment, **output))
+        return running[-1]
+
+    def run(**config):
+        return start("run", "flwr", *app(folder, config), *run_options)
+
+    try:
+        here = ["--insecure", "--host", "127.0.0.1", "--port", ports[0], "--disable-runtime-dependency-installation"]
+        start("link", "flower-superlink", *here, *link_options)
+        wait_for(lambda: "Uvicorn running" in log_of(folder, "link"), 60, "the SuperLink answers")
+        served = ["--insecure", "--superlink", link, "--host", "127.0.0.1"]
+        supernodes = []
+        for number in range(nodes):
+            here = ["--port", ports[number + 1], "--node-config", f"partition-id={number}"]
+            supernodes.append(start(f"node{number}", "flower-supernode", *served, *here))
+        yield run, supernodes
+    except BaseException:
+        for log in sorted(folder.glob("*.log")):
+            print(f"---- {log.name}\n{log.read_text()[-3000:]}")
+        raise
+    finally:
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=30)
+
+
+@pytest.mark.slow
+def test_nodes_on_loopback_make_the_model_of_memory_and_one_killed_in_mid_round_spoils_nothing(tmp_path):
+    """Two rounds of five nodes, and then one in which a node is killed when it has been asked to train."""
+    out, asked = tmp_path / "global.safetensors", "Receiving: train message"
+    with federation(tmp_path) as (run, nodes):
+        assert run(rounds=2).wait(timeout=560) == 0
+        require_equal(out, in_memory(rounds=2))
+        out.unlink()
+        assert log_of(tmp_path, "node4").count(asked) == 2
+        again = run()
+        wait_for(lambda: log_of(tmp_path, "node4").count(asked) == 3, 300, "node 4 is asked to train")
+        os.killpg(nodes[4].pid, signal.SIGKILL)
+        assert again.wait(timeout=560) == 0
+        assert "round 1: left out 1 of 5" in log_of(tmp_path, "run")
+    require_equal(out, in_memory(nodes=range(4)))
+
+
+@pytest.mark.slow
+def test_flowers_simulation_makes_the_model_of_memory(tmp_path):
+    pytest.importorskip("ray", reason="Flower's simulation needs pip install 'flwr[simulation]'")
+    size = ["--federation-config", f"num-supernodes={NODES} client-resources-num-cpus=1"]
+    with federation(tmp_path, nodes=0, link_options=["--simulation"], run_options=size) as (run, _):
+        assert run(rule="'fisher-merge'").wait(timeout=560) == 0
+        require_equal(tmp_path / "global.safetensors", in_memory(rule="fisher-merge"))
