@@ -129,7 +129,31 @@ def test_a_round_of_the_engine():
     assert losses["fipa"] < 0.8 * losses["start"]
 
 
-@pytest.mark.parametrize("wrong", [{"off_span": "go"}, {"tau": -1.0}, {"cutoff": -1.0}], ids=str)
+@pytest.mark.parametrize("off_span", ["stay", "fedavg"])
+def test_a_bound_that_nothing_exceeds_changes_nothing(off_span):
+    payloads = payloads_of(fipa(apply, GAUSSIAN, rank=4), RANDOM)
+    options = {"off_span": off_span, "tau": 0.01, "cutoff": 1e-10}
+    moved, told = joint_step(payloads, bound=3 * 4, **options)
+    assert told["dropped_trace"] < 1e-12 * told["largest_eigenvalue"]
+    np.testing.assert_allclose(ravel_pytree(moved)[0], step_of(payloads, **options), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("bound", [4, 7])
+def test_a_bounded_span_is_cut_client_by_client_and_tells_how_much(bound):
+    payloads = payloads_of(fipa(apply, GAUSSIAN, rank=4), RANDOM)
+    matrices = WEIGHTS[:, None, None] * np.asarray(jax.vmap(lambda f: f.to_dense())(payloads.fisher))
+    kept, dropped = np.zeros((SIZE, SIZE)), 0.0
+    for matrix in matrices:
+        sizes, turn = np.linalg.eigh(kept + matrix)
+        kept, dropped = turn[:, -bound:] * sizes[-bound:] @ turn[:, -bound:].T, dropped + sizes[:-bound].sum()
+    expected = np.linalg.pinv(kept, rcond=1e-10) @ np.einsum("mpq,mq->p", matrices, RANDOM)
+    moved, told = jax.jit(lambda p: joint_step(p, bound=bound, cutoff=1e-10))(payloads)
+    np.testing.assert_allclose(ravel_pytree(moved)[0], expected, rtol=1e-6, atol=1e-8 * np.abs(expected).max())
+    np.testing.assert_allclose(told["dropped_trace"], dropped, rtol=1e-8)
+    assert 0 < np.linalg.norm(matrices.sum(0) - kept, 2) <= dropped and told["joint_rank"] == bound
+
+
+@pytest.mark.parametrize("wrong", [{"off_span": "go"}, {"tau": -1.0}, {"cutoff": -1.0}, {"bound": 9}], ids=str)
 def test_refusals(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         fipa(apply, GAUSSIAN, **wrong)
