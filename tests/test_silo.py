@@ -1,6 +1,7 @@
 """Silos that only exchange files: the commands as their users run them."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -234,6 +235,14 @@ def small(tmp_path_factory):
         (["measure", "--data", "data.npz", "--budget", "0"], "budget: got 0"),
         (["measure", "--data", "data.npz", "--budget", "1", "--compression", "authors"], "give one of them"),
         (["measure", "--data", "data.npz", "--stochastic"], "stochastic: needs a budget"),
+        (["measure", "--data", "data.npz", "--rule", "otfusion"], "dict has no form in files"),
+        (["measure", "--data", "data.npz", "--rule", "pfnm", "--epsilon", "8"], "dict has no form in files"),
+        (["measure", "--data", "data.npz", "--rule", "fedfisher-lowrank", "--epsilon", "8"], "for LowRank; allowed"),
+        (["measure", "--data", "data.npz", "--epsilon", "0"], "epsilon: got 0"),
+        (["measure", "--data", "data.npz", "--epsilon", "8", "--delta", "1"], "delta, rounds: got 1"),
+        (["measure", "--data", "data.npz", "--epsilon", "8", "--clip-fisher", "nan"], "clip_fisher: got nan"),
+        (["measure", "--data", "data.npz", "--delta", "1e-6", "--rounds", "2"], "delta, rounds: needs epsilon"),
+        (["measure", "--data", "data.npz", "--clip-params", "2"], "clip_params: needs epsilon"),
         (["measure", "--data", "data.npz", "--out", "nothing/p"], "out: no folder nothing"),
         (["measure", "--data", "data.npz", "--checkpoint", "other.safetensors"], "parameters: missing"),
         (["measure", "--data", "data.npz", "--checkpoint", "folder", "--out", "folder"], "no .safetensors file in"),
@@ -266,6 +275,39 @@ def test_bad_input_is_one_line(arguments, words, small, monkeypatch, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("fedfisher: ") and words in lines[0]
     assert {path.name: path.stat().st_mtime_ns for path in small.iterdir()} == before
+
+
+@pytest.mark.parametrize(("rule", "arrays"), [("fedavg", 0), ("fedfisher-kfac", 6)])
+def test_a_private_payload_is_clipped_noisy_and_says_so(rule, arrays, small, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("dp_accounting", reason="accounting needs pip install 'fedfisher-jax[privacy]'")
+    monkeypatch.chdir(tmp_path)
+    start = model_file.read(small / "start.safetensors")
+    trained = jax.tree.map(lambda leaf: leaf + 0.1, start.params)
+    for folder in ("trained", "data"):
+        (tmp_path / folder).mkdir()
+    for silo in "ab":  # who are one but for the noise
+        model_file.write(f"trained/{silo}.safetensors", start.kind, trained, "test")
+        shutil.copy(small / "data.npz", f"data/{silo}.npz")
+    here = ["--data", "data", "--start", small / "start.safetensors", "--checkpoint", "trained", "--out", "sent"]
+    how = ["--rule", rule, "--epsilon", 8, "--delta", 1e-4, "--clip-params", 0.5, "--clip-fisher", 1e-6]
+    command("measure", *here, *how)
+    moves = []
+    for silo in "ab":
+        sent, header = payload.read(f"sent/{silo}.safetensors", start.params)
+        pairs = zip(jax.tree.leaves(sent.params), jax.tree.leaves(start.params), strict=True)
+        moves.append(np.concatenate([np.ravel(np.asarray(ours, float) - np.asarray(theirs)) for ours, theirs in pairs]))
+    said = header.about.privacy
+    assert said["epsilon"] == pytest.approx(8, rel=0.01) and (said["delta"], said["clip_params"]) == (1e-4, 0.5)
+    std = 2 * np.sqrt(1 + arrays) * said["noise_multiplier"] * 0.5  # two releases: the noise's alone, not the move's
+    assert np.std(moves[0] - moves[1]) == pytest.approx(np.sqrt(2) * std, rel=0.1)
+    size = moves[0].size
+    assert np.abs(np.mean(moves) - 0.5 / np.sqrt(size)) < 5 * std / np.sqrt(2 * size)  # the move, clipped
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"parameters moved by {0.1 * np.sqrt(size):.3g}, clipped to 0.5" in shown
+    assert f"{arrays} of {arrays} Fisher arrays clipped to 1e-06" in shown
+    command("merge", "sent", "--start", small / "start.safetensors")
+    report = json.loads((tmp_path / "global.json").read_text())
+    assert [one["privacy"] for one in report["contributors"]] == [said, said]
 
 
 def test_one_silo_is_its_own_merge(small, tmp_path):

@@ -10,12 +10,15 @@ import optax
 
 from .. import one_shot, payload, silo, simulate
 from ..curvature import capture
+from ..examples import examples
 from ..local import crop_and_flip
 from ..merge import catalogue
-from ..payload import plan
+from ..payload import plan, structures
 from ..privacy import noise
 from . import model_file, silo_data
 from .network import likelihood_of, outputs_of
+
+PRIVATE = ("delta", "rounds", "clip_params", "clip_fisher")  # settings of epsilon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +81,9 @@ def measure(settings: Measure) -> None:
     """
     _check(settings)
     start = model_file.read(settings.start, settings.model)
+    guarantee = _guarantee(settings)
     if settings.checkpoint is None or not settings.checkpoint.is_dir():
-        _one(settings, start)
+        _one(settings, start, guarantee)
         return
     found = sorted(settings.checkpoint.glob("*.safetensors"))
     if not found:
@@ -89,17 +93,21 @@ def measure(settings: Measure) -> None:
         out, source = settings.out / file.name, str(Path(settings.data) / f"{file.stem}.npz")
         name = settings.name or file.stem
         one = dataclasses.replace(settings, checkpoint=file, data=source, out=out, silo=number, name=name)
-        _one(one, start)
+        _one(one, start, guarantee)
 
 
-def _one(settings: Measure, start: model_file.Model) -> None:
-    guarantee = _guarantee(settings)
+def _one(settings: Measure, start: model_file.Model, guarantee: noise.Guarantee | None) -> None:
     x, y = silo_data.read(settings.data, "train")
     apply, likelihood = start.network.apply, likelihood_of(start.kind.likelihood)
     silo_data.require_targets(settings.data, likelihood, outputs_of(apply, start.params, x), y)
     captured = capture(apply, start.params, x)
     offers = {"captured": captured, "kind": settings.kind, "samples": settings.samples}
     rule = catalogue.build(settings.rule, apply, likelihood, offers=offers)
+    key = one_shot.keys(settings.seed)
+    promised = jax.eval_shape(rule.measure, start.params, examples(x, y), key.measure)
+    structures.name_of(promised.fisher)  # before training: what has no form in files, or no noise
+    if guarantee is not None:
+        noise.require_defined(promised.fisher)
     params, train = start.params, None
     if settings.checkpoint is not None:
         params = model_file.read_checkpoint(settings.checkpoint, start.params)
@@ -107,9 +115,10 @@ def _one(settings: Measure, start: model_file.Model) -> None:
         optimizer = optax.sgd(settings.learning_rate, settings.momentum)
         augment = crop_and_flip() if settings.augment else None
         train = simulate.Train(apply, likelihood, optimizer, settings.epochs, settings.batch_size, augment)
-    how = {"number": settings.silo, "key": one_shot.keys(settings.seed), "batch_size": settings.batch_size}
+    how = {"number": settings.silo, "key": key, "batch_size": settings.batch_size}
     sent = silo.train_and_measure(train, rule.measure, params, x, y, **how)
     if guarantee is not None:
+        print(f"for this silo only: {noise.losses(sent, start.params, guarantee)}")
         sent = noise.privatise(sent, start.params, guarantee)
     bits = _write(settings, start, sent, guarantee)
     size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
@@ -118,6 +127,9 @@ def _one(settings: Measure, start: model_file.Model) -> None:
 
 def _guarantee(settings: Measure) -> noise.Guarantee | None:
     if settings.epsilon is None:
+        given = [name for name in PRIVATE if getattr(settings, name) != getattr(Measure, name)]
+        if given:
+            raise ValueError(f"{', '.join(given)}: needs epsilon; without it nothing is clipped and no noise added")
         return None
     clips = {"clip_params": settings.clip_params, "clip_fisher": settings.clip_fisher}
     return noise.noise_for(settings.epsilon, settings.delta, rounds=settings.rounds, **clips)

@@ -21,6 +21,7 @@ from ..merge.rule import Payload
 from ..payload import structures
 
 PyTree = Any
+CLIPPED = (Diagonal, Full, Gram, Kronecker)
 SENSITIVITY = 2.0  # of a block clipped to norm one, when all of a silo's data are replaced
 
 
@@ -73,6 +74,30 @@ def noise_for(
     return Guarantee(epsilon_of(multiplier, delta, rounds), delta, rounds, float(multiplier), clip_params, clip_fisher)
 
 
+def require_defined(fisher: Any) -> None:
+    """Refuse Fisher information that noise is not defined for; arrays or their shapes.
+
+    Raises:
+        ValueError: low-rank Fisher information, whose eigenvectors one example can turn round, or another structure.
+    """
+    if fisher is not None and not isinstance(fisher, CLIPPED):
+        raise ValueError(_undefined(fisher))
+
+
+def losses(payload: Payload, start: PyTree, guarantee: Guarantee) -> str:
+    """What clipping takes from a payload, and the noise, in words: for the silo alone, for these numbers are exact."""
+    arrays, _ = _blocks(payload.fisher)
+    move = _norm([np.subtract(*pair) for pair in _pairs(payload.params, start)])
+    cut = sum(_norm([array]) > guarantee.clip_fisher for array in arrays.values())
+    size, bound = sum(leaf.size for leaf in jax.tree.leaves(start)), guarantee.clip_params
+    std = _scale(guarantee, len(arrays)) * bound
+    return (
+        f"parameters moved by {move:.3g}, clipped to {min(move, bound):.3g}; "
+        f"{cut} of {len(arrays)} Fisher arrays clipped to {guarantee.clip_fisher:g}; "
+        f"noise of norm {std * math.sqrt(size):.3g} on the parameters"
+    )
+
+
 def privatise(payload: Payload, start: PyTree, guarantee: Guarantee) -> Payload:
     """Clip, add noise, and make the Fisher positive semi-definite again (which costs no privacy).
 
@@ -87,10 +112,10 @@ def privatise(payload: Payload, start: PyTree, guarantee: Guarantee) -> Payload:
         ValueError: a structure of Fisher information that has no such form.
     """
     arrays, rebuild = _blocks(payload.fisher)
-    scale = guarantee.noise_multiplier * SENSITIVITY * math.sqrt(1 + len(arrays))
+    scale = _scale(guarantee, len(arrays))
     leaves, treedef = jax.tree.flatten(payload.params)
-    begins = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(start)]
-    moved = [np.asarray(leaf, np.float64) - begin for leaf, begin in zip(leaves, begins, strict=True)]
+    begins = [begin for _, begin in _pairs(payload.params, start)]
+    moved = [trained - begin for trained, begin in _pairs(payload.params, start)]
     moved = [_clipped(moved, guarantee.clip_params) * move for move in moved]
     noisy = [m + scale * guarantee.clip_params * _gaussian(m.shape) for m in moved]
     params = [jnp.asarray(b + n, leaf.dtype) for b, n, leaf in zip(begins, noisy, leaves, strict=True)]
@@ -135,7 +160,12 @@ def _blocks(fisher: Any) -> tuple[dict[str, Any], Any]:
                 return Kronecker(*factors, rest, fisher.layers, fisher.treedef)
 
             return arrays, rebuild
-    raise ValueError(f"payload.fisher: no noise is defined for {type(fisher).__name__}")
+    raise ValueError(_undefined(fisher))
+
+
+def _undefined(fisher: Any) -> str:
+    allowed = ", ".join(structure.__name__ for structure in CLIPPED)
+    return f"epsilon: no noise is defined for {type(fisher).__name__}; allowed are no Fisher, {allowed}"
 
 
 def _named(kind: str, arrays: Any) -> dict[str, Any]:
@@ -155,9 +185,24 @@ def _balanced(a: Any, g: Any) -> tuple[Any, Any]:
     return factor * a, g / factor
 
 
+def _pairs(params: PyTree, start: PyTree) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Leaves of both, in float64."""
+    both = zip(jax.tree.leaves(params), jax.tree.leaves(start), strict=True)
+    return [(np.asarray(leaf, np.float64), np.asarray(begin, np.float64)) for leaf, begin in both]
+
+
+def _scale(guarantee: Guarantee, arrays: int) -> float:
+    """Standard deviation of the noise relative to a block's clip, for the move and so many arrays of the Fisher."""
+    return guarantee.noise_multiplier * SENSITIVITY * math.sqrt(1 + arrays)
+
+
+def _norm(arrays: list[Any]) -> float:
+    return math.sqrt(sum(float(np.sum(np.asarray(array, np.float64) ** 2)) for array in arrays))
+
+
 def _clipped(arrays: list[np.ndarray], norm: float) -> float:
     """The factor that brings arrays to at most this common norm."""
-    size = math.sqrt(sum(float(np.sum(array**2)) for array in arrays))
+    size = _norm(arrays)
     return min(1.0, norm / size) if size else 1.0
 
 

@@ -139,3 +139,22 @@ def test_promises_that_are_none(changes, words):
 def test_structures_without_noise_are_refused():
     with pytest.raises(ValueError, match="no noise is defined for LowRank"):
         noise.privatise(payload("low_rank"), START, SILENT)
+    for structure in STRUCTURES:
+        if structure == "low_rank":
+            with pytest.raises(
+                ValueError, match="epsilon: no noise is defined for LowRank; allowed are no Fisher, Diag"
+            ):
+                noise.require_defined(payload(structure).fisher)
+        else:
+            noise.require_defined(payload(structure).fisher)
+
+
+def test_what_clipping_takes_is_told():
+    sent = MOVED["diagonal"]._replace(params=jax.tree.map(lambda leaf: leaf + 2.0, START))
+    size = sum(leaf.size for leaf in jax.tree.leaves(START))
+    guarantee = SILENT._replace(noise_multiplier=1.5)
+    told = noise.losses(sent, START, guarantee)
+    norms = [np.linalg.norm(leaf) for leaf in jax.tree.leaves(sent.fisher.values)]
+    assert f"moved by {2 * np.sqrt(size):.3g}, clipped to 2;" in told
+    assert f"{sum(n > 0.5 for n in norms)} of {len(norms)} Fisher arrays clipped to 0.5" in told
+    assert f"noise of norm {1.5 * 2 * np.sqrt(1 + len(norms)) * 2 * np.sqrt(size):.3g} on" in told
