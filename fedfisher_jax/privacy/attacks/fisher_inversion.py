@@ -1,0 +1,220 @@
+"""Fisher-aware inversion: what a payload's curvature says of the inputs, read off directly.
+
+The Kronecker factor A of a layer is the second moment E[a aᵀ] of its inputs a (arXiv 2403.12329, section 4), with a 1
+appended for the bias: its last row is the client's mean input, exactly, and its eigenvectors are the principal
+components. Of a dense first layer these are images; of a convolution patches, a far weaker thing. Other structures give
+the same up to weights: the block of a layer summed over its outputs is Σ_o F_(io),(jo) = E[|g|² a_i a_j], where
+hard examples weigh more; of a diagonal, only i = j is known.
+
+With mean and covariance at hand, class-wise inversion need not guess what images look like: `FisherInversion` looks for
+the input that the model takes for the class, at a small Mahalanobis distance from the client's inputs, layer by layer.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ...convolution import for_loops
+from ...curvature import Capture, Diagonal, Full, Kronecker, Layer, LowRank, activations
+from ...likelihood import Likelihood
+from ...merge.regmean import Gram
+from .descent import Weights
+from .model_inversion import image_prior
+
+PyTree = Any
+DAMPING = 1e-3  # of covariances, relative to their mean diagonal entry
+
+
+class Inputs(NamedTuple):
+    """What is known of a layer's inputs, without the 1 for the bias."""
+
+    mean: jax.Array  # [i]
+    covariance: jax.Array  # [i, i]
+
+
+class Principal(NamedTuple):
+    """Principal components of a layer's inputs, the strongest first."""
+
+    variances: jax.Array  # [k]
+    directions: jax.Array  # [k, i]
+
+
+def input_moment(fisher: Any, layer: Layer) -> jax.Array:
+    """The second moment of a layer's inputs that a Fisher contains, [i, i]; its scale means nothing.
+
+    Args:
+        fisher: a Diagonal, Kronecker, LowRank, Full or Gram.
+        layer: one of the model's, from `capture`.
+
+    Raises:
+        ValueError: another structure, a layer that it does not have, or a grouped convolution.
+    """
+    return _moment(fisher, layer, 0)
+
+
+def output_moment(fisher: Any, layer: Layer) -> jax.Array:
+    """The second moment E[g gᵀ] of gradients at a layer's output, [o, o], likewise.
+
+    Raises:
+        ValueError: as `input_moment`, or a Gram, which has no such thing.
+    """
+    if isinstance(fisher, Gram):
+        raise ValueError("fisher: a Gram has no gradients, expected a Diagonal, Kronecker, LowRank or Full")
+    return _moment(fisher, layer, 1)
+
+
+def _moment(fisher: Any, layer: Layer, side: int) -> jax.Array:
+    if layer.groups != 1:
+        raise ValueError(f"layer: expected one without groups, got {layer.groups}")
+    match fisher:
+        case Kronecker() | Gram():
+            by_weight = {one.weight: number for number, one in enumerate(fisher.layers)}
+            if layer.weight not in by_weight:
+                raise ValueError(f"fisher: has no factors of the layer of leaf {layer.weight}")
+            factors = fisher.outputs if side and isinstance(fisher, Kronecker) else fisher.inputs
+            return factors[by_weight[layer.weight]]
+        case Diagonal():
+            return jnp.diag(jnp.sum(layer.to_matrix(jax.tree.leaves(fisher.values)), axis=1 - side))
+        case LowRank():
+            if any(leaf not in fisher.vectors for leaf in layer.leaves):
+                raise ValueError(f"fisher: its vectors do not cover the layer of leaf {layer.weight}")
+            stack = jax.vmap(lambda u: layer.to_matrix([u.get(n) for n in range(len(fisher.shapes))]))(fisher.vectors)
+            return jnp.einsum("r,rio,rjo->ij" if side == 0 else "r,rio,rip->op", fisher.values, stack, stack)
+        case Full():
+            numbers = _numbers(fisher)
+            where = layer.to_matrix(numbers)
+            block = fisher.matrix[where.reshape(-1, 1), where.reshape(1, -1)].reshape(*where.shape, *where.shape)
+            return jnp.einsum("iojo->ij" if side == 0 else "ioip->op", block)
+    raise ValueError(f"fisher: got {type(fisher).__name__}, expected Diagonal, Kronecker, LowRank, Full or Gram")
+
+
+def _numbers(fisher: Full) -> list[jax.Array]:
+    """Leaves that hold each parameter's place in the order of `ravel_pytree`."""
+    leaves, begin = [], 0
+    for shape in fisher.shapes:
+        size = 1
+        for length in shape:
+            size *= length
+        leaves.append(jnp.arange(begin, begin + size).reshape(shape))
+        begin += size
+    return leaves
+
+
+def inputs_of(fisher: Any, layer: Layer, like: jax.Array) -> Inputs:
+    """Mean and covariance of a layer's inputs.
+
+    With a bias both are exact (for Kronecker, of a dense layer, while nothing was done to the payload). Without, the
+    strongest eigenvector of E[x xᵀ] = m mᵀ + covariance stands for the mean m, which outweighs the rest; its sign is
+    that of `like`. From a diagonal, the root mean square stands for the mean, its signs those of `like`.
+
+    Args:
+        fisher: as for `input_moment`.
+        layer: whose inputs they are.
+        like: [i], anything similar to the mean: a public average of the layer's inputs. Only its signs are read.
+
+    Raises:
+        ValueError: as `input_moment`.
+    """
+    moment = input_moment(fisher, layer)
+    tiny = jnp.finfo(moment.dtype).tiny
+    if layer.bias is not None:  # noise may have brought the last entry, which counts examples, to zero
+        scale = jnp.maximum(moment[-1, -1], jnp.maximum(1e-6 * jnp.trace(moment) / len(moment), tiny))
+        moment, row = moment[:-1, :-1] / scale, moment[:-1, -1] / scale
+        if not isinstance(fisher, Diagonal):
+            return Inputs(row, moment - jnp.outer(row, row))
+    if isinstance(fisher, Diagonal):
+        root = jnp.sqrt(jnp.maximum(jnp.diagonal(moment), 0))
+        return Inputs(jnp.where(like < 0, -root, root), moment)
+    values, vectors = jnp.linalg.eigh(moment)
+    mean = jnp.sqrt(jnp.maximum(values[-1], 0)) * vectors[:, -1]
+    mean = jnp.where(jnp.vdot(mean, like.astype(mean.dtype)) < 0, -mean, mean)
+    return Inputs(mean, moment - jnp.outer(mean, mean))
+
+
+def principal(inputs: Inputs, count: int) -> Principal:
+    """The `count` strongest principal components."""
+    values, vectors = jnp.linalg.eigh(inputs.covariance)
+    return Principal(values[::-1][:count], vectors[:, ::-1][:, :count].T)
+
+
+class Whitener(NamedTuple):
+    """|roots (a − mean)|² is the mean over directions of squared distances in standard deviations."""
+
+    mean: jax.Array  # [i]
+    roots: jax.Array  # [i, i]
+
+
+def whitener(inputs: Inputs, damping: float = DAMPING) -> Whitener:
+    """Damped so that directions without variance, where inputs cannot differ, do not weigh infinitely."""
+    values, vectors = jnp.linalg.eigh(inputs.covariance)
+    floor = damping * jnp.maximum(jnp.mean(values), jnp.finfo(values.dtype).tiny)
+    return Whitener(inputs.mean, vectors.T / jnp.sqrt((jnp.maximum(values, 0) + floor) * len(values))[:, None])
+
+
+class Given(NamedTuple):
+    """What `FisherInversion` reads.
+
+    Attributes:
+        params: the model.
+        targets: [n] classes.
+        whiteners: of the layers numbered `FisherInversion.layers`.
+        mean: [pixels] and
+        basis: [k, pixels]: images are mean + coordinates · basis; None where images themselves are optimised.
+    """
+
+    params: PyTree
+    targets: jax.Array
+    whiteners: Sequence[Whitener]
+    mean: Any = None
+    basis: Any = None
+
+
+def images_of(found: jax.Array, given: Given, shape: tuple[int, ...]) -> jax.Array:
+    """The images [n, *shape] of what was optimised."""
+    return found if given.basis is None else (given.mean + found @ given.basis).reshape(-1, *shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class FisherInversion:
+    """The loss of `descend`: nll + weight · mean distance of each layer's inputs from the client's + image priors.
+
+    What is optimised are images [n, *shape], or coordinates [n, k] in the client's own principal components, each in
+    standard deviations: start them at zero, which is the client's mean image.
+
+    Attributes:
+        apply: the model.
+        likelihood: what was fitted.
+        captured: its layers.
+        layers: numbers of those whose inputs are known.
+        shape: of an image.
+        weight: of the distances.
+        weights: of the image priors.
+    """
+
+    apply: Callable
+    likelihood: Likelihood
+    captured: Capture
+    layers: tuple[int, ...]
+    shape: tuple[int, ...]
+    weight: float = 0.5
+    weights: Weights = Weights(1e-3, 0.0)
+
+    def __call__(self, found: jax.Array, given: Given) -> jax.Array:
+        """One number for all images."""
+        images, leaves = images_of(found, given, self.shape), jax.tree.leaves(given.params)
+        fit = jax.vmap(self.likelihood.nll)(for_loops(self.apply)(given.params, images), given.targets)
+        fit += image_prior(images, self.weights)
+        rows_of = for_loops(lambda values, x: activations(self.captured, values, x))
+
+        def distance(x: jax.Array) -> jax.Array:
+            rows = rows_of(leaves, x)
+            total = jnp.zeros((), fit.dtype)
+            for number, one in zip(self.layers, given.whiteners, strict=True):
+                centred = rows[number][..., : one.mean.size] - one.mean
+                total += jnp.mean(jnp.sum((centred @ one.roots.T) ** 2, axis=-1))
+            return total / max(1, len(self.layers))
+
+        return jnp.mean(fit + self.weight * jax.vmap(distance)(images))

@@ -1,0 +1,58 @@
+"""What the server sees of a client: its payload, a compressed one, a sum over clients, or a noisy one.
+
+A view is a payload again, so every attack takes every view. The differentially private one is `noise.privatise`.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from ...curvature import Capture
+from ...merge.fedavg import weighted
+from ...merge.rule import Payload, Rule, check_payload
+from ...payload import About, dumps, fingerprint, loads
+from ...payload.plan import fit
+from ..fixed_point import FRACTION_BITS, decode, encode
+from ..secure_merge import from_vector, to_vector
+from ..secure_sum import secure_sum
+
+
+def quantised(payload: Payload, rule: str, likelihood: str, start: object, captured: Capture, budget: float) -> Payload:
+    """The payload after a file of at most `budget` times 32 bits per parameter was written and read.
+
+    Args:
+        payload: one client's.
+        rule: its name, which the file tells.
+        likelihood: likewise.
+        start: parameters that all clients began with.
+        captured: the model's layers.
+        budget: multiple of FedAvg's 32 bits per parameter.
+
+    Raises:
+        ValueError: the budget is too small for the payload.
+    """
+    about = About(rule, likelihood, fingerprint(start))
+    data = dumps(payload, about, fit(payload, about, budget))
+    return loads(data, start, layers=captured.layers)[0]
+
+
+def summed(rule: Rule, payloads: Sequence[Payload]) -> Payload:
+    """What a secure sum over clients leaves: weighted means of parameters and Fishers, in fixed point under masks.
+
+    The masks are really drawn, and cancel (`secure_sum`), so what is returned is all that the protocol tells.
+
+    Raises:
+        ValueError: the rule stacks payloads, so it cannot be summed; fewer than two payloads, or unequal ones.
+    """
+    if rule.combine != "add":
+        raise ValueError(f"rule: {rule.name} needs each client's payload, expected one whose contributions add up")
+    if len(payloads) < 2:
+        raise ValueError(f"payloads: expected at least two, got {len(payloads)}")
+    for number, payload in enumerate(payloads):
+        check_payload(payload, payloads[0], f"payloads[{number}]")
+    lifted = [rule.lift(payload) for payload in payloads]
+    total = secure_sum([encode(to_vector(one), len(payloads), FRACTION_BITS) for one in lifted]).total
+    sums = from_vector(decode(total, FRACTION_BITS), lifted[0])
+    share = 1 / sums["weight"]
+    fisher = weighted(share, sums["fisher"]) if "fisher" in sums else None
+    return Payload(jnp.asarray(sums["weight"]), weighted(share, sums["params"]), fisher)
