@@ -1,9 +1,9 @@
-"""Commands killed at random moments: under a file's name there is nothing, or all of it.
+"""Commands killed at random moments: under a file's name there is what was there before, or all of the new file.
 
     python tests/kill.py 50
 
 `measure` and `merge` in processes of their own, killed (SIGKILL) anywhere between start and end, and a process that
-does nothing but write.
+does nothing but write, for kills in the midst of writing.
 """
 
 import collections
@@ -72,7 +72,11 @@ def silo(folder):
 
 
 def killed_commands(folder, count, seed=0):
-    """Kill `count` commands; returns outcomes by (file, "absent" or "complete")."""
+    """Kill `count` commands; returns how often each one's file was then absent, an older one, or complete.
+
+    Where it runs for the first time there is no file before, and then none or the complete one; else there is an older
+    file, and then that or the complete one. No other file changes.
+    """
     commands, draw, found = silo(folder), np.random.default_rng(seed), collections.Counter()
     complete, seconds = {}, {}
     for name, arguments in commands.items():
@@ -80,20 +84,31 @@ def killed_commands(folder, count, seed=0):
         whole = processes.start(processes.command, folder, arguments)
         whole.join()
         seconds[name], complete[name] = time.perf_counter() - began, (folder / name).read_bytes()
-    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in commands}
+    complete["global.json"] = (folder / "global.json").read_bytes()
+    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in complete}
+    older = {"again.safetensors": kept["payload1.safetensors"], "global.safetensors": kept["start.safetensors"]}
     for number in range(count):
         name = list(commands)[number % 2]
-        (folder / name).unlink(missing_ok=True)
+        for stale in ("global.json", name):
+            (folder / stale).unlink(missing_ok=True)
+        if number // 2 % 2:
+            (folder / name).write_bytes(older[name])
         killed = processes.start(processes.command, folder, commands[name])
-        time.sleep(draw.uniform(0.5, 1.1) * seconds[name])
+        time.sleep(draw.uniform(0, 1.1) * seconds[name])
         killed.kill()
         killed.join(timeout=60)
-        there = (folder / name).exists()
-        assert not there or (folder / name).read_bytes() == complete[name], f"{name} is half-written"
-        found[name, "complete" if there else "absent"] += 1
+        found[name, outcome(folder / name, older[name] if number // 2 % 2 else None, complete[name])] += 1
+        outcome(folder / "global.json", None, complete["global.json"])
         for other, data in kept.items():
-            assert other == "global.json" or (folder / other).read_bytes() == data, f"{other} was lost"
+            assert (folder / other).read_bytes() == data, f"{other} was lost"
     return found
+
+
+def outcome(path, before, after):
+    """What is there: the file from before (None for none), or the whole new one."""
+    now = path.read_bytes() if path.exists() else None
+    assert now in (before, after), f"{path.name} is half-written or lost"
+    return "complete" if now == after else "absent" if now is None else "older"
 
 
 def main():

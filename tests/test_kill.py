@@ -1,6 +1,26 @@
+import os
+from pathlib import Path
+
 import kill
+import pytest
 
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path):
-    """Six here; `kill.py` kills the commands themselves, too, as often as one likes."""
+    """Six here; `python tests/kill.py 50` kills as often as one likes."""
     assert sum(kill.killed_writers(tmp_path, 6).values()) == 6
+
+
+@pytest.mark.slow
+def test_killed_commands_leave_whole_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # and back
+    found = kill.killed_commands(Path(os.getcwd()), 4)
+    assert sum(found.values()) == 4 and {name for name, _ in found} == {"again.safetensors", "global.safetensors"}
+
+
+@pytest.mark.parametrize("content", [b"ne", b"old ", None])
+def test_what_is_neither_old_nor_new_is_seen(content, tmp_path):
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(AssertionError, match="half-written or lost"):
+        kill.outcome(path, b"old", b"new")
