@@ -197,9 +197,7 @@ def picture_grid(out: Path, network: str) -> None:
     first = next(iter(stored.values()))
     classes = np.flatnonzero(first["present"])
     fig, axes = common.figure(2 * len(stored) + 1, len(classes), width=0.85, height=0.66)
-    engine = fig.get_layout_engine()
-    if engine is not None:
-        engine.set(w_pad=0.01, h_pad=0.01, hspace=0, wspace=0)
+    fig.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, hspace=0, wspace=0)
     for axis in axes.ravel():
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
