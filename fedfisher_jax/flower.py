@@ -118,6 +118,7 @@ def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
             start=payload.fingerprint(start),
             kind=None if sent.fisher is None else getattr(node.rule.measure, "kind", None),
             silo=node.number,
+            compression="none" if node.plan is None else "planned",
         )
         data = payload.dumps(sent, about, None if node.plan is None else node.plan(sent, about))
         carried = ArrayRecord({"payload": Array("uint8", (len(data),), STYPE, data)})

@@ -158,7 +158,10 @@ def test_a_node_compresses_by_its_plan():
     whole = answer(small_silo(), "train")["metrics"]["bits"]
     node = small_silo(partial(plan.fit, budget=1.0))
     size = sum(leaf.size for leaf in jax.tree.leaves(node.like))
-    assert answer(node, "train")["metrics"]["bits"] <= 32 * size < whole
+    found = answer(node, "train")
+    assert found["metrics"]["bits"] <= 32 * size < whole
+    header = files.loads(found["arrays"]["payload"].data, node.like)[1]
+    assert header.about.compression == "planned" and header.bits == found["metrics"]["bits"]
 
 
 def test_a_node_evaluates_what_it_is_sent():
