@@ -37,7 +37,7 @@ class Settings(common.Settings):
     """
 
     dataset: str = "fashion_mnist"
-    networks: tuple[str, ...] = ("mlp-bias", "mlp", "lenet")
+    networks: tuple[str, ...] = ("mlp-bias", "mlp")
     clients: int = 5
     alpha: float = 0.1
     examples: int = 10_000

@@ -20,10 +20,10 @@ from fedfisher_jax.merge import Payload
 from fedfisher_jax.privacy import attacks
 from fedfisher_jax.privacy.attacks import labels, measures
 
-STEPS, GRADIENT_STEPS = 300, 1500
+STEPS, GRADIENT_STEPS, PIXEL_STEPS = 300, 1500, 600
 INVERT = optax.adam(optax.cosine_decay_schedule(0.1, STEPS))
 MATCH = optax.adam(optax.cosine_decay_schedule(1.0, GRADIENT_STEPS))  # coordinates in a span
-MATCH_PIXELS = optax.adam(optax.cosine_decay_schedule(0.1, GRADIENT_STEPS))
+MATCH_PIXELS = optax.adam(optax.cosine_decay_schedule(0.1, PIXEL_STEPS))
 
 
 def unit(here: Federation, images: Any) -> jax.Array:
@@ -177,7 +177,7 @@ def gradient_inversion(*cell: Any) -> dict[str, Any]:
         images = attacks.unmixed(directions, state.inputs, shape)
     else:
         state, given = attacks.begin(MATCH_PIXELS, begin), (before, gradient, targets, None)
-        options = {"steps": GRADIENT_STEPS, "bounds": here.bounds}
+        options = {"steps": PIXEL_STEPS, "bounds": here.bounds}
         images = attacks.descend(loss, MATCH_PIXELS, state, given, **options)[0].inputs
     found, classes = unit(here, images), classes_of(here)
     real = unit(here, truth)
