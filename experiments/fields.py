@@ -197,7 +197,7 @@ def errors(records: Iterable[Mapping[str, Any]], **where: Any) -> np.ndarray:
 
 
 def error_table(records: list[dict[str, Any]], compared: Mapping[str, Method], axis: str, values: Sequence[Any]) -> str:
-    """Final errors, medians with ranges, and on how many seeds each method beats FedAvg."""
+    """Final errors, means with standard deviations, and on how many seeds each method beats FedAvg."""
     rows = []
     for name, method in compared.items():
         cells = []
@@ -205,7 +205,8 @@ def error_table(records: list[dict[str, Any]], compared: Mapping[str, Method], a
             last = errors(records, method=name, **{axis: value})[:, -1]
             plain = errors(records, method="fedavg", **{axis: value})[:, -1]
             better = "" if name == "fedavg" else f" ({(last < plain).sum()}/{len(last)})"
-            cells.append(f"{last.mean():.3g} ± {last.std(ddof=1) if len(last) > 1 else 0:.2g}{better}")
+            spread = f" ± {last.std(ddof=1):.2g}" if len(last) > 1 else ""
+            cells.append(f"{last.mean():.3g}{spread}{better}")
         bits = common.column(records, "bits", method=name, **{axis: values[0]})[0, -1]
         rows.append([method.label, *cells, f"{bits / 8e6:.2f}"])
     header = ["", *[f"{axis} {value}" for value in values], "MB up per client"]
@@ -243,14 +244,18 @@ def summary_of(
     }
 
 
+def style_of(name: str, compared: Mapping[str, Method]) -> dict[str, str]:
+    """A line's colour, and dashes for a damped method, in the colour of the one without damping."""
+    place = list(compared).index(name.removesuffix("-damped"))
+    return {"color": common.COLOURS[place], "linestyle": "--" if name.endswith("-damped") else "-"}
+
+
 def draw_errors(axes: Sequence[Any], records: list[dict[str, Any]], compared: Mapping[str, Method], **where: Any):
     """Median error over seeds against rounds (first axis) and against bits (second)."""
-    styles = {name: "-" for name in compared} | {n: "--" for n in compared if n.endswith("damped")}
-    for place, (name, method) in enumerate(compared.items()):
+    for name, method in compared.items():
         found = np.median(errors(records, method=name, **where), axis=0)
         bits = common.column(records, "bits", method=name, **where)[0]
-        colour = common.COLOURS[place % len(common.COLOURS)]
-        style = {"color": colour, "linestyle": styles[name], "label": method.label}
+        style = {**style_of(name, compared), "label": method.label}
         axes[0].plot(found, **style)
         if len(axes) > 1:
             axes[1].plot(bits[1:] / 8e6, found[1:], **style)

@@ -50,9 +50,9 @@ class Settings(common.Settings):
     clients: int = 100
     participation: float = 0.05
     alpha: float = 0.1
-    rounds: int = 40
-    warm_up: int = 30
-    epochs: int = 2
+    rounds: int = 24
+    warm_up: int = 16
+    epochs: int = 1
     learning_rate: float = 0.05
     mu: float = 0.01
     rank: int = 10

@@ -215,10 +215,10 @@ def draw_solutions(axis: Any, records: list[dict[str, Any]], methods: dict[str, 
     truth = poisson_truth() if equation == "poisson" else allen_cahn_truth()
     grid = np.linspace(-1, 1, POINTS)
     axis.plot(grid, truth[-POINTS:], color="#000000", linestyle=":", label="finite differences")
-    for place, (name, method) in enumerate(methods.items()):
+    for name, method in methods.items():
         if name in ("fedavg", "fedfish", SHOWN, f"{SHOWN}-damped", "fipa-50-damped"):
             field = common.column(records, "field", equation=equation, method=name, pieces=1)[0]
-            axis.plot(grid, field[-POINTS:], color=common.COLOURS[place % len(common.COLOURS)], label=method.label)
+            axis.plot(grid, field[-POINTS:], **fields.style_of(name, methods), label=method.label)
     low, high = truth.min(), truth.max()
     time = "" if equation == "poisson" else ", t = 1"
     axis.set(title=f"{equation}, 1 piece{time}", xlabel="x", ylim=(1.5 * low - 0.5 * high, 1.5 * high - 0.5 * low))
