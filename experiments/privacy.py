@@ -23,6 +23,7 @@ class Settings(common.Settings):
     Attributes:
         dataset: A name of `fedfisher list`, of images.
         networks: Of mlp, mlp-bias, lenet, lenet-bias.
+        kinds: Payloads, of weights, diagonal, kronecker, gram, low_rank, full.
         clients: Their number.
         alpha: Concentration of the Dirichlet split.
         examples: Drawn from the training set for all clients together; the rest are the others.
@@ -38,6 +39,7 @@ class Settings(common.Settings):
 
     dataset: str = "fashion_mnist"
     networks: tuple[str, ...] = ("mlp-bias", "mlp")
+    kinds: tuple[str, ...] = tuple(privacy_world.KINDS)
     clients: int = 5
     alpha: float = 0.1
     examples: int = 10_000
@@ -62,10 +64,9 @@ QUICK: dict[str, Any] = {
     "sizes": (50, 100, 200, 400, 800),
     "seeds": 2,
 }
-GUESSES = {"random": "random pixels", "public": "public average", "public class": "public average of the class"}
 
 
-def attacks_for(kind: str, network: str, protection: str) -> list[str]:
+def attacks_for(kind: str, network: str) -> list[str]:
     """The attacks that a payload of this kind is open to."""
     if kind == "weights":
         return ["model inversion", "membership by loss", "labels from the update", "gradient inversion"]
@@ -75,7 +76,14 @@ def attacks_for(kind: str, network: str, protection: str) -> list[str]:
 
 
 def grid_of(settings: Settings) -> list[dict[str, Any]]:
-    """Every run."""
+    """Every run.
+
+    Raises:
+        ValueError: a kind of payload that there is not.
+    """
+    unknown = set(settings.kinds) - set(privacy_world.KINDS)
+    if unknown:
+        raise ValueError(f"kinds: got {sorted(unknown)[0]}, expected some of {', '.join(privacy_world.KINDS)}")
     world = privacy_world.world_of(settings)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     grid = []
@@ -83,11 +91,14 @@ def grid_of(settings: Settings) -> list[dict[str, Any]]:
         rules = privacy_world.rules_of(network, settings.dataset, settings.hidden, settings.rank)
         for seed in seeds:
             fixed = {"world": privacy_world.as_json(world), "network": network, "seed": seed}
-            for kind, rule in rules.items():
+            for kind in (kind for kind in rules if kind in settings.kinds):
+                rule = rules[kind]
                 for protection in privacy_world.protections_of(kind, rule):
-                    for attack in ["accuracy", *attacks_for(kind, network, protection)]:
+                    for attack in ["accuracy", *attacks_for(kind, network)]:
                         grid.append({**fixed, "attack": attack, "kind": kind, "protection": protection})
-            grid += [{**fixed, "attack": "guess", "kind": guess, "protection": "none"} for guess in GUESSES]
+            grid += [
+                {**fixed, "attack": "guess", "kind": guess, "protection": "none"} for guess in privacy_report.GUESSES
+            ]
     for seed in seeds:
         for size in settings.sizes:
             grid.append({"attack": "leverage by size", "dataset": settings.dataset, "size": size, "seed": seed})

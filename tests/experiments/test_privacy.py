@@ -1,0 +1,29 @@
+"""The privacy experiment, at a size of seconds."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cryptography", reason="secure sums need pip install 'fedfisher-jax[privacy]'")
+pytest.importorskip("dp_accounting", reason="accounting needs pip install 'fedfisher-jax[privacy]'")
+
+
+@pytest.mark.slow
+def test_every_attack_on_every_payload(script, tmp_path):
+    flags = ("--quick", "--seeds", "1", "--examples", "200", "--epochs", "2", "--clients", "2", "--attacked", "1")
+    flags += ("--sizes", "40", "400", "--rank", "3", "--kinds", "weights", "kronecker", "gram")
+    table, summary, lines = script("privacy", *flags)
+    found = {tuple(line["settings"].get(n) for n in ("attack", "kind", "protection")): line["result"] for line in lines}
+    exact = found["mean image", "kronecker", "none"]["psnr"]
+    assert exact > 100 > found["mean image", "kronecker", "quantised"]["psnr"]
+    assert found["mean image", "gram", "none"]["psnr"] > found["mean image", "gram", "sum"]["psnr"]
+    assert found["mean image", "kronecker", "dp"]["psnr"] < 25
+    assert ("accuracy", "kronecker", "sum") not in found  # stacked payloads have no sum
+    by_size = [line["result"]["auc"] for line in lines if line["settings"]["attack"] == "leverage by size"]
+    assert by_size[0] > 0.95 > by_size[1] > 0.5
+    assert summary["mlp-bias"]["membership, AUC"]["Kronecker − weights, paired"]
+    assert f"| {exact:.1f} |" in table
+    grid = (tmp_path / "out" / "grid_mlp-bias.png").read_bytes()
+    assert grid.startswith(b"\x89PNG")
+    shown = np.load(tmp_path / "out" / "pictures" / "mlp-bias_model-inversion_weights_none.npz")
+    assert shown["images"].shape == (10, 8, 8, 1) and shown["images"].dtype == np.uint8
+    assert len(script("privacy", *flags)[2]) == len(lines)  # nothing runs again
