@@ -71,7 +71,7 @@ def attacks_for(kind: str, network: str) -> list[str]:
     if kind == "weights":
         return ["model inversion", "membership by loss", "labels from the update", "gradient inversion"]
     names = ["Fisher-aware inversion", "membership by Fisher score", "membership by leverage", "labels from inputs"]
-    names += ["mean image"] if network.startswith("mlp") else []
+    names += ["mean image", "components"] if network.startswith("mlp") else []
     return names + (["labels from gradients"] if kind != "gram" else [])
 
 
@@ -133,6 +133,7 @@ def main() -> None:
         text += privacy_report.tables(network, mine)
         summary[network] = privacy_report.summary(mine)
         privacy_report.picture_grid(settings.out, network)
+        privacy_report.component_grid(settings.out, network)
     sizes = {size: common.column(records, "auc", attack="leverage by size", size=size) for size in settings.sizes}
     text += "### Membership by leverage and a client's number of examples\n\n"
     text += "Second moment of raw pixels, no network; AUC.\n\n"

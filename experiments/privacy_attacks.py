@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from privacy_steps import RATE, step_seen
-from privacy_world import Federation, Target, World, federation, loaded, seen
+from privacy_world import COMPONENTS, Federation, Target, World, federation, loaded, seen
 
 from fedfisher_jax.curvature import activations
 from fedfisher_jax.likelihood import categorical
@@ -148,6 +148,31 @@ def mean_image(*cell: Any) -> dict[str, float]:
         image = layer_inputs(here, views[number])[0].mean.reshape(1, *here.public.shape[1:])
         found.append(_like_mean(here, target, image))
     return mean_of(found)
+
+
+def components(*cell: Any) -> dict[str, Any]:
+    """The client's first principal components, read off the first layer's block: their share in those found."""
+    here, views = federation(*cell[:3]), seen(*cell)
+    overlaps, pictures = [], []
+    for number, target in enumerate(here.targets):
+        inputs = layer_inputs(here, views[number])[0]
+        found = np.asarray(attacks.principal(inputs, COMPONENTS).directions)
+        overlaps.append(float(np.sum((target.components @ found.T) ** 2) / COMPONENTS))
+        signs = np.sign(np.sum(found * target.components, axis=1, keepdims=True))
+        pairs = ((inputs.mean, signs * found), (target.mean, target.components))
+        pictures.append([_as_picture(here, mean, rows) for mean, rows in pairs])
+    shown = int(np.argmax([target.present.sum() for target in here.targets]))
+    images, real = pictures[shown]
+    picture = {"images": images, "neighbours": real, "present": np.ones(len(images), bool)}
+    return {"overlap": float(np.mean(overlaps)), "pictures": picture}
+
+
+def _as_picture(here: Federation, mean: Any, directions: np.ndarray) -> np.ndarray:
+    """A mean image, and directions with zero as middle grey."""
+    shape = here.public.shape[1:]
+    grey = 0.5 + directions / (2 * np.max(np.abs(directions), axis=1, keepdims=True))
+    first = np.asarray(unit(here, jnp.reshape(mean, (1, *shape))))
+    return np.concatenate([first, grey.reshape(-1, *shape)])
 
 
 def _like_mean(here: Federation, target: Target, image: Any) -> dict[str, float]:
@@ -299,6 +324,7 @@ IMAGES = {"model inversion": model_inversion, "Fisher-aware inversion": fisher_i
 ATTACKS: dict[str, Callable[..., dict[str, Any]]] = {
     **IMAGES,
     "mean image": mean_image,
+    "components": components,
     "gradient inversion": gradient_inversion,
     "membership by loss": membership_loss,
     "membership by Fisher score": membership_fisher,

@@ -16,6 +16,7 @@ MARKERS = {"none": "o", "quantised": "s", "sum": "^", "dp": "X"}
 NUMBERS = {  # attack → (result, header, decimals, factor)
     "accuracy": ("accuracy", "accuracy of the merge, %", 1, 100),
     "mean image": ("psnr", "mean image, PSNR in dB", 1, 1),
+    "components": ("overlap", "first five principal components, overlap", 3, 1),
     "membership by loss": ("auc", "membership by loss, AUC", 3, 1),
     "membership by Fisher score": ("auc", "membership by Fisher score, AUC", 3, 1),
     "membership by leverage": ("auc", "membership by leverage, AUC", 3, 1),
@@ -184,6 +185,39 @@ def figure(networks: Sequence[str], records: Records, sizes: Mapping[int, np.nda
     return fig
 
 
+COMPONENT_ROWS = (("kronecker", "none"), ("kronecker", "quantised"), ("gram", "sum"), ("low_rank", "none"))
+
+
+def component_grid(out: Path, network: str) -> None:
+    """The client's mean image and principal components, and what is read off its payload."""
+    paths = {row: picture_path(out, network, "components", *row) for row in COMPONENT_ROWS}
+    stored = {row: dict(np.load(path)) for row, path in paths.items() if path.exists()}
+    if not stored:
+        return
+    first = next(iter(stored.values()))
+    rows = {"real": first["neighbours"]}
+    rows |= {f"{KINDS[kind]},\n{PROTECTIONS[seen]}": found["images"] for (kind, seen), found in stored.items()}
+    columns = ["mean", *(f"component {n}" for n in range(1, len(first["images"])))]
+    _write_grid(out / f"components_{network}.png", columns, rows)
+
+
+def _write_grid(path: Path, columns: Sequence[str], rows: Mapping[str, np.ndarray]) -> None:
+    fig, axes = common.figure(len(rows), len(columns), width=0.85, height=0.7)
+    fig.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, hspace=0, wspace=0)
+    for axis in axes.ravel():
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title, fontsize=7)
+    for place, (label, images) in enumerate(rows.items()):
+        for axis, image in zip(axes[place], images, strict=True):
+            axis.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
+        axes[place, 0].set_ylabel(label.rstrip(), rotation=0, ha="right", va="center", fontsize=7)
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png")
+    common.write_atomic(path, buffer.getvalue())
+
+
 def picture_grid(out: Path, network: str) -> None:
     """Rows of payloads, columns of classes, the nearest real images of the client beneath."""
     rows = [("model inversion", "weights", "none")]
@@ -196,23 +230,8 @@ def picture_grid(out: Path, network: str) -> None:
         return
     first = next(iter(stored.values()))
     classes = np.flatnonzero(first["present"])
-    fig, axes = common.figure(2 * len(stored) + 1, len(classes), width=0.85, height=0.66)
-    fig.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, hspace=0, wspace=0)
-    for axis in axes.ravel():
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-
-    def fill(row: int, label: str, images: np.ndarray) -> None:
-        for axis, label_number in zip(axes[row], classes, strict=True):
-            axis.imshow(images[label_number, ..., 0], cmap="gray", vmin=0, vmax=255)
-        axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
-
-    for axis, label in zip(axes[0], classes, strict=True):
-        axis.set_title(f"class {label}", fontsize=7)
-    fill(0, "real class mean", first["class_means"])
+    shown = {"real class mean": first["class_means"][classes]}
     for number, ((_, kind, protection), found) in enumerate(stored.items()):
-        fill(2 * number + 1, f"{KINDS[kind]},\n{PROTECTIONS[protection]}", found["images"])
-        fill(2 * number + 2, "its nearest real", found["neighbours"])
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png")
-    common.write_atomic(out / f"grid_{network}.png", buffer.getvalue())
+        shown[f"{KINDS[kind]},\n{PROTECTIONS[protection]}"] = found["images"][classes]
+        shown["its nearest real" + " " * number] = found["neighbours"][classes]  # labels are keys, blanks cut off later
+    _write_grid(out / f"grid_{network}.png", [f"class {label}" for label in classes], shown)

@@ -36,6 +36,7 @@ PROTECTIONS = {"none": "alone", "quantised": "compressed", "sum": "secure sum", 
 MOST_FULL = 2_000  # parameters of networks whose full Fisher is measured
 CANDIDATES = 50  # real images of a class that a reconstruction is compared with, of members and of others
 SCORED = 300  # about so many members' scores are compared with as many of others
+COMPONENTS = 5
 FEWEST = 10  # examples of a class without which a client does not count as having it
 
 
@@ -74,6 +75,7 @@ class Target(NamedTuple):
     shares: np.ndarray  # [C] of the client's labels
     present: np.ndarray  # [C] classes that it has enough of
     mean: Any  # [h, w, c], of all its images
+    components: Any  # [COMPONENTS, pixels], their first principal components
     class_means: Any  # [C, h, w, c]
     members: Any  # candidates of each class
     others: Any  # as many, of people in no federation
@@ -181,7 +183,9 @@ def target(full: Dataset, mine: np.ndarray, outside: np.ndarray, random: np.rand
     judged = [np.concatenate(part) for part in scored]
     inputs, strange = ((jnp.asarray(images[part]), jnp.asarray(labels[part])) for part in judged)
     shares, present, mean = counts / counts.sum(), counts >= FEWEST, images[mine].mean(0)
-    return Target(shares, present, mean, means, first, second, jnp.asarray(allowed), inputs, strange)
+    rows = images[mine].reshape(len(mine), -1)
+    components = np.linalg.eigh(np.cov(rows.T))[1][:, ::-1][:, :COMPONENTS].T.astype(np.float32)
+    return Target(shares, present, mean, components, means, first, second, jnp.asarray(allowed), inputs, strange)
 
 
 @cache
