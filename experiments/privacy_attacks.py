@@ -122,7 +122,9 @@ def fisher_inversion(*cell: Any) -> dict[str, Any]:
     here, views = federation(*cell[:3]), seen(*cell)
     shape, targets = here.public.shape[1:], classes_of(here)
     layers = tuple(range(len(here.captured.layers)))
-    loss = attacks.FisherInversion(here.network.apply, categorical(), here.captured, layers, shape)
+    priors = attacks.Weights(1e-3, 0.0) if sees_images(here) else attacks.Weights()  # patches do not make an image
+    model = here.network.apply, categorical(), here.captured
+    loss = attacks.FisherInversion(*model, layers, shape, weights=priors)
     found = []
     for number in range(len(here.targets)):
         inputs = layer_inputs(here, views[number])

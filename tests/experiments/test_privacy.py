@@ -18,6 +18,7 @@ def test_every_attack_on_every_payload(script, tmp_path):
     assert found["mean image", "gram", "none"]["psnr"] > found["mean image", "gram", "sum"]["psnr"]
     assert found["mean image", "kronecker", "dp"]["psnr"] < 25
     assert ("accuracy", "kronecker", "sum") not in found  # stacked payloads have no sum
+    assert found["components", "kronecker", "none"]["overlap"] > 0.99 > found["components", "gram", "dp"]["overlap"]
     by_size = [line["result"]["auc"] for line in lines if line["settings"]["attack"] == "leverage by size"]
     assert by_size[0] > 0.95 > by_size[1] > 0.5
     assert summary["mlp-bias"]["membership, AUC"]["Kronecker − weights, paired"]
