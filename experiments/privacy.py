@@ -22,7 +22,7 @@ class Settings(common.Settings):
 
     Attributes:
         dataset: A name of `fedfisher list`, of images.
-        networks: Of mlp, mlp-bias, lenet, lenet-bias.
+        networks: Of mlp, mlp-bias, lenet.
         kinds: Payloads, of weights, diagonal, kronecker, gram, low_rank, full.
         clients: Their number.
         alpha: Concentration of the Dirichlet split.

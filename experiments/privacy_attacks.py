@@ -121,13 +121,18 @@ def fisher_inversion(*cell: Any) -> dict[str, Any]:
     """Class by class, near the inputs that the Fisher tells of."""
     here, views = federation(*cell[:3]), seen(*cell)
     shape, targets = here.public.shape[1:], classes_of(here)
-    layers = tuple(range(len(here.captured.layers)))
+    everything = here.captured.layers
+    layers = tuple(n for n, layer in enumerate(everything) if sees_images(here) or len(layer.shape) == 2)
     priors = attacks.Weights(1e-3, 0.0) if sees_images(here) else attacks.Weights()  # patches do not make an image
     model = here.network.apply, categorical(), here.captured
     loss = attacks.FisherInversion(*model, layers, shape, weights=priors)
     found = []
     for number in range(len(here.targets)):
-        inputs = layer_inputs(here, views[number])
+        if sees_images(here):
+            inputs = layer_inputs(here, views[number])
+        else:  # about zero: the strongest eigenvector of features is too bad a mean (measured: 9 against 14 dB)
+            moments = [attacks.input_moment(views[number].fisher, everything[n]) for n in layers]
+            inputs = [attacks.Inputs(jnp.zeros_like(a[0]), a) for a in moments]
         given = attacks.Given(views[number].params, targets, [attacks.whitener(one) for one in inputs])
         if sees_images(here):
             parts = attacks.principal(inputs[0], inputs[0].mean.size)
