@@ -181,7 +181,7 @@ def main() -> None:
         row[0].plot(np.arange(1, settings.rounds + 1), accuracy.mean(0), color=common.COLOURS[place], label=label)
         row[1].plot(bits / 8e6, accuracy.mean(0), color=common.COLOURS[place], label=label)
         row[0].set(xlabel="rounds", ylabel="test accuracy (%), mean")
-        row[1].set(xlabel="MB sent by a client that is in every round", xscale="log")
+        row[1].set(xlabel="MB sent by a client that is in every round")
         row[0].legend()
     text = f"{settings.dataset}, {settings.clients} clients, {100 * settings.participation:g} % a round, "
     text += f"α = {settings.alpha:g}; test accuracy in %, mean ± std over {settings.seeds} seeds. FIPA (rank "
