@@ -19,7 +19,7 @@ MAPS = Path("/proc/self/maps")
 
 @pytest.fixture(autouse=True)
 def forget_compiled_programs():
-    """Each compiled program keeps memory maps; at Linux's 65,530 per process XLA aborts. A worker that nears it starts afresh."""
+    """Every compiled program holds memory maps, and at Linux's 65,530 XLA aborts: a worker on its way there starts afresh."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()
