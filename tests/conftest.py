@@ -19,7 +19,7 @@ MAPS = Path("/proc/self/maps")
 
 @pytest.fixture(autouse=True)
 def forget_compiled_programs():
-    """Every compiled program holds memory maps, and at Linux's 65,530 XLA aborts: a worker on its way there starts afresh."""
+    """Compiled programs hold memory maps, and at Linux's 65,530 of a process XLA aborts: drop them well before."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()
