@@ -27,7 +27,7 @@ def check_is_a_partition(parts, count):
 def cases(draw):
     """Labels and arguments that every split by labels can serve."""
     num_classes, num_clients = draw(st.integers(1, 6)), draw(st.integers(1, 5))
-    least = 2 * num_clients  # of as many examples as clients one Dirichlet draw in 400 serves all, too few for 1000 draws
+    least = 2 * num_clients  # with one example a client, one Dirichlet draw in 400 serves all: too few in 1000
     counts = draw(st.lists(st.integers(least, 40), min_size=num_classes, max_size=num_classes))
     labels = np.repeat(np.sort(draw(st.permutations(range(9)))[:num_classes]), counts)
     shuffled = np.random.default_rng(draw(st.integers(0, 99))).permutation(labels)
