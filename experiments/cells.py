@@ -113,9 +113,11 @@ def _init(network: models.Network) -> Callable[[jax.Array], Any]:
 
 
 @cache
-def _rule(name: str, network: models.Network, captured: Capture, train: simulate.Train) -> Rule:
-    """One object per rule and setting: what is compiled for it serves every seed."""
-    offers = one_shot.offers(network.init, train, captured)
+def _rule(name: str, network: models.Network, captured: Capture, train: simulate.Train, seed: int | None) -> Rule:
+    """One object per rule and setting: what is compiled for it serves every seed, unless it draws starts (`others`)."""
+    offers: dict[str, Any] = {"captured": captured}
+    if seed is not None:
+        offers = one_shot.offers(network.init, train, captured, seed)
     return catalogue.build(name, network.apply, categorical(), offers=offers)
 
 
@@ -126,7 +128,8 @@ def compare(here: World, cell: Cell, rules: Sequence[str]) -> Iterator[tuple[str
         "dirichlet-client", dataset.train_y, cell["clients"], seed=cell["data_seed"], alpha=cell["alpha"]
     )
     problem = _problem(here, cell, simulate.clients(parts, len(dataset.train_y)))
-    named = {name: _rule(name, network, here.captured, problem.train) for name in rules}
+    seeds = {name: cell["train_seed"] if "others" in catalogue.takes(name) else None for name in rules}
+    named = {name: _rule(name, network, here.captured, problem.train, seed) for name, seed in seeds.items()}
     for found in one_shot.compare(problem, named, one_shot.keys(cell["train_seed"])):
         if found.kind != "client":
             yield "training" if found.kind == "training" else found.name, found.value

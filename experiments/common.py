@@ -17,17 +17,12 @@ A run is identified by its dictionary of settings; runs already in ``results.jso
 script goes on where it stopped. Start over by deleting the folder.
 """
 
-import contextlib
+import collections
 import dataclasses
-import datetime
-import importlib.metadata
 import io
 import json
 import math
 import os
-import platform
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,13 +32,14 @@ from typing import Any, TypeVar
 import jax
 import matplotlib
 import numpy as np
+import provenance
 import rich.progress
 import tyro
 from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = provenance.ROOT
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")  # Okabe-Ito and grey
 STYLE: dict[Any, Any] = {
     "figure.dpi": 130,
@@ -134,12 +130,12 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def append_result(path: Path, record: Mapping[str, Any]) -> None:
-    """Appends one record as one line that is on disk when this returns; a torn last line is cut off first."""
+    """Appends a record and its commit, a line that is on disk when this returns; a torn last line is cut off first."""
     with open(path, "ab+") as file:
         file.seek(0)
         content = file.read()
         file.truncate(content.rfind(b"\n") + 1)
-        file.write(json.dumps(plain(record)).encode() + b"\n")
+        file.write(json.dumps(plain({**record, "commit": provenance.commit()})).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -211,46 +207,18 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     os.replace(temporary, path)
 
 
-def provenance() -> dict[str, Any]:
-    """What made the results: command, commit, versions, machine. Carries no host names and no absolute paths."""
-    arguments = [Path(a).name if os.path.isabs(a) else a for a in sys.argv[1:]]
-    script = Path(sys.argv[0]).resolve()
-    script = script.relative_to(ROOT) if script.is_relative_to(ROOT) else Path(script.name)
-    commit = ""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "torch", "nngeometry")
-    versions = {"python": platform.python_version()}
-    for name in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return {
-        "command": shlex.join(["python", script.as_posix(), *arguments]),
-        "commit": commit,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": versions,
-        "machine": machine(),
-    }
-
-
-def machine() -> str:
-    """The machine in words: processor, cores this process may use, memory, accelerators."""
-    cpu, memory = platform.machine(), ""
-    with contextlib.suppress(OSError, IndexError):
-        cpu = Path("/proc/cpuinfo").read_text().split("model name")[1].split(":", 1)[1].split("\n")[0].strip()
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB memory"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    devices = ", ".join(sorted({d.device_kind for d in jax.devices() if d.platform != "cpu"}))
-    return f"{cpu}, {cores} cores{memory}" + (f", {devices}" if devices else "")
+def run_commits(path: Path) -> dict[str, int]:
+    """How many runs of a ``results.jsonl`` each commit made; runs older than this record are under "unrecorded"."""
+    return dict(collections.Counter(record.get("commit", "unrecorded") for record in read_results(path)))
 
 
 def report(out: Path, table: str, summary: Mapping[str, Any], fig: Figure | None = None) -> None:
     """Writes ``table.md``, ``summary.json`` and ``figure.png``, each at once, with the provenance; prints the table."""
-    source = provenance()
+    source = provenance.describe() | {"runs": run_commits(out / "results.jsonl")}
+    runs = ", ".join(f"{count} at {made_by}" for made_by, count in source["runs"].items())
     versions = ", ".join(f"{k} {v}" for k, v in source["versions"].items())
-    note = f"\n`{source['command']}` at {source['commit']}, {source['date']}; {versions}; {source['machine']}\n"
+    where = f"`{source['command']}` at {source['commit']}, {source['date']}" + (f" (runs: {runs})" if runs else "")
+    note = f"\n{where}; {versions}; {source['machine']}\n"
     write_atomic(out / "table.md", table + note)
     write_atomic(out / "summary.json", json.dumps(plain({**summary, "provenance": source}), indent=2) + "\n")
     if fig is not None:

@@ -51,7 +51,7 @@ def run(
     here = cells.world(dataset, cells.MODELS.get(dataset, cells.ELSEWHERE))
     parts = data.split("dirichlet-client", here.dataset.train_y, clients, seed=seed, alpha=alpha)
     train = cells.training(here.network, here.dataset.augment, epochs)
-    offers = one_shot.offers(here.network.init, train, here.captured)
+    offers = one_shot.offers(here.network.init, train, here.captured, seed)
     built = catalogue.build(rule, here.network.apply, categorical(), offers=offers)
     plan = rounds.Plan(train, every_round(built), rounds.fraction(participation, clients))
     key = one_shot.keys(seed)

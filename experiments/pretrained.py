@@ -126,7 +126,7 @@ def run(here: cells.World, settings: Settings, file: Path, start: str, seed: int
     rate = STARTS[start] or settings.rate
     augment = crop_and_flip() if dataset.augment else None
     train = simulate.Train(network.apply, categorical(), optax.sgd(rate, 0.9), settings.epochs, BATCH, augment)
-    offers = one_shot.offers(network.init, train, here.captured)
+    offers = one_shot.offers(network.init, train, here.captured, seed)
     rules = {name: catalogue.build(name, network.apply, categorical(), offers=offers) for name in settings.rules}
     problem = one_shot.Problem(train, params, *here.arrays, simulate.clients(parts, len(dataset.train_y)))
     found = one_shot.compare(problem, rules, key)

@@ -137,7 +137,7 @@ def run(settings: Run) -> dict[str, Any]:
         settings.batch_size,
         crop_and_flip() if dataset.augment else None,
     )
-    offers = one_shot.offers(network.init, train, captured, kind=settings.kind, samples=settings.samples)
+    offers = one_shot.offers(network.init, train, captured, settings.seed, kind=settings.kind, samples=settings.samples)
     rules = _rules(settings, apply, likelihood, offers, x, y, key.pick)
     out = report.require_folder(settings.out)
 

@@ -143,7 +143,7 @@ def score(problem: Problem, params: PyTree, apply: Callable | None = None) -> di
 
 
 def offers(
-    init: Callable[[jax.Array], PyTree], train: simulate.Train, captured: Capture, **more: Any
+    init: Callable[[jax.Array], PyTree], train: simulate.Train, captured: Capture, seed: int, **more: Any
 ) -> dict[str, Any]:
     """What rules may take (see `merge.catalogue`): the model's layers, and a second local model from a fresh start.
 
@@ -151,9 +151,10 @@ def offers(
         init: key → initial parameters.
         train: the clients' settings.
         captured: the model's layers.
+        seed: of the fresh starts.
         more: further offers.
     """
-    return {"captured": captured, "others": FreshModes(init, Fit(train))} | more
+    return {"captured": captured, "others": FreshModes(init, Fit(train), seed)} | more
 
 
 @dataclasses.dataclass(frozen=True)

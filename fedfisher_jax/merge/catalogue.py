@@ -100,12 +100,19 @@ def build(
     Raises:
         ValueError: no such rule, module or function.
     """
-    entry = rules[name] if name in rules else _own(name, rules)
+    entry = _entry(name, rules)
     given = {key: value for key, value in (offers or {}).items() if key in entry.takes}
     return entry.constructor(apply, likelihood, **given | options)
 
 
-def _own(name: str, rules: Mapping[str, Entry]) -> Entry:
+def takes(name: str, rules: Mapping[str, Entry] = RULES) -> tuple[str, ...]:
+    """Names of what a rule takes; of a user's own function all of its arguments. Raises as `build`."""
+    return _entry(name, rules).takes
+
+
+def _entry(name: str, rules: Mapping[str, Entry]) -> Entry:
+    if name in rules:
+        return rules[name]
     module, colon, function = name.partition(":")
     if not colon:
         raise ValueError(f"rules: got {name!r}, expected one of {', '.join(rules)}, or your own as module:function")

@@ -111,25 +111,29 @@ def from_starts(starts: tuple[PyTree, ...], train: Callable[[PyTree, Examples, j
     return lambda data, key: tuple(train(p, data, jax.random.fold_in(key, n)) for n, p in enumerate(starts, start=1))
 
 
+FRESH = 2**31 - 1
+
+
 @dataclasses.dataclass(frozen=True)
 class FreshModes:
-    """Further local models from fresh starts, which a fixed key draws for all clients; equal ones are traced once.
+    """Further local models from fresh starts, which one seed draws for all clients; equal ones are traced once.
 
     Attributes:
         init: key → initial parameters.
         train: (params, data, key) → trained parameters.
+        seed: of the starts; what `jax.random.key(seed)` and its splits draw is not drawn again.
         count: of further models.
-        seed: of the starts.
     """
 
     init: Callable[[jax.Array], PyTree]
     train: Callable[[PyTree, Examples, jax.Array], PyTree]
+    seed: int
     count: int = 1
-    seed: int = 0
 
     def __call__(self, data: Examples, key: jax.Array) -> tuple[PyTree, ...]:
         """One client's further local models."""
-        keys = [jax.random.fold_in(jax.random.key(self.seed), number) for number in range(self.count)]
+        apart = jax.random.fold_in(jax.random.key(self.seed), FRESH)  # fold_in(key, 0) is split(key)[0]: a run's start
+        keys = [jax.random.fold_in(apart, number) for number in range(self.count)]
         return from_starts(tuple(self.init(k) for k in keys), self.train)(data, key)
 
 

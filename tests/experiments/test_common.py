@@ -1,6 +1,7 @@
-import importlib.util
+import importlib
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,14 +11,10 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "experiments" / "common.py"
 
 
-@pytest.fixture(scope="module")
-def common():
-    spec = importlib.util.spec_from_file_location("experiments_common", SOURCE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def common(monkeypatch):
+    monkeypatch.syspath_prepend(str(SOURCE.parent))
+    return importlib.import_module("common")
 
 
 GRID = [{"method": m, "seed": s} for m in "ab" for s in range(3)]
@@ -83,6 +80,31 @@ def test_report_writes_everything_and_names_no_paths(common, tmp_path, monkeypat
     assert summary["provenance"]["command"] == f"python experiments/width.py --out {tmp_path.name}"
     assert str(tmp_path) not in json.dumps(summary)
     assert {"python", "jax", "numpy"} <= set(summary["provenance"]["versions"])
+
+
+def test_runs_carry_the_commit_that_made_them(common, tmp_path, monkeypatch):
+    (tmp_path / "results.jsonl").write_text('{"settings": {}, "result": {}}\n')
+    for commit, count in (("abc", 2), ("def+", 1)):
+        monkeypatch.setattr(common.provenance, "commit", lambda commit=commit: commit)
+        for number in range(count):
+            common.append_result(tmp_path / "results.jsonl", {"settings": {commit: number}, "result": {}})
+    common.report(tmp_path, "table\n", {})
+    assert "(runs: 1 at unrecorded, 2 at abc, 1 at def+)" in (tmp_path / "table.md").read_text()
+    assert json.loads((tmp_path / "summary.json").read_text())["provenance"]["runs"]["abc"] == 2
+
+
+def test_a_commit_says_when_the_sources_differ_from_it(common, tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "script.py").write_text("old = 1")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(common.provenance, "ROOT", tmp_path)
+    asked = common.provenance.commit.__wrapped__  # past the cache of this process
+    clean = asked()
+    (tmp_path / "table.md").write_text("results are no sources")
+    assert len(clean) >= 7 and asked() == clean
+    (tmp_path / "script.py").write_text("new = 1")
+    assert asked() == f"{clean}+"
 
 
 def test_an_interrupted_write_leaves_the_old_file(common, tmp_path, monkeypatch):

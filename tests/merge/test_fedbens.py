@@ -93,11 +93,15 @@ def test_clients_train_from_further_starts():
 def test_fresh_starts_are_common_to_clients():
     init = lambda key: {"w": jax.random.normal(key, (3,))}  # noqa: E731
     untrained = lambda p, data, key: p  # noqa: E731
-    others = FreshModes(init, untrained, count=2)
+    others = FreshModes(init, untrained, 3, count=2)
     first, second = others(federation.data(SHAPE, 0), federation.KEY)
     federation.close((first, second), others(federation.data(SHAPE, 1), jax.random.key(5)), 0)
     assert not np.allclose(first["w"], second["w"])
-    assert others == FreshModes(init, untrained, count=2) and hash(others) == hash(FreshModes(init, untrained, count=2))
+    again, another = (FreshModes(init, untrained, seed, count=2) for seed in (3, 4))
+    assert others == again and hash(others) == hash(again)
+    assert not np.allclose(first["w"], another(federation.data(SHAPE, 0), federation.KEY)[0]["w"])
+    drawn_before = [init(key)["w"] for key in jax.random.split(jax.random.key(3), 8)]  # a run's own start is among them
+    assert not any(np.allclose(model["w"], start) for model in (first, second) for start in drawn_before)
 
 
 @pytest.mark.parametrize("name", ["precision", "temperature", "steps"])
