@@ -181,15 +181,16 @@ def _round(plan: Plan, strategy: str, state: State, x: Any, y: Any, who: Clients
     everyone, all_count = _Everyone(Shared(x, y, key, state.params), state.common), jnp.ones(plan.sampled, bool)
     added, kept, _ = sum_clients(Client(plan), strategy, everyone, (clients, own, take(epochs)), all_count)
     if strategy not in ONE_PROGRAM:
-        require_finite(kept["params"] if "params" in kept else kept, "round's training (lower the learning rate?)")
+        require_finite(kept["finite"], "round's training (lower the learning rate?)", chosen)
     finish = _finish if plan.rule.jit else _finish_here
-    state, moved, diagnostics = finish(plan, registered, state, chosen, added, kept)
+    sizes = clients.size / jnp.mean(who.size)
+    state, moved, diagnostics = finish(plan, registered, state, chosen, sizes, added, kept)
     barrier = jnp.full(2, jnp.nan)
     if plan.barrier:
         after = _Everyone(Shared(x, y, key, state.params), None)
         gaps, _, _ = sum_clients(Gap(plan), strategy, after, (clients, kept["score"]), all_count)
         barrier = gaps / plan.sampled
-    return state, Metrics(jnp.mean(kept["loss"]), moved, barrier[0], barrier[1], diagnostics)
+    return state, Metrics(jnp.nanmean(kept["loss"]), moved, barrier[0], barrier[1], diagnostics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +213,8 @@ class Client:
         update = Update(shared.params, trained.params, trained.squares, steps)
         key = jax.random.fold_in(jax.random.fold_in(shared.key, who.number), 1)
         contribution = plan.rule.lift(plan.rule.measure(update, data, key))
-        kept: dict[str, Any] = {"loss": trained.loss}
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params)]).all()
+        kept: dict[str, Any] = {"loss": trained.loss, "finite": jnp.where(finite, 1.0, jnp.nan)}
         if plan.variant is not None:
             kept["own"], kept["sent"] = plan.variant.after(update, own, everyone.common)
         if plan.barrier:
@@ -252,9 +254,15 @@ def score(apply: Callable, likelihood: Likelihood, params: PyTree, data: Example
 
 
 def _finish_here(
-    plan: Plan, registered: int, state: State, chosen: jax.Array, added: PyTree, kept: dict[str, Any]
+    plan: Plan,
+    registered: int,
+    state: State,
+    chosen: jax.Array,
+    sizes: jax.Array,
+    added: PyTree,
+    kept: dict[str, Any],
 ) -> tuple[State, jax.Array, dict[str, Any]]:
-    """The server's part of a round."""
+    """The server's part of a round; `sizes` [sampled] of clients are relative to the mean of all registered."""
     rule, start = plan.rule, state.params
     merged = rule.solve(added if rule.combine == "add" else kept["stacked"], start)
     if merged.apply is not None:
@@ -262,7 +270,7 @@ def _finish_here(
     params, inner, common, own = merged.params, state.optimizer, state.common, state.own
     if plan.variant is not None:
         own = jax.tree.map(lambda all_, mine: all_.at[chosen].set(mine), own, kept["own"])
-        sent = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), kept["sent"])
+        sent = jax.tree.map(lambda leaf: jnp.tensordot(sizes.astype(leaf.dtype), leaf, 1) / plan.sampled, kept["sent"])
         params, common = plan.variant.server(params, common, sent, plan.sampled / registered)
     if plan.optimizer is not None:
         gradient = jax.tree.map(jnp.subtract, start, params)

@@ -153,8 +153,8 @@ def payload_bits(payloads: PyTree) -> int:
     return sum(leaf.size // leaf.shape[0] * leaf.dtype.itemsize * 8 for leaf in leaves)
 
 
-def require_finite(stacked: PyTree, what: str) -> None:
-    """Raise ValueError naming the first client whose part of a stacked tree is not finite."""
+def require_finite(stacked: PyTree, what: str, numbers: Any = None) -> None:
+    """Raise ValueError naming the first client (of [M] `numbers`) whose part of a stacked tree is not finite."""
     finite = [
         jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(1)
         for leaf in jax.tree.leaves(stacked)
@@ -162,4 +162,5 @@ def require_finite(stacked: PyTree, what: str) -> None:
     ]
     bad = np.flatnonzero(~np.asarray(jnp.stack(finite).all(0)))
     if bad.size:
-        raise ValueError(f"client {bad[0]}: NaN or infinity in its {what}")
+        number = bad[0] if numbers is None else numbers[bad[0]]
+        raise ValueError(f"client {number}: NaN or infinity in its {what}")

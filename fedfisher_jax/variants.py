@@ -23,8 +23,9 @@ class Variant(NamedTuple):
         own: params → shapes of what is remembered for a client; it starts at zero.
         common: params → what the server starts with.
         after: (what training left, own, common) → (own for the next time, what is sent beside the payload).
-        server: (merged params, common, mean over sampled clients of what was sent, share of clients sampled) →
-            (params, common).
+        server: (merged params, common, mean over sampled clients of what was sent times n_i over the mean of all
+            clients' n_i, share of clients sampled) → (params, common). Papers weigh clients equally; rules here weigh
+            them by examples, and so must what corrects them, or it pulls to another optimum.
     """
 
     optimizer: Callable[[optax.GradientTransformation, PyTree, PyTree, PyTree], optax.GradientTransformation]
@@ -54,8 +55,8 @@ def fedprox(mu: float) -> Variant:
 def scaffold(learning_rate: float) -> Variant:
     """SCAFFOLD (arXiv 1910.06378, algorithm 1, option II): gradients g − c_i + c with control variates.
 
-    After K local steps c_i ← c_i − c + (θ⁽ᵏ⁾ − θ_i) / (K η); the server adds the share of clients sampled times their
-    mean change to c. Sends twice the parameters.
+    After K local steps c_i ← c_i − c + (θ⁽ᵏ⁾ − θ_i) / (K η), with none c_i stays; the server adds the share of clients
+    sampled times their mean change, weighted by examples, to c. Sends twice the parameters.
 
     Args:
         learning_rate: η of the local optimiser, plain SGD. With momentum β use η / (1 − β), the size of its steps.
@@ -73,7 +74,8 @@ def scaffold(learning_rate: float) -> Variant:
 
     def after(update: Update, own: PyTree, common: PyTree) -> tuple[PyTree, PyTree]:
         def control(mine: Any, everyone: Any, start: Any, end: Any) -> Any:
-            return mine - everyone + (start - end) / (jnp.maximum(update.steps, 1) * learning_rate).astype(start.dtype)
+            path = (jnp.maximum(update.steps, 1) * learning_rate).astype(start.dtype)
+            return jnp.where(update.steps > 0, mine - everyone + (start - end) / path, mine)
 
         new = jax.tree.map(control, own, common, update.start, update.params)
         return new, jax.tree.map(jnp.subtract, new, own)
@@ -89,7 +91,7 @@ def feddyn(alpha: float) -> Variant:
     """FedDyn (arXiv 2111.04263, algorithm 1): local objectives L_i(θ) − ⟨h_i, θ⟩ + α/2 ‖θ − θ⁽ᵏ⁾‖².
 
     After training h_i ← h_i − α (θ_i − θ⁽ᵏ⁾); the server keeps h ← h − α · share · mean (θ_i − θ⁽ᵏ⁾) and moves to the
-    merged model − h/α. Made for the unweighted mean of the clients as the rule.
+    merged model − h/α, means weighted by examples. Made for averages: `every_round(fedavg(…))` as the rule.
 
     Raises:
         ValueError: α not positive.

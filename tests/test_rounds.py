@@ -115,6 +115,24 @@ def test_every_client_may_have_its_own_epochs(problem):
     chex.assert_trees_all_close(after, mean, rtol=1e-9)
 
 
+@pytest.mark.parametrize("strategy", ["sequential", "vectorised", "threads"])
+def test_only_models_that_diverge_are_refused(problem, strategy):
+    """A Gaussian has no accuracy and an untrained client no loss: both are NaN, and no fault."""
+    start, x, _, who = problem
+    targets = jnp.stack([x[:, 0], x[:, 1], x[:, 2]], axis=1)
+    train = dataclasses.replace(TRAIN, likelihood=ff.gaussian())
+    plan = rounds.Plan(train, every_round(ff.fedavg(NETWORK.apply, ff.gaussian())), len(SIZES), barrier=True)
+    state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
+    epochs = jnp.array([0, 1, 2, 1, 0])
+    after, metrics = rounds.step(plan, state, x, targets, who, epochs=epochs, strategy=strategy)
+    chex.assert_tree_all_finite(after.params)
+    assert np.isfinite(metrics.loss) and np.isfinite(metrics.barrier_loss) and np.isnan(metrics.barrier_accuracy)
+    if strategy == "threads":
+        far = dataclasses.replace(plan, train=dataclasses.replace(train, optimizer=optax.sgd(1e200)))
+        with pytest.raises(ValueError, match="client 1: NaN or infinity in its round's training"):
+            rounds.step(far, state, x, targets, who, epochs=epochs, strategy=strategy)
+
+
 def test_barrier_is_the_difference_of_losses_on_the_clients_data(problem):
     start, x, y, who = problem
     plan = plan_of(FEDAVG, barrier=True)

@@ -3,6 +3,8 @@
 Client i's loss is (θ − b_i)²/2 summed over entries: one example b_i, the model is θ itself.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +107,34 @@ def test_scaffold_finds_the_minimum_where_unequal_numbers_of_steps_bias_the_plai
         state, _ = rounds.scan(plan, state, jnp.zeros((3, 1)), jnp.asarray(TARGETS), who, 300, epochs=epochs)
         gaps[name] = float(jnp.linalg.norm(state.params - TARGETS.mean(0)))
     assert gaps["scaffold"] < 1e-6 < 0.5 < gaps["plain"]
+
+
+@pytest.mark.parametrize("make", [lambda: variants.scaffold(RATE), lambda: variants.feddyn(0.4)])
+@pytest.mark.parametrize("sampled", [3, 2])
+def test_the_minimum_is_that_of_fedavgs_weights_where_sizes_differ(make, sampled):
+    """Σ n_i (θ − b_i)² with n = 1, 2, 5: the mean of b_i by examples, as every rule here weighs clients."""
+    sizes = np.array([1, 2, 5])
+    rows = np.repeat(TARGETS, sizes, axis=0)
+    who = simulate.clients(np.split(np.arange(8), np.cumsum(sizes)[:-1]))
+    plan = rounds.Plan(dataclasses.replace(PLAIN, batch_size=8), RULE, sampled, None, make())
+    state = rounds.init(plan, jnp.asarray(START), 3, jax.random.key(0))
+    state, metrics = rounds.scan(plan, state, jnp.zeros((8, 1)), jnp.asarray(rows), who, 600)
+    away = np.linalg.norm(rows.mean(0) - TARGETS.mean(0))
+    assert np.linalg.norm(state.params - rows.mean(0)) < (1e-6 if sampled == 3 else 0.2) * away
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "threads"])
+def test_a_client_that_does_not_train_remembers_what_it_knew(strategy):
+    plan = rounds.Plan(PLAIN, RULE, 3, None, variants.scaffold(RATE))
+    state = rounds.init(plan, jnp.asarray(START), 3, jax.random.key(0))
+    known = jnp.array([[0.3, 0.1], [0.2, -0.4], [-0.5, 0.3]])
+    state = state._replace(common=jnp.array([0.7, -0.2]), own=known)
+    who = simulate.clients([np.array([0]), np.array([1]), np.array([2])])
+    data = jnp.zeros((3, 1)), jnp.asarray(TARGETS)
+    after, metrics = rounds.step(plan, state, *data, who, epochs=jnp.array([0, 2, 3]), strategy=strategy)
+    np.testing.assert_array_equal(after.own[0], known[0])
+    assert np.abs(after.own[1:] - known[1:]).min() > 1e-3
+    assert np.isfinite(metrics.loss)
 
 
 @pytest.mark.parametrize(
