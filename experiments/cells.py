@@ -81,6 +81,14 @@ def captured_network(
     )
 
 
+def last_layer(here: World) -> tuple[str, ...]:
+    """Names on the way to the parameters of the network's last layer."""
+    path, _ = jax.tree.leaves_with_path(jax.eval_shape(here.network.init, jax.random.key(0)))[
+        here.captured.layers[-1].weight
+    ]
+    return tuple(entry.key for entry in path[:-1])
+
+
 def world_of(dataset: Dataset, network: models.Network, captured: Capture) -> World:
     """A data set and a network."""
     x, y, test_x, test_y = (jnp.asarray(a) for a in (dataset.train_x, dataset.train_y, dataset.test_x, dataset.test_y))

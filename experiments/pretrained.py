@@ -6,6 +6,7 @@ pre-trained on the classes 5 to 9 and fine-tuned by clients that hold 0 to 4.
 """
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,12 @@ def some_classes(dataset: Dataset, classes: tuple[int, ...]) -> Dataset:
 
 def head_of(here: cells.World) -> str:
     """Beginning of the PyTorch names of the last layer."""
-    template = jax.eval_shape(here.network.init, jax.random.key(0))
-    path, _ = jax.tree.leaves_with_path(template)[here.captured.layers[-1].weight]
-    return ".".join(entry.key for entry in path[:-1]) + "."
+    return ".".join(cells.last_layer(here)) + "."
+
+
+def digest(content: bytes) -> str:
+    """What tells pre-trained weights apart."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def pretrain(dataset: Dataset, model: str, epochs: int, seed: int, file: Path) -> float:
@@ -139,12 +143,11 @@ def main() -> None:
     dataset = some_classes(data.load(settings.dataset), settings.classes)
     network, captured = cells.captured_network(settings.model, dataset.train_x.shape[1:], dataset.num_classes)
     here = cells.world_of(dataset, network, captured)
-    file = settings.weights or settings.out / "pretrained.safetensors"
-    note = f"Weights from {file.name}"
     if settings.weights is None:
         first = some_classes(data.load(settings.pretrain), settings.pretrain_classes)
         one = {"pretrain": settings.pretrain, "classes": settings.pretrain_classes, "model": settings.model}
         one |= {"epochs": settings.pretrain_epochs, "seed": settings.seed}
+        file = settings.out / f"pretrained-{digest(common.run_key(one).encode())}.safetensors"
         record = common.run_all(
             settings.out,
             [one],
@@ -152,8 +155,10 @@ def main() -> None:
         )
         reached = 100 * record[0]["result"]["accuracy"]
         note = f"Pre-trained on {settings.pretrain} ({first.num_classes} classes) to {reached:.1f} %"
+    else:
+        file, note = settings.weights, f"Weights from {settings.weights.name}"
     names = ("dataset", "classes", "model", "alpha", "clients", "epochs", "rate", "rules")
-    fixed = {name: getattr(settings, name) for name in names} | {"weights": file.name}
+    fixed = {name: getattr(settings, name) for name in names} | {"weights": digest(file.read_bytes())}
     seeds = range(settings.seed, settings.seed + settings.seeds)
     grid = [{"start": start, "seed": seed, **fixed} for seed in seeds for start in STARTS]
     records = common.run_all(settings.out, grid, lambda start, seed, **_: run(here, settings, file, start, seed))

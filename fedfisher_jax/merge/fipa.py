@@ -43,7 +43,7 @@ def fipa(
     apply: Callable,
     likelihood: Likelihood,
     *,
-    rank: int = 10,
+    rank: int | None = None,
     off_span: str = "stay",
     tau: float = 0.0,
     cutoff: float | None = None,
@@ -58,14 +58,14 @@ def fipa(
     Args:
         apply: the model.
         likelihood: what is fitted; a physics-informed network's residual is Gaussian.
-        rank: r, eigenpairs per client.
+        rank: r, eigenpairs per client, in place of the subspace's.
         off_span: "stay" or "fedavg": what happens where no client's eigenvectors reach.
         tau: τ ≥ 0, relative to the largest eigenvalue of H.
         cutoff: directions whose eigenvalue in H is at most this share of the largest are outside of the span (the
             truncated pseudo-inverse); default 10 times the rounding error of the type times the joint rank.
         bound: most eigenpairs of H that the server keeps while it goes through the clients, at least `rank`; b stays
             exact. The diagnostic `dropped_trace` is then an upper bound of ‖H − kept‖. By default all.
-        subspace: effort of the eigenpairs and which parameters they cover; default that of rank r over all.
+        subspace: rank and effort of the eigenpairs, and which parameters they cover; default `Subspace()`, over all.
         options: of `Measure`: kind, batch_size.
 
     Raises:
@@ -76,9 +76,11 @@ def fipa(
     for name, value in (("tau", tau), ("cutoff", cutoff or 0.0)):
         if not value >= 0:
             raise ValueError(f"{name}: got {value}, expected a number of at least 0")
-    if bound is not None and bound < rank:
-        raise ValueError(f"bound: got {bound}, expected at least the rank, {rank}")
-    chosen = Subspace(rank) if subspace is None else dataclasses.replace(subspace, rank=rank)
+    chosen = subspace or Subspace()
+    if rank is not None:
+        chosen = dataclasses.replace(chosen, rank=rank)
+    if bound is not None and bound < chosen.rank:
+        raise ValueError(f"bound: got {bound}, expected at least the rank, {chosen.rank}")
     measure = MeasureStart(Measure(apply, likelihood, "low_rank", subspace=chosen, **options))
 
     def solve(payloads: Payload, start: PyTree) -> Merged:

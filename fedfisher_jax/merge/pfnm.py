@@ -77,7 +77,8 @@ def pfnm(
     def solve(payloads: Payload) -> Merged:
         chain = chain_of(apply, payloads, captured)
         order = np.argsort(-np.asarray(payloads.weight), kind="stable")
-        clients = [models(chain, payloads)[number] for number in order]
+        unstacked = models(chain, payloads)
+        clients = [unstacked[number] for number in order]
         shares = _class_shares(np.asarray(payloads.fisher["counts"])[order])
         layers = match_layers(clients, shares, prior or Prior(), iterations, np.random.default_rng(seed))
         return _merged(chain, layers)

@@ -157,10 +157,12 @@ def check_payload(payload: Payload, like: Payload, name: str = "payload") -> Non
             raise ValueError(f"{entry}: expected finite numbers, got NaN or infinity")
     if not float(payload.weight) > 0:
         raise ValueError(f"{name}.weight: expected a positive number of examples, got {payload.weight}")
-    if hasattr(payload.fisher, "diagonal"):
-        for path, leaf in jax.tree.leaves_with_path(payload.fisher.diagonal()):
-            if float(jnp.min(leaf)) < 0:
-                where = jax.tree_util.keystr(path)
-                raise ValueError(
-                    f"{name}.fisher{where}: expected no negative diagonal entry, got {float(jnp.min(leaf)):g}"
-                )
+    structured = lambda node: hasattr(node, "diagonal") and not hasattr(node, "dtype")  # noqa: E731
+    for at, node in jax.tree.leaves_with_path(payload.fisher, is_leaf=structured):
+        if structured(node):
+            for path, leaf in jax.tree.leaves_with_path(node.diagonal()):
+                if float(jnp.min(leaf)) < 0:
+                    where = jax.tree_util.keystr((*at, *path))
+                    raise ValueError(
+                        f"{name}.fisher{where}: expected no negative diagonal entry, got {float(jnp.min(leaf)):g}"
+                    )

@@ -46,6 +46,10 @@ def test_fedfish_language(script, tmp_path):
 
 
 def test_pretrained(script):
-    table, summary, _ = script("pretrained", "--quick", "--pretrain-epochs", "1", "--epochs", "1", "--seeds", "2")
+    flags = ("--quick", "--epochs", "1", "--seeds", "1", "--rules", "fedavg", "fedfisher-kfac")
+    table, summary, lines = script("pretrained", *flags, "--pretrain-epochs", "1")
     assert "Pre-trained on digits (5 classes)" in table
-    assert set(summary["accuracy"]) == {"pre-trained", "scratch"}
+    _, longer, all_lines = script("pretrained", *flags, "--pretrain-epochs", "12")  # other weights are other runs
+    assert len(all_lines) == 2 * len(lines)
+    assert summary["accuracy"]["scratch"] == longer["accuracy"]["scratch"]
+    assert summary["accuracy"]["pre-trained"] != longer["accuracy"]["pre-trained"]

@@ -103,6 +103,15 @@ def test_one_client_returns_its_model_where_the_span_reaches_and_everywhere_with
     np.testing.assert_allclose(step_of(one), basis.T @ (basis @ RANDOM[0]), rtol=1e-9, atol=1e-12)
 
 
+def test_the_rank_is_the_subspaces_unless_it_is_given():
+    ranks = {None: 3, 2: 2}
+    for given, expected in ranks.items():
+        rule = fipa(apply, GAUSSIAN, rank=given, subspace=Subspace(3))
+        assert payloads_of(rule, RANDOM).fisher.values.shape[-1] == expected
+    with pytest.raises(ValueError, match="bound: got 2, expected at least the rank, 3"):
+        fipa(apply, GAUSSIAN, bound=2, subspace=Subspace(3))
+
+
 @pytest.mark.parametrize("off_span", ["stay", "fedavg"])
 def test_a_subset_of_parameters(off_span):
     """Only the last layer has a Fisher; the others stay or are averaged."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fedfisher_jax as ff
-from fedfisher_jax.merge import catalogue, combine, fold
+from fedfisher_jax.merge import catalogue, check_payload, combine, fold
 
 RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfisher-full")
 likelihood = ff.categorical()
@@ -95,6 +95,15 @@ def test_refusals_name_the_entry(words):
     rule, payloads = rule_and_payloads("fedfisher-diag")
     with pytest.raises(ValueError, match=rf"payloads\[2\].*{words}"):
         ff.merge_payloads(rule, [*payloads[:2], BROKEN[words](payloads[2]), payloads[3]])
+
+
+def test_every_fisher_of_a_payload_is_looked_at():
+    rule, payloads = rule_and_payloads("fedfisher-diag")
+    modes = [p._replace(fisher=(p.fisher, {"more": p.fisher})) for p in payloads]
+    broken = modes[1]._replace(fisher=(modes[1].fisher[0], {"more": modes[1].fisher[1]["more"].scale(-1.0)}))
+    check_payload(modes[1], modes[0])
+    with pytest.raises(ValueError, match=r"payload.fisher\[1\]\['more'\]\['b'\]: expected no negative"):
+        check_payload(broken, modes[0])
 
 
 def test_no_payloads():
