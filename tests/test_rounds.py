@@ -129,7 +129,7 @@ def test_only_models_that_diverge_are_refused(problem, strategy):
     assert np.isfinite(metrics.loss) and np.isfinite(metrics.barrier_loss) and np.isnan(metrics.barrier_accuracy)
     if strategy == "threads":
         far = dataclasses.replace(plan, train=dataclasses.replace(train, optimizer=optax.sgd(1e200)))
-        with pytest.raises(ValueError, match="client 1: NaN or infinity in its round's training"):
+        with pytest.raises(ValueError, match=r"client [123]: NaN or infinity in its round's training"):
             rounds.step(far, state, x, targets, who, epochs=epochs, strategy=strategy)
 
 
