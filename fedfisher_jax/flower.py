@@ -189,15 +189,23 @@ class FedFisher(FedAvg):
         """Merge the payloads of those who answered with a sound one; without a quorum the model stays as it was."""
         asked = {metadata.message_id: metadata.dst_node_id for metadata in self.asked}
         left_out = {node: f"node {node}: no answer in time" for node in asked.values()}
-        opened: dict[int, tuple[Any, payload.Header]] = {}
+        sent: dict[int, tuple[Any, payload.Header]] = {}
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):  # not in order of arrival
             node = asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)  # the server may answer
             left_out.pop(node, None)  # for a node that is gone
             try:
-                opened[node] = self._opened(reply, f"node {node}")
+                sent[node] = self._sent(reply, f"node {node}")
             except PayloadError as error:
                 left_out[node] = str(error)
-        left_out |= _misfits({node: header for node, (_, header) in opened.items()})
+        left_out |= _strangers({node: header for node, (_, header) in sent.items()})
+        opened: dict[int, tuple[Any, payload.Header]] = {}
+        for node, (data, _) in sent.items():  # nothing is decoded before headers are compared
+            if node not in left_out:
+                try:
+                    opened[node] = payload.loads(data, self.start_of_round, **self._checks(f"node {node}"))
+                except PayloadError as error:
+                    left_out[node] = str(error)
+        left_out |= _doubles({node: header for node, (_, header) in opened.items()})
         self.left_out[server_round] = left_out
         for reason in left_out.values():
             LOG.warning("round %s: left out %s", server_round, reason)
@@ -223,32 +231,38 @@ class FedFisher(FedAvg):
         LOG.info("\t├──> Rule: %s, quorum %s", self.rule.name, self.quorum)
         super().summary()
 
-    def _opened(self, reply: Message, who: str) -> tuple[Any, payload.Header]:
+    def _checks(self, who: str) -> dict[str, Any]:
+        return {"layers": self.layers, "limits": self.limits, "file": who}
+
+    def _sent(self, reply: Message, who: str) -> tuple[bytes, payload.Header]:
+        """A message's payload file, and what it says of itself."""
         if not reply.has_content():
             reason = reply.error.reason if reply.has_error() else None
             raise PayloadError(f"{who}: {' '.join((reason or 'failed').split())[-300:]}")
         carried = reply.content.array_records.get("arrays", ArrayRecord()).get("payload")
         if carried is None or carried.stype != STYPE:
             raise PayloadError(f"{who}: no payload in its message: expected an array of type {STYPE!r}")
-        checks = {"layers": self.layers, "limits": self.limits, "file": who}
-        sent, header = payload.loads(carried.data, self.start_of_round, **checks)
+        header = payload.header_of(carried.data, self.start_of_round, **self._checks(who))
         if header.about.rule != self.rule.name:
             raise PayloadError(f"{who}: rule: measured for {header.about.rule[:40]!r}, merged by {self.rule.name}")
-        return sent, header
+        return carried.data, header
 
 
-def _misfits(headers: dict[int, payload.Header]) -> dict[int, str]:
-    """Nodes that cannot be merged with the others, and why: another kind of payload, or a number that is taken."""
+def _strangers(headers: dict[int, payload.Header]) -> dict[int, str]:
+    """Nodes that cannot be merged with the others, and why: another kind of payload."""
     kinds = {
         node: (header.about.likelihood, header.about.kind, header.structure, header.static, header.fisher_dtype)
         for node, header in headers.items()
     }
     usual = Counter(kinds.values()).most_common(1)[0][0] if kinds else None
+    return {node: f"node {node}: another kind of payload than most" for node in kinds if kinds[node] != usual}
+
+
+def _doubles(headers: dict[int, payload.Header]) -> dict[int, str]:
+    """Nodes whose silo's number is taken."""
     found, numbers = {}, {}
     for node, header in headers.items():
-        first = numbers.setdefault(header.about.silo, node) if kinds[node] == usual else node
-        if kinds[node] != usual:
-            found[node] = f"node {node}: another kind of payload than most"
-        elif first != node:
+        first = numbers.setdefault(header.about.silo, node)
+        if first != node:
             found[node] = f"node {node}: silo: number {header.about.silo} is that of node {first}, too"
     return found

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,19 +19,27 @@ from rich.table import Table
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file under its name only when it is complete: a temporary file beside it, then `os.replace`."""
+    """Write a file under its name only when it is complete: a temporary file beside it, then `os.replace`.
+
+    Its permissions are those of any new file, by the user's umask; when this returns it survives a loss of power.
+    """
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    if hasattr(os, "O_DIRECTORY"):  # where folders can be opened
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_json(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:

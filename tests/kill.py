@@ -7,6 +7,8 @@ does nothing but write, for kills in the midst of writing.
 """
 
 import collections
+import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -59,7 +61,7 @@ def killed_writers(folder, count, seed=0):
 
 
 def silo(folder):
-    """A start, data and two payload files; returns the commands to be killed, by the file that each one writes."""
+    """A start, data, two payload files and the merge of one; returns the commands to be killed, by the file of each."""
     draw = np.random.default_rng(0)
     np.savez(folder / "data.npz", x=draw.normal(size=(60, 20)).astype(np.float32), y=draw.integers(0, 3, 60))
     os.chdir(folder)
@@ -68,6 +70,7 @@ def silo(folder):
     for number in range(2):
         cli.main([*measure, "--silo", str(number), "--out", f"payload{number}.safetensors"])
     merge = ["merge", "payload0.safetensors", "payload1.safetensors"]
+    cli.main(merge[:2])
     return {"again.safetensors": [*measure, "--out", "again.safetensors"], "global.safetensors": merge}
 
 
@@ -75,9 +78,12 @@ def killed_commands(folder, count, seed=0):
     """Kill `count` commands; returns how often each one's file was then absent, an older one, or complete.
 
     Where it runs for the first time there is no file before, and then none or the complete one; else there is an older
-    file, and then that or the complete one. No other file changes.
+    file, and then that or the complete one. A merge's report, written after its model, may stay behind it, and its
+    SHA-256 tells. No other file changes.
     """
     commands, draw, found = silo(folder), np.random.default_rng(seed), collections.Counter()
+    merged = ("global.safetensors", "global.json")
+    older = {name: (folder / name).read_bytes() for name in merged}
     complete, seconds = {}, {}
     for name, arguments in commands.items():
         began = time.perf_counter()
@@ -86,22 +92,34 @@ def killed_commands(folder, count, seed=0):
         seconds[name], complete[name] = time.perf_counter() - began, (folder / name).read_bytes()
     complete["global.json"] = (folder / "global.json").read_bytes()
     kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in complete}
-    older = {"again.safetensors": kept["payload1.safetensors"], "global.safetensors": kept["start.safetensors"]}
+    older["again.safetensors"] = kept["payload1.safetensors"]
     for number in range(count):
-        name = list(commands)[number % 2]
-        for stale in ("global.json", name):
-            (folder / stale).unlink(missing_ok=True)
-        if number // 2 % 2:
-            (folder / name).write_bytes(older[name])
+        name, stale = list(commands)[number % 2], number // 2 % 2
+        written = merged if name in merged else (name,)
+        for one in written:
+            (folder / one).unlink(missing_ok=True)
+            if stale:
+                (folder / one).write_bytes(older[one])
         killed = processes.start(processes.command, folder, commands[name])
         time.sleep(draw.uniform(0, 1.1) * seconds[name])
         killed.kill()
         killed.join(timeout=60)
-        found[name, outcome(folder / name, older[name] if number // 2 % 2 else None, complete[name])] += 1
-        outcome(folder / "global.json", None, complete["global.json"])
+        now = [outcome(folder / one, older[one] if stale else None, complete[one]) for one in written]
+        found[(name, *now)] += 1
+        if name in merged:
+            require_told(folder, *now)
         for other, data in kept.items():
             assert (folder / other).read_bytes() == data, f"{other} was lost"
     return found
+
+
+def require_told(folder, model, report):
+    """That a report says whether it is of the model beside it."""
+    assert (model, report) not in (("older", "complete"), ("absent", "complete")), "a report came before its model"
+    if report != "absent":
+        said = json.loads((folder / "global.json").read_bytes())["sha256"]
+        real = hashlib.sha256((folder / "global.safetensors").read_bytes()).hexdigest()
+        assert (said == real) == (model == report), f"a report that is {report} of a model that is {model}"
 
 
 def outcome(path, before, after):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from samples import LAYERS, START, about, payload
+from samples import LAYERS, START, about, payload, resealed
 
 flwr = pytest.importorskip("flwr", reason="a live federation needs pip install 'fedfisher-jax[flower]'")
 
@@ -64,6 +64,16 @@ def sent_by(silo, **changes):
     return files.dumps(payload("kronecker", silo), about("kronecker", silo, **changes))
 
 
+def indefinite(structure, silo):
+    """A file whose first matrix is no Fisher information, which only decoding finds."""
+
+    def change(header, arrays):
+        name = next(name for name in arrays if files.structures.is_matrix(name))
+        arrays[name] = -arrays[name]
+
+    return resealed(files.dumps(payload(structure, silo), about(structure, silo, rule="fedfisher-kfac")), change)
+
+
 def test_arrays_round_trip_and_are_checked():
     record = flower.to_record(START)
     got = flower.from_record(record, START)
@@ -81,6 +91,8 @@ def test_bad_nodes_are_left_out_and_named_and_the_rest_is_merged():
     good = [reply(10 + silo, carrying(sent_by(silo))) for silo in (2, 0, 1)]
     flipped = sent_by(3)[:-1] + bytes([sent_by(3)[-1] ^ 1])
     bad = {
+        9: (carrying(indefinite("kronecker", 0)), "semi-definite"),  # takes no number from node 10
+        19: (carrying(indefinite("full", 8)), "another kind of payload"),  # known before it is decoded
         20: (Error(0, "node is\n gone"), "node is gone"),
         21: (Error(0), "failed"),
         22: (carrying(flipped), "sha256"),

@@ -14,7 +14,26 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
 def test_killed_commands_leave_whole_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # and back
     found = kill.killed_commands(Path(os.getcwd()), 4)
-    assert sum(found.values()) == 4 and {name for name, _ in found} == {"again.safetensors", "global.safetensors"}
+    assert sum(found.values()) == 4 and {name for name, *_ in found} == {"again.safetensors", "global.safetensors"}
+
+
+def test_a_report_behind_its_model_is_told_by_the_fingerprint(tmp_path, monkeypatch):
+    """A merge that ends between its two files, as if it was killed there."""
+    monkeypatch.chdir(tmp_path)
+    *_, merge = kill.silo(Path(os.getcwd())).values()
+    kill.require_told(tmp_path, "older", "older")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(kill.cli.report, "write_json", interrupted)
+        kill.cli.main(merge)
+    kill.require_told(tmp_path, "complete", "older")
+    with pytest.raises(AssertionError, match="a report that is older"):
+        kill.require_told(tmp_path, "older", "older")
+    kill.cli.main(merge)
+    kill.require_told(tmp_path, "complete", "complete")
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("content", [b"ne", b"old ", None])

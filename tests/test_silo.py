@@ -256,6 +256,9 @@ def small(tmp_path_factory):
         (["merge", "one.safetensors", "--rule", "fedfisher-diag"], "fisher"),
         (["merge", "one.safetensors", "--max-bytes", "10"], "more than 10 bytes"),
         (["merge", "one.safetensors", "--out", "nothing/g"], "out: no folder"),
+        (["merge", "one.safetensors", "--out", "g.json"], "out: got g.json, expected another ending"),
+        (["merge", "one.safetensors", "--out", "one.safetensors"], "which would write over one.safetensors"),
+        (["merge", "one.safetensors", "--out", "folder/../start.safetensors"], "write over start.safetensors"),
         (["merge", "foreign.safetensors"], "say --rule evil:rule"),
         (["evaluate", "one.safetensors", "--data", "data.npz"], "not a model file"),
         (["evaluate", "own.safetensors", "--data", "data.npz"], "say --model os:mkdir"),
@@ -308,6 +311,22 @@ def test_a_private_payload_is_clipped_noisy_and_says_so(rule, arrays, small, tmp
     command("merge", "sent", "--start", small / "start.safetensors")
     report = json.loads((tmp_path / "global.json").read_text())
     assert [one["privacy"] for one in report["contributors"]] == [said, said]
+
+
+def test_names_are_shown_as_they_are(small, tmp_path, monkeypatch, capsys):
+    """Markup is none, and what moves a terminal's cursor does not reach it: a model's header may say anything."""
+    monkeypatch.chdir(tmp_path)
+    start = model_file.read(small / "start.safetensors")
+    said = payload.About("fedavg", "categorical", payload.fingerprint(start.params), name="[/x][b]")
+    payload.write("one", ff.Payload(jnp.asarray(4.0), start.params), said)
+    command("merge", "one", "--start", small / "start.safetensors")
+    assert "[/x][b]" in capsys.readouterr().out
+    command("inspect", "one")
+    assert "[/x][b]" in capsys.readouterr().out
+    model_file.write("model", start.kind, start.params, "[/x]\x1b]0;owned")
+    command("inspect", "model")
+    shown = capsys.readouterr().out
+    assert "[/x]\\x1b]0;owned" in shown and "\x1b" not in shown
 
 
 def test_one_silo_is_its_own_merge(small, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .. import payload
 from ..payload import Limits, container, file
@@ -52,12 +53,18 @@ def inspect(settings: Inspect) -> None:
 
 
 def _facts(path: Path, said: dict[str, Any]) -> Table:
-    table = Table(title=str(path), show_header=False)
+    table = Table(title=literal(path), show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     for key, value in said.items():
-        table.add_row(key, "" if value is None else str(value))
+        table.add_row(literal(key), literal("" if value is None else value))
     return table
+
+
+def literal(value: Any) -> Text:
+    """What a file says as a terminal may show it: no markup, nothing that moves the cursor."""
+    text = str(value)
+    return Text(text if text.isprintable() else repr(text))
 
 
 def _entries(rows: list[tuple[str, np.ndarray, str, int]]) -> Table:
@@ -66,7 +73,6 @@ def _entries(rows: list[tuple[str, np.ndarray, str, int]]) -> Table:
         table.add_column(column, justify="left" if column in ("entry", "encoded") else "right", overflow="fold")
     for name, array, how, bits in rows:
         wide = np.asarray(array, np.float64) if array.size else np.zeros(1)
-        table.add_row(
-            name, str(array.shape), array.dtype.name, f"{wide.min():.3g}", f"{wide.max():.3g}", str(bits), how
-        )
+        numbers = str(array.shape), array.dtype.name, f"{wide.min():.3g}", f"{wide.max():.3g}", str(bits)
+        table.add_row(literal(name), *numbers, literal(how))
     return table

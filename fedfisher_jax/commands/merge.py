@@ -1,6 +1,7 @@
 """`fedfisher merge`: what the server does. Payload files in, the global model and a report out."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from ..merge import catalogue
 from ..payload import Header, Limits
 from ..solve import conjugate_gradients
 from . import model_file
+from .inspect import literal
 from .network import likelihood_of
 
 
@@ -30,19 +32,19 @@ class Merge:
     start: Path = Path("start.safetensors")
     """The common starting model."""
     out: Path = Path("global.safetensors")
-    """The global model; beside it the report, as .json."""
+    """The global model; beside it the report, as .json, with the model file's SHA-256."""
     rule: str | None = None
     """By default what the files were measured for; another one must take the same payload."""
     damping: float | None = None
     """Of the fedfisher solvers, relative to a layer's mean diagonal; the rule's own default where not given."""
     max_bytes: int = Limits().file_bytes
-    """Largest file that is accepted; twice as much after decompression."""
+    """Largest file that is accepted; twice as much after decompression, and for work on one entry at least 4 GiB."""
     model: str | None = None
     """module:function, where the start is of a network of your own."""
 
 
 def merge(settings: Merge) -> dict[str, Any]:
-    """Write the global model and the report; returns the report.
+    """Write the global model, then the report, which names the model file's SHA-256; returns the report.
 
     Raises:
         ValueError: a file is refused (file, entry and reason), or settings do not work.
@@ -53,11 +55,15 @@ def merge(settings: Merge) -> dict[str, Any]:
         raise ValueError(f"max_bytes: got {settings.max_bytes}, expected at least 1")
     if not settings.out.parent.is_dir():
         raise ValueError(f"out: no folder {settings.out.parent}")
-    limits = Limits(file_bytes=settings.max_bytes, decoded_bytes=2 * settings.max_bytes)
+    files, described = _paths(settings.files), settings.out.with_suffix(".json")
+    _require_free(settings.out, described, (settings.start, *files))
+    room = 2 * settings.max_bytes
+    working = max(room, Limits().working_bytes)
+    limits = Limits(file_bytes=settings.max_bytes, decoded_bytes=room, working_bytes=working)
     start = model_file.read(settings.start, settings.model)
     example = jax.ShapeDtypeStruct((1, *start.kind.input_shape), jnp.float32)
     captured = capture(start.network.apply, start.params, example)
-    found = payload.read_all(_paths(settings.files), start.params, layers=captured.layers, limits=limits)
+    found = payload.read_all(files, start.params, layers=captured.layers, limits=limits)
     headers = [header for _, header in found]
     if headers[0].about.likelihood != start.kind.likelihood:
         raise ValueError(f"start: its likelihood is {start.kind.likelihood}, the files' {headers[0].about.likelihood}")
@@ -77,10 +83,20 @@ def merge(settings: Merge) -> dict[str, Any]:
         raise ValueError(f"rule: {name} makes another network, for which there is no model file")
     record = _record(name, start.params, found, merged)
     model_file.write(settings.out, start.kind, merged.params, f"merge of {len(found)} payloads by {name}")
-    report.write_json(settings.out.with_suffix(".json"), record)
+    record["sha256"] = hashlib.sha256(settings.out.read_bytes()).hexdigest()
+    report.write_json(described, record)
     Console().print(_table(record))
-    print(f"{settings.out}, {settings.out.with_suffix('.json')}")
+    print(f"{settings.out}, {described}")
     return record
+
+
+def _require_free(out: Path, described: Path, taken: tuple[Path, ...]) -> None:
+    """Refuse to write over the report, the start or a payload."""
+    if out == described:
+        raise ValueError(f"out: got {out}, expected another ending than that of the report, .json")
+    for path in taken:
+        if path.resolve() in (out.resolve(), described.resolve()):
+            raise ValueError(f"out: got {out}, which would write over {path}")
 
 
 def _paths(given: tuple[Path, ...]) -> list[Path]:
@@ -144,13 +160,13 @@ def _record(name: str, start: Any, found: list[tuple[Any, Header]], merged: Any)
 
 
 def _table(record: dict[str, Any]) -> Table:
-    table = Table(header_style="bold", caption=f"{record['rule']}: {_short(record['diagnostics'])}")
+    table = Table(header_style="bold", caption=literal(f"{record['rule']}: {_short(record['diagnostics'])}"))
     for column in ("silo", "name", "examples", "weight", "Mbit", "× FedAvg", "from start", "from merged"):
         table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
     for one in record["contributors"]:
         bits = f"{one['bits'] / 1e6:.2f}", f"{one['bits_over_fedavg']:.2f}"
         distances = f"{one['distance_from_start']:.3g}", f"{one['distance_from_merged']:.3g}"
-        row = str(one["silo"]), one["name"], str(one["examples"]), f"{one['weight']:.3f}", *bits, *distances
+        row = str(one["silo"]), literal(one["name"]), str(one["examples"]), f"{one['weight']:.3f}", *bits, *distances
         table.add_row(*row)
     return table
 

@@ -10,6 +10,7 @@ from .codecs import Uniform as Uniform
 from .container import Limits as Limits
 from .container import PayloadError as PayloadError
 from .file import dumps as dumps
+from .file import header_of as header_of
 from .file import loads as loads
 from .file import read as read
 from .file import read_all as read_all

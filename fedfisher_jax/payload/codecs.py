@@ -194,7 +194,9 @@ def decode(codec: Codec, parts: Mapping[str, np.ndarray], shape: tuple[int, ...]
             if (values.size and values.min() < 0) or (tail.size and tail.min() < 0):
                 raise ValueError("values: expected no negative eigenvalue")
             product = (vectors * values[..., None, :]) @ np.swapaxes(vectors, -1, -2)
-            return _symmetric(product + tail[..., None, None] * np.eye(n), dtype)
+            axis = np.arange(n)
+            product[..., axis, axis] += tail[..., None]
+            return _symmetric(product, dtype)
         case Singular():
             batch, n = _square(shape)
             rank = min(codec.rank, n)
@@ -278,7 +280,9 @@ def _eigen(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _symmetric(matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return ((matrix + np.swapaxes(matrix, -1, -2)) / 2).astype(dtype)
+    symmetric = matrix + np.swapaxes(matrix, -1, -2)
+    symmetric /= 2
+    return symmetric.astype(dtype, copy=False)
 
 
 def _square(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:

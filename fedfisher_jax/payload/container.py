@@ -28,16 +28,24 @@ _DTYPES: dict[str, Any] = {
 
 
 class PayloadError(ValueError):
-    """A file is refused: file, entry and reason in one line."""
+    """A file is refused: file, entry and reason in one line, which a terminal can show whatever the file says."""
+
+    def __init__(self, message: str) -> None:
+        """Escape what is not printable."""
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class Limits(NamedTuple):
-    """What a reader takes at most; memory stays within a small multiple of `file_bytes` + `decoded_bytes`."""
+    """What a reader takes at most; memory stays below 3 `file_bytes` + 2 `decoded_bytes` + `working_bytes`.
+
+    Time grows with the cube of a matrix' side, which `working_bytes` bounds: by default to 9,459.
+    """
 
     file_bytes: int = 2**31
     header_bytes: int = 2**23
     entries: int = 50_000
     decoded_bytes: int = 2**32  # arrays of one file after decompression
+    working_bytes: int = 2**32  # to decompress and check one entry, see `file.WORKING`
     files: int = 10_000  # of one merge
 
 

@@ -17,12 +17,13 @@ import numpy as np
 from ..curvature import Layer
 from ..merge.rule import Payload
 from . import codecs, container, structures
-from .codecs import Codec, Raw, Singular
+from .codecs import Raw, Singular
 from .container import Limits, PayloadError
 from .header import About, Header, Plan, from_json, require_same, require_start, to_json
 from .tree import leaves, nested
 
 PyTree = Any
+WORKING = 8 * 6, 8 * 4  # bytes a number that decoding and checking hold: of a matrix, of other encoded entries
 
 
 def entries(payload: Payload) -> dict[str, np.ndarray]:
@@ -102,20 +103,9 @@ def loads(
     Raises:
         PayloadError: it is refused; file, entry and reason.
     """
-    raw, arrays = container.unpack(data, limits, file)
-    try:
-        header = from_json(raw, len(data), limits)
-        if like is not None:
-            require_start(header, like)
-        if layers is not None:
-            structures.require_layers(header.static.layers, layers)
-    except (ValueError, OverflowError) as error:
-        raise PayloadError(f"{file}: header: {error}") from error
-    expected = {f"params/{leaf.path}": (leaf.shape, leaf.dtype) for leaf in header.leaves}
-    shapes = structures.expected(header.structure, header.static, header.leaves)
-    expected |= {name: (shape, header.fisher_dtype) for name, shape in shapes.items()}
-    decoded = _decode(expected, header.plan, arrays, limits, file, parity)
-    values = [jnp.asarray(decoded[f"params/{leaf.path}"]) for leaf in header.leaves]
+    header, arrays = _opened(data, like, layers, limits, file)
+    decoded = _decode(header, arrays, limits, file, parity)
+    values = [decoded[f"params/{leaf.path}"] for leaf in header.leaves]
     try:
         params = nested(header.leaves, values) if like is None else jax.tree.structure(like).unflatten(values)
     except ValueError as error:
@@ -123,6 +113,22 @@ def loads(
     treedef = jax.tree.structure(params)
     fisher = structures.build(header.structure, header.static, header.leaves, decoded, treedef)
     return Payload(jnp.asarray(header.examples, jnp.result_type(float)), params, fisher), header
+
+
+def header_of(
+    data: bytes,
+    like: PyTree | None = None,
+    *,
+    layers: Sequence[Layer] | None = None,
+    limits: Limits = Limits(),
+    file: str = "payload",
+) -> Header:
+    """The header of a file's bytes, checked as by `loads`, while nothing is decoded yet.
+
+    Raises:
+        PayloadError: it is refused.
+    """
+    return _opened(data, like, layers, limits, file)[0]
 
 
 def write(path: str | os.PathLike[str], payload: Payload, about: About, plan: Plan | None = None, **more: Any) -> int:
@@ -143,10 +149,13 @@ def read_all(
     paths: Sequence[str | os.PathLike[str]],
     like: PyTree | None = None,
     *,
+    layers: Sequence[Layer] | None = None,
     limits: Limits = Limits(),
-    **options: Any,
+    parity: bool = False,
 ) -> list[tuple[Payload, Header]]:
     """The files of one merge, in the order of the silos' numbers and names, whatever the order of `paths`.
+
+    All headers are compared before the first array is decoded: each file is opened twice.
 
     Raises:
         PayloadError: none or too many files, one is refused, two are of one silo, or they do not belong together.
@@ -155,29 +164,49 @@ def read_all(
         raise PayloadError("files: expected at least one payload, got none")
     if len(paths) > limits.files:
         raise PayloadError(f"files: {len(paths)} payloads, the cap is {limits.files}")
-    found: list[tuple[Payload, Header]] = []
+    headers: list[Header] = []
     seen: dict[tuple[int, str], str] = {}
     for path in paths:
-        payload, header = read(path, like, limits=limits, **options)
+        data = container.read_bytes(path, limits)
+        header = header_of(data, like, layers=layers, limits=limits, file=str(path))
         who = header.about.silo, header.about.name
         if who in seen:
             raise PayloadError(f"{path}: silo: number {who[0]} {who[1]!r} is in {seen[who]}, too")
         seen[who] = str(path)
-        if found:
-            require_same(header, found[0][1], str(path), str(paths[0]))
-        found.append((payload, header))
+        if headers:
+            require_same(header, headers[0], str(path), str(paths[0]))
+        headers.append(header)
+    found = []
+    for path, header in zip(paths, headers, strict=True):
+        found.append(read(path, like, layers=layers, limits=limits, parity=parity))
+        if found[-1][1] != header:
+            raise PayloadError(f"{path}: changed while it was being read")
     return sorted(found, key=lambda pair: (pair[1].about.silo, pair[1].about.name))
 
 
+def _opened(
+    data: bytes, like: PyTree | None, layers: Sequence[Layer] | None, limits: Limits, file: str
+) -> tuple[Header, dict[str, np.ndarray]]:
+    raw, arrays = container.unpack(data, limits, file)
+    try:
+        header = from_json(raw, len(data), limits)
+        if like is not None:
+            require_start(header, like)
+        if layers is not None:
+            structures.require_layers(header.static.layers, layers)
+    except (ValueError, OverflowError) as error:
+        raise PayloadError(f"{file}: header: {error}") from error
+    return header, arrays
+
+
 def _decode(
-    expected: Mapping[str, Any],
-    plan: Mapping[str, Codec],
-    arrays: Mapping[str, np.ndarray],
-    limits: Limits,
-    file: str,
-    parity: bool,
-) -> dict[str, np.ndarray]:
+    header: Header, arrays: Mapping[str, np.ndarray], limits: Limits, file: str, parity: bool
+) -> dict[str, jax.Array]:
     """Every entry's array; sizes first, then numbers."""
+    plan = header.plan
+    expected = {f"params/{leaf.path}": (leaf.shape, leaf.dtype) for leaf in header.leaves}
+    shapes = structures.expected(header.structure, header.static, header.leaves)
+    expected |= {name: (shape, header.fisher_dtype) for name, shape in shapes.items()}
     if set(plan) - set(expected):
         raise PayloadError(f"{file}: encoded: no entry {sorted(set(plan) - set(expected))[0][:80]!r}")
     for name in sorted(set(expected) ^ set(arrays)):
@@ -191,6 +220,9 @@ def _decode(
         if arrays[name].shape != size or arrays[name].dtype != kind:
             given = f"{arrays[name].dtype} {arrays[name].shape}"
             raise PayloadError(f"{file}: {name}: got {given}, the header announces {kind} {size}")
+        needed = WORKING[not structures.is_matrix(name)] * math.prod(shape)
+        if needed > limits.working_bytes and (name in plan or structures.is_matrix(name)):
+            raise PayloadError(f"{file}: {name}: {needed} bytes to decode and check, the cap is {limits.working_bytes}")
     total = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in expected.values())
     if total > limits.decoded_bytes:
         raise PayloadError(f"{file}: {total} bytes after decompression, the cap is {limits.decoded_bytes}")
@@ -205,9 +237,12 @@ def _decode(
                 value = value if parity else structures.nearest_semidefinite(value)
             else:
                 _require_sound(name, value)
+            with np.errstate(all="ignore"):
+                decoded[name] = jnp.asarray(value)  # a narrower type, where jax has no float64
+            if decoded[name].dtype != value.dtype:
+                _require_finite(np.asarray(decoded[name]))
         except (ValueError, np.linalg.LinAlgError) as error:
             raise PayloadError(f"{file}: {name}: {error}") from error
-        decoded[name] = value
     return decoded
 
 

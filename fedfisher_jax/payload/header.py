@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,11 +52,12 @@ def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: 
     """The header of a payload with these entries.
 
     Raises:
-        ValueError: its Fisher has arrays of different types.
+        ValueError: its Fisher has arrays of different types, or a text or path is not printable.
     """
     fisher = sorted({array.dtype.name for name, array in arrays.items() if name.startswith("fisher/")})
     if len(fisher) > 1:
         raise ValueError(f"payload.fisher: expected one type of numbers, got {', '.join(fisher)}")
+    _require_printable(dataclasses.asdict(about), leaves(payload.params))
     table = list(dict.fromkeys(plan.values()))
     return {
         "format": FORMAT,
@@ -99,6 +100,7 @@ def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
     if not isinstance(raw["privacy"], dict | None):
         raise ValueError("privacy: expected an object or null")
     described = _leaves(raw["params"], limits)
+    _require_printable(raw, described)
     static = structures.static_from_json(raw["structure"], raw["static"], described)
     plan = _plan(raw["codecs"], raw["encoded"])
     fields = {field.name: raw[field.name] for field in dataclasses.fields(About)}
@@ -106,6 +108,16 @@ def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
     return Header(
         about, raw["examples"], raw["structure"], described, static, plan, raw["fisher_dtype"], raw["library"], 8 * size
     )
+
+
+def _require_printable(texts: Mapping[str, Any], described: Sequence[Leaf]) -> None:
+    """Refuse texts that would move a terminal's cursor, or worse."""
+    for key in TEXTS:
+        if not (texts.get(key) or "").isprintable():
+            raise ValueError(f"{key}: expected printable characters, got {texts[key][:80]!r}")
+    for leaf in described:
+        if not leaf.path.isprintable():
+            raise ValueError(f"params: expected paths of printable characters, got {leaf.path[:80]!r}")
 
 
 def _plan(table: Any, encoded: Any) -> dict[str, Codec]:
@@ -124,15 +136,20 @@ def _plan(table: Any, encoded: Any) -> dict[str, Codec]:
 
 
 def _leaves(value: Any, limits: Limits) -> tuple[Leaf, ...]:
-    if not isinstance(value, list) or not value:
-        raise ValueError("params: expected a list of leaves, at least one")
+    if not isinstance(value, list) or not 1 <= len(value) <= limits.entries:
+        raise ValueError(f"params: expected a list of leaves, at least one, at most {limits.entries}")
     found = []
     for entry in value:
         good = isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and isinstance(entry[1], list)
-        if not good or not all(type(n) is int and 0 <= n < 2**40 for n in entry[1]) or entry[2] not in DTYPES:
+        if (
+            not good
+            or not all(type(n) is int and 0 <= n < structures.MAX_SIZE for n in entry[1])
+            or entry[2] not in DTYPES
+        ):
             raise ValueError(f"params: expected [path, shape, type] with types {', '.join(DTYPES)}, got {entry!s:.80}")
         found.append(Leaf(entry[0], tuple(entry[1]), entry[2]))
-        if len(entry[1]) > 32 or found[-1].size * np.dtype(entry[2]).itemsize > limits.decoded_bytes:
+        many = len(entry[1]) > structures.MAX_AXES
+        if many or found[-1].size * np.dtype(entry[2]).itemsize > limits.decoded_bytes:
             raise ValueError(f"params: {entry[0][:80]!r} has shape {str(entry[1])[:80]}, which is beyond the cap")
     if len({leaf.path for leaf in found}) != len(found):
         raise ValueError("params: a path is there twice")

@@ -48,4 +48,7 @@ def restore(parts: Mapping[str, np.ndarray], bits: int, signed: bool, shape: tup
     largest = 2 * levels if signed else levels
     if codes.size and int(codes.max()) > largest:
         raise ValueError(f"codes: got {codes.max()}, expected at most {largest}")
-    return ((codes.astype(np.float64) - (levels if signed else 0)) * (scale / levels)).reshape(shape)
+    values = codes.astype(np.float64)
+    values -= levels if signed else 0
+    values *= scale / levels
+    return values.reshape(shape)

@@ -21,6 +21,7 @@ Shapes = dict[str, tuple[int, ...]]
 PSD_TOLERANCE = 1e-5  # of the largest diagonal entry: rounding of float32 sums (measured: 1e-6 on 10 x 10 factors)
 STRUCTURES = {"diagonal": Diagonal, "full": Full, "kronecker": Kronecker, "gram": Gram, "low_rank": LowRank}
 MAX_RANK = 4096  # of low-rank Fishers
+MAX_AXES, MAX_SIZE, MAX_STEPS = 32, 2**40, 64  # of shapes in files, and of a layer's way from its weight to its matrix
 
 
 class Static(NamedTuple):
@@ -210,22 +211,27 @@ def require_semidefinite(name: str, array: np.ndarray) -> None:
         raise ValueError(f"expected no negative entry, got {array.min():g}")
     if not is_matrix(name) or not array.size:
         return
-    wide = array.astype(np.float64)
-    transposed = np.swapaxes(wide, -1, -2)
-    gap, largest = np.abs(wide - transposed).max(), np.abs(wide).max()
+    wide = array.astype(np.float64)  # few copies: files' matrices are large, and readers' memory has a cap
+    gap, largest = (wide - np.swapaxes(wide, -1, -2)).max(), max(wide.max(), -wide.min())
     if gap > PSD_TOLERANCE * largest:
         raise ValueError(f"expected a symmetric matrix, got differences up to {gap:g} of {largest:g}")
     shift = PSD_TOLERANCE * np.abs(np.diagonal(wide, axis1=-2, axis2=-1)).max(-1)  # at most that times the largest
-    shift = np.where(shift > 0, shift, np.finfo(np.float64).tiny)[..., None, None]
+    wide = wide + np.swapaxes(wide, -1, -2)
+    wide /= 2
+    axis = np.arange(wide.shape[-1])
+    wide[..., axis, axis] += np.where(shift > 0, shift, np.finfo(np.float64).tiny)[..., None]
     try:  # succeeds where no eigenvalue is below -shift, much faster than finding them
-        np.linalg.cholesky((wide + transposed) / 2 + shift * np.eye(wide.shape[-1]))
+        np.linalg.cholesky(wide)
     except np.linalg.LinAlgError:
         raise ValueError("expected a positive semi-definite matrix, got one with a negative eigenvalue") from None
 
 
 def nearest_semidefinite(array: np.ndarray) -> np.ndarray:
     """The symmetric part of matrices [..., n, n] without its negative eigenvalues."""
-    values, vectors = np.linalg.eigh((array.astype(np.float64) + np.swapaxes(array, -1, -2)) / 2)
+    symmetric = array.astype(np.float64) + np.swapaxes(array, -1, -2)
+    symmetric /= 2
+    values, vectors = np.linalg.eigh(symmetric)
+    del symmetric
     kept = (vectors * np.maximum(values, 0)[..., None, :]) @ np.swapaxes(vectors, -1, -2)
     return ((kept + np.swapaxes(kept, -1, -2)) / 2).astype(array.dtype)
 
@@ -236,10 +242,10 @@ def _diagonal_names(leaves: Sequence[Leaf]) -> list[str]:
 
 def _matrix_shape(layer: Layer) -> tuple[int, int, int]:
     """Groups, inputs (the bias is one) and outputs of the layer's matrix; shapes alone."""
-    size = np.broadcast_to(np.zeros(()), layer.shape)
+    shape = layer.shape
     for kind, argument in layer.steps:
-        size = size.transpose(argument) if kind == "transpose" else np.broadcast_to(np.zeros(()), argument)
-    shape = size.shape if layer.groups > 1 else (1, *size.shape)
+        shape = tuple(shape[axis] for axis in argument) if kind == "transpose" else argument
+    shape = shape if layer.groups > 1 else (1, *shape)
     return shape[0], shape[1] + (layer.bias is not None), shape[2]
 
 
@@ -252,11 +258,13 @@ def _layer(entry: Any, leaves: Sequence[Leaf]) -> Layer:
             raise ValueError(f"expected numbers of parameters, 0 to {len(leaves) - 1}, got {str(number)[:40]!r}")
     if type(groups) is not int or groups < 1 or weight == bias:
         raise ValueError("expected at least one group, and a bias that is not the weight")
+    if len(entry["steps"]) > MAX_STEPS:
+        raise ValueError(f"steps: got {len(entry['steps'])}, expected at most {MAX_STEPS}")
     shape, steps = leaves[weight].shape, []
     for step in entry["steps"]:
         kind, argument = step
-        if not all(type(n) is int and n >= 0 for n in argument):
-            raise ValueError("steps: expected lists of sizes or axes")
+        if len(argument) > MAX_AXES or not all(type(n) is int and 0 <= n < MAX_SIZE for n in argument):
+            raise ValueError(f"steps: expected lists of at most {MAX_AXES} sizes or axes, each below {MAX_SIZE}")
         argument = tuple(argument)
         if kind == "transpose" and sorted(argument) == list(range(len(shape))):
             shape = tuple(shape[axis] for axis in argument)

@@ -1,10 +1,14 @@
 import json
 import os
+import resource
+from functools import cache
 from pathlib import Path
+from stat import S_IMODE, S_ISDIR
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 import safetensors.numpy
 from samples import LAYERS, RULES, START, STRUCTURES, about, opened, params, payload, psd, resealed, same
@@ -108,6 +112,10 @@ def set_(path, value):
     return change
 
 
+def steps(*values):
+    return set_(["static", "layers", 0, "steps"], values)
+
+
 def entry(name, change):
     return lambda header, arrays: arrays.update({name: change(arrays[name])})
 
@@ -166,6 +174,13 @@ MALICE = {
     "steps": (set_(["static", "layers", 0, "steps"], [["reshape", [5, 5]]]), r"layers\[0\]: steps"),
     "unknown step": (set_(["static", "layers", 0, "steps"], [["exec", [6, 4]]]), r"layers\[0\]: steps"),
     "axes": (set_(["static", "layers", 0, "steps"], [["transpose", [0, 0, 1]]]), r"layers\[0\]: steps"),
+    "many axes": (steps(["reshape", [1] * 70 + [24]], ["reshape", [6, 4]]), r"layers\[0\]: steps: .* at most 32"),
+    "long integers": (steps(["reshape", [10**4000] * 20]), "each below"),
+    "many steps": (steps(*[["reshape", [6, 4]]] * 65), "steps: got 65, expected"),
+    "many parameters": (set_(["params"], [[f"p{n}", [0], "float32"] for n in range(50_001)]), "at most 50000"),
+    "terminal": (set_(["name"], "\x1b]0;owned"), "name: expected printable"),
+    "terminal by a path": (set_(["params", 3, 0], "\x1b[2J"), "params: expected paths of printable"),
+    "terminal by an entry": (lambda h, a: a.update({"\x1b[2J": np.zeros(3)}), r"\\x1b\[2J: does not belong"),
     "no matrix": (set_(["static", "layers", 0, "steps"], []), r"layers\[0\]: steps"),
     "another matrix": (set_(["static", "layers", 0, "steps"], [["reshape", [1, 24]]]), "got|not a layer"),
     "bias": (set_(["static", "layers", 1, "bias"], 3), r"layers\[1\]: bias"),
@@ -188,7 +203,7 @@ def test_sealed_malice_is_refused_with_a_reason(name):
     data = resealed(KRONECKER, change)
     with pytest.raises(PayloadError, match=rf"^silo\.file: .*(?:{words})") as refused:
         files.loads(data, file="silo.file")
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 500
 
 
 @pytest.mark.parametrize(
@@ -222,19 +237,60 @@ def test_compressed_malice():
         files.loads(resealed(data, entry("params/scale", lambda a: a[:-1])))
 
 
-def test_decompression_has_a_cap():
+def test_what_moves_a_terminal_is_not_written():
+    with pytest.raises(ValueError, match="name: expected printable"):
+        files.dumps(payload(None), about(None, name="\x1b]0;owned"))
+    with pytest.raises(ValueError, match="paths of printable"):
+        files.dumps(payload(None)._replace(params={"\x1b": jnp.zeros(3)}), about(None))
+
+
+def test_numbers_beyond_the_type_that_jax_has():
+    """A float64 file in a process without float64: finite in the file is not finite in use."""
+    sent = payload("diagonal", dtype=jnp.float64)
+    data = files.dumps(sent._replace(fisher=jax.tree.map(lambda leaf: leaf * 1e60, sent.fisher)), about("diagonal"))
+    assert files.loads(data)[0].fisher.values["scale"].dtype == jnp.float64
+    with jax.enable_x64(False), pytest.raises(PayloadError, match="fisher/diagonal/conv/kernel: expected finite"):
+        files.loads(data)
+
+
+@cache
+def bomb(n):
     """A rank-one file of a thousand numbers that announces a million."""
-    n = 1000
-    tree = {"w": jnp.zeros((n, 1))}
+    tree = {"w": jnp.zeros((n, 1), jnp.float32)}
     layer = ff.curvature.Layer(0, None, (n, 1), (), ())
-    factors = (jnp.ones((n, n)),), (jnp.ones((1, 1)),)
+    factors = (jnp.ones((n, n), jnp.float32),), (jnp.ones((1, 1), jnp.float32),)
     sent = ff.Payload(jnp.asarray(1.0), tree, Kronecker(*factors, {}, (layer,), jax.tree.structure(tree)))
     chosen = {"fisher/inputs/w": files.Eigen(1, Uniform(7), Uniform(8, signed=False))}
-    data = files.dumps(sent, about("kronecker"), chosen)
+    return files.dumps(sent, about("kronecker"), chosen)
+
+
+def test_decompression_has_a_cap():
+    data, n = bomb(1000), 1000
     assert len(data) < 50_000
     with pytest.raises(PayloadError, match="after decompression, the cap is 100000"):
         files.loads(data, limits=Limits(decoded_bytes=100_000))
-    assert files.loads(data)[0].fisher.inputs[0].shape == (n, n)
+    with pytest.raises(PayloadError, match="fisher/inputs/w: 48000000 bytes to decode and check, the cap is 47999999"):
+        files.loads(data, limits=Limits(working_bytes=48 * n**2 - 1))
+    assert files.loads(data, limits=Limits(working_bytes=48 * n**2))[0].fisher.inputs[0].shape == (n, n)
+
+
+def grows(small, data, limits, found):
+    """Bytes by which a process grows while it reads a file."""
+    files.loads(small)  # so that everything is loaded
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    files.loads(data, limits=limits)
+    found.put(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+def test_memory_stays_below_the_caps():
+    """Ten kilobytes that need all that the caps allow: one number more is refused (above)."""
+    n = 1000
+    data, limits = bomb(n), Limits(file_bytes=1 << 16, decoded_bytes=(n**2 + n + 1) * 4, working_bytes=48 * n**2)
+    found = processes.CONTEXT.Queue()
+    reader = processes.start(grows, bomb(10), data, limits, found)
+    grown = found.get(timeout=60)
+    reader.join(timeout=60)
+    assert grown < 3 * limits.file_bytes + 2 * limits.decoded_bytes + limits.working_bytes
 
 
 @pytest.mark.parametrize(
@@ -363,6 +419,17 @@ def test_files_of_different_merges(changes, words, tmp_path):
         files.read_all([first, second])
 
 
+def test_headers_are_compared_before_anything_is_decoded(tmp_path):
+    """A merge of averages never computes with the matrix that one file, the first of them even, says it has."""
+    hostile, good = tmp_path / "0", written(tmp_path, 1, None)
+    hostile.write_bytes(resealed(files.dumps(payload("full"), about(None)), entry("fisher/matrix", np.negative)))
+    with pytest.raises(PayloadError, match="fisher/matrix: expected a positive semi-definite"):
+        files.read_all([hostile], START)
+    for order in ([hostile, good], [good, hostile]):
+        with pytest.raises(PayloadError, match=f"^{order[1]}: structure: not that of {order[0]}"):
+            files.read_all(order, START)
+
+
 def test_how_many(tmp_path):
     path = written(tmp_path, 0)
     with pytest.raises(PayloadError, match="at least one"):
@@ -382,6 +449,19 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="out: cannot write"):
         files.write(path, payload(None), about(None))
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_permissions_that_their_writer_wants_and_survive(mask, mode, tmp_path, monkeypatch):
+    folders, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: folders.append(S_ISDIR(os.fstat(handle).st_mode)) or sync(handle))
+    before = os.umask(mask)
+    try:
+        files.write(tmp_path / "a", payload(None), about(None))
+    finally:
+        os.umask(before)
+    assert S_IMODE((tmp_path / "a").stat().st_mode) == mode
+    assert folders == [False, True]  # the file, and then its name
 
 
 def test_every_rule_of_the_samples_is_known():
