@@ -22,6 +22,7 @@ from fedfisher_jax.metrics import evaluate
 from fedfisher_jax.models import Network
 from fedfisher_jax.privacy import attacks, noise
 from fedfisher_jax.privacy.attacks import views
+from fedfisher_jax.privacy.secure_merge import secure_merge
 
 FISHERS = ("diagonal", "kronecker", "gram", "low_rank", "full")
 KINDS = {
@@ -213,8 +214,10 @@ def seen(world: World, network_name: str, seed: int, kind: str, protection: str)
 def accuracy(world: World, network_name: str, seed: int, kind: str, protection: str) -> dict[str, float]:
     """Test accuracy of the merged model, merged from what the server sees."""
     here = federation(world, network_name, seed)
-    plain = "none" if protection == "sum" else protection  # masks cancel: a merge of sums is the merge of its terms
-    merged = merge_payloads(here.rules[kind], seen(world, network_name, seed, kind, plain))
+    if protection == "sum":
+        merged = secure_merge(here.rules[kind], here.payloads[kind])
+    else:
+        merged = merge_payloads(here.rules[kind], seen(world, network_name, seed, kind, protection))
     test = jnp.asarray(here.dataset.test_x), jnp.asarray(here.dataset.test_y)
     found = evaluate(here.network.apply, categorical(), merged.params, *test)
     return {"accuracy": float(found.accuracy)}
