@@ -148,10 +148,7 @@ def _distil(
         def loss(state: Any, key: jax.Array) -> tuple[jax.Array, Any]:
             made = generate(*state)
             x = augmented(moved, key, made)
-            theirs, own = teacher(x), model(student, x)
-            wanted = optax.softmax_cross_entropy_with_integer_labels(theirs, targets).mean()
-            differ = jnp.argmax(own, -1) != jnp.argmax(theirs, -1)
-            return wanted - s.adversarial * jnp.mean(differ * divergence(own, theirs)), made
+            return generator_loss(teacher(x), model(student, x), targets, s.adversarial), made
 
         def step(number: Any, carry: tuple) -> tuple:
             state, inner, best, least = carry
@@ -212,6 +209,22 @@ def _distil(
     )
     diagnostics = {"generator_loss": made, "student_loss": learned}
     return Merged(best, diagnostics if validation is None else diagnostics | {"validation": score})
+
+
+def generator_loss(ensemble: Any, student: Any, wanted: jax.Array, adversarial: float) -> jax.Array:
+    """Mean over examples of their cross-entropy with the classes that they are made for, minus λ times a divergence.
+
+    Counted is that of the student from the ensemble where their classes differ: examples near its wrong decisions.
+
+    Args:
+        ensemble: [n, C] outputs.
+        student: [n, C] outputs.
+        wanted: [n] classes.
+        adversarial: λ.
+    """
+    named = optax.softmax_cross_entropy_with_integer_labels(ensemble, wanted)
+    differ = jnp.argmax(student, -1) != jnp.argmax(ensemble, -1)
+    return jnp.mean(named) - adversarial * jnp.mean(differ * divergence(student, ensemble))
 
 
 def divergence(outputs: Any, target: Any) -> jax.Array:

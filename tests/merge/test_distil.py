@@ -9,7 +9,7 @@ import pytest
 
 from fedfisher_jax import gaussian
 from fedfisher_jax.merge import DenseSettings, dense
-from fedfisher_jax.merge.distil import MeasureBounds, divergence
+from fedfisher_jax.merge.distil import MeasureBounds, divergence, generator_loss
 from fedfisher_jax.models.generator import Generator
 
 SMALL = DenseSettings(rounds=2, generator_steps=3, batch_size=6, noise=4, width=2, learning_rate=0.1)
@@ -78,6 +78,19 @@ def test_divergence():
     outputs, target = draw.normal(size=(2, 4, 3))
     q, p = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (outputs, target))
     np.testing.assert_allclose(divergence(outputs, target), (p * np.log(p / q)).sum(1))
+
+
+def test_the_generator_seeks_its_classes_and_disagreement():
+    draw = np.random.default_rng(1)
+    ensemble, student = draw.normal(size=(2, 6, 3))
+    student[:2] = ensemble[:2] / 2  # agree, and so count for nothing
+    wanted = np.array([0, 1, 2, 0, 1, 2])
+    p, q = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (ensemble, student))
+    differ = p.argmax(1) != q.argmax(1)
+    assert 0 < differ.sum() < 5
+    expected = np.mean(-np.log(p[np.arange(6), wanted])) - 0.5 * np.mean(differ * (p * np.log(p / q)).sum(1))
+    found = generator_loss(jnp.asarray(ensemble), jnp.asarray(student), jnp.asarray(wanted), 0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_bounds_leave_padding_out():
