@@ -3,32 +3,55 @@
 import numpy as np
 
 FRACTION_BITS = 32  # resolution 2.3e-10, range ±2.1e9 for the sum
+ZERO = -1074  # exponent of zeros: below every number's
 
 
-def encode(values: np.ndarray, clients: int, fraction_bits: int = FRACTION_BITS) -> np.ndarray:
+def exponent(values: np.ndarray) -> int:
+    """The least e with all |v| < 2^e, for which a client's numbers have room; `ZERO` where all are zero.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
+    largest = float(np.abs(values).max(initial=0))
+    if not np.isfinite(largest):
+        raise ValueError(f"values: expected finite numbers, got {largest}")
+    return int(np.frexp(largest)[1]) if largest else ZERO
+
+
+def finest(largest: int, clients: int) -> int:
+    """The most fraction bits with which so many clients' numbers of at most this exponent can be summed.
+
+    Relative to 2^largest a sum of n numbers is then off by at most n / 2^(64 − ⌈log₂ n⌉).
+    """
+    return 63 - (clients - 1).bit_length() - largest
+
+
+def encode(values: np.ndarray, clients: int, fraction_bits: int | np.ndarray = FRACTION_BITS) -> np.ndarray:
     """round(v · 2^fraction_bits) modulo 2^64: uint64 of the same shape.
 
     Args:
         values: finite real numbers.
         clients: at most so many of them are summed; their sum must not wrap around.
-        fraction_bits: of the resolution 2^-fraction_bits; at most 62.
+        fraction_bits: of the resolution 2^-fraction_bits, one for all or one for each; the same at all clients.
 
     Raises:
         ValueError: a number that is not finite, or too large for the sum.
     """
-    if not 0 <= fraction_bits <= 62 or clients < 1:
-        raise ValueError(f"fraction_bits, clients: got {fraction_bits}, {clients}, expected 0 to 62, and at least 1")
-    scaled = np.round(np.asarray(values, np.float64) * 2.0**fraction_bits)
+    if clients < 1:
+        raise ValueError(f"clients: got {clients}, expected at least 1")
+    with np.errstate(over="ignore"):  # infinite, and refused
+        scaled = np.round(np.ldexp(np.asarray(values, np.float64), fraction_bits))
     limit = 2.0**63 / clients
-    if not (np.abs(scaled) < limit).all():  # NaN, too
-        largest = np.abs(values).max()
+    wrong = ~(np.abs(scaled) < limit)  # NaN, too
+    if wrong.any():
+        bits = np.broadcast_to(fraction_bits, wrong.shape)[wrong][0]
         raise ValueError(
-            f"values: got {largest:g}, expected less than {limit / 2.0**fraction_bits:g} for {clients} clients and "
-            f"{fraction_bits} fraction bits"
+            f"values: got {np.asarray(values)[wrong][0]:g}, expected less than {np.ldexp(limit, -bits):g} for "
+            f"{clients} clients and {bits} fraction bits"
         )
     return scaled.astype(np.int64).view(np.uint64)
 
 
-def decode(total: np.ndarray, fraction_bits: int = FRACTION_BITS) -> np.ndarray:
+def decode(total: np.ndarray, fraction_bits: int | np.ndarray = FRACTION_BITS) -> np.ndarray:
     """The float64 numbers that a sum of encoded ones stands for."""
-    return total.view(np.int64).astype(np.float64) / 2.0**fraction_bits
+    return np.ldexp(total.view(np.int64).astype(np.float64), -np.asarray(fraction_bits))

@@ -28,9 +28,28 @@ def from_vector(vector: np.ndarray, like: PyTree) -> PyTree:
     return treedef.unflatten(shaped)
 
 
-def secure_merge(
-    rule: Rule, payloads: Sequence[Any], *, fraction_bits: int = fixed_point.FRACTION_BITS, **options: Any
-) -> Merged:
+def total(contributions: Sequence[PyTree], **options: Any) -> PyTree:
+    """Σ of the clients' trees, all of which the server sees of them but their scales.
+
+    A Fisher may be ten orders of magnitude smaller than parameters. So every client first announces, array by array,
+    how large its largest number is, as a power of two, and the largest of these sets the resolution for all.
+
+    Args:
+        contributions: a tree of each client, of equal structure and shapes.
+        options: of `secure_sum`.
+
+    Raises:
+        ValueError: a number that is not finite.
+        RoundVoid: too many clients dropped out.
+    """
+    count, sizes = len(contributions), [leaf.size for leaf in jax.tree.leaves(contributions[0])]
+    announced = [[fixed_point.exponent(np.asarray(leaf)) for leaf in jax.tree.leaves(one)] for one in contributions]
+    bits = np.repeat([fixed_point.finest(max(each), count) for each in zip(*announced, strict=True)], sizes)
+    encoded = [fixed_point.encode(to_vector(one), count, bits) for one in contributions]
+    return from_vector(fixed_point.decode(secure_sum(encoded, **options).total, bits), contributions[0])
+
+
+def secure_merge(rule: Rule, payloads: Sequence[Any], **options: Any) -> Merged:
     """`merge_payloads` with a secure sum in place of the plain one, clients and server in this process.
 
     Sends 64 bits a number, uncompressed: masks must cancel exactly.
@@ -38,11 +57,10 @@ def secure_merge(
     Args:
         rule: one whose contributions add up (FedAvg, Fisher merging, FedFisher with a diagonal, RegMean …).
         payloads: of all clients, at least two.
-        fraction_bits: resolution of the sum, see `fixed_point`.
         options: of `secure_sum`: threshold, silent, lost, dropouts; clients' numbers there start at 1.
 
     Raises:
-        ValueError: the rule stacks payloads, one of them is refused, or a number is too large for the sum.
+        ValueError: the rule stacks payloads, or one of them is refused.
         RoundVoid: too many clients dropped out.
     """
     if rule.combine != "add":
@@ -53,7 +71,4 @@ def secure_merge(
         raise ValueError(f"payloads: expected at least two, got {len(payloads)}")
     for number, payload in enumerate(payloads):
         check_payload(payload, payloads[0], f"payloads[{number}]")
-    lifted = [rule.lift(payload) for payload in payloads]
-    encoded = [fixed_point.encode(to_vector(one), len(payloads), fraction_bits) for one in lifted]
-    total = secure_sum(encoded, **options).total
-    return rule.solve(from_vector(fixed_point.decode(total, fraction_bits), lifted[0]))
+    return rule.solve(total([rule.lift(payload) for payload in payloads], **options))

@@ -6,8 +6,9 @@ client has sent to every other through authenticated encryption: so a client may
 that was given up stays hidden. The server sees sums alone, as long as fewer than `threshold` clients collude with it.
 
 The functions below are what client and server compute between messages; `secure_sum` plays all of them in one process.
-Against a server that lies about who is there, threshold must be more than half, which is checked; keys are not
-certified (docs/silos.md has the threat model).
+Against a server that lies about who is there, threshold must be more than half, which is checked, and a client must
+answer `reveal` once a round, which is the caller's part, for functions remember nothing; keys are not certified
+(docs/silos.md has the threat model).
 """
 
 import dataclasses
@@ -136,7 +137,8 @@ def reveal(
         secrets: of this client.
         keys: as in `mask`.
         sealed: what each of them encrypted for this client.
-        stayed: those whose masked numbers have arrived, says the server. Answer this once a round.
+        stayed: those whose masked numbers have arrived, says the server. The caller answers this once a round and
+            never again: from answers to two different lists a server unmasks single clients. Nothing here keeps count.
 
     Raises:
         RoundVoid: fewer than `threshold` stayed.

@@ -162,6 +162,32 @@ def test_merging_by_secure_sum_is_merging(name, structure):
         secure_merge(rule, sent, silent=[1, 2])
 
 
+@pytest.mark.parametrize("scale", [1e12, 1e-8, 1e-30])
+def test_small_and_large_fishers_are_summed_as_well(scale):
+    """The merged model does not depend on the Fisher's scale, and so must not the sum's resolution."""
+    rule = ff.fisher_merge(nothing, ff.categorical())
+    sent = [payload("diagonal", seed, jnp.float64) for seed in range(3)]
+    scaled = [one._replace(fisher=one.fisher.scale(scale)) for one in sent]
+    scaled[1] = scaled[1]._replace(fisher=jax.tree.map(jnp.zeros_like, scaled[1].fisher))  # of no scale at all
+    merged, plain = secure_merge(rule, scaled, threshold=2), ff.merge_payloads(rule, scaled)
+    for ours, theirs in zip(jax.tree.leaves(merged.params), jax.tree.leaves(plain.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 9), st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=5))
+def test_the_finest_resolution_has_room_for_the_sum(clients, values):
+    array = np.array(values)
+    largest = fixed_point.exponent(array)
+    bits = fixed_point.finest(largest, clients)
+    encoded = fixed_point.encode(array, clients, bits)
+    total = fixed_point.decode(np.sum([encoded] * clients, axis=0, dtype=np.uint64), bits)
+    allowed = clients * np.ldexp(1.0, largest - 64 + (clients - 1).bit_length()) + 1e-15 * clients * np.abs(array)
+    assert (np.abs(total - clients * array) <= allowed).all()
+    with pytest.raises(ValueError, match="finite"):
+        fixed_point.exponent(np.array([1.0, np.inf]))
+
+
 def test_what_a_secure_merge_refuses():
     with pytest.raises(ValueError, match="fedfisher-kfac needs each client's payload"):
         secure_merge(ff.fedfisher(nothing, ff.categorical()), [payload("kronecker", seed) for seed in range(3)])

@@ -12,9 +12,7 @@ from ...merge.fedavg import weighted
 from ...merge.rule import Payload, Rule, check_payload
 from ...payload import About, dumps, fingerprint, loads
 from ...payload.plan import fit
-from ..fixed_point import FRACTION_BITS, decode, encode
-from ..secure_merge import from_vector, to_vector
-from ..secure_sum import secure_sum
+from ..secure_merge import total
 
 
 def quantised(payload: Payload, rule: str, likelihood: str, start: object, captured: Capture, budget: float) -> Payload:
@@ -39,7 +37,8 @@ def quantised(payload: Payload, rule: str, likelihood: str, start: object, captu
 def summed(rule: Rule, payloads: Sequence[Payload]) -> Payload:
     """What a secure sum over clients leaves: weighted means of parameters and Fishers, in fixed point under masks.
 
-    The masks are really drawn, and cancel (`secure_sum`), so what is returned is all that the protocol tells.
+    The masks are really drawn, and cancel. The protocol tells a little more than is returned, which the attacks here
+    do not use: the scale of each client's arrays (`secure_merge.total`) and, by rules with a Fisher, Σ wFθ and Σ wθᵀFθ.
 
     Raises:
         ValueError: the rule stacks payloads, so it cannot be summed; fewer than two payloads, or unequal ones.
@@ -50,9 +49,7 @@ def summed(rule: Rule, payloads: Sequence[Payload]) -> Payload:
         raise ValueError(f"payloads: expected at least two, got {len(payloads)}")
     for number, payload in enumerate(payloads):
         check_payload(payload, payloads[0], f"payloads[{number}]")
-    lifted = [rule.lift(payload) for payload in payloads]
-    total = secure_sum([encode(to_vector(one), len(payloads), FRACTION_BITS) for one in lifted]).total
-    sums = from_vector(decode(total, FRACTION_BITS), lifted[0])
+    sums = total([rule.lift(payload) for payload in payloads])
     share = 1 / sums["weight"]
     fisher = weighted(share, sums["fisher"]) if "fisher" in sums else None
     return Payload(jnp.asarray(sums["weight"]), weighted(share, sums["params"]), fisher)
