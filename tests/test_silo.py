@@ -231,6 +231,16 @@ def small(tmp_path_factory):
         (["measure", "--data", "data.npz", "--rule", "nothing"], "rules: got 'nothing'"),
         (["measure", "--data", "data.npz", "--epochs", "0"], "epochs: got 0"),
         (["measure", "--data", "data.npz", "--learning-rate", "nan"], "learning_rate"),
+        (["measure", "--data", "data.npz", "--momentum", "1"], "momentum: got 1.0"),
+        (["measure", "--data", "data.npz", "--momentum", "nan"], "momentum: got nan"),
+        (
+            ["measure", "--data", "data.npz", "--checkpoint", "start.safetensors", "--epochs", "3", "--augment"],
+            "epochs, augment: with a checkpoint nothing is trained",
+        ),
+        (
+            ["measure", "--data", "data.npz", "--checkpoint", "folder", "--learning-rate", "1", "--momentum", "0"],
+            "learning_rate, momentum: with a checkpoint",
+        ),
         (["measure", "--data", "data.npz", "--silo", "-1"], "silo"),
         (["measure", "--data", "data.npz", "--budget", "0"], "budget: got 0"),
         (["measure", "--data", "data.npz", "--budget", "1", "--compression", "authors"], "give one of them"),

@@ -18,6 +18,7 @@ from ..privacy import noise
 from . import model_file, silo_data
 from .network import likelihood_of, outputs_of
 
+TRAINING = ("epochs", "learning_rate", "momentum", "augment")  # settings that a checkpoint leaves no use for
 PRIVATE = ("delta", "rounds", "clip_params", "clip_fisher")  # settings of epsilon
 
 
@@ -127,9 +128,8 @@ def _one(settings: Measure, start: model_file.Model, guarantee: noise.Guarantee 
 
 def _guarantee(settings: Measure) -> noise.Guarantee | None:
     if settings.epsilon is None:
-        given = [name for name in PRIVATE if getattr(settings, name) != getattr(Measure, name)]
-        if given:
-            raise ValueError(f"{', '.join(given)}: needs epsilon; without it nothing is clipped and no noise added")
+        if given := _changed(settings, PRIVATE):
+            raise ValueError(f"{given}: needs epsilon; without it nothing is clipped and no noise added")
         return None
     clips = {"clip_params": settings.clip_params, "clip_fisher": settings.clip_fisher}
     return noise.noise_for(settings.epsilon, settings.delta, rounds=settings.rounds, **clips)
@@ -154,12 +154,21 @@ def _write(settings: Measure, start: model_file.Model, sent: Any, guarantee: noi
     return payload.write(settings.out, sent, said, chosen, random=random)
 
 
+def _changed(settings: Measure, names: tuple[str, ...]) -> str:
+    """Those of the settings that are not the defaults."""
+    return ", ".join(name for name in names if getattr(settings, name) != getattr(Measure, name))
+
+
 def _check(settings: Measure) -> None:
     for name in ("batch_size", "samples", "epochs"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name}: got {getattr(settings, name)}, expected at least 1")
     if not 0 < settings.learning_rate < float("inf"):
         raise ValueError(f"learning_rate: got {settings.learning_rate}, expected a positive number")
+    if not 0 <= settings.momentum < 1:
+        raise ValueError(f"momentum: got {settings.momentum}, expected a number from 0 to below 1")
+    if settings.checkpoint is not None and (given := _changed(settings, TRAINING)):
+        raise ValueError(f"{given}: with a checkpoint nothing is trained")
     if settings.seed < 0 or settings.silo < 0 or settings.silo >= 2**31:
         raise ValueError("seed, silo: expected non-negative integers")
     if settings.budget is not None and settings.compression != "none":
