@@ -130,7 +130,7 @@ def _kind(header: Mapping[str, Any], file: str) -> Kind:
     if type(version) is not int or version < 1 or not isinstance(header.get("model"), str):
         raise PayloadError(f"{file}: not a model file")
     if version > FORMAT:
-        raise PayloadError(f"{file}: format: version {version}; this library reads up to {FORMAT}: update it")
+        raise PayloadError(f"{file}: format: version {str(version)[:40]}; this library reads up to {FORMAT}: update it")
     wanted = {"format", "library", "made_by", *(field.name for field in dataclasses.fields(Kind))}
     if set(header) != wanted:
         raise PayloadError(f"{file}: header: expected {', '.join(sorted(wanted))}")

@@ -83,7 +83,7 @@ def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
     if type(version) is not int or version < 1:
         raise ValueError(f"format: expected a version number, got {str(version)[:40]!r}")
     if version > FORMAT:
-        raise ValueError(f"format: version {version}; this library reads up to {FORMAT}: update it")
+        raise ValueError(f"format: version {str(version)[:40]}; this library reads up to {FORMAT}: update it")
     wanted = {"format", "examples", "params", "static", "fisher_dtype", "codecs", "encoded", "silo", "privacy", *TEXTS}
     if set(raw) != wanted:
         raise ValueError(f"{sorted(map(repr, set(raw) ^ wanted))[0][:80]}: missing, or unknown to this version")

@@ -1,6 +1,6 @@
 """Mutated payload files: each is refused with a reason, or it is the original.
 
-    python tests/payload/fuzz.py 20000
+    PYTHONPATH=tests python tests/payload/fuzz.py 20000
 
 Files are mutated as bytes (the seal must find that) and, as a malicious writer would, in header and arrays before they
 are sealed again (then an accepted file must be a sound payload: of the announced shapes, finite, semi-definite).
@@ -20,7 +20,7 @@ import samples
 from fedfisher_jax import payload as files
 from fedfisher_jax.payload import container, file, plan, structures
 
-LIMITS = files.Limits(file_bytes=1 << 20, decoded_bytes=1 << 22)
+LIMITS = files.Limits(file_bytes=1 << 20, decoded_bytes=1 << 22, working_bytes=1 << 22)
 VALUES = (
     None,
     True,
@@ -30,6 +30,7 @@ VALUES = (
     2**31,
     2**63,
     10**30,
+    10**4000,
     1.5,
     1e308,
     "",
@@ -37,10 +38,23 @@ VALUES = (
     "/../..",
     "\0",
     "é\ud800",
+    "\x1b[2J[/x]",
     [],
     [[]],
+    [1] * 100,
+    [2**39] * 30,
+    [10**4000] * 30,
+    list(range(2000)),
     {},
     {"a": 1},
+)
+STEPS = (  # to the matrix of the samples' first layer, 24 numbers: some lead there, some nowhere
+    [["reshape", [6, 4]]],
+    [["reshape", [1] * 70 + [24]], ["reshape", [6, 4]]],
+    [["reshape", [10**4000] * 30]],
+    [["reshape", [0, 2**62, 2**62]], ["reshape", [6, 4]]],
+    [["reshape", [24]], ["transpose", [0]], ["reshape", [6, 4]]] * 200,
+    [["transpose", list(range(71))]],
 )
 NUMBERS = (np.nan, np.inf, -np.inf, -1.0, 0.0, 1e38, -1e-30)
 
@@ -118,6 +132,16 @@ def sealed(data, draw):
         return data
 
 
+def stepped(data, draw):
+    """A layer whose way from its weight to its matrix is another one, sealed again; without layers, as `sealed`."""
+    header, arrays = samples.opened(data)
+    header.pop("sha256")
+    if not (layers := header["static"].get("layers")):
+        return sealed(data, draw)
+    layers[draw.integers(len(layers))]["steps"] = STEPS[draw.integers(len(STEPS))]
+    return container.pack(header, arrays)
+
+
 def _change(value, draw):
     """Replace, drop or copy something somewhere in a JSON value."""
     keys = list(value) if isinstance(value, dict) else range(len(value))
@@ -137,12 +161,13 @@ def _change(value, draw):
             value[key] = copy.deepcopy(value[keys[draw.integers(len(keys))]])
 
 
-def judge(data, original):
+def judge(data, original, layers):
     """ "equal", "sound" (another payload, but a sound one) or the reason; anything else raises."""
     try:
-        got, header = files.loads(data, samples.START if original["known"] else None, limits=LIMITS, file="f")
+        start = samples.START if original["known"] else None
+        got, header = files.loads(data, start, layers=layers, limits=LIMITS, file="f")
     except files.PayloadError as error:
-        assert str(error).startswith("f: ") and "\n" not in str(error) and len(str(error)) < 1000, error
+        assert str(error).startswith("f: ") and str(error).isprintable() and len(str(error)) < 1000, error
         return str(error)
     if (
         all(
@@ -172,12 +197,12 @@ def run(count, seed=0):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(count):
         original = pool[number % len(pool)]
-        way = (as_bytes, as_text, sealed, sealed)[draw.integers(4)]
+        way = (as_bytes, as_text, sealed, sealed, stepped)[draw.integers(5)]
         mutated = way(original["data"], draw)
         began = time.perf_counter()
-        outcome = judge(mutated, original)
+        outcome = judge(mutated, original, samples.LAYERS if number // len(pool) % 2 else None)  # as a merge knows them
         slowest = max(slowest, time.perf_counter() - began)
-        assert way is sealed or outcome != "sound", "a changed file was accepted"
+        assert way in (sealed, stepped) or outcome != "sound", "a changed file was accepted"
         outcomes[(way.__name__, outcome if outcome in ("equal", "sound") else "refused")] += 1
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return outcomes, slowest, grown

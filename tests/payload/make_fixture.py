@@ -1,6 +1,6 @@
 """Writes the fixture files of the current format version, once; run with a new version, never to change old ones.
 
-python tests/payload/make_fixture.py
+PYTHONPATH=tests python tests/payload/make_fixture.py
 """
 
 from pathlib import Path
