@@ -13,12 +13,20 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet -e ".[tests,dev]"
 	touch $@ .venv/installed
 
-.PHONY: demo test check format
+.PHONY: demo test test-flower check format
 demo: .venv/installed
 	$(BIN)/fedfisher run --out runs/demo
 
 test: .venv/installed-tests
 	$(BIN)/python -m pytest -n auto
+
+test-flower: .venv/flower/installed
+	.venv/flower/bin/python -m pytest tests/test_flower.py
+
+.venv/flower/installed: pyproject.toml
+	$(PYTHON) -m venv .venv/flower
+	.venv/flower/bin/pip install --quiet -e ".[tests,flower]" "flwr[simulation]"
+	touch $@
 
 check: .venv/installed-tests
 	$(BIN)/ruff format --check .
