@@ -1,5 +1,6 @@
 """Silos that only exchange files: the commands as their users run them."""
 
+import dataclasses
 import json
 import shutil
 
@@ -14,6 +15,7 @@ import fedfisher_jax as ff
 from fedfisher_jax import cli, payload, simulate
 from fedfisher_jax.commands import model_file
 from fedfisher_jax.models import weights
+from fedfisher_jax.payload import plan
 
 EPOCHS, RULE = "3", "fedfisher-kfac"
 
@@ -115,6 +117,34 @@ def test_a_trained_model_is_measured_only_and_compressed_to_the_budget(silos, tm
     assert "Berlin" in shown and "budget 1" in shown and "kronecker" in shown
     command("inspect", tmp_path / "global.safetensors")
     assert "merge of 5 payloads" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "budget"), [("fedavg", 0.5), (RULE, 1.0)])
+def test_the_merge_of_compressed_files_is_near_that_of_the_files_as_they_are(rule, budget, silos, tmp_path):
+    """FedAvg within half a step of the numbers' grid, which is a bound; K-FAC within what docs/silos.md states."""
+    merged, steps = {}, []
+    for name in ("plain", "small"):
+        for number, path in enumerate(files_of(silos)):
+            sent, header = payload.read(path)
+            about = dataclasses.replace(header.about, rule=rule)
+            sent = sent if rule == RULE else sent._replace(fisher=None)
+            chosen = plan.fit(sent, about, budget) if name == "small" else {}
+            payload.write(tmp_path / f"{name}{number}", sent, about, chosen)
+            for leaf, value in zip(header.leaves, jax.tree.leaves(sent.params), strict=True):
+                if name == "small":
+                    levels = 2 ** chosen[f"params/{leaf.path}"].bits - 1
+                    steps.append(float(jnp.abs(value).max()) / levels)
+        out = tmp_path / f"{name}.safetensors"
+        command("merge", *tmp_path.glob(f"{name}?"), "--start", start_of(silos), "--out", out)
+        merged[name] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(model_file.read(out).params)])
+    start = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(model_file.read(start_of(silos)).params)])
+    gap = merged["small"] - merged["plain"]
+    assert 0 < np.abs(gap).max()
+    if rule == "fedavg":
+        assert np.abs(gap).max() <= 0.5001 * max(steps)
+    else:
+        assert np.linalg.norm(gap) <= 0.01 * np.linalg.norm(merged["plain"] - start)
 
 
 OWN = """
