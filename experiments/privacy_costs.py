@@ -96,15 +96,14 @@ def main() -> None:
     records = common.run_all(settings.out, [{"seed": s, "draws": settings.draws} for s in seeds], run, "silos")
     found = {rule: [record["result"][rule] for record in records] for rule in RULES}
 
-    def shown(rule: str, key: str, digits: int = 1) -> str:
-        return common.mean_std([one[key] for one in found[rule]], digits) if key in found[rule][0] else ""
+    def shown(rule: str, key: str) -> str:
+        return common.mean_std([one[key] for one in found[rule]]) if key in found[rule][0] else "none"
 
     keys = ("plain", "sum", *(f"{epsilon:g}" for epsilon in EPSILONS), "move", f"noise {EPSILONS[-1]:g}")
     names = ("no noise", "secure sum", *(f"ε = {epsilon:g}" for epsilon in EPSILONS), "move", "move with noise, ε = 8")
-    rows = [
-        [rule, *(shown(rule, key) for key in keys), f"{max(one.get('gap', np.nan) for one in found[rule]):.1e}"]
-        for rule in RULES
-    ]
+    gaps = {rule: max(one.get("gap", np.nan) for one in found[rule]) for rule in RULES}
+    off = {rule: "none" if np.isnan(gap) else f"{gap:.1e}" for rule, gap in gaps.items()}
+    rows = [[rule, *(shown(rule, key) for key in keys), off[rule]] for rule in RULES]
     table = common.markdown_table(["rule", *names, "secure sum off by at most"], rows)
     means = {
         f"{rule}: {key}": float(np.mean([one[key] for one in found[rule]])) for rule in RULES for key in found[rule][0]
