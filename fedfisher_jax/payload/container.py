@@ -36,9 +36,10 @@ class PayloadError(ValueError):
 
 
 class Limits(NamedTuple):
-    """What a reader takes at most; memory stays below 3 `file_bytes` + 2 `decoded_bytes` + `working_bytes`.
+    """What a reader takes at most of a file.
 
-    Time grows with the cube of a matrix' side, which `working_bytes` bounds: by default to 9,459.
+    Memory stays below 3 `file_bytes` + 2 `decoded_bytes` + `working_bytes` + 32 `header_bytes` (Python's objects). Time
+    grows with the cube of a matrix' side, which `working_bytes` bounds: by default to 9,459.
     """
 
     file_bytes: int = 2**31
