@@ -101,7 +101,7 @@ def killed_commands(folder, count, seed=0):
             if stale:
                 (folder / one).write_bytes(older[one])
         killed = processes.start(processes.command, folder, commands[name])
-        time.sleep(draw.uniform(0, 1.1) * seconds[name])
+        time.sleep(draw.uniform(0, 1.3) * seconds[name])
         killed.kill()
         killed.join(timeout=60)
         now = [outcome(folder / one, older[one] if stale else None, complete[one]) for one in written]
