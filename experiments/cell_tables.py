@@ -8,6 +8,7 @@ import numpy as np
 from cells import Cell, Outcome, Settings, run_cells
 
 REFERENCES = {"best_local": "best local (oracle)", "ensemble": "ensemble", "pooled": "pooled training"}
+DASHES = {"best_local": ":", "ensemble": "--", "pooled": "-."}
 
 
 def spread_note(settings: Settings) -> str:
@@ -145,16 +146,16 @@ def curves(axis: Any, columns: Mapping[int, Sequence[Outcome]], rules: Sequence[
     """Mean accuracy of every method against the columns' number, with its std over seeds."""
     x = list(columns)
     methods = methods_of(columns, rules)
-    for number, method in enumerate(methods):
+    for method in methods:
         found = 100 * np.stack([values(outcomes, method) for outcomes in columns.values()])
         mean, std = found.mean(1), found.std(1, ddof=1) if found.shape[1] > 1 else np.zeros(len(x))
-        style = {"marker": "o"} if method in rules else {"linestyle": "--", "color": common.COLOURS[6 - number % 2]}
+        style = {"marker": "o"} if method in rules else {"linestyle": DASHES[method], "color": common.COLOURS[6]}
         (line,) = axis.plot(x, mean, label=label(method), **style)
         axis.fill_between(x, mean - std, mean + std, alpha=0.12, linewidth=0, color=line.get_color())
     axis.set(ylabel="test accuracy (%)", xscale="log")
     axis.set_xticks(x, [f"{value:g}" for value in x])
     axis.minorticks_off()
-    axis.legend()
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))  # curves cross everywhere
 
 
 def report_curves(settings: Settings, grids: Mapping[int, Sequence[Cell]], what: str, title: str) -> None:
@@ -164,7 +165,7 @@ def report_curves(settings: Settings, grids: Mapping[int, Sequence[Cell]], what:
     columns = {f"{number} {what}": each for number, each in found.items()}
     text = f"{title}.\n\n" + accuracy_table(columns, settings.rules, settings)
     text += difference_table(columns, settings.rules, settings)
-    fig, axes = common.figure()
+    fig, axes = common.figure(width=5.8)
     curves(axes[0, 0], found, settings.rules)
     axes[0, 0].set(xlabel=what, title=title)
     common.report(settings.out, text, summary(columns, settings.rules, settings), fig)
