@@ -26,6 +26,7 @@ from fedfisher_jax.data.dataset import Dataset
 from fedfisher_jax.likelihood import categorical
 from fedfisher_jax.local import crop_and_flip
 from fedfisher_jax.merge import Rule, catalogue
+from fedfisher_jax.report import plain
 
 ALPHA_RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
 ALL_RULES = (*ALPHA_RULES, "fedlpa", "regmean", "regmean-kron", "otfusion", "pfnm", "dense", "fedbens")
@@ -191,7 +192,7 @@ def run_cells(
         def note(settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
             if common.run_key(settings) not in done:
                 common.append_result(path, {"settings": settings, "result": result})
-                done[common.run_key(settings)] = common.plain(result)
+                done[common.run_key(settings)] = plain(result)
 
         for cell in cells:
             names = {method: {**cell, "method": method} for method in ("training", *LOCAL, *rules)}

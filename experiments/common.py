@@ -21,7 +21,6 @@ import collections
 import dataclasses
 import io
 import json
-import math
 import os
 import sys
 import time
@@ -29,7 +28,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
 import matplotlib
 import numpy as np
 import provenance
@@ -38,6 +36,8 @@ import tyro
 from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from fedfisher_jax.report import plain, write_atomically
 
 ROOT = provenance.ROOT
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")  # Okabe-Ito and grey
@@ -102,19 +102,6 @@ def command_line(
 
 
 # ---- runs that resume ------------------------------------------------------------------------------------------------
-
-
-def plain(value: Any) -> Any:
-    """JSON-ready copy: arrays to lists, paths to text, numbers that are not finite to None (read back by `column`)."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return plain(np.asarray(value).tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def run_key(settings: Mapping[str, Any]) -> str:
@@ -200,13 +187,6 @@ def figure(rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 
     return fig, fig.subplots(rows, columns, squeeze=False)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader, or a kill, sees either the old content or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
-
-
 def run_commits(path: Path) -> dict[str, int]:
     """How many runs of a ``results.jsonl`` each commit made; runs older than this record are under "unrecorded"."""
     return dict(collections.Counter(record.get("commit", "unrecorded") for record in read_results(path)))
@@ -219,10 +199,10 @@ def report(out: Path, table: str, summary: Mapping[str, Any], fig: Figure | None
     versions = ", ".join(f"{k} {v}" for k, v in source["versions"].items())
     where = f"`{source['command']}` at {source['commit']}, {source['date']}" + (f" (runs: {runs})" if runs else "")
     note = f"\n{where}; {versions}; {source['machine']}\n"
-    write_atomic(out / "table.md", table + note)
-    write_atomic(out / "summary.json", json.dumps(plain({**summary, "provenance": source}), indent=2) + "\n")
+    write_atomically(out / "table.md", table + note)
+    write_atomically(out / "summary.json", json.dumps(plain({**summary, "provenance": source}), indent=2) + "\n")
     if fig is not None:
         buffer = io.BytesIO()
         fig.savefig(buffer, format="png")
-        write_atomic(out / "figure.png", buffer.getvalue())
+        write_atomically(out / "figure.png", buffer.getvalue())
     print(table + note)

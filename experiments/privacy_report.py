@@ -10,6 +10,8 @@ import numpy as np
 from privacy_attacks import IMAGES
 from privacy_world import KINDS, PROTECTIONS
 
+from fedfisher_jax.report import write_atomically
+
 Records = Sequence[Mapping[str, Any]]
 GUESSES = {"random": "random pixels", "public": "public average", "public class": "public average of the class"}
 MARKERS = {"none": "o", "quantised": "s", "sum": "^", "dp": "X"}
@@ -49,7 +51,7 @@ def save_pictures(path: Path, pictures: Mapping[str, np.ndarray]) -> None:
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **coarse)
-    common.write_atomic(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def values(records: Records, name: str, **where: Any) -> np.ndarray:
@@ -215,7 +217,7 @@ def _write_grid(path: Path, columns: Sequence[str], rows: Mapping[str, np.ndarra
         axes[place, 0].set_ylabel(label.rstrip(), rotation=0, ha="right", va="center", fontsize=7)
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png")
-    common.write_atomic(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def picture_grid(out: Path, network: str) -> None:

@@ -8,7 +8,6 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import cells
-import common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from fedfisher_jax.models import Network
 from fedfisher_jax.privacy import attacks, noise
 from fedfisher_jax.privacy.attacks import views
 from fedfisher_jax.privacy.secure_merge import secure_merge
+from fedfisher_jax.report import plain
 
 FISHERS = ("diagonal", "kronecker", "gram", "low_rank", "full")
 KINDS = {
@@ -230,7 +230,7 @@ def world_of(settings: Any) -> World:
 
 def as_json(world: World) -> dict[str, Any]:
     """For the identity of a run."""
-    return common.plain(dataclasses.asdict(world))
+    return plain(dataclasses.asdict(world))
 
 
 def from_json(value: dict[str, Any]) -> World:

@@ -4,6 +4,8 @@ from pathlib import Path
 import kill
 import pytest
 
+from fedfisher_jax import report
+
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path):
     """Six here; `python tests/kill.py 50` kills as often as one likes."""
@@ -43,3 +45,12 @@ def test_what_is_neither_old_nor_new_is_seen(content, tmp_path):
         path.write_bytes(content)
     with pytest.raises(AssertionError, match="half-written or lost"):
         kill.outcome(path, b"old", b"new")
+
+
+def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "table.md"
+    report.write_atomically(path, "old")
+    monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        report.write_atomically(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

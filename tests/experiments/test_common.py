@@ -105,12 +105,3 @@ def test_a_commit_says_when_the_sources_differ_from_it(common, tmp_path, monkeyp
     assert len(clean) >= 7 and asked() == clean
     (tmp_path / "script.py").write_text("new = 1")
     assert asked() == f"{clean}+"
-
-
-def test_an_interrupted_write_leaves_the_old_file(common, tmp_path, monkeypatch):
-    path = tmp_path / "table.md"
-    common.write_atomic(path, "old")
-    monkeypatch.setattr(common.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
-    with pytest.raises(OSError, match="killed"):
-        common.write_atomic(path, "new")
-    assert path.read_text() == "old"
