@@ -1,18 +1,12 @@
-import importlib
-from pathlib import Path
-
 import pytest
-
-FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 
 
 @pytest.mark.slow
-def test_files_keep_their_budgets_and_uncompressed_ones_their_numbers(script, monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    bits = importlib.import_module("bits")
-    monkeypatch.setattr(bits, "RULES", ("fedavg", "fisher-merge"))
-    table, summary, (line,) = script("bits", "--quick")
-    points = {(point["rule"], point["scheme"]): point for point in line["result"]["points"]}
+def test_files_keep_their_budgets_and_uncompressed_ones_their_numbers(script):
+    table, summary, lines = script("bits", "--quick", "--rules", "fedavg", "fisher-merge")
+    points = {
+        (line["settings"]["rule"], point["scheme"]): point for line in lines for point in line["result"]["points"]
+    }
     budgets = [scheme for _, scheme in points if not isinstance(scheme, str)]
     assert 1.0 in budgets and all(point["bits"] <= scheme for (_, scheme), point in points.items() if scheme in budgets)
     # twice as many numbers, and one header

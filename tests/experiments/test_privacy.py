@@ -28,3 +28,16 @@ def test_every_attack_on_every_payload(script, tmp_path):
     shown = np.load(tmp_path / "out" / "pictures" / "mlp-bias_model-inversion_weights_none.npz")
     assert shown["images"].shape == (10, 8, 8, 1) and shown["images"].dtype == np.uint8
     assert len(script("privacy", *flags)[2]) == len(lines)  # nothing runs again
+
+
+@pytest.mark.slow
+def test_what_privacy_costs(script):
+    """Noise moves silos farther than training does, and a secure sum changes nothing that can be seen."""
+    table, summary, (line,) = script("privacy_costs", "--quick", figure=False)
+    for rule, found in line["result"].items():
+        assert found["noise 8"] > found["noise 100"] > 3 * found["move"] > 0
+        assert found["8"] < found["plain"] - 10
+        assert f"{found['plain']:.1f}" in table and summary[f"{rule}: 100"] == found["100"]
+        assert ("sum" in found) == (rule != "fedfisher-kfac")  # its payloads are stacked
+        if "sum" in found:
+            assert found["gap"] < 1e-3 and abs(found["sum"] - found["plain"]) < 0.5
