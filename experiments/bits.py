@@ -131,7 +131,8 @@ def run(source: str, seed: int, rule: str, budgets: list[float]) -> dict[str, An
     built = catalogue.build(rule, clients.apply, likelihood, offers={"captured": clients.captured})
     sent, points = clients.payloads(built), []
     about = [payload.About(rule, likelihood.name, fingerprint, silo=i) for i in range(CLIENTS)]
-    for scheme in ["none", "authors", *budgets]:
+    released = [] if isinstance(sent[0].fisher, ff.LowRank) else ["authors"]  # which knows no such Fisher
+    for scheme in ["none", *released, *budgets]:
         try:
             files = [payload.dumps(p, a, _plan(p, a, scheme)) for p, a in zip(sent, about, strict=True)]
         except ValueError as error:
@@ -170,7 +171,8 @@ def figure(found: dict[str, Any]) -> Any:
             style = {"color": common.COLOURS[number]}
             panel.plot(*line[np.argsort(line[:, 0])].T, label=rule, **style)
             panel.plot(*np.mean(schemes["none"], 0), marker="o", **style)
-            panel.plot(*np.mean(schemes["authors"], 0), marker="x", markersize=6, **style)
+            if "authors" in schemes:
+                panel.plot(*np.mean(schemes["authors"], 0), marker="x", markersize=6, **style)
         seeds = len(next(iter(next(iter(rules.values())).values())))
         panel.set(title=TITLES[source].format(seeds), xlabel="file, × 32 bits per parameter", ylabel="accuracy (%)")
         panel.set_xscale("log", base=2)
