@@ -176,7 +176,7 @@ def figure(found: dict[str, Any]) -> Any:
         seeds = len(next(iter(next(iter(rules.values())).values())))
         panel.set(title=TITLES[source].format(seeds), xlabel="file, × 32 bits per parameter", ylabel="accuracy (%)")
         panel.set_xscale("log", base=2)
-    axes.flat[0].legend(loc="lower right", fontsize=7)
+    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center")
     return fig
 
 
