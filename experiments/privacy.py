@@ -11,9 +11,12 @@ from typing import Any
 
 import common
 import numpy as np
-import privacy_attacks
+import privacy_images
+import privacy_members
 import privacy_report
 import privacy_world
+
+ATTACKS = privacy_images.ATTACKS | privacy_members.ATTACKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +111,14 @@ def grid_of(settings: Settings) -> list[dict[str, Any]]:
 def run(out: Path, shown: int, attack: str, **cell: Any) -> dict[str, Any]:
     """One attack on one view; pictures of the seed that is shown go to their own folder."""
     if attack == "leverage by size":
-        return privacy_attacks.leverage_by_size(cell["dataset"], cell["size"], cell["seed"])
+        return privacy_members.leverage_by_size(cell["dataset"], cell["size"], cell["seed"])
     where = privacy_world.from_json(cell["world"]), cell["network"], cell["seed"]
     if attack == "accuracy":
         return privacy_world.accuracy(*where, cell["kind"], cell["protection"])
     if attack == "guess":
-        found = privacy_attacks.guess_images(*where, cell["kind"])
+        found = privacy_images.guess_images(*where, cell["kind"])
     else:
-        found = privacy_attacks.ATTACKS[attack](*where, cell["kind"], cell["protection"])
+        found = ATTACKS[attack](*where, cell["kind"], cell["protection"])
     pictures = found.pop("pictures", None)
     if pictures is not None and cell["seed"] == shown:
         path = privacy_report.picture_path(out, cell["network"], attack, cell["kind"], cell["protection"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import common
 import numpy as np
-from privacy_attacks import IMAGES
+from privacy_images import IMAGES
 from privacy_world import KINDS, PROTECTIONS
 
 from fedfisher_jax.report import write_atomically

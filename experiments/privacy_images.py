@@ -1,6 +1,6 @@
-"""Every attack on one view of a federation, measured: (world, network, seed, kind of payload, protection) → numbers.
+"""Attacks that reconstruct images, measured: (world, network, seed, kind of payload, protection) → numbers.
 
-Means over the attacked clients (and the classes that they have); `images` holds the reconstructions of one client.
+Means over the attacked clients (and the classes that they have); `pictures` holds the reconstructions of one client.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from privacy_steps import RATE, step_seen
-from privacy_world import COMPONENTS, Federation, Target, World, federation, loaded, seen
+from privacy_world import COMPONENTS, Federation, Target, World, federation, seen
 
 from fedfisher_jax.curvature import activations
 from fedfisher_jax.likelihood import categorical
 from fedfisher_jax.merge import Payload
 from fedfisher_jax.privacy import attacks
-from fedfisher_jax.privacy.attacks import labels, measures
+from fedfisher_jax.privacy.attacks import measures
 
 STEPS, GRADIENT_STEPS, PIXEL_STEPS = 300, 1500, 600
 INVERT = optax.adam(optax.cosine_decay_schedule(0.1, STEPS))
@@ -219,72 +219,6 @@ def gradient_inversion(*cell: Any) -> dict[str, Any]:
     return {**{k: float(jnp.mean(v)) for k, v in score._asdict().items()}, "pictures": picture}
 
 
-# ---- membership and labels -------------------------------------------------------------------------------------------
-
-
-def _membership(scores: Callable[[Any, Payload, Any, Any], Any], *cell: Any) -> dict[str, float]:
-    here, views = federation(*cell[:3]), seen(*cell)
-    found = []
-    for target, view in zip(here.targets, views, strict=False):
-        members, others = (scores(here, view, *examples) for examples in (target.scored_members, target.scored_others))
-        found.append(float(measures.auc(members, others)))
-    return {"auc": float(np.mean(found))}
-
-
-def membership_loss(*cell: Any) -> dict[str, float]:
-    """By the loss."""
-    return _membership(lambda h, v, x, y: attacks.loss_scores(h.network.apply, categorical(), v.params, x, y), *cell)
-
-
-def membership_fisher(*cell: Any) -> dict[str, float]:
-    """By the gradient in the metric of the inverse Fisher."""
-    score = attacks.fisher_scores
-    return _membership(lambda h, v, x, y: score(h.network.apply, categorical(), v.params, v.fisher, x, y), *cell)
-
-
-def membership_leverage(*cell: Any) -> dict[str, float]:
-    """By the leverage in the first layer's second moment, which needs no label."""
-
-    def scores(here: Federation, view: Payload, x: Any, y: Any) -> jax.Array:
-        del y
-        layers = (0,) if sees_images(here) else tuple(range(len(here.captured.layers)))
-        moments = [attacks.input_moment(view.fisher, here.captured.layers[n]) for n in layers]
-        return attacks.leverage_scores(here.captured, layers, view.params, moments, x)
-
-    return _membership(scores, *cell)
-
-
-def _labels(guess: Callable[[Federation, Payload], Any], *cell: Any) -> dict[str, float]:
-    here, views = federation(*cell[:3]), seen(*cell)
-    pairs = zip(here.targets, views, strict=False)
-    distances = [measures.total_variation_distance(guess(here, v), jnp.asarray(t.shares)) for t, v in pairs]
-    return {"distance": float(np.mean([float(one) for one in distances]))}
-
-
-def labels_update(*cell: Any) -> dict[str, float]:
-    """From the move of the last layer."""
-    return _labels(lambda h, v: labels.of_update(h.start, v.params, h.captured.layers[-1]), *cell)
-
-
-def labels_output(*cell: Any) -> dict[str, float]:
-    """From the last layer's gradients."""
-
-    def guess(here: Federation, view: Payload) -> jax.Array:
-        return labels.of_output_moment(attacks.output_moment(view.fisher, here.captured.layers[-1]))
-
-    return _labels(guess, *cell)
-
-
-def labels_input(*cell: Any) -> dict[str, float]:
-    """From the last layer's inputs and weights."""
-
-    def guess(here: Federation, view: Payload) -> jax.Array:
-        inputs, key = layer_inputs(here, view)[-1], jax.random.key(0)
-        return labels.of_last_inputs(categorical().mean, view.params, here.captured.layers[-1], inputs, key)
-
-    return _labels(guess, *cell)
-
-
 # ---- what guessing gives ---------------------------------------------------------------------------------------------
 
 
@@ -314,29 +248,10 @@ def guess_images(world: World, name: str, seed: int, guess: str) -> dict[str, An
     }
 
 
-def leverage_by_size(dataset: str, size: int, seed: int) -> dict[str, float]:
-    """AUC by leverage where A is that of `size` raw images, one client's: no network is needed."""
-    full = loaded(dataset)
-    order = np.random.default_rng(seed).permutation(len(full.train_y))
-    x = full.train_x.reshape(len(full.train_y), -1).astype(np.float64)
-    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    mine, others = x[order[:size]], x[order[-500:]]
-    values, vectors = np.linalg.eigh(mine.T @ mine / size)
-    inverse = (vectors / (np.maximum(values, 0) + 1e-3 * values.mean())) @ vectors.T
-    scores = [-np.einsum("ni,ij,nj->n", rows, inverse, rows) for rows in (mine[:500], others)]
-    return {"auc": float(measures.auc(jnp.asarray(scores[0], jnp.float32), jnp.asarray(scores[1], jnp.float32)))}
-
-
 IMAGES = {"model inversion": model_inversion, "Fisher-aware inversion": fisher_inversion}
 ATTACKS: dict[str, Callable[..., dict[str, Any]]] = {
     **IMAGES,
     "mean image": mean_image,
     "components": components,
     "gradient inversion": gradient_inversion,
-    "membership by loss": membership_loss,
-    "membership by Fisher score": membership_fisher,
-    "membership by leverage": membership_leverage,
-    "labels from the update": labels_update,
-    "labels from gradients": labels_output,
-    "labels from inputs": labels_input,
 }
