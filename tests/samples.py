@@ -101,3 +101,8 @@ def resealed(data, change):
     header.pop("sha256")
     change(header, arrays)
     return container.pack(header, arrays)
+
+
+def entry(name, change):
+    """For `resealed`: one array changed."""
+    return lambda header, arrays: arrays.update({name: change(arrays[name])})
