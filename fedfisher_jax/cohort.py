@@ -67,7 +67,8 @@ def map_clients(
         Results with a leading client axis in the order of `clients`, and how it ran.
 
     Raises:
-        ValueError: unknown strategy, no clients, `group` < 1, `steps` of another length.
+        ValueError: unknown strategy, no clients, leaves for different numbers of clients, `group` < 1, `steps` of
+            another length.
     """
     strategy = default_strategy() if strategy is None else strategy
     count = _check(clients, strategy, group, steps)
@@ -97,16 +98,21 @@ def map_clients(
         tell(count)
         results = jax.tree.map(lambda leaf: leaf[np.argsort(deal)[:count]], dealt)
         load = work[order][np.minimum(deal, count - 1)].reshape(workers, rows).sum(1)
-        waste = 1 - work.sum() / (load.max() * workers)
+        waste = _waste(work.sum(), load.max() * workers)
     back = np.argsort(order)
-    return jax.tree.map(lambda leaf: leaf[back], results), Report(strategy, workers, size, float(waste))
+    return jax.tree.map(lambda leaf: leaf[back], results), Report(strategy, workers, size, waste)
 
 
 def padding_waste(steps: Sequence[int] | np.ndarray, group: int) -> float:
     """Share of client-steps that do nothing when consecutive groups run as long as their longest client."""
     work = np.asarray(steps, float)
     blocks = [work[start : start + group] for start in range(0, len(work), group)]
-    return float(1 - work.sum() / sum(block.max() * group for block in blocks))
+    return _waste(work.sum(), sum(block.max() * group for block in blocks))
+
+
+def _waste(work: float, room: float) -> float:
+    """Share of the room that is not work; none where there is nothing to do."""
+    return float(1 - work / room) if room else 0.0
 
 
 @partial(jax.jit, static_argnums=0)
@@ -250,13 +256,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def count_clients(clients: PyTree) -> int:
+    """How many clients there are, which is the leading axis of every leaf.
+
+    Raises:
+        ValueError: none, or leaves for different numbers of clients.
+    """
+    found = sorted({jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(clients)})
+    if not found or found[0] in ((), (0,)):
+        raise ValueError("clients: expected at least one, got none")
+    if len(found) > 1:
+        raise ValueError(f"clients: got leaves for {found[0][0]} and for {found[1][0]} clients, expected equally many")
+    return found[0][0]
+
+
 def _check(clients: PyTree, strategy: str, group: int, steps: Any) -> int:
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy: got {strategy!r}, expected one of {', '.join(STRATEGIES)}")
-    leaves = jax.tree.leaves(clients)
-    if not leaves or not leaves[0].shape[0]:
-        raise ValueError("clients: expected at least one, got none")
-    count = leaves[0].shape[0]
+    count = count_clients(clients)
     if group < 1:
         raise ValueError(f"group: expected at least 1 client, got {group}")
     if steps is not None and len(steps) != count:

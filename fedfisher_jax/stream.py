@@ -25,6 +25,7 @@ from .cohort import (
     clients_mesh,
     compiled,
     cores,
+    count_clients,
     default_strategy,
     everywhere,
     map_clients,
@@ -58,25 +59,30 @@ def fold_clients(
         group: clients between checkpoints. With "vectorised" they all run at once; otherwise one at a time per worker.
         strategy: of `map_clients`; "devices" sums by `psum` over the mesh axis `clients`, across hosts too.
         checkpoint: file written, whole, after each group; found there, its groups are not run again. Delete it to start
-            over. The result is the one of an uninterrupted run, bit for bit.
+            over. The result is the one of an uninterrupted run, bit for bit. A checkpoint of other clients, shared
+            arrays (a seed among them), shapes or groups is refused; another function with results of equal shapes
+            cannot be told.
         done: called with the number of clients that just finished.
 
     Returns:
         The folded contributions, and how it ran.
 
     Raises:
-        ValueError: unknown `combine`, `group` < 1, or a checkpoint of another run.
+        ValueError: unknown `combine`, `group` < 1, no clients, leaves for different numbers of clients, or a checkpoint
+            of another run or in a folder that is not there.
     """
     if combine not in ("add", "stack"):
         raise ValueError(f"combine: got {combine!r}, expected add or stack")
     if group < 1:
         raise ValueError(f"group: expected at least 1 client, got {group}")
     strategy = default_strategy() if strategy is None else strategy
-    count = jax.tree.leaves(clients)[0].shape[0]
+    count = count_clients(clients)
     group = min(group, count)
     path = None if checkpoint is None else Path(checkpoint)
-    mark = _fingerprint(clients, group, combine) if path else ""
+    if path and not path.parent.is_dir():
+        raise ValueError(f"checkpoint: no folder {path.parent}")
     shape = jax.eval_shape(function, shared, jax.tree.map(lambda leaf: leaf[0], clients))
+    mark = _fingerprint((shared, clients), shape, group, combine) if path else ""
     finished, summary = _read(path, mark, shape) if path and path.exists() else (0, None)
     report = Report(strategy, 1, group, 0.0)
     for start in range(finished, count, group):
@@ -195,12 +201,14 @@ def _device_sums(function: Callable, workers: int, shared: PyTree, dealt: PyTree
     return mapped(shared, dealt, real)
 
 
-def _fingerprint(clients: PyTree, group: int, combine: str) -> str:
-    digest = hashlib.sha256(f"{group} {combine} {jax.tree.structure(clients)}".encode())
-    for leaf in jax.tree.leaves(clients):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+def _fingerprint(given: PyTree, shape: PyTree, group: int, combine: str) -> str:
+    digest = hashlib.sha256(f"{group} {combine} {jax.tree.structure(given)} {shape}".encode())
+    for leaf in jax.tree.leaves(given):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        digest.update(f"{leaf.shape} {leaf.dtype}".encode() + np.ascontiguousarray(leaf).tobytes())
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 
@@ -219,9 +227,10 @@ def _read(path: Path, mark: str, shape: PyTree) -> tuple[int, PyTree]:
     try:
         with np.load(path, allow_pickle=False) as file:
             found, finished = str(file["mark"]), int(file["finished"])
-            summary = [file[f"leaf{number}"] for number in range(len(leaves))]
+            stored = [file[f"leaf{number}"] for number in range(len(leaves))]
     except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
         raise ValueError(f"checkpoint: {path} is not a checkpoint of this library ({error})") from error
     if found != mark:
         raise ValueError(f"checkpoint: {path} belongs to other clients or another grouping; delete it or name another")
-    return finished, jax.tree.unflatten(tree, summary)
+    summary = [a.view(leaf.dtype) if a.dtype.kind == "V" else a for a, leaf in zip(stored, leaves, strict=True)]
+    return finished, jax.tree.unflatten(tree, summary)  # numpy's files know no bfloat16

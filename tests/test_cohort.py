@@ -110,10 +110,25 @@ def test_no_clients():
         ff.map_clients(lambda shared, client: client, None, jnp.zeros((0, 2)))
 
 
+def test_clients_whose_leaves_do_not_match():
+    """Clipped indices would repeat or drop clients without a word."""
+    with pytest.raises(ValueError, match="clients: got leaves for 3 and for 5 clients"):
+        ff.map_clients(lambda shared, client: client[0] + client[1], None, (jnp.arange(5.0), jnp.arange(3.0)))
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "vectorised", "devices"])
+def test_nothing_to_do_wastes_nothing(strategy):
+    _, report = ff.map_clients(lambda _, client: client, None, jnp.arange(3.0), steps=[0, 0, 0], strategy=strategy)
+    assert report.waste == 0
+
+
 def test_divergence_names_the_client(federation):
     train, start, x, y, who = federation
     with pytest.raises(ValueError, match=r"client \d: NaN or infinity in its parameters"):
         simulate.train_clients(train, start, x.at[who.indices[3, 0]].set(jnp.nan), y, who, jax.random.key(1))
+    only = jax.tree.map(lambda leaf: leaf[3:4], who)
+    with pytest.raises(ValueError, match="client 3: NaN or infinity in its parameters"):
+        simulate.train_clients(train, start, x.at[who.indices[3, 0]].set(jnp.nan), y, only, jax.random.key(1))
 
 
 FOUR_DEVICES = """

@@ -94,9 +94,35 @@ def test_checkpoint_of_another_run(tmp_path):
     fold_clients(contribution, SHARED, CLIENTS, combine="add", group=4, checkpoint=path)
     with pytest.raises(ValueError, match="belongs to other clients or another grouping"):
         fold_clients(contribution, SHARED, CLIENTS[::-1], combine="add", group=4, checkpoint=path)
+    with pytest.raises(ValueError, match="belongs to other clients"):  # another start, seed or data set
+        fold_clients(contribution, SHARED + 1, CLIENTS, combine="add", group=4, checkpoint=path)
+    with pytest.raises(ValueError, match="belongs to other clients"):  # another result
+        fold_clients(wider, SHARED, CLIENTS, combine="add", group=4, checkpoint=path)
     path.write_bytes(b"garbage")
     with pytest.raises(ValueError, match="checkpoint"):
         fold_clients(contribution, SHARED, CLIENTS, combine="add", group=4, checkpoint=path)
+
+
+def wider(shared, client):
+    return {"sum": jnp.tile(jnp.sin(shared * client), 2), "weight": jnp.ones(())}
+
+
+@pytest.mark.parametrize("combine", ["add", "stack"])
+def test_narrow_types_are_resumed(tmp_path, combine):
+    narrow, arguments = CLIENTS.astype(jnp.bfloat16), {"combine": combine, "checkpoint": tmp_path / "fold.npz"}
+    first, again = (fold_clients(contribution, SHARED.astype(jnp.bfloat16), narrow, **arguments)[0] for _ in range(2))
+    assert again["sum"].dtype == jnp.bfloat16
+    chex.assert_trees_all_equal(first, again)
+
+
+def test_what_cannot_work_is_refused_before_any_client_runs(tmp_path):
+    ran = []
+    options = {"combine": "add", "done": ran.append}
+    with pytest.raises(ValueError, match="checkpoint: no folder .*nowhere"):
+        fold_clients(contribution, SHARED, CLIENTS, checkpoint=tmp_path / "nowhere" / "fold.npz", **options)
+    with pytest.raises(ValueError, match="clients: got leaves for 5 and for 11 clients"):
+        fold_clients(lambda s, c: c[0], SHARED, (CLIENTS, CLIENTS[:5]), **options)
+    assert not ran
 
 
 @pytest.mark.parametrize("arguments", [{"combine": "mix"}, {"combine": "add", "group": 0}])
