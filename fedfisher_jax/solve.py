@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from .curvature import Diagonal, Full, Mixture
 from .curvature.structures import Fisher
+from .examples import wide
 
 PyTree = Any
 
@@ -77,7 +78,9 @@ def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float | Non
             shift = ravel_pytree(jax.tree.map(jnp.full_like, problem.pull, shifts))[0]
             values, vectors = jnp.linalg.eigh(dense + jnp.diag(shift))
             relative = values.size * jnp.finfo(values.dtype).eps if cutoff is None else cutoff
-            kept = values > jnp.maximum(relative * values[-1], floor)
+            kept = values > relative * values[-1]
+            if floor:  # of H, without the shift, which is one for all: a full matrix is one block
+                kept &= values - shift[0] > floor
             inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
             delta = unravel(vectors @ (inverse * (vectors.T @ pull)))
         elif _is(problem.curvature, Diagonal):
@@ -108,7 +111,10 @@ def conjugate_gradients(*, damping: float = 0.3, iterations: int = 100, toleranc
         owner = {leaf: block for block, group in enumerate(problem.curvature.blocks()) for leaf in group}
         blocks = [owner[leaf] for leaf in range(len(leaves))]
         shifts = _shifts(problem, damping)
-        precondition = jax.tree.map(jnp.add, problem.curvature.diagonal(), shifts)
+        # Blocks in units of their own size, or the dots of a Fisher of 1e-20 underflow; powers of two round nothing.
+        units = jax.tree.map(_unit, _mean_diagonals(problem))
+        pull = jax.tree.map(jnp.multiply, units, problem.pull)
+        precondition = jax.tree.map(lambda u, h, s: u * (h + s), units, problem.curvature.diagonal(), shifts)
 
         def dots(a: PyTree, b: PyTree) -> jax.Array:
             products = [jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
@@ -121,12 +127,12 @@ def conjugate_gradients(*, damping: float = 0.3, iterations: int = 100, toleranc
             return jax.tree.unflatten(treedef, scaled_leaves)
 
         def operator(v: PyTree) -> PyTree:
-            return jax.tree.map(lambda hv, x, s: hv + s * x, problem.curvature.matvec(v), v, shifts)
+            return jax.tree.map(lambda u, hv, x, s: u * (hv + s * x), units, problem.curvature.matvec(v), v, shifts)
 
         def ratio(a: jax.Array, b: jax.Array, active: jax.Array) -> jax.Array:
             return jnp.where(active & (b > 0), a / jnp.where(b > 0, b, 1), 0)
 
-        goal = tolerance**2 * dots(problem.pull, problem.pull)
+        goal = tolerance**2 * dots(pull, pull)
 
         def step(state: tuple) -> tuple:
             delta, residual, direction, rho, count = state
@@ -144,8 +150,8 @@ def conjugate_gradients(*, damping: float = 0.3, iterations: int = 100, toleranc
         def unfinished(state: tuple) -> jax.Array:
             return (state[4] < iterations) & jnp.any(dots(state[1], state[1]) > goal)
 
-        first = jax.tree.map(_divide, problem.pull, precondition)
-        start = (optax.tree.zeros_like(problem.pull), problem.pull, first, dots(problem.pull, first), jnp.asarray(0))
+        first = jax.tree.map(_divide, pull, precondition)
+        start = (optax.tree.zeros_like(pull), pull, first, dots(pull, first), jnp.asarray(0))
         delta, residual, _, _, count = jax.lax.while_loop(unfinished, step, start)
         converged = ~jnp.any(dots(residual, residual) > goal)
         return _solution(problem, delta, shifts, iterations=count, converged=converged)
@@ -227,22 +233,36 @@ def released_adam(structure: str, learning_rate: float = 0.01) -> optax.Gradient
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
-def _shifts(problem: Objective, damping: float) -> PyTree:
-    """λ per leaf: damping times the mean diagonal entry of the leaf's block."""
+def _mean_diagonals(problem: Objective) -> PyTree:
+    """The mean diagonal entry of each leaf's block."""
     leaves, treedef = jax.tree.flatten(problem.curvature.diagonal())
-    shifts: list[Any] = [0.0] * len(leaves)
+    means: list[Any] = [0.0] * len(leaves)
     for block in problem.curvature.blocks():
         mean = sum(jnp.sum(leaves[leaf]) for leaf in block) / sum(leaves[leaf].size for leaf in block)
         for leaf in block:
-            shifts[leaf] = damping * mean
-    return jax.tree.unflatten(treedef, shifts)
+            means[leaf] = mean
+    return jax.tree.unflatten(treedef, means)
+
+
+def _shifts(problem: Objective, damping: float) -> PyTree:
+    """λ per leaf: damping times the mean diagonal entry of the leaf's block."""
+    return jax.tree.map(lambda mean: damping * mean, _mean_diagonals(problem))
+
+
+def _unit(size: jax.Array) -> jax.Array:
+    """A power of two that brings a positive size near one; 1 for zero."""
+    most = 3 * jnp.finfo(size.dtype).maxexp // 4
+    near = size.astype(wide(size.dtype))
+    exponent = jnp.clip(jnp.frexp(near)[1], -most, most)
+    return jnp.where(size > 0, jnp.ldexp(jnp.ones_like(near), -exponent), 1).astype(size.dtype)
 
 
 def _solution(problem: Objective, delta: PyTree, shifts: PyTree, *, iterations: Any, converged: Any) -> Solution:
     params = jax.tree.map(lambda a, d: (a + d).astype(a.dtype), problem.anchor, delta)
     applied = jax.tree.map(lambda hv, d, s: hv + s * d, problem.curvature.matvec(delta), delta, shifts)
-    gap = optax.tree.norm(jax.tree.map(jnp.subtract, problem.pull, applied))
-    size = optax.tree.norm(problem.pull)
+    unit = _unit(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(problem.pull)])))
+    gap = optax.tree.norm(jax.tree.map(lambda r, hd: unit * (r - hd), problem.pull, applied))
+    size = optax.tree.norm(jax.tree.map(lambda r: unit * r, problem.pull))
     return Solution(
         params,
         {

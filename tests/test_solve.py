@@ -105,6 +105,31 @@ def test_closed_form_floor_and_no_information():
     assert floored[1] == problem.anchor["b"][1]
 
 
+def test_a_floor_does_not_count_the_damping():
+    """Diagonal and full curvature agree: the direction of which clients know 0.0025 stays at the anchor."""
+    values = jnp.array([[1.0, 1e-3], [3.0, 3e-3]])
+    models, shares = {"w": jnp.array([[0.0, 0.0], [1.0, 1.0]])}, jnp.ones(2)
+    full = Full(jax.vmap(jnp.diag)(values), ((2,),), jax.tree.structure({"w": 0}))
+    for fishers in (Diagonal({"w": values}), full):
+        found = solve.closed_form(damping=0.1, floor=0.01)(solve.objective(fishers, models, shares)).params["w"]
+        assert float(found[0]) > 0.7 and float(found[1]) == 0.5
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker", "full"])
+def test_conjugate_gradients_do_not_depend_on_the_fishers_size(structure):
+    """In float32 the squares of 1e-20 are zero, and the average would count as converged."""
+    fishers, models = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), clients(structure))
+    solver, found = solve.conjugate_gradients(), []
+    for size in (1.0, 2.0**-66, 2.0**60):
+        small = jax.vmap(lambda fisher, s=size: fisher.scale(jnp.float32(s)))(fishers)
+        found.append(solver(solve.objective(small, models, jnp.asarray(WEIGHTS, jnp.float32))))
+    assert found[0].diagnostics["iterations"] >= 1
+    for one in found[1:]:
+        chex.assert_trees_all_equal(one.params, found[0].params)
+        for name in ("iterations", "residual", "converged"):
+            assert one.diagnostics[name] == found[0].diagnostics[name]
+
+
 def test_closed_form_refuses_kronecker():
     with pytest.raises(TypeError, match="curvature: closed_form solves Diagonal and Full, got Kronecker"):
         solve.closed_form()(explicit("kronecker")[0])
