@@ -38,7 +38,7 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
 
     Raises:
         TypeError: a leaf of `params` is not floating-point.
-        ValueError: `apply` does not return one array.
+        ValueError: `apply` does not return one array of at least two axes.
     """
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
@@ -48,6 +48,8 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
     program = trace(apply, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), params), one)
     if len(program.outputs) != 1:
         raise ValueError(f"apply: expected one array of outputs, got {len(program.outputs)}")
+    if len(shape := program.avals[program.outputs[0]].shape) < 2:
+        raise ValueError(f"apply: expected outputs [n, C] or [n, T, C], got shape {shape} for one example")
     found = [_follow(program, leaf, len(paths)) if structured else "not asked for" for leaf in range(len(paths))]
     sites = [site for site in found if isinstance(site, Site)]
     sites = _without_bad(program, sites, paths, found)
@@ -195,7 +197,10 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
         return result
 
     with jax.ensure_compile_time_eval():
-        error = {leaf: float(value) for leaf, value in jax.jit(errors)(leaves, x, cotangent).items()}
+        compiled = jax.jit(errors)
+        error = {leaf: float(value) for leaf, value in compiled(leaves, x, cotangent).items()}
+        if any(math.isnan(e) for e in error.values()):  # roots and logarithms need positive numbers
+            error = {leaf: float(e) for leaf, e in compiled([abs(leaf) for leaf in leaves], x, cotangent).items()}
     kept = []
     for site in sites:
         seen = program.avals[site.output].dtype  # bfloat16 products carry bfloat16 errors
@@ -204,6 +209,8 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
             kept.append(site)
         for leaf in site.layer.leaves if bad else ():
             found[leaf] = f"its rebuilt gradient differs from jax.vjp's by {max(bad.values()):.1g} (relative)"
+            if any(math.isnan(e) for e in bad.values()):
+                found[leaf] = "its gradient is not finite at random parameters, so it cannot be checked"
     for site in kept:
         for leaf in site.layer.leaves:
             found[leaf] = site

@@ -72,6 +72,18 @@ def test_a_layer_without_gradient_is_captured():
     assert not ff.capture(lambda p, x: module.apply(p, x).mean(1), params, x).fallback
 
 
+def test_layers_beside_parameters_that_must_be_positive_are_captured():
+    """A variance drawn below zero makes every number of the check NaN."""
+    module = nn.Sequential([nn.Dense(6), nn.BatchNorm(use_running_average=True), nn.relu, nn.Dense(3)])
+    x = jax.ShapeDtypeStruct((1, 4), jnp.float32)
+    found = ff.capture(module.apply, jax.eval_shape(module.init, jax.random.key(0), x), x)
+    assert len(found.layers) == 2 and {path.split("'")[3] for path in found.fallback} == {"layers_1"}
+    never = ff.capture(
+        lambda p, x: x @ p["w"] / jnp.sqrt(-abs(p["s"])), {"w": zoo.normal(0, 4, 3), "s": jnp.ones(())}, x
+    )
+    assert "not finite at random parameters" in never.fallback["['w']"]
+
+
 def test_layers_are_in_the_order_of_the_program():
     model = zoo.CASES["linen_convolution"]()
     paths, captured = _paths(model.params), ff.capture(model.apply, model.params, model.x)
@@ -128,6 +140,8 @@ def test_capture_inside_a_traced_function():
 def test_refusals():
     with pytest.raises(ValueError, match="apply: expected one array of outputs, got 2"):
         ff.capture(lambda p, x: (x @ p, x), zoo.normal(0, 4, 3), zoo.normal(1, 2, 4))
+    with pytest.raises(ValueError, match=r"apply: expected outputs \[n, C\] or \[n, T, C\], got shape \(1,\)"):
+        ff.capture(lambda p, x: x @ p, zoo.normal(0, 4), zoo.normal(1, 2, 4))
     with pytest.raises(TypeError, match=r"params\['step'\]: expected floating-point numbers, got int"):
         params = {"w": zoo.normal(0, 4, 3), "step": jnp.asarray(0)}
         ff.capture(lambda p, x: x @ p["w"], params, zoo.normal(1, 2, 4))

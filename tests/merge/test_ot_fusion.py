@@ -1,6 +1,7 @@
 import itertools
 
 import federation
+import flax.linen as nn
 import golden
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,11 @@ def chained(name):
 
 def shuffled(name, params, seed):
     """The same function with its hidden units in another order, through the chain's own layout."""
-    found, draw = chained(name), np.random.default_rng(seed)
+    return reordered(chained(name), params, seed)
+
+
+def reordered(found, params, seed):
+    draw = np.random.default_rng(seed)
     layers = found.split(params)
     for number in range(len(layers) - 1):
         order = draw.permutation(layers[number].weight.shape[-1])
@@ -67,6 +72,22 @@ def test_equal_clients_up_to_the_order_of_neurons(name, features):
     assert int(merged.diagnostics["reference"]) == 2
     federation.close(merged.params, locals_[2])
     federation.close(merge_payloads(fusion(name, reference=0), sent).params, params)
+
+
+def test_places_of_a_kernel_that_see_padding_alone_do_not_matter():
+    """On a map of 2 x 2, four of nine places of a strided 3 x 3 kernel lie outside of the image."""
+    network = nn.Sequential(
+        [nn.Conv(4, (3, 3), 2), nn.relu, nn.Conv(6, (3, 3), 2), nn.relu, lambda x: x.reshape(len(x), -1), nn.Dense(3)]
+    )
+    x = np.random.default_rng(0).normal(size=(7, 4, 4, 1))
+    params = jax.tree.map(lambda leaf: leaf.astype(float), network.init(jax.random.key(0), x))
+    captured = capture(network.apply, params, jnp.asarray(x))
+    found = chain.find(captured, jax.tree.structure(params))
+    other = reordered(found, params, 1)
+    federation.close(network.apply(other, x), network.apply(params, x))
+    sent = [outline(p, federation.data((4, 4, 1), i)) for i, p in enumerate((params, other))]
+    merged = merge_payloads(ot_fusion(network.apply, federation.LIKELIHOOD, captured=captured), sent)
+    federation.close(network.apply(merged.params, x), network.apply(params, x))
 
 
 def test_without_permutations_it_is_fedavg():
