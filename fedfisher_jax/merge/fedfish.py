@@ -69,7 +69,8 @@ def fedfish(
         options: of `Measure`: samples, batch_size, skip, captured.
 
     Raises:
-        ValueError: unknown estimator or structure, or a pair of them that does not exist; negative eps or floor.
+        ValueError: unknown estimator or structure, or a pair of them that does not exist; negative eps or floor;
+            options for squares, which read none.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: got {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
@@ -81,6 +82,8 @@ def fedfish(
         if not value >= 0:
             raise ValueError(f"{name}: got {value}, expected a number of at least 0")
     gathered = estimator == "squares"
+    if gathered and options:
+        raise ValueError(f"options: got {', '.join(options)}, which the estimator squares does not read")
     fisher = None if gathered else Measure(apply, likelihood, structure, kind=estimator, **options)
     if structure == "kronecker":
         chosen = conjugate_gradients(damping=DAMPING["kronecker"]) if solver is None else solver

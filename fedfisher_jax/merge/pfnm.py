@@ -118,8 +118,9 @@ class MeasureCounts:
         outputs = jax.eval_shape(self.apply, params, jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype))
         counts = jnp.full(outputs.shape[-1], data.size, jnp.result_type(float))
         if self.likelihood.name == "categorical":
-            valid = jnp.arange(data.indices.shape[0]) < data.size
-            counts = jnp.zeros_like(counts).at[data.y[data.indices]].add(valid.astype(counts.dtype))
+            classes = data.y[data.indices]  # [n], or [n, T] for sequences
+            valid = (jnp.arange(len(classes)) < data.size).reshape(-1, *[1] * (classes.ndim - 1))
+            counts = jnp.zeros_like(counts).at[classes].add(jnp.broadcast_to(valid, classes.shape).astype(counts.dtype))
         return outline(params, data, counts=counts)
 
 

@@ -10,9 +10,10 @@ from test_ot_fusion import chained, shuffled
 
 from fedfisher_jax import capture, merge_payloads, metrics
 from fedfisher_jax.curvature.chain import Units
+from fedfisher_jax.examples import Examples
 from fedfisher_jax.merge import pfnm, released_pfnm
 from fedfisher_jax.merge.outline import outline
-from fedfisher_jax.merge.pfnm import Prior, match
+from fedfisher_jax.merge.pfnm import MeasureCounts, Prior, match
 
 NETS = ("dense", "convolutional")
 NO_NEW_UNITS = Prior(gamma=1e-9, sigma=0.01)
@@ -39,6 +40,14 @@ def test_counts_of_classes_are_measured():
     for client, size in enumerate(federation.SIZES):
         y = np.asarray(federation.data((5,), client).y)[:size]
         np.testing.assert_array_equal(sent[client].fisher["counts"], np.bincount(y, minlength=3))
+
+
+@pytest.mark.parametrize("length", [4, 5])
+def test_counts_of_classes_of_sequences(length):
+    y = np.tile([0, 0, 1, 0, 1][:length], (4, 1))
+    data = Examples(jnp.zeros((4, length, 2)), jnp.asarray(y), jnp.arange(4), jnp.asarray(3))  # one is padding
+    sent = MeasureCounts(lambda p, x: x @ p, federation.LIKELIHOOD)(jnp.ones((2, 2)), data, None)
+    np.testing.assert_array_equal(sent.fisher["counts"], 3 * np.bincount(y[0]))
 
 
 @pytest.mark.parametrize("name", NETS)
