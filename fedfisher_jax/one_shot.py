@@ -13,7 +13,7 @@ from . import simulate
 from .curvature import Capture
 from .examples import Examples
 from .merge import FreshModes, Rule
-from .metrics import ensemble, evaluate
+from .metrics import Metrics, ensemble, evaluate
 
 PyTree = Any
 Stage = Callable[[str, int], Callable[..., None] | None]  # (name, steps) → called after each step, or with how many
@@ -75,8 +75,8 @@ def compare(
 ) -> Iterator[Result]:
     """Train all clients, judge their models, and merge them by each rule; results come as they are found.
 
-    The best local model is chosen by the test examples: an oracle. Rules whose measures are equal share one pass over
-    the data, whose seconds count for each of them.
+    The best local model is chosen by the test examples (by loss where there is no accuracy): an oracle. Rules whose
+    measures are equal share one pass over the data, whose seconds count for each of them.
 
     Args:
         problem: the federation.
@@ -137,9 +137,9 @@ def train_pooled(problem: Problem, key: jax.Array) -> dict[str, float]:
 
 
 def score(problem: Problem, params: PyTree, apply: Callable | None = None) -> dict[str, float]:
-    """Test accuracy (0 to 1) and loss (nats) of a model, `apply` the problem's own by default."""
-    found = evaluate(apply or problem.train.apply, problem.train.likelihood, params, problem.test_x, problem.test_y)
-    return {name: float(value) for name, value in found._asdict().items()}
+    """Test accuracy (0 to 1), where there is such, and loss (nats) of a model, `apply` the problem's own by default."""
+    settings = apply or problem.train.apply, problem.train.likelihood
+    return _numbers(evaluate(*settings, params, problem.test_x, problem.test_y))
 
 
 def offers(
@@ -176,11 +176,16 @@ def _judge_locals(problem: Problem, stacked: PyTree, done: Callable[..., None] |
         yield Result("client", str(number), scores[-1])
         if done:
             done()
-    best = int(np.argmax([one["accuracy"] for one in scores]))
+    best = int(np.argmax([one.get("accuracy", -one["loss"]) for one in scores]))
     yield Result("reference", "best_local", scores[best] | {"client": best})
     sizes = np.asarray(problem.who.size)
     weights = jnp.asarray(sizes / sizes.sum(), jnp.float32)
     for name, shares in (("ensemble", None), ("ensemble_weighted", weights)):
         settings = problem.train.apply, problem.train.likelihood
         found = ensemble(*settings, stacked, problem.test_x, problem.test_y, weights=shares)
-        yield Result("reference", name, {key: float(value) for key, value in found._asdict().items()})
+        yield Result("reference", name, _numbers(found))
+
+
+def _numbers(found: Metrics) -> dict[str, float]:
+    """Those that the likelihood has."""
+    return {name: float(value) for name, value in found._asdict().items() if value is not None}
