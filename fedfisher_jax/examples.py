@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
 PyTree = Any
@@ -42,7 +43,7 @@ def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
         mask: [N] booleans.
 
     Raises:
-        ValueError: lengths differ, or there is no example.
+        ValueError: lengths differ, or there is no example. A mask that is traced is not looked into.
     """
     x = jnp.asarray(x)
     y = jnp.zeros(x.shape[:1], jnp.int32) if y is None else jnp.asarray(y)
@@ -55,11 +56,22 @@ def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
     kept = jnp.asarray(mask, bool)
     if kept.shape != x.shape[:1]:
         raise ValueError(f"mask: expected shape {x.shape[:1]}, got {kept.shape}")
+    if not isinstance(kept, Tracer) and not kept.any():
+        raise ValueError("mask: expected at least one example, got none")
     return Examples(x, y, jnp.argsort(~kept, stable=True), kept.sum())
 
 
 def pad_rows(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Index lists of different lengths as (rows [M, longest], sizes [M]); padding repeats a row's first index."""
+    """Index lists of different lengths as (rows [M, longest], sizes [M]); padding repeats a row's first index.
+
+    Raises:
+        ValueError: no list, or an empty one, which is named.
+    """
+    if not parts:
+        raise ValueError("parts: expected at least one client, got none")
+    for number, part in enumerate(parts):
+        if not len(part):
+            raise ValueError(f"parts: client {number} has no example, expected at least one")
     longest = max(len(part) for part in parts)
     rows = np.stack([np.concatenate([part, np.full(longest - len(part), part[0])]) for part in parts])
     return rows.astype(np.int32), np.array([len(part) for part in parts], np.int32)
@@ -72,13 +84,42 @@ def take(data: Examples, start: Any, batch_size: int) -> Batch:
     return Batch(data.x[rows], data.y[rows], position < data.size, position)
 
 
-def sum_over_batches(function: Callable[[Batch], PyTree], data: Examples, batch_size: int) -> PyTree:
-    """Σ of `function(batch)` over the client's batches, one after the other; padding costs nothing outside `vmap`."""
+def mean_over_batches(
+    function: Callable[[Batch], PyTree], data: Examples, batch_size: int, count: Any = None
+) -> PyTree:
+    """Σ of `function(batch)` over the client's batches, one after the other, divided by the number of its examples.
+
+    Padding costs nothing outside `vmap`. The result has `wide` types: a narrow running sum loses what is added late.
+
+    Args:
+        function: batch → pytree of real sums over the batch.
+        data: the client's examples.
+        batch_size: at most.
+        count: what to divide by, in place of the number of examples.
+    """
+    count = data.size if count is None else count
     batch_size = min(batch_size, data.indices.shape[0])
 
     def add(step: Any, total: PyTree) -> PyTree:
-        return jax.tree.map(jnp.add, total, function(take(data, step * batch_size, batch_size)))
+        new = function(take(data, step * batch_size, batch_size))
+        return jax.tree.map(lambda old, leaf: old + leaf.astype(old.dtype), total, new)
 
     shapes = jax.eval_shape(lambda: function(take(data, 0, batch_size)))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.fori_loop(0, -(-data.size // batch_size), add, zeros)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, wide(s.dtype)), shapes)
+    total = jax.lax.fori_loop(0, -(-data.size // batch_size), add, zeros)
+    return jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), total)
+
+
+def wide(dtype: Any) -> Any:
+    """The type for sums of many numbers of a type: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def widened(tree: PyTree) -> PyTree:
+    """A tree whose floating-point leaves have `wide` types."""
+
+    def one(leaf: Any) -> Any:
+        dtype = jnp.result_type(leaf)
+        return jnp.asarray(leaf, wide(dtype)) if jnp.issubdtype(dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, tree)

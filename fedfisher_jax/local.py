@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .convolution import for_loops
-from .examples import Batch, Examples, take
+from .examples import Batch, Examples, take, wide
 from .likelihood import Likelihood
 
 PyTree = Any
@@ -88,19 +88,23 @@ def train(
                 batch = batch._replace(x=jax.vmap(augment)(keys, batch.x))
             value, slope = jax.value_and_grad(loss)(p, batch)
             updates, state = optimizer.update(slope, state, p)
-            gathered = jax.tree.map(lambda old, g: old + g**2, gathered, slope) if squares else None
-            return optax.apply_updates(p, updates), state, total + value * jnp.sum(batch.mask), gathered
+            gathered = jax.tree.map(lambda old, g: old + g.astype(old.dtype) ** 2, gathered, slope) if squares else None
+            total = total + value.astype(total.dtype) * jnp.sum(batch.mask)
+            return optax.apply_updates(p, updates), state, total, gathered
 
         steps = -(-data.size // batch_size)
-        p, state, total, gathered = jax.lax.fori_loop(0, steps, step, (p, state, jnp.zeros((), dtype), none_gathered))
+        sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf.dtype)), (no_loss, no_squares))
+        p, state, total, gathered = jax.lax.fori_loop(0, steps, step, (p, state, *sums))
         if on_epoch is not None:
             jax.debug.callback(lambda _, tell=on_epoch: tell(), total)
-        mean = jax.tree.map(lambda leaf: leaf / steps.astype(leaf.dtype), gathered)
-        return p, state, total / data.size.astype(dtype), mean
+        mean = jax.tree.map(
+            lambda total, leaf: (total / steps.astype(total.dtype)).astype(leaf.dtype), gathered, no_squares
+        )
+        return p, state, (total / data.size.astype(total.dtype)).astype(no_loss.dtype), mean
 
-    dtype = jax.eval_shape(loss, params, take(data, 0, batch_size)).dtype
-    none_gathered = jax.tree.map(jnp.zeros_like, params) if squares else None
-    start = (params, optimizer.init(params), jnp.asarray(jnp.nan, dtype), none_gathered)
+    no_loss = jnp.asarray(jnp.nan, jax.eval_shape(loss, params, take(data, 0, batch_size)).dtype)
+    no_squares = jax.tree.map(jnp.zeros_like, params) if squares else None
+    start = (params, optimizer.init(params), no_loss, no_squares)
     trained, _, last, gathered = jax.lax.fori_loop(0, epochs, epoch, start)
     return Trained(trained, last, gathered)
 

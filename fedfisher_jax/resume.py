@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as orbax
 
 from .report import plain, write_atomically
-from .rounds import Plan, State, step
+from .rounds import DIVERGED, Plan, State, step
 from .simulate import Clients
 
 
@@ -47,7 +48,8 @@ def run(
         The state after the last round, and all lines; numbers that are not finite are None.
 
     Raises:
-        ValueError: `rounds` or `every` below 1, or a checkpoint that is further than `rounds`.
+        ValueError: `rounds` or `every` below 1, a checkpoint that is further than `rounds`, or a model that is not
+            finite after a round, of which nothing is written.
     """
     for name, value in (("rounds", rounds), ("every", every)):
         if value < 1:
@@ -69,6 +71,8 @@ def run(
         while number < rounds:
             state, metrics = step(plan, state, x, y, who, **how)
             number += 1
+            if not jnp.isfinite(metrics.moved):
+                raise ValueError(f"round {number}: NaN or infinity after a {DIVERGED}")
             line: dict[str, Any] = {"round": number, **metrics._asdict()}
             noted = number % every == 0 or number == rounds
             if noted and evaluate is not None:

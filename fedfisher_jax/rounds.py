@@ -15,15 +15,16 @@ import numpy as np
 import optax
 
 from .cohort import default_strategy
-from .examples import Examples, sum_over_batches
+from .examples import Examples, mean_over_batches
 from .likelihood import Likelihood
-from .merge.rule import RoundRule, Update
+from .merge.rule import RoundRule, Update, in_types_of, lift
 from .simulate import Clients, Shared, Train, require_finite
 from .stream import sum_clients
 from .variants import Variant
 
 PyTree = Any
 ONE_PROGRAM = ("sequential", "vectorised")
+DIVERGED = "round's training (lower the learning rate?)"
 
 
 class State(NamedTuple):
@@ -120,7 +121,9 @@ def step(
         strategy: of `stream.sum_clients`; default that of the platform.
 
     Raises:
-        ValueError: the rule changes the network, so that its result cannot be broadcast; unknown strategy.
+        ValueError: the rule changes the network, so that its result cannot be broadcast; unknown strategy; a client's
+            model is not finite, by "threads" and "devices" alone. In one program nothing can be raised: then
+            `metrics.loss` is infinite and `metrics.moved` is not finite.
     """
     strategy = default_strategy() if strategy is None else strategy
     if strategy in ONE_PROGRAM and plan.rule.jit:
@@ -181,7 +184,7 @@ def _round(plan: Plan, strategy: str, state: State, x: Any, y: Any, who: Clients
     everyone, all_count = _Everyone(Shared(x, y, key, state.params), state.common), jnp.ones(plan.sampled, bool)
     added, kept, _ = sum_clients(Client(plan), strategy, everyone, (clients, own, take(epochs)), all_count)
     if strategy not in ONE_PROGRAM:
-        require_finite(kept["finite"], "round's training (lower the learning rate?)", chosen)
+        require_finite(kept["finite"], DIVERGED, chosen)
     finish = _finish if plan.rule.jit else _finish_here
     sizes = clients.size / jnp.mean(who.size)
     state, moved, diagnostics = finish(plan, registered, state, chosen, sizes, added, kept)
@@ -190,7 +193,8 @@ def _round(plan: Plan, strategy: str, state: State, x: Any, y: Any, who: Clients
         after = _Everyone(Shared(x, y, key, state.params), None)
         gaps, _, _ = sum_clients(Gap(plan), strategy, after, (clients, kept["score"]), all_count)
         barrier = gaps / plan.sampled
-    return state, Metrics(jnp.nanmean(kept["loss"]), moved, barrier[0], barrier[1], diagnostics)
+    loss = jnp.nanmean(jnp.where(jnp.isfinite(kept["finite"]), kept["loss"], jnp.inf))  # no epoch, no loss: NaN
+    return state, Metrics(loss, moved, barrier[0], barrier[1], diagnostics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +216,7 @@ class Client:
         steps = epochs * -(-who.size // min(train.batch_size, who.indices.shape[0]))
         update = Update(shared.params, trained.params, trained.squares, steps)
         key = jax.random.fold_in(jax.random.fold_in(shared.key, who.number), 1)
-        contribution = plan.rule.lift(plan.rule.measure(update, data, key))
+        contribution = lift(plan.rule, plan.rule.measure(update, data, key))
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params)]).all()
         kept: dict[str, Any] = {"loss": trained.loss, "finite": jnp.where(finite, 1.0, jnp.nan)}
         if plan.variant is not None:
@@ -249,8 +253,7 @@ def score(apply: Callable, likelihood: Likelihood, params: PyTree, data: Example
         totals = jnp.stack([jnp.sum(jnp.where(batch.mask, row, 0)) for row in rows])
         return totals if len(rows) == 2 else jnp.append(totals, jnp.nan)
 
-    total = sum_over_batches(sums, data, batch_size)
-    return total / data.size.astype(total.dtype)
+    return mean_over_batches(sums, data, batch_size)
 
 
 def _finish_here(
@@ -267,7 +270,7 @@ def _finish_here(
     merged = rule.solve(added if rule.combine == "add" else kept["stacked"], start)
     if merged.apply is not None:
         raise ValueError(f"rule: {rule.name} changes the network, so that the next round cannot start from its model")
-    params, inner, common, own = merged.params, state.optimizer, state.common, state.own
+    params, inner, common, own = in_types_of(start, merged).params, state.optimizer, state.common, state.own
     if plan.variant is not None:
         own = jax.tree.map(lambda all_, mine: all_.at[chosen].set(mine), own, kept["own"])
         sent = jax.tree.map(lambda leaf: jnp.tensordot(sizes.astype(leaf.dtype), leaf, 1) / plan.sampled, kept["sent"])

@@ -18,7 +18,8 @@ from . import local
 from .cohort import Report, map_clients
 from .examples import Examples, pad_rows
 from .likelihood import Likelihood
-from .merge import Merged, Rule, fold
+from .merge import Merged, Rule
+from .merge.rule import fold, in_types_of, lift
 
 PyTree = Any
 
@@ -44,6 +45,9 @@ def clients(parts: Sequence[np.ndarray], length: int = 0) -> Clients:
     """Clients from the index arrays of a split, in rows of at least `length`.
 
     Results do not depend on the length. With one length, all splits of a data set run the same compiled programs.
+
+    Raises:
+        ValueError: no client, or one without examples, which is named.
     """
     rows, sizes = pad_rows(list(parts))
     rows = np.pad(rows, ((0, 0), (0, max(0, length - rows.shape[1]))), mode="edge")
@@ -110,7 +114,7 @@ def train_clients(train: Train, params: PyTree, x: Any, y: Any, who: Clients, ke
     """
     steps = train.epochs * -(-who.size // train.batch_size)
     trained, report = map_clients(train, Shared(x, y, key, params), who, steps=steps, **how)
-    require_finite(trained.params, "parameters after training (lower the learning rate?)")
+    require_finite(trained.params, "parameters after training (lower the learning rate?)", who.number)
     return trained, report
 
 
@@ -119,7 +123,7 @@ def measure_clients(
 ) -> tuple[PyTree, Report]:
     """Payloads of all clients, with a leading client axis; `params` [M, ...] are their models."""
     payloads, report = map_clients(MeasureClient(measure), Shared(x, y, key), (who, params), steps=who.size, **how)
-    require_finite(payloads, "payload")
+    require_finite(payloads, "payload", who.number)
     return payloads, report
 
 
@@ -136,7 +140,8 @@ def merge_clients(rule: Rule, payloads: PyTree) -> Merged:
 
 
 def _merge(rule: Rule, payloads: PyTree) -> Merged:
-    return rule.solve(fold(rule, jax.vmap(rule.lift)(payloads)))
+    merged = rule.solve(fold(rule, jax.vmap(partial(lift, rule))(payloads)))
+    return in_types_of(payloads.params, merged)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfisher_jax.examples import Examples, examples, pad_rows, sum_over_batches, take
+from fedfisher_jax.examples import Examples, examples, mean_over_batches, pad_rows, take
 
 
 def _client(rows, size, seed=0):
@@ -36,6 +36,7 @@ def test_a_mask_may_be_traced():
         (np.ones(()), None, None, "x: expected at least one example"),
         (np.ones((4, 3)), np.ones(3), None, r"y: expected 4 targets.*got shape \(3,\)"),
         (np.ones((4, 3)), None, np.ones(3, bool), r"mask: expected shape \(4,\), got \(3,\)"),
+        (np.ones((4, 3)), None, np.zeros(4, bool), "mask: expected at least one example, got none"),
     ],
 )
 def test_refusals(x, y, mask, message):
@@ -58,20 +59,35 @@ def test_take_masks_what_is_past_the_size():
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("padding", [0, 4])
-def test_sums_do_not_depend_on_batches_or_padding(batch_size, padding):
+def test_means_do_not_depend_on_batches_or_padding(batch_size, padding):
     rows = [3, 17, 5, 8, 11, 2, 0]
     data = _client(rows + [19] * padding, len(rows))
 
     def function(batch):
-        return {"sum": jnp.where(batch.mask[:, None], batch.x, 0).sum(0), "count": batch.mask.sum()}
+        return {"x": jnp.where(batch.mask[:, None], batch.x, 0).sum(0), "one": batch.mask.sum().astype(float)}
 
-    found = sum_over_batches(function, data, batch_size)
-    np.testing.assert_allclose(found["sum"], np.asarray(data.x)[rows].sum(0), rtol=1e-12)
-    assert int(found["count"]) == len(rows)
+    found = mean_over_batches(function, data, batch_size)
+    np.testing.assert_allclose(found["x"], np.asarray(data.x)[rows].mean(0), rtol=1e-12)
+    assert float(found["one"]) == 1
 
 
 def test_padding_is_not_computed():
     """Outside of vmap the number of batches follows the size, not the padded length."""
     data = _client([1] * 12, 3)
-    found = sum_over_batches(lambda batch: jnp.ones(()), data, 2)
-    assert float(found) == 2
+    found = mean_over_batches(lambda batch: jnp.ones(()), data, 2)
+    assert float(found) == 2 / 3
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_long_sums_of_narrow_types_lose_nothing(dtype):
+    """A running sum of bfloat16 ones stops at 256; one of float16 is infinite at 65,520."""
+    data = examples(jnp.ones((70_000, 1), dtype))
+    found = mean_over_batches(lambda batch: jnp.sum(jnp.where(batch.mask[:, None], batch.x, 0)), data, 100)
+    assert float(found) == 1
+
+
+def test_clients_without_examples_are_named():
+    with pytest.raises(ValueError, match="parts: client 1 has no example"):
+        pad_rows([np.array([7, 3]), np.array([], int)])
+    with pytest.raises(ValueError, match="parts: expected at least one client"):
+        pad_rows([])

@@ -158,3 +158,20 @@ def test_crop_and_flip_is_one_of_the_shifts_or_its_mirror():
 def test_crop_and_flip_follows_its_key():
     augment = jax.jit(crop_and_flip())
     np.testing.assert_array_equal(augment(jax.random.key(5), IMAGE), augment(jax.random.key(5), IMAGE))
+
+
+def test_long_epochs_in_bfloat16_lose_nothing():
+    """An epoch's mean loss and squared gradients are sums of thousands, more than bfloat16 can count to."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20_000, 3)), rng.integers(0, 4, 20_000)
+    found = {}
+    for dtype in (jnp.bfloat16, jnp.float32):
+        data = Examples(jnp.asarray(x, dtype), jnp.asarray(y), jnp.arange(20_000), jnp.asarray(20_000))
+        start = jax.tree.map(lambda leaf, t=dtype: leaf.astype(t), PARAMS)
+        options = {"epochs": 1, "batch_size": 32, "squares": True}
+        found[dtype] = train(apply, categorical(), optax.sgd(0.0), start, data, jax.random.key(0), **options)
+    narrow, wide = found[jnp.bfloat16], found[jnp.float32]
+    assert narrow.loss.dtype == narrow.squares["w"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(float(narrow.loss), float(wide.loss), rtol=0.01)
+    for a, b in zip(jax.tree.leaves(narrow.squares), jax.tree.leaves(wide.squares), strict=True):
+        np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=0.03)

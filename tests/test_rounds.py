@@ -225,11 +225,27 @@ def test_one_client_gets_its_own_model(problem, options):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"estimator": "guess"}, {"structure": "full"}, {"structure": "kronecker"}, {"eps": -1.0}], ids=str
+    "wrong",
+    [{"estimator": "guess"}, {"structure": "full"}, {"structure": "kronecker"}, {"eps": -1.0}, {"batch_size": 7}],
+    ids=str,
 )
 def test_fedfish_refuses(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         merge.fedfish(NETWORK.apply, LIKELIHOOD, **wrong)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "vectorised"])
+def test_one_program_tells_of_a_model_that_diverged_and_nothing_of_it_is_kept(problem, strategy, tmp_path):
+    start, x, y, who = problem
+    far = dataclasses.replace(TRAIN, optimizer=optax.sgd(1e200))
+    plan = dataclasses.replace(plan_of(FEDAVG), train=far)
+    state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
+    _, metrics = rounds.step(plan, state, x, y, who, strategy=strategy)
+    assert np.isinf(metrics.loss) and not np.isfinite(metrics.moved)
+    with pytest.raises(ValueError, match="round 1: NaN or infinity after a round's training"):
+        resume.run(plan, state, x, y, who, 2, tmp_path, strategy=strategy)
+    assert not resume.read_lines(tmp_path / "rounds.jsonl")
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
 
 
 # Stopped and started again.

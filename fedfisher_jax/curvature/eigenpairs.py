@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..convolution import for_loops
-from ..examples import Batch, Examples, sum_over_batches
+from ..examples import Batch, Examples, mean_over_batches
 from ..likelihood import Likelihood
 from .cotangents import cotangents
 from .low_rank import LowRank, dot, joined, split
@@ -122,7 +122,7 @@ def top_eigenpairs(
 
             return jax.vmap(one, in_axes=1, out_axes=1)(vectors)
 
-        return sum_over_batches(on_batch, data, batch_size) / data.size.astype(dtype)
+        return mean_over_batches(on_batch, data, batch_size)
 
     width = min(subspace.rank + subspace.oversampling, size)
     image = product(jax.random.normal(jax.random.fold_in(key, START), (size, width), dtype))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ..examples import Batch, Examples, sum_over_batches
+from ..examples import Batch, Examples, mean_over_batches, widened
 from ..likelihood import Likelihood
 from .capture import capture
 from .columns import heaviest
@@ -115,14 +115,14 @@ def fishers(
     def pulled(which: Capture, batch: Batch) -> Pulled:
         def one(x: Any, y: Any, mask: Any, position: Any) -> Pulled:
             result = pull_back(which, leaves, x, lambda outputs: columns_of(outputs, y, position))
-            return jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), result)
+            return widened(jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), result))
 
         return jax.vmap(one)(batch.x, batch.y, batch.mask, batch.position)
 
     def inputs(batch: Batch) -> list[jax.Array]:
         rows = jax.vmap(lambda x: activations(captured, leaves, x))(batch.x)
         rows = jax.tree.map(lambda a: jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0), rows)
-        return [_gram(a) for a in rows]
+        return [_gram(a) for a in widened(rows)]
 
     def sums(batch: Batch) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -144,12 +144,11 @@ def fishers(
 
     if skip:
         columns = heaviest(apply, likelihood, params, data, batch_size, skip)
-        total = sum_over_batches(sums, columns.examples, batch_size)
+        total = mean_over_batches(sums, columns.examples, batch_size, count=data.size)
         if "kronecker" in structures:
-            total["inputs"] = sum_over_batches(inputs, data, batch_size)
+            total["inputs"] = mean_over_batches(inputs, data, batch_size)
     else:
-        total = sum_over_batches(sums, data, batch_size)
-    total = jax.tree.map(lambda leaf: leaf / data.size.astype(leaf.dtype), total)
+        total = mean_over_batches(sums, data, batch_size)
     rest = dict(zip(captured.fallback_leaves, total.get("rest", ()), strict=False))
     if "diagonal" in structures:
         by_leaf = dict(rest)

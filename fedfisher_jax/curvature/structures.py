@@ -163,14 +163,15 @@ class Kronecker:
 
     def to_dense(self) -> jax.Array:
         """[d, d] in the order of `ravel_pytree`, from explicit Kronecker products."""
-        flat, unravel = ravel_pytree(self.diagonal())
-        numbers = jax.tree.leaves(unravel(jnp.arange(flat.size).astype(flat.dtype)))
-        dense = jnp.zeros((flat.size, flat.size), flat.dtype)
+        leaves = jax.tree.leaves(self.diagonal())
+        ends = np.cumsum([leaf.size for leaf in leaves])
+        numbers = [jnp.arange(e - leaf.size, e).reshape(leaf.shape) for e, leaf in zip(ends, leaves, strict=True)]
+        dense = jnp.zeros((ends[-1], ends[-1]), jnp.result_type(*leaves))
         for leaf, value in self.rest.items():
-            where = numbers[leaf].ravel().astype(int)
+            where = numbers[leaf].ravel()
             dense = dense.at[where, where].set(value.ravel())
         for layer, a, g in zip(self.layers, self.inputs, self.outputs, strict=True):
-            where = layer.to_matrix(numbers).astype(int)
+            where = layer.to_matrix(numbers)
             groups = [(where, a, g)] if where.ndim == 2 else zip(where, a, g, strict=True)
             for rows, left, right in groups:
                 dense = dense.at[rows.ravel()[:, None], rows.ravel()].set(jnp.kron(left, right))

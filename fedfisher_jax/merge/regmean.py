@@ -16,7 +16,7 @@ import optax
 
 from ..curvature import Capture, Layer, activations, capture
 from ..curvature.structures import Blocks
-from ..examples import Batch, Examples, sum_over_batches
+from ..examples import Batch, Examples, mean_over_batches, widened
 from ..likelihood import Likelihood
 from ..solve import Objective, Solution, Solver, conjugate_gradients
 from .fedavg import weighted
@@ -90,9 +90,9 @@ class MeasureGrams:
         def sums(batch: Batch) -> list[jax.Array]:
             rows = jax.vmap(lambda x: activations(captured, leaves, x))(batch.x)
             kept = [jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0) for a in rows]
-            return [jnp.einsum("n...ti,n...tj->...ij", a, a) for a in (kept[n] for n in chosen)]
+            return [jnp.einsum("n...ti,n...tj->...ij", a, a) for a in widened([kept[n] for n in chosen])]
 
-        total = [a / data.size.astype(a.dtype) for a in sum_over_batches(sums, data, self.batch_size)]
+        total = mean_over_batches(sums, data, self.batch_size)
         layers = [captured.layers[n] for n in chosen]
         if self.dense_only:  # a bias is averaged, as the paper does
             total = [a if layer.bias is None else a[:-1, :-1] for layer, a in zip(layers, total, strict=True)]
@@ -185,12 +185,13 @@ def regmean_kron(
     return Rule("regmean-kron", MeasureGrams(apply, False, **options), lift, solve, "add")
 
 
-def least_squares(*, cutoff: float = 1e-7) -> Solver:
+def least_squares(*, cutoff: float | None = None) -> Solver:
     """The exact minimiser nearest the anchor for a `Gram`: V̄ + A⁺ R per layer.
 
     Args:
         cutoff: eigenvalues of A at most this multiple of the largest count as zero: there the average stays (the
-            paper's inverse, and the pseudo-inverse of released code, put zero there).
+            paper's inverse, and the pseudo-inverse of released code, put zero there). Default d · the smallest relative
+            difference of its numbers, below which eigenvalues of a [d, d] matrix are rounding errors.
     """
 
     def solve(problem: Objective) -> Solution:
@@ -199,7 +200,8 @@ def least_squares(*, cutoff: float = 1e-7) -> Solver:
         delta = dict(enumerate(jax.tree.map(jnp.zeros_like, pulls)))
         for layer, a in zip(gram.layers, gram.inputs, strict=True):
             values, vectors = jnp.linalg.eigh(a)
-            kept = values > cutoff * values[..., -1:]
+            relative = a.shape[-1] * jnp.finfo(values.dtype).eps if cutoff is None else cutoff
+            kept = values > relative * values[..., -1:]
             inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)[..., None]
             transposed = jnp.swapaxes(vectors, -1, -2)
             delta |= layer.from_matrix(vectors @ (inverse * (transposed @ layer.to_matrix(pulls))))

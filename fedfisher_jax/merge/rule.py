@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..curvature import Capture, Subspace, fisher
-from ..examples import Examples
+from ..examples import Examples, widened
 from ..likelihood import Likelihood
 
 PyTree = Any
@@ -111,6 +111,18 @@ class Measure:
         return Payload(weight, params, measured)
 
 
+def lift(rule: Rule | RoundRule, payload: Any) -> Any:
+    """A client's contribution to the fold, by `rule.lift`; of a model in bfloat16, say, in float32, as sums need."""
+    return rule.lift(widened(payload))
+
+
+def in_types_of(params: PyTree, merged: Merged) -> Merged:
+    """The merged model with the types of the clients' parameters, unless the rule made another tree."""
+    if jax.tree.structure(merged.params) != jax.tree.structure(params):
+        return merged
+    return merged._replace(params=jax.tree.map(lambda new, old: new.astype(old.dtype), merged.params, params))
+
+
 def fold(rule: Rule | RoundRule, contributions: PyTree) -> PyTree:
     """Fold contributions that are stacked along a leading client axis."""
     if rule.combine == "stack":
@@ -135,8 +147,9 @@ def merge_payloads(rule: Rule, payloads: Sequence[Any]) -> Merged:
         raise ValueError("payloads: expected at least one, got none")
     for number, payload in enumerate(payloads):
         check_payload(payload, payloads[0], f"payloads[{number}]")
-    contributions = [rule.lift(payload) for payload in payloads]
-    return rule.solve(fold(rule, jax.tree.map(lambda *leaves: jnp.stack(leaves), *contributions)))
+    contributions = [lift(rule, payload) for payload in payloads]
+    merged = rule.solve(fold(rule, jax.tree.map(lambda *leaves: jnp.stack(leaves), *contributions)))
+    return in_types_of(payloads[0].params, merged)
 
 
 def check_payload(payload: Payload, like: Payload, name: str = "payload") -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..merge.rule import Merged, Rule, check_payload
+from ..merge.rule import Merged, Rule, check_payload, in_types_of, lift
 from . import fixed_point
 from .secure_sum import secure_sum
 
@@ -71,4 +71,5 @@ def secure_merge(rule: Rule, payloads: Sequence[Any], **options: Any) -> Merged:
         raise ValueError(f"payloads: expected at least two, got {len(payloads)}")
     for number, payload in enumerate(payloads):
         check_payload(payload, payloads[0], f"payloads[{number}]")
-    return rule.solve(total([rule.lift(payload) for payload in payloads], **options))
+    merged = rule.solve(total([lift(rule, payload) for payload in payloads], **options))
+    return in_types_of(payloads[0].params, merged)

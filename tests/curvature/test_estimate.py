@@ -343,3 +343,23 @@ def test_a_full_fisher_of_a_large_model_is_refused_before_any_work():
     params = {"w": jax.ShapeDtypeStruct((200, 200), jnp.float32)}
     with pytest.raises(ValueError, match="structure: a full Fisher of 40000 parameters.*at most 20000"):
         ff.fisher(lambda p, x: x @ p["w"], ff.gaussian(), params, ff.examples(np.ones((2, 200))), structure="full")
+
+
+def test_many_examples_of_a_bfloat16_layer():
+    """The bias' entry of A is one, however many there are: a running sum in bfloat16 stops at 256 times a batch."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(20_000, 5)), jnp.float32)
+    params = {"b": jnp.zeros(3, jnp.float32), "w": jnp.ones((5, 3), jnp.float32)}
+    found = {}
+    for dtype in (jnp.bfloat16, jnp.float32):
+
+        def apply(p, x, t=dtype):
+            return (x.astype(t) @ p["w"].astype(t) + p["b"].astype(t)).astype(jnp.float32)
+
+        options = {"structures": ("diagonal", "kronecker", "full"), "batch_size": 64}
+        found[dtype] = ff.curvature.fishers(apply, ff.gaussian(), params, ff.examples(x), **options)
+    narrow, wide = found[jnp.bfloat16], found[jnp.float32]
+    assert narrow["kronecker"].inputs[0].dtype == jnp.float32
+    np.testing.assert_allclose(narrow["kronecker"].inputs[0][-1, -1], 1, rtol=1e-6)
+    for name in wide:
+        for a, b in zip(jax.tree.leaves(narrow[name]), jax.tree.leaves(wide[name]), strict=True):
+            np.testing.assert_allclose(a, b, atol=0.01)

@@ -8,7 +8,7 @@ import zoo
 from jax.flatten_util import ravel_pytree
 
 import fedfisher_jax as ff
-from fedfisher_jax.curvature import Diagonal, Fisher, Full, Kronecker, Mixture, num_bytes, quadratic, trace
+from fedfisher_jax.curvature import Diagonal, Fisher, Full, Kronecker, Layer, Mixture, num_bytes, quadratic, trace
 
 MODEL = zoo.CASES["groups"]()  # a grouped convolution with bias, a dense layer without
 LAYERS = ff.capture(MODEL.apply, MODEL.params, MODEL.x).layers
@@ -152,3 +152,11 @@ def test_layers_see_parameters_as_matrices_and_back(name):
         assert set(back) == set(layer.leaves)
         for leaf, value in back.items():
             np.testing.assert_array_equal(value, leaves[leaf])
+
+
+def test_a_dense_matrix_of_narrow_numbers_has_every_entry():
+    """Places of entries are no numbers of the factors' type: bfloat16 has but 256 integers in a row."""
+    eye = jnp.eye(20, dtype=jnp.bfloat16)
+    layer = Layer(0, None, (20, 20), (), ())
+    found = Kronecker((eye,), (eye,), {}, (layer,), jax.tree.structure({"w": 0})).to_dense()
+    np.testing.assert_array_equal(found.astype(float), np.eye(400))

@@ -130,3 +130,18 @@ def test_golden_model_of_the_released_settings():
     x, y = golden.held_out()
     result = metrics.evaluate(golden.network.apply, federation.LIKELIHOOD, merged, x, y)
     assert float(result.accuracy) == pytest.approx(golden.ACCURACY["regmean"], abs=0.01)
+
+
+@pytest.mark.parametrize("examples_", [3, 10])
+def test_where_few_examples_tell_nothing_the_average_stays_in_float32(examples_):
+    """The eigenvalues of a singular moment are rounding errors there, and their inverses are large."""
+    rng = np.random.default_rng(0)
+    apply = lambda params, x: x @ params["w"]  # noqa: E731
+    x = jnp.asarray(rng.normal(size=(examples_, 40)), jnp.float32)
+    rule = regmean(apply, federation.LIKELIHOOD, off_diagonal=1.0)
+    models = [{"w": jnp.asarray(rng.normal(size=(40, 4)) / 8, jnp.float32)} for _ in range(2)]
+    sent = [rule.measure(model, examples(x), jax.random.key(0)) for model in models]
+    sent = [one._replace(weight=one.weight.astype(jnp.float32)) for one in sent]
+    alone, both = merge_payloads(rule, sent[:1]).params["w"], merge_payloads(rule, sent).params["w"]
+    np.testing.assert_allclose(alone, models[0]["w"], atol=1e-6)
+    np.testing.assert_allclose(both, (models[0]["w"] + models[1]["w"]) / 2, atol=1e-6)

@@ -116,3 +116,33 @@ def test_unknown_names():
         catalogue.build("best", apply, likelihood)
     with pytest.raises(ValueError, match="structure: got 'sparse'"):
         ff.fedfisher(apply, likelihood, structure="sparse")
+
+
+NARROW = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfisher-full", "fedfisher-lowrank")
+
+
+@pytest.mark.parametrize("name", [*NARROW, "fedlpa", "regmean", "regmean-kron"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_models_are_merged_in_float32_and_come_back_as_they_were(name, dtype):
+    """Of unlike sizes: 300 is more than bfloat16 can count to, and 70,000 more than float16 holds."""
+    rng = np.random.default_rng(0)
+    shapes = {"b": 3, "v": (3, 4), "w": (5, 3)}
+    models = [{k: jnp.asarray(rng.normal(size=s), dtype) for k, s in shapes.items()} for _ in range(3)]
+    batches = [ff.examples(rng.normal(size=(40, 5)), rng.integers(0, 4, 40)) for _ in models]
+
+    def merged(kind):
+        def apply_in(params, x):
+            return apply(params, x.astype(kind))
+
+        rule, sent = catalogue.build(name, apply_in, likelihood), []
+        for number, (params, data) in enumerate(zip(models, batches, strict=True)):
+            params = jax.tree.map(lambda leaf: leaf.astype(kind), params)
+            one = rule.measure(params, data, jax.random.key(0))
+            sent.append(one._replace(weight=jnp.asarray([300.0, 70_000.0, 257.0][number])))
+        return ff.merge_payloads(rule, sent).params
+
+    narrow, wide = merged(dtype), merged(jnp.float32)
+    chex.assert_trees_all_equal_dtypes(narrow, models[0])
+    away = max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, models[:2]), strict=True))
+    for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
+        np.testing.assert_allclose(a.astype(float), b.astype(float), atol=0.02 * away)

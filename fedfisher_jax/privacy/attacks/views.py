@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ...curvature import Capture
 from ...merge.fedavg import weighted
-from ...merge.rule import Payload, Rule, check_payload
+from ...merge.rule import Payload, Rule, check_payload, lift
 from ...payload import About, dumps, fingerprint, loads
 from ...payload.plan import fit
 from ..secure_merge import total
@@ -49,7 +49,7 @@ def summed(rule: Rule, payloads: Sequence[Payload]) -> Payload:
         raise ValueError(f"payloads: expected at least two, got {len(payloads)}")
     for number, payload in enumerate(payloads):
         check_payload(payload, payloads[0], f"payloads[{number}]")
-    sums = total([rule.lift(payload) for payload in payloads])
+    sums = total([lift(rule, payload) for payload in payloads])
     share = 1 / sums["weight"]
     fisher = weighted(share, sums["fisher"]) if "fisher" in sums else None
     return Payload(jnp.asarray(sums["weight"]), weighted(share, sums["params"]), fisher)
