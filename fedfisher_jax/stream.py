@@ -202,12 +202,14 @@ def _device_sums(function: Callable, workers: int, shared: PyTree, dealt: PyTree
 
 
 def _fingerprint(given: PyTree, shape: PyTree, group: int, combine: str) -> str:
-    digest = hashlib.sha256(f"{group} {combine} {jax.tree.structure(given)} {shape}".encode())
-    for leaf in jax.tree.leaves(given):
+    digest = hashlib.sha256(f"{group} {combine}".encode())
+    for path, leaf in jax.tree.leaves_with_path(shape):  # by paths: a tree's text may hold addresses of functions
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+    for path, leaf in jax.tree.leaves_with_path(given):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.ascontiguousarray(leaf)
-        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
