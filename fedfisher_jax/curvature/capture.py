@@ -208,9 +208,10 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
         if not bad:
             kept.append(site)
         for leaf in site.layer.leaves if bad else ():
-            found[leaf] = f"its rebuilt gradient differs from jax.vjp's by {max(bad.values()):.1g} (relative)"
             if any(math.isnan(e) for e in bad.values()):
                 found[leaf] = "its gradient is not finite at random parameters, so it cannot be checked"
+            else:
+                found[leaf] = f"its rebuilt gradient differs from jax.vjp's by {max(bad.values()):.1g} (relative)"
     for site in kept:
         for leaf in site.layer.leaves:
             found[leaf] = site

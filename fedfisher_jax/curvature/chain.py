@@ -201,8 +201,8 @@ def _unit_inputs(chain: Chain, number: int, reading: str) -> np.ndarray:
             each = np.stack([np.asarray(follow(jnp.asarray(one, dtype))) for one in changed])
             touched |= (each != start).any(1)
         idle = np.flatnonzero(~touched.any(0))
-        if not start[:, idle].any():  # places of a kernel that see padding alone: any unit may have them; channels vary
-            touched[np.arange(len(idle)) % units, idle] = 1  # fastest
+        if not start[:, idle].any():  # a kernel's places that see padding alone never act; channels vary fastest
+            touched[np.arange(len(idle)) % units, idle] = 1
         if (touched.sum(0) > 1).any():
             raise ValueError(f"apply: expected {reading} one by one, but inputs of it depend on several units")
         counts = touched.sum(1)
