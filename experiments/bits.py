@@ -18,11 +18,14 @@ import numpy as np
 import optax
 
 import fedfisher_jax as ff
-from fedfisher_jax import data, models, one_shot, payload, simulate
+from fedfisher_jax import data, models, payload
+from fedfisher_jax.curvature.structures._gram import Gram
+from fedfisher_jax.federate import _one_shot as one_shot
+from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.merge import catalogue
-from fedfisher_jax.merge.regmean import Gram
 from fedfisher_jax.models import torch_layout
-from fedfisher_jax.payload import file, plan
+from fedfisher_jax.payload import _file as file
+from fedfisher_jax.payload import plan
 
 MEASURED = ("fedavg", "fisher-merge", "fedfisher-diag", "regmean", "regmean-kron", "fedfisher-kfac")  # by the authors
 RULES = (*MEASURED, "fedlpa", "fedfisher-lowrank")

@@ -20,13 +20,15 @@ import numpy as np
 import optax
 import rich.progress
 
-from fedfisher_jax import data, models, one_shot, simulate
+from fedfisher_jax import data, models
+from fedfisher_jax._files import plain
+from fedfisher_jax._likelihood import categorical
 from fedfisher_jax.curvature import Capture, capture
-from fedfisher_jax.data.dataset import Dataset
-from fedfisher_jax.likelihood import categorical
-from fedfisher_jax.local import crop_and_flip
+from fedfisher_jax.data._dataset import Dataset
+from fedfisher_jax.federate import _one_shot as one_shot
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate._local import crop_and_flip
 from fedfisher_jax.merge import Rule, catalogue
-from fedfisher_jax.report import plain
 
 ALPHA_RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
 ALL_RULES = (*ALPHA_RULES, "fedlpa", "regmean", "regmean-kron", "otfusion", "pfnm", "dense", "fedbens")

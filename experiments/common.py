@@ -37,7 +37,7 @@ from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fedfisher_jax.report import plain, write_atomically
+from fedfisher_jax._files import plain, write_atomically
 
 ROOT = provenance.ROOT
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")  # Okabe-Ito and grey

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedfisher_jax import data, rounds, simulate
-from fedfisher_jax.likelihood import categorical
+from fedfisher_jax import data
+from fedfisher_jax._likelihood import categorical
+from fedfisher_jax._metrics import evaluate
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate import rounds
+from fedfisher_jax.federate._personalise import personalise
 from fedfisher_jax.merge import every_round, fedavg, fedfish
-from fedfisher_jax.metrics import evaluate
-from fedfisher_jax.personalise import personalise
 
 
 @dataclasses.dataclass(frozen=True)

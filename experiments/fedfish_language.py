@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedfisher_jax import data, models, rounds, simulate
-from fedfisher_jax.likelihood import categorical
+from fedfisher_jax import data, models
+from fedfisher_jax._likelihood import categorical
+from fedfisher_jax._metrics import evaluate
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate import rounds
+from fedfisher_jax.federate._personalise import personalise
 from fedfisher_jax.merge import every_round, fedavg, fedfish
-from fedfisher_jax.metrics import evaluate
 from fedfisher_jax.models import ngram
-from fedfisher_jax.personalise import personalise
 
 LENGTH, BATCH, SHOTS = 64, 16, 16
 METHODS = {"fedavg": "FedAvg", "fedfish": "FedFish"}

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedfisher_jax import rounds, simulate
-from fedfisher_jax.likelihood import gaussian
+from fedfisher_jax._likelihood import gaussian
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate import rounds
 from fedfisher_jax.merge import every_round, fedavg, fedfish
 
 NETWORKS: dict[str, tuple[tuple[int, ...], Callable]] = {

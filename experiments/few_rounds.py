@@ -10,10 +10,13 @@ import cells
 import common
 import numpy as np
 
-from fedfisher_jax import data, one_shot, rounds, simulate
-from fedfisher_jax.likelihood import categorical
+from fedfisher_jax import data
+from fedfisher_jax._likelihood import categorical
+from fedfisher_jax._metrics import evaluate
+from fedfisher_jax.federate import _one_shot as one_shot
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate import rounds
 from fedfisher_jax.merge import catalogue, every_round
-from fedfisher_jax.metrics import evaluate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedfisher_jax import rounds, simulate
+from fedfisher_jax._likelihood import Likelihood
 from fedfisher_jax.curvature import Subspace
-from fedfisher_jax.likelihood import Likelihood
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate import rounds
 from fedfisher_jax.merge import RoundRule, every_round, fedavg, fedfish, fedfisher, fipa
 
 PyTree = Any

@@ -17,15 +17,17 @@ import numpy as np
 import optax
 from fields import BITS
 
-from fedfisher_jax import data, rounds, simulate
+from fedfisher_jax import data
+from fedfisher_jax._examples import Examples
+from fedfisher_jax._likelihood import categorical
+from fedfisher_jax._metrics import evaluate
 from fedfisher_jax.curvature import Subspace
-from fedfisher_jax.examples import Examples
-from fedfisher_jax.likelihood import categorical
-from fedfisher_jax.local import crop_and_flip
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate import rounds
+from fedfisher_jax.federate._local import crop_and_flip
+from fedfisher_jax.federate._variants import Variant, fedprox, scaffold
 from fedfisher_jax.merge import every_round, fedavg, fedfish, fedfisher, fipa
-from fedfisher_jax.merge.rule import Update
-from fedfisher_jax.metrics import evaluate
-from fedfisher_jax.variants import Variant, fedprox, scaffold
+from fedfisher_jax.merge._rule import Update
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.integrate
 import scipy.linalg
 
-from fedfisher_jax.likelihood import gaussian
+from fedfisher_jax._likelihood import gaussian
 
 WAVES = ((1, 1.0), (4, 0.2))  # Poisson's solution: Σ size · sin(wave π x)
 BOUNDARY = 10.0  # weight of a boundary row's residual, against the interior one over π²

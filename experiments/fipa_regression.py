@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedfisher_jax._likelihood import gaussian
 from fedfisher_jax.curvature import capture
-from fedfisher_jax.likelihood import gaussian
 from fedfisher_jax.merge import every_round, fedfisher
 
 EXAMPLES, NOISE, BATCH, POINTS = 40, 0.01, 40, 401  # of a client; standard deviation; of local training; compared

@@ -18,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedfisher_jax import data, one_shot, simulate
-from fedfisher_jax.data.dataset import Dataset
-from fedfisher_jax.likelihood import categorical
-from fedfisher_jax.local import crop_and_flip
+from fedfisher_jax import data
+from fedfisher_jax._likelihood import categorical
+from fedfisher_jax._metrics import evaluate
+from fedfisher_jax.data._dataset import Dataset
+from fedfisher_jax.federate import _one_shot as one_shot
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate._local import crop_and_flip
 from fedfisher_jax.merge import catalogue
-from fedfisher_jax.metrics import evaluate
 from fedfisher_jax.models import weights
 
 

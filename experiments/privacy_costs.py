@@ -18,10 +18,10 @@ import numpy as np
 import optax
 
 import fedfisher_jax as ff
-from fedfisher_jax import simulate
+from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.merge import catalogue
 from fedfisher_jax.privacy import noise
-from fedfisher_jax.privacy.secure_merge import secure_merge
+from fedfisher_jax.privacy._secure_merge import secure_merge
 
 RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "regmean-kron", "fedfisher-kfac")
 EPSILONS = (100.0, 8.0)

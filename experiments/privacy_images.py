@@ -14,8 +14,8 @@ import optax
 from privacy_steps import RATE, step_seen
 from privacy_world import COMPONENTS, Federation, Target, World, federation, seen
 
+from fedfisher_jax._likelihood import categorical
 from fedfisher_jax.curvature import activations
-from fedfisher_jax.likelihood import categorical
 from fedfisher_jax.merge import Payload
 from fedfisher_jax.privacy import attacks
 from fedfisher_jax.privacy.attacks import measures

@@ -10,7 +10,7 @@ import numpy as np
 from privacy_images import IMAGES
 from privacy_world import KINDS, PROTECTIONS
 
-from fedfisher_jax.report import write_atomically
+from fedfisher_jax._files import write_atomically
 
 Records = Sequence[Mapping[str, Any]]
 GUESSES = {"random": "random pixels", "public": "public average", "public class": "public average of the class"}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import privacy_world
 
-from fedfisher_jax.likelihood import categorical
+from fedfisher_jax._likelihood import categorical
 from fedfisher_jax.merge import Payload
 from fedfisher_jax.privacy import noise
 from fedfisher_jax.privacy.attacks import views

@@ -12,17 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedfisher_jax import data, one_shot, simulate
+from fedfisher_jax import data
+from fedfisher_jax._files import plain
+from fedfisher_jax._likelihood import categorical
+from fedfisher_jax._metrics import evaluate
 from fedfisher_jax.curvature import Capture, Subspace
-from fedfisher_jax.data.dataset import Dataset
-from fedfisher_jax.likelihood import categorical
+from fedfisher_jax.data._dataset import Dataset
+from fedfisher_jax.federate import _one_shot as one_shot
+from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.merge import Payload, Rule, fedavg, fedfisher, merge_payloads, regmean_kron
-from fedfisher_jax.metrics import evaluate
 from fedfisher_jax.models import Network
 from fedfisher_jax.privacy import attacks, noise
+from fedfisher_jax.privacy._secure_merge import secure_merge
 from fedfisher_jax.privacy.attacks import views
-from fedfisher_jax.privacy.secure_merge import secure_merge
-from fedfisher_jax.report import plain
 
 FISHERS = ("diagonal", "kronecker", "gram", "low_rank", "full")
 KINDS = {

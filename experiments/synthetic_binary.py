@@ -16,7 +16,7 @@ import common
 import numpy as np
 from scipy.stats import norm
 
-from fedfisher_jax.data.dataset import Dataset
+from fedfisher_jax.data._dataset import Dataset
 
 DIMENSIONS, INFORMATIVE, DISTANCE = 100, 10, 0.7  # |μ|, spread evenly over the informative entries
 HIDDEN = (64, 32)

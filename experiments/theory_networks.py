@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedfisher_jax import convolution, data, models
+from fedfisher_jax import data, models
 from fedfisher_jax.theory import inputs, matrix_free, scaling
+from fedfisher_jax.tracing import _convolution as convolution
 
 CLIENTS, EXAMPLES, STEP_SIZE = 2, 10, 0.1
 LABELS = {"full": "FedFisher, full", "diagonal": "FedFisher, diagonal", "average": "average", "pooled": "pooled data"}

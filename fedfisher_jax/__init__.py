@@ -1,27 +1,34 @@
-"""One-shot and few-round federated learning with Fisher information, in JAX."""
+"""One-shot and few-round federated learning with Fisher information, in JAX.
 
-from . import curvature as curvature
-from . import data as data
-from . import merge as merge
-from . import models as models
-from . import rounds as rounds
-from . import solve as solve
-from . import variants as variants
-from .cohort import map_clients as map_clients
-from .convolution import as_matrix_products as as_matrix_products
+Rooms, in the order in which data flow: `data` and `models`, `tracing`, `curvature`, `solve`, `merge`, `federate`,
+`payload`, `silos`, `privacy`, `theory`, `report`, `cli`. What most people need is here, under its own name.
+"""
+
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+from ._examples import Examples as Examples
+from ._examples import examples as examples
+from ._likelihood import Likelihood as Likelihood
+from ._likelihood import bernoulli as bernoulli
+from ._likelihood import categorical as categorical
+from ._likelihood import gaussian as gaussian
+from ._metrics import ensemble as ensemble
+from ._metrics import evaluate as evaluate
 from .curvature import Diagonal as Diagonal
 from .curvature import Full as Full
+from .curvature import Gram as Gram
 from .curvature import Kronecker as Kronecker
+from .curvature import LowRank as LowRank
 from .curvature import capture as capture
 from .curvature import fisher as fisher
 from .curvature import fishers as fishers
-from .examples import Examples as Examples
-from .examples import examples as examples
-from .likelihood import Likelihood as Likelihood
-from .likelihood import bernoulli as bernoulli
-from .likelihood import categorical as categorical
-from .likelihood import gaussian as gaussian
-from .local import train as train
+from .federate import fold_clients as fold_clients
+from .federate import map_clients as map_clients
+from .federate import personalise as personalise
+from .federate import rounds as rounds
+from .federate import train as train
 from .merge import Merged as Merged
 from .merge import Payload as Payload
 from .merge import RoundRule as RoundRule
@@ -33,10 +40,85 @@ from .merge import fedfisher as fedfisher
 from .merge import fipa as fipa
 from .merge import fisher_merge as fisher_merge
 from .merge import merge_payloads as merge_payloads
-from .metrics import ensemble as ensemble
-from .metrics import evaluate as evaluate
-from .personalise import personalise as personalise
 from .solve import closed_form as closed_form
 from .solve import conjugate_gradients as conjugate_gradients
 from .solve import paper_loop as paper_loop
 from .solve import released_adam as released_adam
+from .tracing import as_matrix_products as as_matrix_products
+
+if _TYPE_CHECKING:
+    from . import cli as cli
+    from . import data as data
+    from . import models as models
+    from . import payload as payload
+    from . import privacy as privacy
+    from . import report as report
+    from . import silos as silos
+    from . import theory as theory
+
+__version__ = "0.2.0"
+
+_LAZY = ("cli", "data", "models", "payload", "privacy", "report", "silos", "theory")  # loaded when they are used
+
+__all__ = [
+    "Diagonal",
+    "Examples",
+    "Full",
+    "Gram",
+    "Kronecker",
+    "Likelihood",
+    "LowRank",
+    "Merged",
+    "Payload",
+    "RoundRule",
+    "Rule",
+    "as_matrix_products",
+    "bernoulli",
+    "capture",
+    "categorical",
+    "cli",
+    "closed_form",
+    "conjugate_gradients",
+    "curvature",
+    "data",
+    "ensemble",
+    "evaluate",
+    "every_round",
+    "examples",
+    "fedavg",
+    "federate",
+    "fedfish",
+    "fedfisher",
+    "fipa",
+    "fisher",
+    "fisher_merge",
+    "fishers",
+    "fold_clients",
+    "gaussian",
+    "map_clients",
+    "merge",
+    "merge_payloads",
+    "models",
+    "paper_loop",
+    "payload",
+    "personalise",
+    "privacy",
+    "released_adam",
+    "report",
+    "rounds",
+    "silos",
+    "solve",
+    "theory",
+    "tracing",
+    "train",
+]
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _LAZY:
+        return _importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__", "__version__"]

@@ -20,8 +20,8 @@ import numpy as np
 import processes
 
 import fedfisher_jax as ff
-from fedfisher_jax import cli
 from fedfisher_jax import payload as files
+from fedfisher_jax.cli import _cli as cli
 
 SIZES = (200_000, 300_000)  # parameters of two payloads that differ in every byte
 

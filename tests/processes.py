@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 
-from fedfisher_jax import cli
+from fedfisher_jax.cli import _cli as cli
 
 os.environ["JAX_ENABLE_X64"] = "1"  # in children, as conftest.py does here
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -9,8 +9,12 @@ import numpy as np
 import optax
 
 import fedfisher_jax as ff
-from fedfisher_jax import models, resume, rounds, simulate, variants
-from fedfisher_jax.merge.rule import every_round
+from fedfisher_jax import models
+from fedfisher_jax.federate import _checkpoints as resume
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate import _variants as variants
+from fedfisher_jax.federate import rounds
+from fedfisher_jax.merge._rule import every_round
 
 
 def main() -> None:

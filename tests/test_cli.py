@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from fedfisher_jax import cli
+from fedfisher_jax.cli import _cli as cli
 
 QUICK = ["run", "--epochs", "2", "--clients", "3", "--alpha", "1.0"]
 

@@ -13,7 +13,9 @@ import optax
 import pytest
 
 import fedfisher_jax as ff
-from fedfisher_jax import cohort, models, simulate
+from fedfisher_jax import models
+from fedfisher_jax.federate import _map_clients as cohort
+from fedfisher_jax.federate import _simulate as simulate
 
 SIZES = [17, 1, 3, 15, 9]
 

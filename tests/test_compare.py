@@ -5,7 +5,8 @@ import numpy as np
 import optax
 
 import fedfisher_jax as ff
-from fedfisher_jax import one_shot, simulate
+from fedfisher_jax.federate import _one_shot as one_shot
+from fedfisher_jax.federate import _simulate as simulate
 
 
 def test_a_gaussian_has_losses_and_no_accuracies():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfisher_jax.examples import Examples, examples, mean_over_batches, pad_rows, take
+from fedfisher_jax._examples import Examples, examples, mean_over_batches, pad_rows, take
 
 
 def _client(rows, size, seed=0):

@@ -22,11 +22,13 @@ flwr = pytest.importorskip("flwr", reason="a live federation needs pip install '
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, RecordDict  # noqa: E402
 
 import fedfisher_jax as ff  # noqa: E402
-from fedfisher_jax import flower, one_shot, simulate  # noqa: E402
 from fedfisher_jax import payload as files  # noqa: E402
-from fedfisher_jax.commands import model_file  # noqa: E402
+from fedfisher_jax.federate import _one_shot as one_shot  # noqa: E402
+from fedfisher_jax.federate import _simulate as simulate  # noqa: E402
 from fedfisher_jax.merge import catalogue  # noqa: E402
 from fedfisher_jax.payload import plan  # noqa: E402
+from fedfisher_jax.silos import _model_file as model_file  # noqa: E402
+from fedfisher_jax.silos import flower  # noqa: E402
 
 ROOT, BIN, NODES, EPOCHS = Path(__file__).parent.parent, Path(sys.executable).parent, 5, 2
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -8,8 +8,8 @@ import pytest
 
 import fedfisher_jax as ff
 from fedfisher_jax import solve
+from fedfisher_jax._examples import Examples, pad_rows
 from fedfisher_jax.curvature import Diagonal, Kronecker, Mixture
-from fedfisher_jax.examples import Examples, pad_rows
 from fedfisher_jax.models import torch_layout
 
 LAYERS = ("conv1", "conv2", "fc1", "fc2", "fc3")

@@ -5,7 +5,7 @@ import pytest
 import zoo
 from jax import lax
 
-from fedfisher_jax import jaxpr
+from fedfisher_jax.tracing import _jaxpr as jaxpr
 
 
 @pytest.mark.parametrize("name", ["linen_jit_and_remat", "branches", "trap_custom_vjp", "embedding"])

@@ -4,7 +4,7 @@ from pathlib import Path
 import kill
 import pytest
 
-from fedfisher_jax import report
+from fedfisher_jax import _files as report
 
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path):
@@ -25,7 +25,7 @@ def test_a_report_behind_its_model_is_told_by_the_fingerprint(tmp_path, monkeypa
     *_, merge = kill.silo(Path(os.getcwd())).values()
     kill.require_told(tmp_path, "older", "older")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(kill.cli.report, "write_json", interrupted)
+        patch.setattr(report, "write_json", interrupted)
         kill.cli.main(merge)
     kill.require_told(tmp_path, "complete", "older")
     with pytest.raises(AssertionError, match="a report that is older"):

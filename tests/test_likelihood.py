@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfisher_jax import likelihood
+from fedfisher_jax import _likelihood as likelihood
 
 FAMILIES = [likelihood.categorical(), likelihood.gaussian(0.3), likelihood.bernoulli()]
 SHAPES = [(4,), (3, 4), (1, 1)]

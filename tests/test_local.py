@@ -4,9 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from fedfisher_jax.examples import Examples
-from fedfisher_jax.likelihood import categorical
-from fedfisher_jax.local import crop_and_flip, train
+from fedfisher_jax._examples import Examples
+from fedfisher_jax._likelihood import categorical
+from fedfisher_jax.federate._local import crop_and_flip, train
 
 RANDOM = np.random.default_rng(0)
 X, Y = jnp.asarray(RANDOM.normal(size=(30, 3))), jnp.asarray(RANDOM.integers(0, 4, 30))

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfisher_jax import likelihood, metrics
+from fedfisher_jax import _likelihood as likelihood
+from fedfisher_jax import _metrics as metrics
 
 FAMILIES = [likelihood.categorical(), likelihood.gaussian(0.5), likelihood.bernoulli()]
 MEMBERS, N = 3, 23

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import fedfisher_jax as ff
-from fedfisher_jax import models, simulate
+from fedfisher_jax import models
+from fedfisher_jax.federate import _simulate as simulate
 
 NETWORK = models.build("mlp", (6,), 3, hidden=(5,))
 TRAIN = simulate.Train(NETWORK.apply, ff.categorical(), optax.sgd(0.1), epochs=3, batch_size=4)

@@ -15,8 +15,12 @@ import optax
 import pytest
 
 import fedfisher_jax as ff
-from fedfisher_jax import merge, models, resume, rounds, simulate, variants
-from fedfisher_jax.merge.rule import every_round
+from fedfisher_jax import merge, models
+from fedfisher_jax.federate import _checkpoints as resume
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate import _variants as variants
+from fedfisher_jax.federate import rounds
+from fedfisher_jax.merge._rule import every_round
 
 SIZES = [17, 4, 3, 15, 9]
 NETWORK = models.build("mlp", (6,), 3, hidden=(5,))

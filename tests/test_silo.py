@@ -12,10 +12,12 @@ import pytest
 import safetensors.numpy
 
 import fedfisher_jax as ff
-from fedfisher_jax import cli, payload, simulate
-from fedfisher_jax.commands import model_file
+from fedfisher_jax import payload
+from fedfisher_jax.cli import _cli as cli
+from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.models import weights
 from fedfisher_jax.payload import plan
+from fedfisher_jax.silos import _model_file as model_file
 
 EPOCHS, RULE = "3", "fedfisher-kfac"
 

@@ -9,8 +9,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from fedfisher_jax import solve
+from fedfisher_jax._likelihood import categorical
 from fedfisher_jax.curvature import Diagonal, Full, Kronecker, Layer
-from fedfisher_jax.likelihood import categorical
 from fedfisher_jax.merge import Payload, fedfisher, merge_payloads
 
 WEIGHTS = np.array([3.0, 1.0, 6.0])

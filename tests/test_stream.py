@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfisher_jax.stream import fold_clients
+from fedfisher_jax.federate._fold_clients import fold_clients
 
 HERE = Path(__file__).parent
 CLIENTS = jnp.asarray(np.random.default_rng(0).normal(size=(11, 4)))

@@ -12,8 +12,10 @@ import optax
 import pytest
 
 import fedfisher_jax as ff
-from fedfisher_jax import rounds, simulate, variants
-from fedfisher_jax.merge.rule import every_round
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate import _variants as variants
+from fedfisher_jax.federate import rounds
+from fedfisher_jax.merge._rule import every_round
 
 RATE, STEPS = 0.1, 5
 TARGETS = np.array([[1.0, -2.0], [3.0, 0.5], [-4.0, 1.0]])

@@ -18,8 +18,10 @@ import side_by_side
 from growth import peak_bytes
 from side_by_side import common
 
-from fedfisher_jax import models, rounds, simulate
-from fedfisher_jax.likelihood import categorical
+from fedfisher_jax import models
+from fedfisher_jax._likelihood import categorical
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate import rounds
 from fedfisher_jax.merge import fipa
 
 SHAPE, CLASSES, HIDDEN = (28, 28, 1), 10, (1024, 200)

@@ -19,8 +19,9 @@ import numpy as np
 import side_by_side
 from side_by_side import Contender, Team, common
 
-from fedfisher_jax import curvature, data, simulate
-from fedfisher_jax.likelihood import categorical
+from fedfisher_jax import curvature, data
+from fedfisher_jax._likelihood import categorical
+from fedfisher_jax.federate import _simulate as simulate
 
 CLIENTS = 4
 STRUCTURES = {"diagonal": ("diagonal",), "kronecker": ("kronecker",), "both": ("diagonal", "kronecker")}

@@ -21,12 +21,13 @@ import optax
 import side_by_side
 from side_by_side import common
 
-from fedfisher_jax import data, models, simulate
+from fedfisher_jax import data, models
+from fedfisher_jax._likelihood import categorical
 from fedfisher_jax.curvature import capture
-from fedfisher_jax.likelihood import categorical
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate._fold_clients import fold_clients
 from fedfisher_jax.merge import catalogue
-from fedfisher_jax.merge.rule import Rule
-from fedfisher_jax.stream import fold_clients
+from fedfisher_jax.merge._rule import Rule
 
 EXAMPLES, BATCH, GROUP = 60, 64, 64
 

@@ -16,8 +16,10 @@ import optax
 import side_by_side
 from side_by_side import Contender, Team, common
 
-from fedfisher_jax import cohort, models, simulate
-from fedfisher_jax.likelihood import categorical
+from fedfisher_jax import models
+from fedfisher_jax._likelihood import categorical
+from fedfisher_jax.federate import _map_clients as cohort
+from fedfisher_jax.federate import _simulate as simulate
 
 BATCH, POOL = 64, 2048
 SHAPES = {"lenet": (28, 28, 1), "cnn": (32, 32, 3)}

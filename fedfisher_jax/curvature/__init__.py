@@ -1,21 +1,22 @@
 """Fisher information: capture of layers, structures and their algebra, estimation."""
 
-from .capture import capture as capture
-from .eigenpairs import Eigenpairs as Eigenpairs
-from .eigenpairs import Subspace as Subspace
-from .eigenpairs import top_eigenpairs as top_eigenpairs
-from .estimate import fisher as fisher
-from .estimate import fishers as fishers
-from .layers import Layer as Layer
-from .low_rank import LowRank as LowRank
-from .low_rank import recompress as recompress
-from .pull_back import Capture as Capture
-from .pull_back import activations as activations
+from ._capture import capture as capture
+from ._eigenpairs import Eigenpairs as Eigenpairs
+from ._eigenpairs import Subspace as Subspace
+from ._eigenpairs import top_eigenpairs as top_eigenpairs
+from ._estimate import fisher as fisher
+from ._estimate import fishers as fishers
+from ._layers import Layer as Layer
+from ._pull_back import Capture as Capture
+from ._pull_back import activations as activations
 from .structures import Diagonal as Diagonal
 from .structures import Fisher as Fisher
 from .structures import Full as Full
+from .structures import Gram as Gram
 from .structures import Kronecker as Kronecker
+from .structures import LowRank as LowRank
 from .structures import Mixture as Mixture
 from .structures import num_bytes as num_bytes
 from .structures import quadratic as quadratic
+from .structures import recompress as recompress
 from .structures import trace as trace

@@ -12,17 +12,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from ..likelihood import Likelihood
-from ..solve import paper_loop, released_adam
-from .distil import RELEASED_DENSE, dense
-from .fedavg import fedavg
-from .fedbens import fedbens
-from .fedfisher import fedfisher, fisher_merge
-from .fedlpa import fedlpa
-from .ot_fusion import ot_fusion, released_ot_fusion
-from .pfnm import pfnm, released_pfnm
-from .regmean import regmean, regmean_kron, released_regmean
-from .rule import Rule
+from .._likelihood import Likelihood
+from ..solve._paper_loop import paper_loop, released_adam
+from ._distil import RELEASED_DENSE, dense
+from ._fedavg import fedavg
+from ._fedbens import fedbens
+from ._fedfisher import fedfisher, fisher_merge
+from ._fedlpa import fedlpa
+from ._ot_fusion import ot_fusion, released_ot_fusion
+from ._pfnm import pfnm, released_pfnm
+from ._regmean import regmean, regmean_kron, released_regmean
+from ._rule import Rule
 
 
 class Entry(NamedTuple):

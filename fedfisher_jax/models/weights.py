@@ -9,7 +9,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from fedfisher_jax.models.torch_layout import from_torch, to_torch
+from .torch_layout import from_torch, to_torch
 
 
 def read(path: str | Path, template: Any, *, keep: Sequence[str] = ()) -> Any:

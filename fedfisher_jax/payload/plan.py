@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..merge.rule import Payload
-from . import codecs, file, structures
-from .codecs import Cholesky, Codec, Eigen, Root, Singular, Uniform
+from ..merge._rule import Payload
+from . import _codecs as codecs
+from . import _file as file
+from . import _structures as structures
+from ._codecs import Cholesky, Codec, Eigen, Root, Singular, Uniform
 
 MOST, LEAST = 16, 4  # bits of a number
 FINE = 8  # below so many bits small eigenvalues are left out instead of making numbers coarser,

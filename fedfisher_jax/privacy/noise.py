@@ -16,9 +16,9 @@ import numpy as np
 from scipy.special import ndtri
 
 from ..curvature import Diagonal, Full, Kronecker
-from ..merge.regmean import Gram
-from ..merge.rule import Payload
-from ..payload import structures
+from ..curvature.structures._gram import Gram
+from ..merge._rule import Payload
+from ..payload import _structures as structures
 
 PyTree = Any
 CLIPPED = (Diagonal, Full, Gram, Kronecker)

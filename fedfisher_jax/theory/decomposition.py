@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedfisher_jax.theory import merges, rows, sample_space, two_layer
-from fedfisher_jax.theory.two_layer import Clients, Params, Scaling
+from . import merges, rows, sample_space, two_layer
+from .two_layer import Clients, Params, Scaling
 
 
 class Errors(NamedTuple):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from fedfisher_jax.theory.two_layer import Clients, clients
+from .two_layer import Clients, clients
 
 
 def unit(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:

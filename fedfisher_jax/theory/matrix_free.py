@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedfisher_jax.theory import sample_space
+from . import sample_space
 
 Apply = Callable[[Any, Array], Array]  # (params, x [n, ...]) -> outputs [n, C]
 

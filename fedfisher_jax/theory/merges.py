@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fedfisher_jax.theory import rows as fisher
-from fedfisher_jax.theory import sample_space, two_layer
-from fedfisher_jax.theory.sample_space import Spectrum
-from fedfisher_jax.theory.two_layer import Clients, Params, Scaling
+from . import rows as fisher
+from . import sample_space, two_layer
+from .sample_space import Spectrum
+from .two_layer import Clients, Params, Scaling
 
 Rule = Literal["full", "kfac", "diagonal", "average"]
 RULES: tuple[Rule, ...] = ("full", "kfac", "diagonal", "average")

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedfisher_jax.theory import two_layer
-from fedfisher_jax.theory.two_layer import Clients, Params, Scaling
+from . import two_layer
+from .two_layer import Clients, Params, Scaling
 
 
 class Rows(NamedTuple):

@@ -10,7 +10,7 @@ import pytest
 import zoo
 
 import fedfisher_jax as ff
-from fedfisher_jax.curvature.pull_back import pull_back
+from fedfisher_jax.curvature._pull_back import pull_back
 
 
 def _paths(params):

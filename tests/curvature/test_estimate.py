@@ -9,8 +9,8 @@ import zoo
 from jax import lax
 
 import fedfisher_jax as ff
+from fedfisher_jax._examples import pad_rows
 from fedfisher_jax.curvature import trace
-from fedfisher_jax.examples import pad_rows
 
 N = 5
 NETWORK = {"a": zoo.normal(0, 4, 6), "b": zoo.normal(1, 6), "c": zoo.normal(2, 6, 3), "scale": 1 + zoo.normal(3, 3)}

@@ -11,8 +11,8 @@ import pytest
 import zoo
 
 import fedfisher_jax as ff
+from fedfisher_jax._examples import pad_rows
 from fedfisher_jax.curvature import Fisher, LowRank, Subspace, num_bytes, quadratic, recompress, top_eigenpairs, trace
-from fedfisher_jax.examples import pad_rows
 
 N, KEY = 12, jax.random.key(0)
 PARAMS = {"a": zoo.normal(0, 4, 5) * 2, "b": zoo.normal(1, 5), "c": zoo.normal(2, 5, 3), "scale": 1 + zoo.normal(3, 3)}

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from fedfisher_jax.data import DataNotFoundError, load
-from fedfisher_jax.data.specs import SPECS
+from fedfisher_jax.data._specs import SPECS
 
 CINIC = [f"class{i}" for i in range(10)]
 TINY = [f"n{i:08d}" for i in range(200)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedfisher_jax.data import DataNotFoundError, load
-from fedfisher_jax.data.idx import DEBIAN_FOLDER, FILES, parse
+from fedfisher_jax.data._idx import DEBIAN_FOLDER, FILES, parse
 
 FASHION = Path(DEBIAN_FOLDER) / "fashion-mnist"
 

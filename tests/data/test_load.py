@@ -3,7 +3,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from fedfisher_jax.data import DATASETS, load
-from fedfisher_jax.data.specs import SPECS, normalise
+from fedfisher_jax.data._specs import SPECS, normalise
 
 
 def test_the_names():

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfisher_jax.data import standard_library, text_clients, text_folder
-from fedfisher_jax.data.text import UNKNOWN, Vocabulary
+from fedfisher_jax.data._text import UNKNOWN, Vocabulary
 
 
 def write(root, files):

@@ -12,8 +12,9 @@ import pytest
 import tensorflow_datasets
 from PIL import Image
 
-from fedfisher_jax.data import DataNotFoundError, load, tfds
-from fedfisher_jax.data.specs import SPECS, normalise
+from fedfisher_jax.data import DataNotFoundError, load
+from fedfisher_jax.data import _tfds as tfds
+from fedfisher_jax.data._specs import SPECS, normalise
 
 
 def picture(array, form="PNG"):
@@ -193,7 +194,7 @@ def test_download_without_network_fails_before_the_downloader_retries(tmp_path, 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("tensorflow_datasets.builder", lambda name, **kwargs: builder)
     monkeypatch.setattr("socket.getaddrinfo", unknown)
-    monkeypatch.setattr("fedfisher_jax.data.tfds.getproxies", dict)
+    monkeypatch.setattr("fedfisher_jax.data._tfds.getproxies", dict)
     with pytest.raises(DataNotFoundError, match="no network, example.invalid not found"):
         load("cifar10", data_dir=tmp_path, download=True)
     assert builder.prepared == 0

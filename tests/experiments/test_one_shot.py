@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from fedfisher_jax import cli
+from fedfisher_jax.cli import _cli as cli
 
 TINY = ("--quick", "--rules", "fedavg", "fisher-merge", "--seeds", "2")
 OWN_RULE = '''

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedfisher_jax import data as datasets
-from fedfisher_jax import models
+from fedfisher_jax import models as models
 
 FILE = Path(__file__).parent / "fashion_mnist_lenet_a0.1_s0.npz"
 NUM_CLIENTS = 5

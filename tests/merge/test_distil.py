@@ -9,8 +9,8 @@ import pytest
 
 from fedfisher_jax import gaussian
 from fedfisher_jax.merge import DenseSettings, dense
-from fedfisher_jax.merge.distil import MeasureBounds, divergence, generator_loss
-from fedfisher_jax.models.generator import Generator
+from fedfisher_jax.merge._distil import MeasureBounds, divergence, generator_loss
+from fedfisher_jax.models._generator import Generator
 
 SMALL = DenseSettings(rounds=2, generator_steps=3, batch_size=6, noise=4, width=2, learning_rate=0.1)
 LONG = DenseSettings(rounds=30, generator_steps=5, batch_size=32, noise=8, width=8, learning_rate=0.05)

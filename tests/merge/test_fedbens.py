@@ -7,7 +7,7 @@ from jax.flatten_util import ravel_pytree
 
 from fedfisher_jax import fisher, merge_payloads
 from fedfisher_jax.merge import FreshModes, Measure, fedbens, from_starts
-from fedfisher_jax.merge.fedbens import MeasureModes, log_density
+from fedfisher_jax.merge._fedbens import MeasureModes, log_density
 
 APPLY, PARAMS, SHAPE, CAPTURED = federation.net("dense")
 FEW = {"steps": 20, "captured": CAPTURED}

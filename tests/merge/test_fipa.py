@@ -10,10 +10,11 @@ import zoo
 from jax.flatten_util import ravel_pytree
 
 import fedfisher_jax as ff
-from fedfisher_jax import rounds, simulate
 from fedfisher_jax.curvature import Subspace
+from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate import rounds
 from fedfisher_jax.merge import Update, fipa
-from fedfisher_jax.merge.fipa import joint_step
+from fedfisher_jax.merge._fipa import joint_step
 
 PARAMS = {"a": zoo.normal(0, 3, 4), "b": zoo.normal(1, 4), "c": zoo.normal(2, 4, 2)}
 SIZE = sum(leaf.size for leaf in PARAMS.values())

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import fedfisher_jax as ff
-from fedfisher_jax import Merged, Payload, Rule, simulate
+from fedfisher_jax import Merged, Payload, Rule
+from fedfisher_jax._examples import pad_rows
 from fedfisher_jax.curvature import Diagonal, Full
-from fedfisher_jax.examples import pad_rows
+from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.merge import catalogue, combine, fold
-from fedfisher_jax.merge.fedfisher import lift_sums, stacked, summed
+from fedfisher_jax.merge._fedfisher import lift_sums, stacked, summed
 
 RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfisher-full")
 ROWS = [np.arange(4), np.arange(3, 11), np.array([0]), np.arange(12)]

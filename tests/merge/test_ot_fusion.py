@@ -10,11 +10,12 @@ import pytest
 import zoo
 from scipy.optimize import linprog
 
-from fedfisher_jax import capture, merge_payloads, metrics
-from fedfisher_jax.curvature import chain
+from fedfisher_jax import _metrics as metrics
+from fedfisher_jax import capture, merge_payloads
+from fedfisher_jax.curvature import _chain as chain
 from fedfisher_jax.merge import fedavg, ot_fusion, released_ot_fusion
-from fedfisher_jax.merge.ot_fusion import align, fuse, transport
-from fedfisher_jax.merge.outline import outline
+from fedfisher_jax.merge._ot_fusion import align, fuse, transport
+from fedfisher_jax.merge._outline import outline
 
 NETS = ("dense", "convolutional")
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from test_ot_fusion import chained, shuffled
 
-from fedfisher_jax import capture, merge_payloads, metrics
-from fedfisher_jax.curvature.chain import Units
-from fedfisher_jax.examples import Examples
+from fedfisher_jax import _metrics as metrics
+from fedfisher_jax import capture, merge_payloads
+from fedfisher_jax._examples import Examples
+from fedfisher_jax.curvature._chain import Units
 from fedfisher_jax.merge import pfnm, released_pfnm
-from fedfisher_jax.merge.outline import outline
-from fedfisher_jax.merge.pfnm import MeasureCounts, Prior, match
+from fedfisher_jax.merge._outline import outline
+from fedfisher_jax.merge._pfnm import MeasureCounts, Prior, match
 
 NETS = ("dense", "convolutional")
 NO_NEW_UNITS = Prior(gamma=1e-9, sigma=0.01)

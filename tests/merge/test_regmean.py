@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfisher_jax import capture, examples, merge_payloads, metrics
+from fedfisher_jax import _examples as examples
+from fedfisher_jax import _metrics as metrics
+from fedfisher_jax import capture, merge_payloads
+from fedfisher_jax.curvature.structures._gram import Gram
 from fedfisher_jax.merge import Payload, regmean, regmean_kron, released_regmean
-from fedfisher_jax.merge.regmean import Gram, MeasureGrams, least_squares
+from fedfisher_jax.merge._regmean import MeasureGrams
+from fedfisher_jax.solve._least_squares import least_squares
 
 NETS = ("dense", "convolutional")
 

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfisher_jax import likelihood, metrics, models
+from fedfisher_jax import _likelihood as likelihood
+from fedfisher_jax import _metrics as metrics
+from fedfisher_jax import models
 
 
 def _reference_lenet(state, x):

@@ -9,7 +9,7 @@ import pytest
 
 import fedfisher_jax as ff
 from fedfisher_jax import models
-from fedfisher_jax.likelihood import check_targets
+from fedfisher_jax._likelihood import check_targets
 
 V, T = 5, 4
 CATEGORICAL = ff.categorical()

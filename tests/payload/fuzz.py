@@ -18,7 +18,10 @@ import numpy as np
 import samples
 
 from fedfisher_jax import payload as files
-from fedfisher_jax.payload import container, file, plan, structures
+from fedfisher_jax.payload import _container as container
+from fedfisher_jax.payload import _file as file
+from fedfisher_jax.payload import _structures as structures
+from fedfisher_jax.payload import plan
 
 LIMITS = files.Limits(file_bytes=1 << 20, decoded_bytes=1 << 22, working_bytes=1 << 22)
 VALUES = (

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 from samples import STRUCTURES, about, payload
 
-from fedfisher_jax.payload import Eigen, Uniform, file, header, plan, structures
+from fedfisher_jax.payload import Eigen, Uniform, plan
+from fedfisher_jax.payload import _file as file
+from fedfisher_jax.payload import _header as header
+from fedfisher_jax.payload import _structures as structures
 
 FOLDER = Path(__file__).parent / "fixtures"
 

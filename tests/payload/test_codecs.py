@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import normal, psd
 
-from fedfisher_jax.payload import Cholesky, Eigen, Raw, Root, Singular, Uniform, codecs
+from fedfisher_jax.payload import Cholesky, Eigen, Raw, Root, Singular, Uniform
+from fedfisher_jax.payload import _codecs as codecs
 
 FINE = Uniform(20), Uniform(20, signed=False)
 EVERY = {

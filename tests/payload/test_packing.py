@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedfisher_jax.payload.packing import pack, packed_bytes, unpack
+from fedfisher_jax.payload._packing import pack, packed_bytes, unpack
 
 
 @settings(deadline=None)

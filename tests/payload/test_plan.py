@@ -10,8 +10,8 @@ from test_golden import captured, kronecker, offsets_first, payloads
 
 import fedfisher_jax as ff
 from fedfisher_jax import payload as files
+from fedfisher_jax.federate._simulate import merge_clients
 from fedfisher_jax.payload import plan
-from fedfisher_jax.simulate import merge_clients
 
 SIZE = 44_190  # parameters of LeNet
 START = golden.init()

@@ -8,7 +8,8 @@ pytest.importorskip("dp_accounting", reason="accounting needs pip install 'fedfi
 
 from samples import START, STRUCTURES, payload  # noqa: E402
 
-from fedfisher_jax.payload import file, structures  # noqa: E402
+from fedfisher_jax.payload import _file as file  # noqa: E402
+from fedfisher_jax.payload import _structures as structures
 from fedfisher_jax.privacy import noise  # noqa: E402
 
 SILENT = noise.Guarantee(1.0, 1e-5, 1, 0.0, clip_params=2.0, clip_fisher=0.5)  # clips, adds nothing

@@ -5,8 +5,8 @@ from functools import partial
 from flwr.app import Context  # pyright: ignore[reportMissingImports]
 
 from fedfisher_flower.task import task_of
-from fedfisher_jax import flower
 from fedfisher_jax.payload import plan
+from fedfisher_jax.silos import flower
 
 
 def silo_of(context: Context) -> flower.Silo:

@@ -6,8 +6,8 @@ from flwr.app import Context  # pyright: ignore[reportMissingImports]
 from flwr.serverapp import Grid, ServerApp  # pyright: ignore[reportMissingImports]
 
 from fedfisher_flower.task import task_of
-from fedfisher_jax import flower
-from fedfisher_jax.commands import model_file
+from fedfisher_jax.silos import _model_file as model_file
+from fedfisher_jax.silos import flower
 
 app = ServerApp()
 

@@ -6,9 +6,10 @@ import optax
 from flwr.app import UserConfig  # pyright: ignore[reportMissingImports]
 
 import fedfisher_jax as ff
-from fedfisher_jax import one_shot, simulate
-from fedfisher_jax.commands.model_file import Kind
+from fedfisher_jax.federate import _one_shot as one_shot
+from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.merge import catalogue
+from fedfisher_jax.silos._model_file import Kind
 
 
 class Task(NamedTuple):

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...convolution import for_loops
+from ..._likelihood import Likelihood
 from ...curvature import Capture, Diagonal, Full, Kronecker, Layer, LowRank, activations
-from ...likelihood import Likelihood
-from ...merge.regmean import Gram
+from ...curvature.structures._gram import Gram
+from ...tracing._convolution import for_loops
 from .descent import Weights
 from .model_inversion import image_prior
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ...convolution import for_loops
+from ..._likelihood import Likelihood
 from ...curvature import Layer
-from ...likelihood import Likelihood
+from ...tracing._convolution import for_loops
 from .descent import Bounds, Weights
 from .model_inversion import image_prior
 

@@ -10,10 +10,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ...convolution import for_loops
+from ..._likelihood import Likelihood
 from ...curvature import Capture, Diagonal, Full, Kronecker, LowRank, activations
-from ...likelihood import Likelihood
-from ...merge.regmean import Gram
+from ...curvature.structures._gram import Gram
+from ...tracing._convolution import for_loops
 
 PyTree = Any
 Scores = Float[Array, " n"]

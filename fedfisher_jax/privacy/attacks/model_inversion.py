@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...convolution import for_loops
-from ...likelihood import Likelihood
+from ..._likelihood import Likelihood
+from ...tracing._convolution import for_loops
 from . import priors
 from .descent import Bounds, Weights
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from ...curvature import Capture
-from ...merge.fedavg import weighted
-from ...merge.rule import Payload, Rule, check_payload, lift
+from ...merge._fedavg import weighted
+from ...merge._rule import Payload, Rule, check_payload, lift
 from ...payload import About, dumps, fingerprint, loads
 from ...payload.plan import fit
-from ..secure_merge import total
+from .._secure_merge import total
 
 
 def quantised(payload: Payload, rule: str, likelihood: str, start: object, captured: Capture, budget: float) -> Payload:

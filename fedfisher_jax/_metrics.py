@@ -1,0 +1,114 @@
+"""How well a model, or the ensemble of several, predicts a data set."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
+
+from ._likelihood import Likelihood
+
+Apply = Callable[[Any, Any], Any]
+
+
+class Metrics(NamedTuple):
+    """Means over examples.
+
+    Attributes:
+        loss: negative log-likelihood in nats, summed over the positions of an example.
+        accuracy: fraction predicted right, 0 to 1; None for a likelihood without right and wrong.
+    """
+
+    loss: Any
+    accuracy: Any
+
+
+@partial(jax.jit, static_argnames=("apply", "likelihood", "batch_size"))
+def evaluate(
+    apply: Apply,
+    likelihood: Likelihood,
+    params: Any,
+    x: Shaped[Array, "n ..."],
+    y: Shaped[Array, "n2 ..."],
+    *,
+    batch_size: int = 1000,
+    mask: Bool[Array, " n3"] | None = None,
+) -> Metrics:
+    """Loss and accuracy of a model. Jitted: pass the same `apply` object again and nothing is compiled again.
+
+    Args:
+        apply: (params, x [b, ...]) -> outputs [b, ...].
+        likelihood: what the outputs mean.
+        params: parameters of the model.
+        x: inputs.
+        y: targets.
+        batch_size: examples at a time; bounds the memory and does not change the result.
+        mask: which examples count (all by default); where none does, the result is NaN.
+
+    Raises:
+        ValueError: if lengths differ, there is no example, or the batch size is not positive.
+    """
+    n = x.shape[0]
+    if n < 1 or y.shape[0] != n or (mask is not None and mask.shape != (n,)):
+        given = f"x {x.shape}, y {y.shape}, mask {None if mask is None else mask.shape}"
+        raise ValueError(f"x, y, mask: got {given}, allowed is one common length of at least 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, allowed is at least 1")
+    size = min(batch_size, n)
+    rows = jnp.arange(-(-n // size) * size).reshape(-1, size)
+    valid = jnp.ones(n, bool) if mask is None else mask
+
+    def sums(batch):
+        counts = (batch < n) & valid[batch % n]
+        outputs, targets = apply(params, x[batch % n]), y[batch % n]
+        scores = (likelihood.nll, likelihood.correct) if likelihood.correct else (likelihood.nll,)
+        return [jnp.sum(jax.vmap(score)(outputs, targets), where=counts) for score in scores]
+
+    loss, *accuracy = (total.sum() / valid.sum() for total in jax.lax.map(sums, rows))
+    return Metrics(loss, accuracy[0] if accuracy else None)
+
+
+def ensemble_apply(apply: Apply, likelihood: Likelihood, weights: Float[Array, " m"] | None = None) -> Apply:
+    """The model whose mean parameter (for a classifier, its probabilities) is the average of its members'.
+
+    Args:
+        apply: (params, x [b, ...]) -> outputs [b, ...].
+        likelihood: what the outputs mean.
+        weights: non-negative weight of each member, normalised here; None is equal weights.
+
+    Returns:
+        (stacked_params, x) -> outputs, where each leaf of `stacked_params` has a leading axis of members. One member is
+        applied at a time.
+    """
+
+    def joint(stacked_params: Any, x: Shaped[Array, "n ..."]) -> Float[Array, "n ..."]:
+        means = jax.lax.map(lambda params: jax.vmap(likelihood.mean)(apply(params, x)), stacked_params)
+        return jax.vmap(likelihood.link)(jnp.average(means, 0, weights))
+
+    return joint
+
+
+@partial(jax.jit, static_argnames=("apply", "likelihood", "batch_size"))
+def ensemble(
+    apply: Apply,
+    likelihood: Likelihood,
+    stacked_params: Any,
+    x: Shaped[Array, "n ..."],
+    y: Shaped[Array, "n2 ..."],
+    *,
+    weights: Float[Array, " m"] | None = None,
+    batch_size: int = 1000,
+    mask: Bool[Array, " n3"] | None = None,
+) -> Metrics:
+    """`evaluate` for the ensemble of the models in `stacked_params`, see `ensemble_apply`.
+
+    Raises:
+        ValueError: as `evaluate`, or if there is not one weight for each member.
+    """
+    members = jax.tree.leaves(stacked_params)[0].shape[0]
+    if weights is not None and weights.shape != (members,):
+        raise ValueError(f"weights: got shape {weights.shape}, allowed is ({members},), one for each member")
+    joint = ensemble_apply(apply, likelihood, weights)
+    return evaluate(joint, likelihood, stacked_params, x, y, batch_size=batch_size, mask=mask)

@@ -1,0 +1,3 @@
+"""The `fedfisher` command: a thin face over the library."""
+
+from ._cli import main as main

@@ -1,0 +1,5 @@
+"""`python -m fedfisher_jax.cli`."""
+
+from . import main
+
+main()

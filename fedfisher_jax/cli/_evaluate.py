@@ -1,0 +1,39 @@
+"""`fedfisher evaluate`: how well a model file predicts."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import tyro
+
+from .. import _metrics as metrics
+from ..silos import _model_file as model_file
+from ..silos import _silo_data as silo_data
+from ..silos._network import likelihood_of, outputs_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Loss and accuracy of a model file on examples."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """A model file, from `fedfisher init` or `fedfisher merge`."""
+    data: str
+    """A .npz file with test_x, test_y (or x, y), or a name of `fedfisher list`."""
+    part: Literal["test", "train"] = "test"
+    """Of the data."""
+    model: str | None = None
+    """module:function, where the file is of a network of your own."""
+
+
+def evaluate(settings: Evaluate) -> dict[str, float]:
+    """Print and return loss (nats) and, where the likelihood has it, accuracy (0 to 1)."""
+    found = model_file.read(settings.file, settings.model)
+    likelihood = likelihood_of(found.kind.likelihood)
+    x, y = silo_data.read(settings.data, settings.part)
+    silo_data.require_targets(settings.data, likelihood, outputs_of(found.network.apply, found.params, x), y)
+    scores = metrics.evaluate(found.network.apply, likelihood, found.params, jnp.asarray(x), jnp.asarray(y))
+    result = {name: float(value) for name, value in scores._asdict().items() if value is not None}
+    print(f"{settings.file}: {len(x)} examples, " + ", ".join(f"{name} {value:.4f}" for name, value in result.items()))
+    return result

@@ -1,0 +1,65 @@
+"""`fedfisher init`: the model that all silos start from."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ..federate import _one_shot as one_shot
+from ..payload import fingerprint
+from ..silos import _model_file as model_file
+from ..silos import _silo_data as silo_data
+from ..silos._network import likelihood_of, network_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """Write the common starting model: every silo trains from this file, and merging asks for it."""
+
+    out: Path = Path("start.safetensors")
+    """The file."""
+    model: str = "mlp"
+    """A name of `fedfisher list`, or your own as module:function: function(input_shape, outputs) → (init, apply)."""
+    data: str | None = None
+    """Examples to read shape and classes from: a .npz file or a name of `fedfisher list`."""
+    input_shape: tuple[int, ...] = ()
+    """Shape of one example, where no data are given."""
+    outputs: int | None = None
+    """Classes, or numbers that the network puts out."""
+    likelihood: str = "categorical"
+    """categorical, bernoulli or gaussian."""
+    bias: bool = False
+    """Whether the layers of our models have biases."""
+    seed: int = 0
+    """Of the initialisation, as in `fedfisher run`."""
+    checkpoint: Path | None = None
+    """A safetensors file of this network to start from instead."""
+
+
+def init(settings: Init) -> None:
+    """Write the start.
+
+    Raises:
+        ValueError: a network, shape or file that does not work.
+    """
+    shape, outputs = settings.input_shape, settings.outputs
+    if settings.seed < 0:
+        raise ValueError(f"seed: got {settings.seed}, expected a non-negative integer")
+    likelihood_of(settings.likelihood)
+    if settings.data is not None:
+        x, y = silo_data.read(settings.data, "train")
+        shape = shape or x.shape[1:]
+        if outputs is None and settings.likelihood == "categorical" and np.issubdtype(y.dtype, np.integer):
+            outputs = int(y.max()) + 1
+    if not shape or outputs is None or outputs < 1 or min(shape) < 1:
+        raise ValueError("input_shape, outputs: expected positive sizes, or data to read them from")
+    kind = model_file.Kind(settings.model, tuple(shape), outputs, settings.bias, settings.likelihood)
+    network = network_of(kind.model, kind.input_shape, kind.outputs, kind.bias)
+    params = network.init(one_shot.keys(settings.seed).init)
+    made_by = f"init, seed {settings.seed}"
+    if settings.checkpoint is not None:
+        params, made_by = model_file.read_checkpoint(settings.checkpoint, params), f"init, {settings.checkpoint.name}"
+    model_file.write(settings.out, kind, params, made_by)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{settings.out}: {kind.model}, {size} parameters, {fingerprint(params)[:12]}")

@@ -1,0 +1,80 @@
+"""`fedfisher inspect`: what is in a file."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .. import payload
+from ..payload import Limits
+from ..payload import _container as container
+from ..payload import _file as file
+from ..silos import _model_file as model_file
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Show what a payload or model file holds, after the same checks as before a merge."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """The file."""
+    start: Path | None = None
+    """A starting model to compare it with."""
+    model: str | None = None
+    """module:function, where the start is of a network of your own."""
+
+
+def inspect(settings: Inspect) -> None:
+    """Print the header and a line per entry."""
+    console = Console()
+    header, arrays = container.unpack(container.read_bytes(settings.file, Limits()), Limits(), str(settings.file))
+    if "model" in header:
+        said = {key: value for key, value in header.items() if key != "format"}
+        rows = [(name, array, "raw", 8 * array.nbytes) for name, array in sorted(arrays.items())]
+        console.print(_facts(settings.file, said), _entries(rows))
+        return
+    like = None if settings.start is None else model_file.read(settings.start, settings.model).params
+    sent, found = payload.read(settings.file, like)
+    size = sum(leaf.size for leaf in found.leaves)
+    said = {
+        **dataclasses.asdict(found.about),
+        "structure": found.structure,
+        "examples": found.examples,
+        "library": found.library,
+        "parameters": size,
+        "bits": f"{found.bits} ({found.bits / 32 / size:.3f} × FedAvg's)",
+    }
+    decoded = file.entries(sent)
+    rows = [(name, decoded[name], str(found.plan.get(name, "raw")), 8 * arrays[name].nbytes) for name in decoded]
+    console.print(_facts(settings.file, said), _entries(rows))
+
+
+def _facts(path: Path, said: dict[str, Any]) -> Table:
+    table = Table(title=literal(path), show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for key, value in said.items():
+        table.add_row(literal(key), literal("" if value is None else value))
+    return table
+
+
+def literal(value: Any) -> Text:
+    """What a file says as a terminal may show it: no markup, nothing that moves the cursor."""
+    text = str(value)
+    return Text(text if text.isprintable() else repr(text))
+
+
+def _entries(rows: list[tuple[str, np.ndarray, str, int]]) -> Table:
+    table = Table(header_style="bold")
+    for column in ("entry", "shape", "type", "smallest", "largest", "bits", "encoded"):
+        table.add_column(column, justify="left" if column in ("entry", "encoded") else "right", overflow="fold")
+    for name, array, how, bits in rows:
+        wide = np.asarray(array, np.float64) if array.size else np.zeros(1)
+        numbers = str(array.shape), array.dtype.name, f"{wide.min():.3g}", f"{wide.max():.3g}", str(bits)
+        table.add_row(literal(name), *numbers, literal(how))
+    return table

@@ -1,0 +1,187 @@
+"""`fedfisher measure`: what a silo does. Data and the start in, one payload file out."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+
+from .. import payload
+from .._examples import examples
+from ..curvature import capture
+from ..federate import _one_shot as one_shot
+from ..federate import _simulate as simulate
+from ..federate._local import crop_and_flip
+from ..merge import catalogue
+from ..payload import _structures as structures
+from ..payload import plan
+from ..privacy import noise
+from ..silos import _model_file as model_file
+from ..silos import _silo as silo
+from ..silos import _silo_data as silo_data
+from ..silos._network import likelihood_of, outputs_of
+
+TRAINING = ("epochs", "learning_rate", "momentum", "augment")  # settings that a checkpoint leaves no use for
+PRIVATE = ("delta", "rounds", "clip_params", "clip_fisher")  # settings of epsilon
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Train from the start on this silo's data, measure, and write one payload file: all that leaves the silo."""
+
+    data: str
+    """This silo's examples: a .npz file with train_x, train_y (or x, y), a name of `fedfisher list`, or with a folder
+    of checkpoints a folder of .npz files of the same names."""
+    start: Path = Path("start.safetensors")
+    """The common starting model, from `fedfisher init`."""
+    out: Path = Path("payload.safetensors")
+    """The payload file; with a folder of checkpoints a folder."""
+    silo: int = 0
+    """This silo's number: different ones in a federation."""
+    name: str = ""
+    """What people call it."""
+    rule: str = "fedfisher-kfac"
+    """What to measure for: a name of `fedfisher list`."""
+    checkpoint: Path | None = None
+    """An already trained safetensors file of this network, or a folder of them: nothing is trained, only measured."""
+    budget: float | None = None
+    """Compress the file to this multiple of FedAvg's 32 bits per parameter."""
+    compression: Literal["none", "authors"] = "none"
+    """"authors": the scheme of arXiv 2403.12329."""
+    stochastic: bool = False
+    """With a budget, round so that every number is right on average."""
+    kind: Literal["exact", "monte_carlo", "empirical"] = "exact"
+    """Of Fisher information."""
+    samples: int = 1
+    """Monte-Carlo draws per example."""
+    epochs: int = 30
+    """Local epochs."""
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    augment: bool = False
+    """Random crops and flips while training, for images."""
+    seed: int = 0
+    """Of training and Monte-Carlo draws, as in `fedfisher run`."""
+    epsilon: float | None = None
+    """Differential privacy of this silo as a whole: clip what is sent and add noise (docs/silos.md)."""
+    delta: float = 1e-5
+    """Its exception."""
+    rounds: int = 1
+    """Files of this silo in all that the promise holds for."""
+    clip_params: float = 1.0
+    """With epsilon: largest norm of trained minus starting parameters."""
+    clip_fisher: float = 1.0
+    """With epsilon: largest norm of each array of the Fisher information."""
+    model: str | None = None
+    """module:function, where the start is of a network of your own."""
+
+
+def measure(settings: Measure) -> None:
+    """Write the payload file, or one for each checkpoint of a folder.
+
+    Raises:
+        ValueError: data, start, checkpoint or settings that do not work, named.
+    """
+    _check(settings)
+    start = model_file.read(settings.start, settings.model)
+    guarantee = _guarantee(settings)
+    if settings.checkpoint is None or not settings.checkpoint.is_dir():
+        _one(settings, start, guarantee)
+        return
+    found = sorted(settings.checkpoint.glob("*.safetensors"))
+    if not found:
+        raise ValueError(f"checkpoint: no .safetensors file in {settings.checkpoint}")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(found, settings.silo):
+        out, source = settings.out / file.name, str(Path(settings.data) / f"{file.stem}.npz")
+        name = settings.name or file.stem
+        one = dataclasses.replace(settings, checkpoint=file, data=source, out=out, silo=number, name=name)
+        _one(one, start, guarantee)
+
+
+def _one(settings: Measure, start: model_file.Model, guarantee: noise.Guarantee | None) -> None:
+    x, y = silo_data.read(settings.data, "train")
+    apply, likelihood = start.network.apply, likelihood_of(start.kind.likelihood)
+    silo_data.require_targets(settings.data, likelihood, outputs_of(apply, start.params, x), y)
+    captured = capture(apply, start.params, x)
+    offers = {"captured": captured, "kind": settings.kind, "samples": settings.samples}
+    rule = catalogue.build(settings.rule, apply, likelihood, offers=offers)
+    key = one_shot.keys(settings.seed)
+    promised = jax.eval_shape(rule.measure, start.params, examples(x, y), key.measure)
+    structures.name_of(promised.fisher)  # before training: what has no form in files, or no noise
+    if guarantee is not None:
+        noise.require_defined(promised.fisher)
+    params, train = start.params, None
+    if settings.checkpoint is not None:
+        params = model_file.read_checkpoint(settings.checkpoint, start.params)
+    else:
+        optimizer = optax.sgd(settings.learning_rate, settings.momentum)
+        augment = crop_and_flip() if settings.augment else None
+        train = simulate.Train(apply, likelihood, optimizer, settings.epochs, settings.batch_size, augment)
+    how = {"number": settings.silo, "key": key, "batch_size": settings.batch_size}
+    sent = silo.train_and_measure(train, rule.measure, params, x, y, **how)
+    if guarantee is not None:
+        print(f"for this silo only: {noise.losses(sent, start.params, guarantee)}")
+        sent = noise.privatise(sent, start.params, guarantee)
+    bits = _write(settings, start, sent, guarantee)
+    size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
+    print(f"{settings.out}: silo {settings.silo}, {len(x)} examples, {bits / 32 / size:.3f} × FedAvg's bits")
+
+
+def _guarantee(settings: Measure) -> noise.Guarantee | None:
+    if settings.epsilon is None:
+        if given := _changed(settings, PRIVATE):
+            raise ValueError(f"{given}: needs epsilon; without it nothing is clipped and no noise added")
+        return None
+    clips = {"clip_params": settings.clip_params, "clip_fisher": settings.clip_fisher}
+    return noise.noise_for(settings.epsilon, settings.delta, rounds=settings.rounds, **clips)
+
+
+def _write(settings: Measure, start: model_file.Model, sent: Any, guarantee: noise.Guarantee | None) -> int:
+    said = payload.About(
+        rule=settings.rule,
+        likelihood=start.kind.likelihood,
+        start=payload.fingerprint(start.params),
+        kind=settings.kind if sent.fisher is not None else None,
+        silo=settings.silo,
+        name=settings.name,
+        privacy=None if guarantee is None else guarantee._asdict(),
+        compression=settings.compression if settings.budget is None else f"budget {settings.budget:g}",
+    )
+    if settings.budget is not None:
+        chosen = plan.fit(sent, said, settings.budget, stochastic=settings.stochastic)
+    else:
+        chosen = plan.authors(sent) if settings.compression == "authors" else plan.none(sent)
+    random = np.random.default_rng([settings.seed, settings.silo])
+    return payload.write(settings.out, sent, said, chosen, random=random)
+
+
+def _changed(settings: Measure, names: tuple[str, ...]) -> str:
+    """Those of the settings that are not the defaults."""
+    return ", ".join(name for name in names if getattr(settings, name) != getattr(Measure, name))
+
+
+def _check(settings: Measure) -> None:
+    for name in ("batch_size", "samples", "epochs"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name}: got {getattr(settings, name)}, expected at least 1")
+    if not 0 < settings.learning_rate < float("inf"):
+        raise ValueError(f"learning_rate: got {settings.learning_rate}, expected a positive number")
+    if not 0 <= settings.momentum < 1:
+        raise ValueError(f"momentum: got {settings.momentum}, expected a number from 0 to below 1")
+    if settings.checkpoint is not None and (given := _changed(settings, TRAINING)):
+        raise ValueError(f"{given}: with a checkpoint nothing is trained")
+    if settings.seed < 0 or settings.silo < 0 or settings.silo >= 2**31:
+        raise ValueError("seed, silo: expected non-negative integers")
+    if settings.budget is not None and settings.compression != "none":
+        raise ValueError("budget, compression: give one of them")
+    if settings.budget is not None and not 0 < settings.budget < float("inf"):
+        raise ValueError(f"budget: got {settings.budget}, expected a positive number")
+    if settings.stochastic and settings.budget is None:
+        raise ValueError("stochastic: needs a budget")
+    folder = settings.out if settings.checkpoint and settings.checkpoint.is_dir() else settings.out.parent
+    if not folder.exists() and folder != settings.out or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"out: no folder {folder}")

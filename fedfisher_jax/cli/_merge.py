@@ -1,0 +1,179 @@
+"""`fedfisher merge`: what the server does. Payload files in, the global model and a report out."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from .. import _files, payload, report
+from ..curvature import capture
+from ..federate import _simulate as simulate
+from ..merge import catalogue
+from ..payload import Header, Limits
+from ..silos import _model_file as model_file
+from ..silos._network import likelihood_of
+from ..solve._conjugate_gradients import conjugate_gradients
+from ._inspect import literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """Merge payload files into one model. Every file is checked before use; the first that fails is named."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Payload files, or folders of them."""
+    start: Path = Path("start.safetensors")
+    """The common starting model."""
+    out: Path = Path("global.safetensors")
+    """The global model; beside it the report, as .json, with the model file's SHA-256."""
+    rule: str | None = None
+    """By default what the files were measured for; another one must take the same payload."""
+    damping: float | None = None
+    """Of the fedfisher solvers, relative to a layer's mean diagonal; the rule's own default where not given."""
+    max_bytes: int = Limits().file_bytes
+    """Largest file that is accepted; twice as much after decompression, and for work on one entry at least 4 GiB."""
+    model: str | None = None
+    """module:function, where the start is of a network of your own."""
+
+
+def merge(settings: Merge) -> dict[str, Any]:
+    """Write the global model, then the report, which names the model file's SHA-256; returns the report.
+
+    Raises:
+        ValueError: a file is refused (file, entry and reason), or settings do not work.
+    """
+    if settings.damping is not None and not 0 <= settings.damping < float("inf"):
+        raise ValueError(f"damping: got {settings.damping}, expected a number of at least 0")
+    if settings.max_bytes < 1:
+        raise ValueError(f"max_bytes: got {settings.max_bytes}, expected at least 1")
+    if not settings.out.parent.is_dir():
+        raise ValueError(f"out: no folder {settings.out.parent}")
+    files, described = _paths(settings.files), settings.out.with_suffix(".json")
+    _require_free(settings.out, described, (settings.start, *files))
+    room = 2 * settings.max_bytes
+    working = max(room, Limits().working_bytes)
+    limits = Limits(file_bytes=settings.max_bytes, decoded_bytes=room, working_bytes=working)
+    start = model_file.read(settings.start, settings.model)
+    example = jax.ShapeDtypeStruct((1, *start.kind.input_shape), jnp.float32)
+    captured = capture(start.network.apply, start.params, example)
+    found = payload.read_all(files, start.params, layers=captured.layers, limits=limits)
+    headers = [header for _, header in found]
+    if headers[0].about.likelihood != start.kind.likelihood:
+        raise ValueError(f"start: its likelihood is {start.kind.likelihood}, the files' {headers[0].about.likelihood}")
+    name = settings.rule or headers[0].about.rule
+    if ":" in name and settings.rule is None:  # files make nothing run
+        raise ValueError(f"rule: the files are for {name[:80]!r}; say --rule {name[:80]} to import that")
+    options: dict[str, Any] = (
+        {} if settings.damping is None else {"solver": conjugate_gradients(damping=settings.damping)}
+    )
+    if options and name not in catalogue.SOLVED:
+        raise ValueError(f"damping: {name} has none")
+    rule = catalogue.build(
+        name, start.network.apply, likelihood_of(start.kind.likelihood), offers={"captured": captured}, **options
+    )
+    merged = _merged(rule, [sent for sent, _ in found], headers[0].structure)
+    if merged.apply is not None:
+        raise ValueError(f"rule: {name} makes another network, for which there is no model file")
+    record = _record(name, start.params, found, merged)
+    model_file.write(settings.out, start.kind, merged.params, f"merge of {len(found)} payloads by {name}")
+    record["sha256"] = hashlib.sha256(settings.out.read_bytes()).hexdigest()
+    _files.write_json(described, record)
+    Console().print(_table(record))
+    print(f"{settings.out}, {described}")
+    return record
+
+
+def _require_free(out: Path, described: Path, taken: tuple[Path, ...]) -> None:
+    """Refuse to write over the report, the start or a payload."""
+    if out == described:
+        raise ValueError(f"out: got {out}, expected another ending than that of the report, .json")
+    for path in taken:
+        if path.resolve() in (out.resolve(), described.resolve()):
+            raise ValueError(f"out: got {out}, which would write over {path}")
+
+
+def _paths(given: tuple[Path, ...]) -> list[Path]:
+    paths = []
+    for path in given:
+        inside = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"files: no .safetensors file in {path}")
+        paths += inside
+    return paths
+
+
+def _merged(rule: Any, payloads: list[Any], structure: str | None) -> Any:
+    """The same program as in memory, so that the result is the same, bit for bit."""
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *payloads)
+    try:
+        merged = simulate.merge_clients(rule, stacked)
+    except (AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"rule: {rule.name} cannot merge files that hold a {structure} Fisher: {error}") from error
+    for leaf, value in zip(payload.leaves(merged.params), jax.tree.leaves(merged.params), strict=True):
+        if not np.isfinite(np.asarray(value)).all():
+            raise ValueError(f"rule: the merged model is not finite at {leaf.path}")
+    return merged
+
+
+def _record(name: str, start: Any, found: list[tuple[Any, Header]], merged: Any) -> dict[str, Any]:
+    """Who contributed, weights, bits, how far models lie apart, and how the solve went."""
+    full = 32 * sum(leaf.size for leaf in jax.tree.leaves(start))
+    total = sum(header.examples for _, header in found)
+
+    def distance(first: Any, second: Any) -> float:
+        return float(optax.tree.norm(jax.tree.map(jnp.subtract, first, second)))
+
+    contributors = [
+        {
+            "silo": header.about.silo,
+            "name": header.about.name,
+            "examples": header.examples,
+            "weight": header.examples / total,
+            "bits": header.bits,
+            "bits_over_fedavg": header.bits / full,
+            "compression": header.about.compression,
+            "privacy": header.about.privacy,
+            "distance_from_start": distance(sent.params, start),
+            "distance_from_merged": distance(sent.params, merged.params),
+        }
+        for sent, header in found
+    ]
+    return _files.plain(
+        {
+            "rule": name,
+            "start": found[0][1].about.start,
+            "contributors": contributors,
+            "examples": total,
+            "bits": sum(header.bits for _, header in found),
+            "fedavg_bits": full * len(found),
+            "diagnostics": merged.diagnostics,
+            "versions": report.versions(),
+        }
+    )
+
+
+def _table(record: dict[str, Any]) -> Table:
+    table = Table(header_style="bold", caption=literal(f"{record['rule']}: {_short(record['diagnostics'])}"))
+    for column in ("silo", "name", "examples", "weight", "Mbit", "× FedAvg", "from start", "from merged"):
+        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
+    for one in record["contributors"]:
+        bits = f"{one['bits'] / 1e6:.2f}", f"{one['bits_over_fedavg']:.2f}"
+        distances = f"{one['distance_from_start']:.3g}", f"{one['distance_from_merged']:.3g}"
+        row = str(one["silo"]), literal(one["name"]), str(one["examples"]), f"{one['weight']:.3f}", *bits, *distances
+        table.add_row(*row)
+    return table
+
+
+def _short(diagnostics: dict[str, Any]) -> str:
+    words = (
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in diagnostics.items()
+    )
+    return ", ".join(words) or "no solve"

@@ -1,0 +1,218 @@
+"""Find the layers of any model in its jaxpr: which parameter multiplies which activations.
+
+For Kronecker factors (arXiv 1503.05671 for dense layers, 1602.01407 for convolutions) and structured diagonals one
+needs each layer's activations a and the gradient g at its output. A captured layer is a `dot_general` or
+`conv_general_dilated` one operand of which is exactly a parameter leaf (through transpositions, reshapes and casts).
+Whatever is not plainly that falls back, with the reason.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ..tracing._convolution import kernel_matrix_steps
+from ..tracing._jaxpr import Program, depends_on, evaluate, trace, uses
+from ._layers import Layer, Steps, product_steps, run
+from ._pull_back import Capture, Site, position_rows, pull_back
+
+PyTree = Any
+
+
+def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True) -> Capture:
+    """Read `apply`'s jaxpr at one example of x [n, ...].
+
+    Only shapes and types of `params` and `x` are used. Each layer is checked once on random parameters and a random
+    output cotangent: the gradient rebuilt from a and g must equal that of `jax.vjp`.
+
+    Args:
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
+        params: any pytree of arrays.
+        x: examples.
+        structured: False captures nothing: every leaf falls back (the reference that tests compare with).
+
+    Raises:
+        TypeError: a leaf of `params` is not floating-point.
+        ValueError: `apply` does not return one array of at least two axes.
+    """
+    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
+    for path, leaf in zip(paths, jax.tree.leaves(params), strict=True):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"params{path}: expected floating-point numbers, got {leaf.dtype}")
+    program = trace(apply, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), params), one)
+    if len(program.outputs) != 1:
+        raise ValueError(f"apply: expected one array of outputs, got {len(program.outputs)}")
+    if len(shape := program.avals[program.outputs[0]].shape) < 2:
+        raise ValueError(f"apply: expected outputs [n, C] or [n, T, C], got shape {shape} for one example")
+    found = [_follow(program, leaf, len(paths)) if structured else "not asked for" for leaf in range(len(paths))]
+    sites = [site for site in found if isinstance(site, Site)]
+    sites = _without_bad(program, sites, paths, found)
+    sites.sort(key=lambda site: site.product)
+    covered = {leaf for site in sites for leaf in site.layer.leaves}
+    missing = tuple(leaf for leaf in range(len(paths)) if leaf not in covered)
+    return Capture(tuple(sites), {paths[leaf]: str(found[leaf]) for leaf in missing}, missing, program)
+
+
+def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
+    """The layer in which parameter `leaf` is the weight, or why there is none."""
+    readers = uses(program)
+    position, variable, steps = _chain(program, readers, program.inputs[leaf])
+    if isinstance(position, str):
+        return position
+    equation, shape = program.equations[position], program.avals[program.inputs[leaf]].shape
+    if equation.name not in ("dot_general", "conv_general_dilated"):
+        return f"read by {equation.name}"
+    if not jnp.issubdtype(program.avals[equation.outputs[0]].dtype, jnp.floating):
+        return f"read by an integer {equation.name}"
+    operand = 1 - equation.inputs.index(variable)
+    if equation.inputs[operand] not in depends_on(program, program.inputs[num_leaves:]):
+        return f"multiplied by something that does not depend on the example ({equation.name})"
+    seen, groups = program.avals[variable].shape, 1
+    if equation.name == "dot_general":
+        contracting, batch = equation.params["dimension_numbers"]
+        if batch[0]:
+            return "a product with batch dimensions"
+        steps += product_steps(seen, contracting[1 - operand])
+    else:
+        if operand == 1 or equation.params["batch_group_count"] != 1:
+            return "not the kernel of a plain convolution"
+        groups = equation.params["feature_group_count"]
+        steps += kernel_matrix_steps(seen, equation.params)
+    layer = Layer(leaf, None, shape, (), steps, groups)
+    return _with_bias(program, readers, Site(layer, position, equation.outputs[0], operand, ()), num_leaves)
+
+
+def _chain(program: Program, readers: dict, variable: int) -> tuple[int | str, int, Steps]:
+    """Follow a variable while its one reader only rearranges it: that reader's position, its operand, the steps."""
+    steps: Steps = ()
+    while True:
+        if len(readers[variable]) != 1:
+            return f"read {len(readers[variable])} times", variable, steps
+        position = readers[variable][0]
+        if position == -1:
+            return "returned", variable, steps
+        step = _rearrangement(program, position)
+        if step is None:
+            return position, variable, steps
+        steps, variable = steps + step, program.equations[position].outputs[0]
+
+
+def _rearrangement(program: Program, position: int) -> Steps | None:
+    equation = program.equations[position]
+    shape = program.avals[equation.outputs[0]].shape
+    if equation.name == "transpose":
+        return (("transpose", tuple(equation.params["permutation"])),)
+    if equation.name in ("convert_element_type", "copy"):
+        return ()
+    same_size = math.prod(program.avals[equation.inputs[0]].shape) == math.prod(shape)
+    if equation.name in ("reshape", "squeeze", "expand_dims") or (equation.name == "broadcast_in_dim" and same_size):
+        return (("reshape", tuple(shape)),)
+    return None
+
+
+def _with_bias(program: Program, readers: dict, site: Site, num_leaves: int) -> Site:
+    """The site with the bias that is added to its product, if exactly that happens."""
+    position, variable, after = _chain(program, readers, site.output)
+    if isinstance(position, str) or program.equations[position].name not in ("add", "add_any"):
+        return site
+    addition = program.equations[position]
+    other = addition.inputs[1 - addition.inputs.index(variable)]
+    for leaf in range(num_leaves):
+        placed = _broadcast_indices(program, readers, program.inputs[leaf], other, position)
+        if placed is None:
+            continue
+        moved = dataclasses.replace(site, output=addition.outputs[0], after=after)
+        rows = np.asarray(position_rows(program, moved, np.broadcast_to(placed, program.avals[variable].shape)))
+        outputs = np.moveaxis(rows, -2, 0).reshape(rows.shape[-2], -1)  # [T, all outputs]
+        size = math.prod(program.avals[program.inputs[leaf]].shape)
+        if outputs.shape[1] != size or not (outputs == np.arange(size)).all():
+            return site  # not the same number for every position: no bias
+        shape = program.avals[program.inputs[leaf]].shape
+        return dataclasses.replace(moved, layer=dataclasses.replace(site.layer, bias=leaf, bias_shape=shape))
+    return site
+
+
+def _broadcast_indices(program: Program, readers: dict, variable: int, target: int, reader: int) -> np.ndarray | None:
+    """Where each entry of a leaf lands when it is rearranged and broadcast into `target`; None if it does not."""
+    shape = program.avals[variable].shape
+    value = np.arange(math.prod(shape)).reshape(shape)
+    while readers[variable] != [reader] or variable != target:
+        if len(readers[variable]) != 1 or readers[variable][0] == -1:
+            return None
+        equation = program.equations[readers[variable][0]]
+        if equation.name in ("convert_element_type", "copy"):
+            pass
+        elif equation.name == "broadcast_in_dim" and len(equation.inputs) == 1:
+            kept = [1] * len(equation.params["shape"])
+            for axis, place in enumerate(equation.params["broadcast_dimensions"]):
+                kept[place] = value.shape[axis]
+            value = np.broadcast_to(value.reshape(kept), equation.params["shape"])
+        else:
+            step = _rearrangement(program, readers[variable][0])
+            if step is None:
+                return None
+            value = run(step, value)
+        variable = equation.outputs[0]
+    return value
+
+
+def _without_bad(program: Program, sites: list[Site], paths: list[str], found: list) -> list[Site]:
+    """Drop every layer whose gradient, rebuilt from a and g on random numbers, is not `jax.vjp`'s.
+
+    Errors are relative to Σ_t |a_t||g_t|ᵀ, as rounding errors are: a bias of attention's keys has no gradient at all.
+    """
+    random = np.random.default_rng(0)
+
+    def draw(aval: Any) -> np.ndarray:
+        if not jnp.issubdtype(aval.dtype, jnp.inexact):
+            return np.zeros(aval.shape, aval.dtype)
+        fan_in = math.prod(aval.shape[:-1]) if len(aval.shape) > 1 else 1
+        return np.asarray(random.normal(size=aval.shape) / math.sqrt(max(fan_in, 1)), aval.dtype)
+
+    *leaves, x = [draw(program.avals[v]) for v in program.inputs]
+    cotangent = draw(program.avals[program.outputs[0]])[0]
+    constants = program.constants.items()  # `apply` may close over values of a function that is being traced
+    known = {v: draw(program.avals[v]) if isinstance(value, Tracer) else value for v, value in constants}
+    program = program._replace(constants=known)
+    missing = tuple(set(range(len(paths))) - {leaf for site in sites for leaf in site.layer.leaves})
+    trial = Capture(tuple(sites), {}, missing, program)
+
+    def errors(leaves: list[Any], x: Any, cotangent: Any) -> dict[int, jax.Array]:
+        _, vjp = jax.vjp(lambda *p: evaluate(program, [*p, x])[0], *leaves)
+        expected = vjp(cotangent[None])
+        pulled = pull_back(trial, leaves, x[0], lambda _: cotangent[None])
+        result = {}
+        for site, a, g in zip(sites, pulled.activations, pulled.gradients, strict=True):
+            rebuilt = site.layer.from_matrix(jnp.swapaxes(a, -1, -2) @ g[0])
+            sizes = site.layer.from_matrix(jnp.swapaxes(abs(a), -1, -2) @ abs(g[0]))
+            for leaf, value in rebuilt.items():
+                gap = jnp.linalg.norm((value - expected[leaf]).astype(jnp.float32))
+                result[leaf] = gap / (jnp.linalg.norm(sizes[leaf].astype(jnp.float32)) + 1e-30)
+        return result
+
+    with jax.ensure_compile_time_eval():
+        compiled = jax.jit(errors)
+        error = {leaf: float(value) for leaf, value in compiled(leaves, x, cotangent).items()}
+        if any(math.isnan(e) for e in error.values()):  # roots and logarithms need positive numbers
+            error = {leaf: float(e) for leaf, e in compiled([abs(leaf) for leaf in leaves], x, cotangent).items()}
+    kept = []
+    for site in sites:
+        seen = program.avals[site.output].dtype  # bfloat16 products carry bfloat16 errors
+        bad = {leaf: e for leaf in site.layer.leaves if not (e := error[leaf]) < 10 * float(jnp.finfo(seen).eps) ** 0.5}
+        if not bad:
+            kept.append(site)
+        for leaf in site.layer.leaves if bad else ():
+            if any(math.isnan(e) for e in bad.values()):
+                found[leaf] = "its gradient is not finite at random parameters, so it cannot be checked"
+            else:
+                found[leaf] = f"its rebuilt gradient differs from jax.vjp's by {max(bad.values()):.1g} (relative)"
+    for site in kept:
+        for leaf in site.layer.leaves:
+            found[leaf] = site
+    return kept

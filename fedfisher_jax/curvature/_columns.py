@@ -1,0 +1,46 @@
+"""Which columns of the outputs' Fisher factors are worth pulling back: a classifier that is sure has few."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._examples import Examples, take
+from .._likelihood import Likelihood
+from ..tracing._convolution import for_loops
+
+PyTree = Any
+
+
+class Columns(NamedTuple):
+    """Columns of the outputs' Fisher factors, as examples: one place for each, the heaviest first."""
+
+    examples: Examples
+    number: jax.Array  # which column of its example's factor
+
+
+def heaviest(
+    apply: Callable, likelihood: Likelihood, params: PyTree, data: Examples, batch_size: int, skip: float
+) -> Columns:
+    """The columns that carry all but a share `skip` of Σ_x tr(S_x S_xᵀ), S_x = `likelihood.fisher_factor`.
+
+    Leaving the others out lowers (1/n) Σ_x J_xᵀ S_x S_xᵀ J_x by (1/n) Σ J_xᵀ s sᵀ J_x over the columns s left out,
+    which is positive semi-definite and whose trace is at most `skip` · (1/n) Σ_x tr(S_x S_xᵀ) · max ‖J_x‖².
+    """
+    places = jnp.arange(-(-data.indices.shape[0] // batch_size) * batch_size).reshape(-1, batch_size)
+
+    def weights(start: Any) -> jax.Array:
+        batch = take(data, start, batch_size)
+        factors = jax.vmap(likelihood.fisher_factor)(for_loops(apply)(params, batch.x))
+        squares = jnp.sum(factors**2, axis=tuple(range(2, factors.ndim)))
+        return jnp.where(batch.mask[:, None], squares, 0)
+
+    found = jax.lax.map(weights, places[:, 0])  # [batches, batch_size, columns]
+    number = found.shape[-1]
+    flat = found.reshape(-1)
+    order = jnp.argsort(-flat)
+    left = jnp.cumsum(flat[order][::-1])[::-1]  # what is lost by stopping before each place
+    kept = jnp.sum(left > skip * left[0])
+    indices = data.indices[jnp.minimum(order // number, data.indices.shape[0] - 1)]
+    return Columns(data._replace(indices=indices, size=kept.astype(data.size.dtype)), order % number)

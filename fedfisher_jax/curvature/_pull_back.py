@@ -1,0 +1,161 @@
+"""One example's activations and output gradients at every captured layer.
+
+A captured layer is evaluated with a zero added to its output, which then has the layer's g as its gradient; its
+activations are noted on the way. Convolutions are replaced by products of patches with a matrix.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..tracing._convolution import matrix_product, output_rows, patches
+from ..tracing._jaxpr import Program, evaluate
+from ._layers import Layer, Steps, product_steps, run, unrun
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """Where a layer stands in the program."""
+
+    layer: Layer
+    product: int  # equation
+    output: int  # variable: the product, bias added
+    operand: int  # which operand of the product holds the activations
+    after: Steps  # from the product's shape to the output's
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Capture:
+    """A model's captured layers; `fallback` tells for every other leaf's path why it was not captured."""
+
+    sites: tuple[Site, ...]
+    fallback: dict[str, str]
+    fallback_leaves: tuple[int, ...]
+    program: Program
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The captured layers in the order of the program."""
+        return tuple(site.layer for site in self.sites)
+
+
+class Pulled(NamedTuple):
+    """One example's K output cotangents pulled back; T positions, K cotangents."""
+
+    activations: list[jax.Array]  # per layer [(groups,) T, inputs]
+    gradients: list[jax.Array]  # per layer [K, (groups,) T, outputs]
+    leaves: list[jax.Array]  # per fallback leaf [K, *leaf]
+
+
+def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Callable[[Any], Any]) -> Pulled:
+    """Pull output cotangents of one example x [...] back to the layers.
+
+    Args:
+        captured: of the model.
+        leaves: the parameters' leaves.
+        x: one example, without batch axis.
+        cotangents: outputs → [K, *outputs].
+    """
+    program, sites = captured.program, captured.sites
+
+    def forward(fallback: list[Any], zeros: list[Any]) -> tuple[Any, list[Any]]:
+        arguments = [*leaves, x[None]]
+        for leaf, value in zip(captured.fallback_leaves, fallback, strict=True):
+            arguments[leaf] = value
+        outputs, activations = _forward(captured, arguments, zeros)
+        return outputs[0], activations
+
+    fallback = [leaves[i] for i in captured.fallback_leaves]
+    outputs, vjp, activations = jax.vjp(forward, fallback, _zeros(captured), has_aux=True)
+    by_leaf, by_output = jax.vmap(vjp)(cotangents(outputs).astype(outputs.dtype))
+    rows = [
+        jax.vmap(lambda g, s=site: position_rows(program, s, g))(g) for site, g in zip(sites, by_output, strict=True)
+    ]
+    return Pulled(activations, rows, by_leaf)
+
+
+def activations(captured: Capture, leaves: Sequence[Any], x: Any) -> list[jax.Array]:
+    """The `activations` that `pull_back` would give for one example x [...], without its gradients."""
+    return _forward(captured, [*leaves, x[None]], _zeros(captured))[1]
+
+
+def _zeros(captured: Capture) -> list[jax.Array]:
+    avals = [captured.program.avals[site.output] for site in captured.sites]
+    return [jnp.zeros(aval.shape, aval.dtype) for aval in avals]
+
+
+def _forward(captured: Capture, arguments: Sequence[Any], zeros: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """Outputs and each layer's activations of a batch of one, with `zeros` added to the layers' outputs."""
+    program, sites = captured.program, captured.sites
+    operands: dict[int, Any] = {}
+    (outputs,) = evaluate(program, arguments, _replacements(program, sites, zeros, operands))
+    return outputs, [activation_rows(program, site, operands[site.product]) for site in sites]
+
+
+def _replacements(program: Program, sites: Sequence[Site], zeros: Sequence[Any], operands: dict[int, Any]) -> dict:
+    """Convolutions as matrix products, activations noted in `operands`, zeros added to the layers' outputs."""
+    added = {site.output: zero for site, zero in zip(sites, zeros, strict=True)}
+    noted = {site.product: site.operand for site in sites}
+
+    def replace(position: int) -> Callable:
+        equation = program.equations[position]
+        plain = equation.name == "conv_general_dilated" and equation.params["batch_group_count"] == 1
+        compute = matrix_product(equation.params, program.avals[equation.outputs[0]].shape) if plain else None
+
+        def replacement(values: list[Any]) -> list[Any]:
+            if position in noted:
+                operands[position] = values[noted[position]]
+            result = compute(values)[0] if compute else equation.primitive.bind(*values, **equation.params)
+            return [result + added[equation.outputs[0]] if equation.outputs[0] in added else result]
+
+        return replacement
+
+    return {
+        position: replace(position)
+        for position, equation in enumerate(program.equations)
+        if position in noted
+        or equation.outputs[:1]
+        and equation.outputs[0] in added
+        or equation.name == "conv_general_dilated"
+    }
+
+
+def activation_rows(program: Program, site: Site, operand: jax.Array) -> jax.Array:
+    """The product's activations as [(groups,) T, inputs (+1 for the bias)]."""
+    equation = program.equations[site.product]
+    if equation.name == "dot_general":
+        contracting = equation.params["dimension_numbers"][0][site.operand]
+        rows = run(product_steps(operand.shape, contracting), operand).T
+    else:
+        kernel = program.avals[equation.inputs[1]].shape
+        spatial = [kernel[axis] for axis in equation.params["dimension_numbers"].rhs_spec[2:]]
+        windows = patches(operand, spatial, equation.params)
+        rows = jnp.moveaxis(windows.reshape(-1, *windows.shape[-2:]), 1, 0)
+        rows = rows[0] if site.layer.groups == 1 else rows
+    if site.layer.bias is None:
+        return rows
+    return jnp.concatenate([rows, jnp.ones((*rows.shape[:-1], 1), rows.dtype)], axis=-1)
+
+
+def position_rows(program: Program, site: Site, output: Any) -> Any:
+    """A value of the output's shape as [(groups,) T, outputs]."""
+    equation = program.equations[site.product]
+    product = unrun(site.after, program.avals[equation.outputs[0]].shape, output)
+    if equation.name == "dot_general":
+        free = len(program.avals[equation.inputs[1 - site.operand]].shape) - len(
+            equation.params["dimension_numbers"][0][0]
+        )
+        order = list(range(product.ndim))
+        if site.operand == 1:  # the weight comes first: so do its axes
+            order = order[free:] + order[:free]
+        rows = product.transpose(order)
+        rows = rows.reshape(-1, math.prod(rows.shape[rows.ndim - free :]))
+    else:
+        rows = output_rows(product, equation.params)
+    if site.layer.groups == 1:
+        return rows
+    return rows.reshape(rows.shape[0], site.layer.groups, -1).transpose(1, 0, 2)

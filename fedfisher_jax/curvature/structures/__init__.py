@@ -1,0 +1,20 @@
+"""Fisher information matrices as positive semi-definite operators on parameter trees.
+
+All have one small algebra: `matvec`, `quadratic`, `diagonal`, `trace`, `scale`, `to_dense`, `num_bytes` and `blocks`
+(the leaves that it couples). They are frozen pytrees: a leading client axis is `vmap`. None is normalised beyond "mean
+over examples"; their number is the client's weight, kept beside them.
+"""
+
+from ._diagonal import Diagonal as Diagonal
+from ._full import Full as Full
+from ._gram import Gram as Gram
+from ._kronecker import Kronecker as Kronecker
+from ._low_rank import LowRank as LowRank
+from ._low_rank import Recompressed as Recompressed
+from ._low_rank import recompress as recompress
+from ._mixture import Mixture as Mixture
+from ._protocol import Blocks as Blocks
+from ._protocol import Fisher as Fisher
+from ._protocol import num_bytes as num_bytes
+from ._protocol import quadratic as quadratic
+from ._protocol import trace as trace

@@ -1,0 +1,45 @@
+"""The curvature of the aggregated objective: a weighted sum of clients' Fishers."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._protocol import Blocks
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Σ_i w_i F_i over Fishers stacked on a leading client axis: the curvature of the aggregated objective."""
+
+    fishers: Any
+    weights: Any  # [M]
+
+    def matvec(self, v: PyTree) -> PyTree:
+        """All clients' factors in one batched product."""
+        return self._mean(jax.vmap(lambda fisher: fisher.matvec(v))(self.fishers))
+
+    def diagonal(self) -> PyTree:
+        """The mixture of the diagonals."""
+        return self._mean(jax.vmap(lambda fisher: fisher.diagonal())(self.fishers))
+
+    def scale(self, factor: Any) -> "Mixture":
+        """Factor · F."""
+        return Mixture(self.fishers, factor * self.weights)
+
+    def blocks(self) -> Blocks:
+        """Those of the clients."""
+        return self.fishers.blocks()
+
+    def to_dense(self) -> jax.Array:
+        """The mixture of the dense matrices."""
+        count = self.weights.shape[0]
+        each = [jax.tree.map(lambda leaf, i=i: leaf[i], self.fishers).to_dense() for i in range(count)]
+        return jnp.tensordot(self.weights, jnp.stack(each), axes=1)
+
+    def _mean(self, stacked: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.tensordot(self.weights.astype(leaf.dtype), leaf, axes=1), stacked)

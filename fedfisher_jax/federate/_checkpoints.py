@@ -1,0 +1,111 @@
+"""Rounds that survive being killed: checkpoints, a line of metrics per round, and progress while they run."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as orbax
+
+from .._files import plain, write_atomically
+from ._simulate import Clients
+from .rounds import DIVERGED, Plan, State, step
+
+
+def run(
+    plan: Plan,
+    state: State,
+    x: Any,
+    y: Any,
+    who: Clients,
+    rounds: int,
+    folder: str | os.PathLike[str],
+    *,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    every: int = 1,
+    done: Callable[[dict[str, Any]], None] | None = None,
+    **how: Any,
+) -> tuple[State, list[dict[str, Any]]]:
+    """Run until `rounds` rounds are done, going on from the last checkpoint in `folder`.
+
+    Args:
+        plan: the settings.
+        state: before the first round; what a checkpoint must look like.
+        x: [N, ...] of all clients.
+        y: [N, ...].
+        who: all registered clients.
+        rounds: in total, those of earlier calls included.
+        folder: of `checkpoints/` (orbax) and `rounds.jsonl`, a line per round. Delete it to start over.
+        evaluate: params → scores of the server's model, noted every `every` rounds and after the last.
+        every: rounds between evaluations and checkpoints.
+        done: called with each round's line, for progress.
+        how: of `rounds.step`: epochs, strategy.
+
+    Returns:
+        The state after the last round, and all lines; numbers that are not finite are None.
+
+    Raises:
+        ValueError: `rounds` or `every` below 1, a checkpoint that is further than `rounds`, or a model that is not
+            finite after a round, of which nothing is written.
+    """
+    for name, value in (("rounds", rounds), ("every", every)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "rounds.jsonl"
+    options = orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    with orbax.CheckpointManager(folder / "checkpoints", options=options) as manager:
+        latest = manager.latest_step()
+        if latest is not None:
+            like = jax.tree.map(orbax.utils.to_shape_dtype_struct, _storable(state))
+            state = _restored(manager.restore(latest, args=orbax.args.StandardRestore(like)), state)
+        number = int(state.round)
+        if number > rounds:
+            raise ValueError(f"rounds: got {rounds}, but {folder} holds {number}; delete it to start over")
+        lines = [line for line in read_lines(log) if line["round"] <= number]
+        write_atomically(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        while number < rounds:
+            state, metrics = step(plan, state, x, y, who, **how)
+            number += 1
+            if not jnp.isfinite(metrics.moved):
+                raise ValueError(f"round {number}: NaN or infinity after a {DIVERGED}")
+            line: dict[str, Any] = {"round": number, **metrics._asdict()}
+            noted = number % every == 0 or number == rounds
+            if noted and evaluate is not None:
+                line |= evaluate(state.params)
+            line = plain(jax.device_get(line))
+            lines.append(line)
+            with open(log, "a") as file:
+                file.write(json.dumps(line) + "\n")
+            if noted:  # after its line, so that no checkpoint lacks one
+                manager.save(number, args=orbax.args.StandardSave(_storable(state)))
+            if done is not None:
+                done(line)
+    return state, lines
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a `rounds.jsonl`; a torn last one is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def _storable(state: State) -> dict[str, Any]:
+    """The state as arrays in a dictionary; parts that are empty are left out."""
+    parts = state._replace(key=jax.random.key_data(state.key))._asdict()
+    return {name: dict(enumerate(jax.tree.leaves(part))) for name, part in parts.items() if jax.tree.leaves(part)}
+
+
+def _restored(stored: dict[str, Any], like: State) -> State:
+    def part(name: str, value: Any) -> Any:
+        leaves, tree = jax.tree.flatten(value)
+        return jax.tree.unflatten(tree, [stored[name][number] for number in range(len(leaves))])
+
+    raw = like._replace(key=jax.random.key_data(like.key))
+    state = State(**{name: part(name, value) for name, value in raw._asdict().items()})
+    return state._replace(key=jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key)))

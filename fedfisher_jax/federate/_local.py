@@ -1,0 +1,122 @@
+"""One client's training: a pure optax loop over its own examples."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._examples import Batch, Examples, take, wide
+from .._likelihood import Likelihood
+from ..tracing._convolution import for_loops
+
+PyTree = Any
+Augment = Callable[[jax.Array, Any], Any]  # (key, one example) → one example
+
+
+class Trained(NamedTuple):
+    """A client's model after training.
+
+    Attributes:
+        params: like the start.
+        loss: mean over the last epoch, while it trained, in nats per example; NaN if there was no epoch.
+        squares: mean over the last epoch's steps of the squared minibatch gradients, entry by entry (zero if there was
+            no epoch), where asked for.
+    """
+
+    params: PyTree
+    loss: jax.Array
+    squares: PyTree = None
+
+
+def train(
+    apply: Callable,
+    likelihood: Likelihood,
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    data: Examples,
+    key: jax.Array,
+    *,
+    epochs: Any,
+    batch_size: int,
+    augment: Augment | None = None,
+    convolutions: str = "auto",
+    squares: bool = False,
+    on_epoch: Callable[[], None] | None = None,
+) -> Trained:
+    """Train from `params` on minibatches drawn without replacement, the last partial batch of an epoch included.
+
+    Pure; jit it, vmap it over clients. The result does not depend on padding in `data`: step counts follow `data.size`,
+    and random draws follow places: the order of an epoch those in the client's row, augmentation those in that order.
+
+    Args:
+        apply: (params, x [b, ...]) → outputs [b, ...].
+        likelihood: its mean `nll` over a batch is minimised.
+        optimizer: its state starts afresh.
+        params: the common starting point.
+        data: the client's examples, at least one.
+        key: of this client and round.
+        epochs: passes over the data, perhaps traced (under `vmap` each client has its own); 0 returns `params`.
+        batch_size: at most; a client with fewer examples has one batch an epoch.
+        augment: applied to every drawn example with its own key.
+        convolutions: see `convolution.for_loops`.
+        squares: gather the last epoch's squared minibatch gradients: a rough Fisher at no extra pass.
+        on_epoch: called on the host after each epoch, for progress; its order is not guaranteed.
+    """
+    apply = for_loops(apply, convolutions)
+    length = data.indices.shape[0]
+    batch_size = min(batch_size, length)
+
+    def loss(p: PyTree, batch: Batch) -> jax.Array:
+        losses = jax.vmap(likelihood.nll)(apply(p, batch.x), batch.y)
+        return jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.maximum(jnp.sum(batch.mask), 1)
+
+    def epoch(number: Any, carry: tuple) -> tuple:
+        p, state, *_ = carry
+        shuffle_key, augment_key = jax.random.split(jax.random.fold_in(key, number))
+        # Element i of these draws does not depend on the array's length, so neither does the order on padding.
+        draws = jax.random.uniform(shuffle_key, (length,), jnp.float32)
+        order = jnp.where(jnp.arange(length) < data.size, draws, jnp.inf)
+        shuffled = data._replace(indices=data.indices[jnp.argsort(order)])
+
+        def step(index: Any, inner: tuple) -> tuple:
+            p, state, total, gathered = inner
+            batch = take(shuffled, index * batch_size, batch_size)
+            if augment is not None:
+                keys = jax.vmap(lambda place: jax.random.fold_in(augment_key, place))(batch.position)
+                batch = batch._replace(x=jax.vmap(augment)(keys, batch.x))
+            value, slope = jax.value_and_grad(loss)(p, batch)
+            updates, state = optimizer.update(slope, state, p)
+            gathered = jax.tree.map(lambda old, g: old + g.astype(old.dtype) ** 2, gathered, slope) if squares else None
+            total = total + value.astype(total.dtype) * jnp.sum(batch.mask)
+            return optax.apply_updates(p, updates), state, total, gathered
+
+        steps = -(-data.size // batch_size)
+        sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf.dtype)), (no_loss, no_squares))
+        p, state, total, gathered = jax.lax.fori_loop(0, steps, step, (p, state, *sums))
+        if on_epoch is not None:
+            jax.debug.callback(lambda _, tell=on_epoch: tell(), total)
+        mean = jax.tree.map(
+            lambda total, leaf: (total / steps.astype(total.dtype)).astype(leaf.dtype), gathered, no_squares
+        )
+        return p, state, (total / data.size.astype(total.dtype)).astype(no_loss.dtype), mean
+
+    no_loss = jnp.asarray(jnp.nan, jax.eval_shape(loss, params, take(data, 0, batch_size)).dtype)
+    no_squares = jax.tree.map(jnp.zeros_like, params) if squares else None
+    start = (params, optimizer.init(params), no_loss, no_squares)
+    trained, _, last, gathered = jax.lax.fori_loop(0, epochs, epoch, start)
+    return Trained(trained, last, gathered)
+
+
+def crop_and_flip(pad: int = 4) -> Augment:
+    """Random crop after zero padding and random horizontal flip of an image [h, w, c], as the paper augments."""
+
+    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
+        crop_key, flip_key = jax.random.split(key)
+        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+        cropped = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+        return jnp.where(jax.random.bernoulli(flip_key), cropped[:, ::-1], cropped)
+
+    return augment

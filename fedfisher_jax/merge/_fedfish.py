@@ -1,0 +1,112 @@
+"""FedFish (arXiv 2311.10291): updates averaged by Fisher information, so that functions are matched on clients' data.
+
+    Δ = Σ w_i F_i ⊙ Δ_i / (Σ w_i F_i + ε),    Δ_i = θ_i − θ,    the plain average where Σ w_i F_i ≤ floor
+
+for diagonal F_i, with w_i = n_i / Σ n_j; a server optimiser takes −Δ as its gradient. With Kronecker factors, a
+question that the paper leaves open, Δ solves (Σ w_i F_i + damping) Δ = Σ w_i F_i Δ_i + damping · mean.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._examples import Examples
+from .._likelihood import Likelihood
+from ..curvature import Diagonal
+from ..solve._conjugate_gradients import conjugate_gradients
+from ..solve._objective import Solver
+from ._fedavg import weighted
+from ._fedfisher import DAMPING, lift_sums, stacked
+from ._rule import Measure, Merged, Payload, RoundRule, Update
+
+PyTree = Any
+ESTIMATORS = ("exact", "monte_carlo", "empirical", "squares")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureUpdate:
+    """Measures how far the client moved, and its Fisher information where it ended.
+
+    `fisher` None takes the squared minibatch gradients of the last local epoch.
+    """
+
+    fisher: Measure | None
+
+    def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
+        """One client's payload; its parameters are the difference to the round's start."""
+        moved = jax.tree.map(jnp.subtract, update.params, update.start)
+        if self.fisher is None:
+            return Payload(jnp.asarray(data.size, jnp.result_type(float)), moved, Diagonal(update.squares))
+        payload = self.fisher(update.params, data, key)
+        return payload._replace(params=moved)
+
+
+def fedfish(
+    apply: Callable,
+    likelihood: Likelihood,
+    *,
+    estimator: str = "squares",
+    structure: str = "diagonal",
+    eps: float = 1e-8,
+    floor: float = 0.0,
+    solver: Solver | None = None,
+    **options: Any,
+) -> RoundRule:
+    """FedFish; combine it with any server optimiser in `rounds.Plan`. Uplink: twice the parameters.
+
+    Args:
+        apply: the model.
+        likelihood: what is fitted.
+        estimator: of the Fisher at the client's end: "exact", "monte_carlo", "empirical" (per example), or "squares":
+            squared minibatch gradients of the last local epoch, at no extra pass. Those are smaller than "empirical" by
+            up to the batch size, which matters to `eps` and `floor` alone.
+        structure: "diagonal" or "kronecker", the latter not from squares.
+        eps: added to Σ w F in the denominator: where clients know less than that, the step shrinks.
+        floor: where Σ w F is at most this, the plain average.
+        solver: for Kronecker factors; default conjugate gradients, damped.
+        options: of `Measure`: samples, batch_size, skip, captured.
+
+    Raises:
+        ValueError: unknown estimator or structure, or a pair of them that does not exist; negative eps or floor;
+            options for squares, which read none.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator: got {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
+    if structure not in ("diagonal", "kronecker") or (structure == "kronecker" and estimator == "squares"):
+        raise ValueError(
+            f"structure: got {structure!r} with {estimator}, expected diagonal, or kronecker not of squares"
+        )
+    for name, value in (("eps", eps), ("floor", floor)):
+        if not value >= 0:
+            raise ValueError(f"{name}: got {value}, expected a number of at least 0")
+    gathered = estimator == "squares"
+    if gathered and options:
+        raise ValueError(f"options: got {', '.join(options)}, which the estimator squares does not read")
+    fisher = None if gathered else Measure(apply, likelihood, structure, kind=estimator, **options)
+    if structure == "kronecker":
+        chosen = conjugate_gradients(damping=DAMPING["kronecker"]) if solver is None else solver
+
+        def solve_stacked(payloads: Payload, start: PyTree) -> Merged:
+            moved, diagnostics = chosen(stacked(payloads))
+            return Merged(jax.tree.map(jnp.add, start, moved), diagnostics)
+
+        return RoundRule("fedfish-kfac", MeasureUpdate(fisher), lambda p: p, solve_stacked, "stack")
+
+    def solve(summary: dict[str, Any], start: PyTree) -> Merged:
+        share = 1 / summary["weight"]
+        mean, product = weighted(share, summary["params"]), weighted(share, summary["product"])
+        known = weighted(share, summary["fisher"]).values
+
+        def entry(s: Any, m: Any, b: Any, f: Any) -> Any:
+            enough = f > floor
+            return s + jnp.where(enough, b / jnp.where(enough, f + eps, 1), m)
+
+        params = jax.tree.map(entry, start, mean, product, known)
+        leaves = jax.tree.leaves(known)
+        unknown = sum(jnp.sum(f <= floor) for f in leaves) / sum(f.size for f in leaves)
+        return Merged(params, {"share_averaged": unknown})
+
+    return RoundRule("fedfish", MeasureUpdate(fisher), lift_sums, solve, "add", squares=gathered)

@@ -1,0 +1,23 @@
+"""FedLPA-style (arXiv 2310.00339): layer-wise Laplace posteriors with empirical Kronecker factors."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .._likelihood import Likelihood
+from ._fedfisher import fedfisher
+from ._rule import Rule
+
+
+def fedlpa(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
+    """FedFisher's K-FAC with factors of gradients at the clients' own labels, not at the model's.
+
+    What is taken: the empirical Kronecker block per layer, and the joint mode of the clients' posteriors, found by
+    iterating on the quadratic. Not taken: its prior and its own iteration; the solver is that of `fedfisher`, and so is
+    the damping, which stands for the prior.
+
+    Args:
+        apply: the model.
+        likelihood: what was fitted.
+        options: of `fedfisher` except structure and kind: solver, batch_size, captured.
+    """
+    return fedfisher(apply, likelihood, structure="kronecker", kind="empirical", **options)._replace(name="fedlpa")

@@ -1,0 +1,43 @@
+"""What rules that look inside sequential networks need beside parameters: the shape of an example."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._examples import Examples
+from ..curvature import Capture, capture
+from ..curvature import _chain as chain
+from ._rule import Payload
+
+PyTree = Any
+
+
+def like(data: Examples) -> jax.Array:
+    """An array without entries, [0, ...], that carries shape and type of an example through a fold at no cost."""
+    return jnp.zeros((0, *data.x.shape[1:]), data.x.dtype)
+
+
+def outline(params: PyTree, data: Examples, **more: Any) -> Payload:
+    """A payload of parameters, `like(data)` as "example" and small statistics by name."""
+    return Payload(jnp.asarray(data.size, jnp.result_type(float)), params, {"example": like(data), **more})
+
+
+def chain_of(apply: Callable, payloads: Payload, captured: Capture | None) -> chain.Chain:
+    """The model's chain, from stacked payloads of `outline`.
+
+    Raises:
+        ValueError: as `curvature.chain.find`, or the model reads its batch size or other examples.
+    """
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), payloads.params)
+    if captured is None:
+        shape = payloads.fisher["example"].shape[2:]
+        captured = capture(apply, one, jnp.zeros((1, *shape), payloads.fisher["example"].dtype))
+    return chain.find(captured, jax.tree.structure(one))
+
+
+def models(found: chain.Chain, payloads: Payload) -> list[list[chain.Units]]:
+    """Each client's layers."""
+    count = payloads.weight.shape[0]
+    return [found.split(jax.tree.map(lambda leaf, i=i: leaf[i], payloads.params)) for i in range(count)]

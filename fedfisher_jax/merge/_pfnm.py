@@ -1,0 +1,261 @@
+"""PFNM (arXiv 1905.12022) and its layer-wise form for convolutions (FedMA, arXiv 2002.06440): match neurons, or add.
+
+Clients' neurons are noisy copies of global ones, of which there is an unknown number (Beta–Bernoulli process): a
+layer's units are assigned, client after client, to global units or to new ones by the Hungarian algorithm, and what is
+matched is averaged. Then the next layer's inputs are put in the global order. The merged network may be wider.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+from .._examples import Examples
+from .._likelihood import Likelihood
+from ..curvature import Capture
+from ..curvature._chain import Chain, Units
+from ._outline import chain_of, models, outline
+from ._rule import Merged, Payload, Rule
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """Of neurons as vectors of incoming weights and bias.
+
+    Attributes:
+        gamma: mass of the Beta–Bernoulli process: more of it, more units.
+        sigma: variance of a client's weights around the global ones.
+        sigma0: variance of the global weights around their mean.
+        mean: of the global weights.
+        popularity: factor of the log-odds of a global unit in its matching score. The score is twice a logarithm, so 2.
+        most: counts of clients that share a unit are capped here in those odds.
+        posterior: put the posterior mean, pulled to `mean`, in the merged network; else the matched clients' mean.
+    """
+
+    gamma: float = 7.0
+    sigma: float = 1.0
+    sigma0: float = 1.0
+    mean: float = 0.0
+    popularity: float = 2.0
+    most: float = float("inf")
+    posterior: bool = False
+
+
+def pfnm(
+    apply: Callable,
+    likelihood: Likelihood,
+    *,
+    prior: Prior | None = None,
+    iterations: int = 5,
+    seed: int = 0,
+    captured: Capture | None = None,
+) -> Rule:
+    """PFNM of sequential networks. Clients are matched from the largest to the smallest, then again in random orders.
+
+    Output units stay in place; a class's weights are averaged by the clients' numbers of examples of that class, which
+    a client therefore sends. Where a merged layer has another width, parameters are a list of `Units` and
+    `Merged.apply` is the network that takes them.
+
+    Args:
+        apply: the model.
+        likelihood: categorical counts classes; any other weighs clients by their examples.
+        prior: default `Prior()`.
+        iterations: times that every client is matched again.
+        seed: of their order.
+        captured: the model's layers; found at the merge if not given.
+
+    Raises:
+        ValueError: when merging, a network that is not sequential.
+    """
+
+    def solve(payloads: Payload) -> Merged:
+        chain = chain_of(apply, payloads, captured)
+        order = np.argsort(-np.asarray(payloads.weight), kind="stable")
+        unstacked = models(chain, payloads)
+        clients = [unstacked[number] for number in order]
+        shares = _class_shares(np.asarray(payloads.fisher["counts"])[order])
+        layers = match_layers(clients, shares, prior or Prior(), iterations, np.random.default_rng(seed))
+        return _merged(chain, layers)
+
+    return Rule("pfnm", MeasureCounts(apply, likelihood), lambda payload: payload, solve, "stack", jit=False)
+
+
+def released_pfnm(apply: Callable, likelihood: Likelihood, *, seed: int = 0, captured: Capture | None = None) -> Rule:
+    """PFNM as it stands in the FedFisher authors' table, with its faults.
+
+    Networks get zero biases first. The prior mean 0.1 is meant for biases; there it is in the first layer, but in later
+    layers it falls on the first incoming weight. Odds count once. Matched weights are posterior means, n/(n + 1) of the
+    clients' mean for n clients. Clients come in the order given.
+    """
+
+    def solve(payloads: Payload) -> Merged:
+        chain = chain_of(apply, payloads, captured)
+        clients = [[_with_bias(layer) for layer in layers] for layers in models(chain, payloads)]
+        shares = _class_shares(np.asarray(payloads.fisher["counts"]))
+        prior = Prior(mean=0.1, popularity=1.0, most=10.0, posterior=True)
+        draw = np.random.default_rng(seed)
+        return _merged(chain, match_layers(clients, shares, prior, 5, draw, misplaced=True))
+
+    return Rule("pfnm", MeasureCounts(apply, likelihood), lambda payload: payload, solve, "stack", jit=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureCounts:
+    """Measures parameters and the numbers of examples of each class."""
+
+    apply: Callable
+    likelihood: Likelihood
+
+    def __call__(self, params: PyTree, data: Examples, key: Any) -> Payload:
+        """One client's payload."""
+        del key
+        outputs = jax.eval_shape(self.apply, params, jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype))
+        counts = jnp.full(outputs.shape[-1], data.size, jnp.result_type(float))
+        if self.likelihood.name == "categorical":
+            classes = data.y[data.indices]  # [n], or [n, T] for sequences
+            valid = (jnp.arange(len(classes)) < data.size).reshape(-1, *[1] * (classes.ndim - 1))
+            counts = jnp.zeros_like(counts).at[classes].add(jnp.broadcast_to(valid, classes.shape).astype(counts.dtype))
+        return outline(params, data, counts=counts)
+
+
+def match_layers(
+    clients: Sequence[Sequence[Units]],
+    shares: np.ndarray,
+    prior: Prior,
+    iterations: int,
+    draw: np.random.Generator,
+    *,
+    misplaced: bool = False,
+) -> list[Units]:
+    """The merged layers of several models.
+
+    Args:
+        clients: each one's layers.
+        shares: [M, outputs], weights of the clients' output units, summing to 1.
+        prior: of the neurons.
+        iterations: as in `pfnm`.
+        draw: orders of clients.
+        misplaced: the prior mean as released code places it, instead of on everything.
+    """
+    result: list[Units] = []
+    placed: list[np.ndarray] = []  # per client: the global number of each unit of the layer before
+    for number in range(len(clients[0])):
+        layers = [layers[number] for layers in clients]
+        if placed:
+            layers = [_reordered(one, where, result[-1]) for one, where in zip(layers, placed, strict=True)]
+        if number + 1 == len(clients[0]):
+            mean = lambda parts: sum(s * np.asarray(p) for s, p in zip(shares, parts, strict=True))  # noqa: E731
+            bias = None if layers[0].bias is None else mean([one.bias for one in layers])
+            result.append(Units(mean([one.weight for one in layers]), bias))
+            break
+        vectors = [_vectors(one) for one in layers]
+        center = np.full(vectors[0].shape[1], 0.0 if misplaced else prior.mean)
+        if misplaced:
+            center[-1 if number == 0 else 0] = prior.mean
+        placed, units = match(vectors, center, prior, iterations, draw)
+        incoming = units if layers[0].bias is None else units[:, :-1]
+        weight = incoming.T.reshape(*layers[0].weight.shape[:2], -1)
+        result.append(Units(weight, None if layers[0].bias is None else units[:, -1]))
+    dtype = clients[0][0].weight.dtype
+    return [Units(jnp.asarray(w, dtype), None if b is None else jnp.asarray(b, dtype)) for w, b in result]
+
+
+def match(
+    clients: Sequence[np.ndarray], center: np.ndarray, prior: Prior, iterations: int, draw: np.random.Generator
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Match neurons [units of client j, f] of several clients.
+
+    Returns:
+        Per client the global number of each unit, and the global units [L, f].
+    """
+    precision, precision0 = 1 / prior.sigma, 1 / prior.sigma0
+    start = center * precision0
+
+    def totals(places: Sequence[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Σ of weights and counts per global unit over the clients that have places."""
+        known = [(p, w) for p, w in zip(places, clients, strict=True) if p is not None]
+        size = max((int(p.max()) + 1 for p, _ in known), default=0)
+        weights, counts = np.zeros((size, center.size)), np.zeros(size, int)
+        for p, w in known:
+            weights[p] += w
+            counts[p] += 1
+        return weights, counts
+
+    def place(number: int, places: list[np.ndarray | None]) -> None:
+        """Assign one client's units, given the others'."""
+        places[number] = None
+        weights, counts = totals(places)
+        kept = counts > 0
+        numbers = np.cumsum(kept) - 1
+        for other, p in enumerate(places):
+            places[other] = None if p is None else numbers[p]
+        weights, counts = weights[kept], counts[kept]
+        own = clients[number]
+        sums, scales = start + weights * precision, precision0 + counts * precision
+        joined = _squares(own * precision, sums) / (scales + precision)
+        known = joined - (sums**2).sum(1) / scales
+        odds = np.minimum(counts, prior.most)
+        known += prior.popularity * np.log(odds / (len(clients) - odds))
+        alone = ((own * precision + start) ** 2).sum(1) / (precision0 + precision) - (start**2).sum() / precision0
+        rank = np.arange(1, len(own) + 1)
+        fresh = alone[:, None] - 2 * np.log(rank) + 2 * np.log(prior.gamma / len(clients))
+        rows, columns = scipy.optimize.linear_sum_assignment(-np.hstack([known, fresh]))
+        new = np.cumsum(columns >= len(counts)) - 1
+        assigned = np.empty(len(own), int)
+        assigned[rows] = np.where(columns < len(counts), columns, len(counts) + new)
+        places[number] = assigned
+
+    places: list[Any] = [np.arange(len(clients[0]))] + [None] * (len(clients) - 1)
+    for number in range(1, len(clients)):
+        place(number, places)
+    for _ in range(iterations if len(clients) > 1 else 0):
+        for number in draw.permutation(len(clients)):
+            place(int(number), places)
+    weights, counts = totals(places)
+    if prior.posterior:
+        return places, (start + weights * precision) / (precision0 + counts * precision)[:, None]
+    return places, weights / counts[:, None]
+
+
+def _squares(own: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """|own_l + sums_i|² [units, global units]."""
+    return (own**2).sum(1)[:, None] + 2 * own @ sums.T + (sums**2).sum(1)
+
+
+def _vectors(layer: Units) -> np.ndarray:
+    """[units, incoming weights and bias]."""
+    rows = np.asarray(layer.weight, float).reshape(-1, layer.weight.shape[-1]).T
+    return rows if layer.bias is None else np.hstack([rows, np.asarray(layer.bias, float)[:, None]])
+
+
+def _reordered(layer: Units, where: np.ndarray, before: Units) -> Units:
+    """The layer reading global units: zero from those that the client has not."""
+    weight = np.zeros((before.weight.shape[-1], *layer.weight.shape[1:]))
+    weight[where] = layer.weight
+    return Units(weight, layer.bias)
+
+
+def _with_bias(layer: Units) -> Units:
+    return layer if layer.bias is not None else Units(layer.weight, jnp.zeros(layer.weight.shape[-1]))
+
+
+def _class_shares(counts: np.ndarray) -> np.ndarray:
+    """Each client's share of a class's examples [M, C]; of all examples where nobody has that class."""
+    totals = counts.sum(0)
+    everything = counts.sum(1, keepdims=True) / counts.sum()
+    return np.where(totals > 0, counts / np.where(totals > 0, totals, 1), everything)
+
+
+def _merged(chain: Chain, layers: list[Units]) -> Merged:
+    widths = {f"units_{number}": jnp.asarray(layer.weight.shape[-1]) for number, layer in enumerate(layers[:-1])}
+    same = tuple(layer.weight.shape[-1] for layer in layers) == chain.units
+    biases = [own.bias is None for own in chain.captured.layers] == [layer.bias is None for layer in layers]
+    if same and biases:
+        return Merged(chain.join(layers), widths)
+    return Merged(layers, widths, chain.apply)

@@ -1,0 +1,303 @@
+"""Encoders of arrays, which compose: each one turns an array into parts, and parts may be encoded further.
+
+`layout` says, from shape and type alone, which parts there are and how large: bits are counted with it before anything
+is encoded, and a file's entries are checked against it before anything is decoded. Everything is numpy on the host.
+
+Positive semi-definite matrices stay so after quantisation by construction: L Lᵀ, U Λ Uᵀ with Λ ≥ 0, squares. The
+authors' U S Vᵀ (arXiv 2403.12329, released code) does not, and is here for parity.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ._packing import packed_bytes
+from ._quantise import quantise, restore
+from ._tree import little_endian
+
+Parts = dict[str, np.ndarray]
+Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
+BYTES = np.dtype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """The array as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """round(v/m · (2^s − 1)) with m = max |v|: `bits` = s and, if `signed`, one more for the sign; m is kept as it is.
+
+    The error is at most m / (2 (2^s − 1)), twice that with stochastic rounding, which is unbiased.
+    """
+
+    bits: int
+    signed: bool = True
+    stochastic: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Root:
+    """The square root of a non-negative array, encoded by `inner`: small entries keep a relative error."""
+
+    inner: "Codec"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cholesky:
+    """L of a positive semi-definite [..., n, n] = L Lᵀ, its triangle encoded by `inner`: n (n + 1) / 2 numbers."""
+
+    inner: "Codec"
+
+
+@dataclasses.dataclass(frozen=True)
+class Eigen:
+    """The largest eigenvalues of a positive semi-definite [..., n, n]: U Λ Uᵀ + t I, n r + r + 1 numbers.
+
+    t is the mean of the eigenvalues left out if `tail`, so that the trace is kept, and else zero; Λ holds what the
+    others have above t.
+    """
+
+    rank: int
+    vectors: "Codec"
+    values: "Codec"
+    tail: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Singular:
+    """The authors' truncated U S Vᵀ, 2 n r + r numbers; the result is neither symmetric nor semi-definite."""
+
+    rank: int
+    inner: "Codec"
+
+
+Codec = Raw | Uniform | Root | Cholesky | Eigen | Singular
+MOST = {"bits": 30, "rank": 1 << 20}
+_NAMES = {"raw": Raw, "uniform": Uniform, "root": Root, "cholesky": Cholesky, "eigen": Eigen, "singular": Singular}
+
+
+def bits(codec: Codec, shape: tuple[int, ...], dtype: Any) -> int:
+    """Bits of an array's parts as they are written: whole bytes."""
+    sizes = (math.prod(s) * d.itemsize for s, d in layout(codec, shape, dtype).values())
+    return 8 * sum(sizes)
+
+
+def layout(codec: Codec, shape: tuple[int, ...], dtype: Any) -> Layout:
+    """Name, shape and type of every part; the one part of `Raw` has the empty name.
+
+    Raises:
+        ValueError: the codec cannot hold an array of this shape.
+    """
+    dtype = np.dtype(dtype)
+    match codec:
+        case Raw():
+            return {"": (tuple(shape), dtype)}
+        case Uniform():
+            width = codec.bits + codec.signed
+            return {"codes": ((packed_bytes(math.prod(shape), width),), BYTES), "scale": ((), dtype)}
+        case Root():
+            return layout(codec.inner, shape, dtype)
+        case Cholesky():
+            batch, n = _square(shape)
+            return layout(codec.inner, (*batch, n * (n + 1) // 2), dtype)
+        case Eigen():
+            batch, n = _square(shape)
+            rank = min(codec.rank, n)
+            vectors = _under("vectors", layout(codec.vectors, (*batch, n, rank), dtype))
+            values = _under("values", layout(codec.values, (*batch, rank), dtype))
+            return vectors | values | ({"tail": (batch, dtype)} if codec.tail else {})
+        case Singular():
+            batch, n = _square(shape)
+            rank = min(codec.rank, n)
+            shapes = {"left": (*batch, n, rank), "values": (*batch, rank), "right": (*batch, rank, n)}
+            parts = [_under(name, layout(codec.inner, part, dtype)) for name, part in shapes.items()]
+            return parts[0] | parts[1] | parts[2]
+
+
+def encode(codec: Codec, array: np.ndarray, random: np.random.Generator | None = None) -> Parts:
+    """An array's parts, as `layout` promises.
+
+    Args:
+        codec: how.
+        array: of a floating-point type.
+        random: for stochastic rounding.
+
+    Raises:
+        ValueError: negative entries where none are allowed, or stochastic rounding without `random`.
+    """
+    array = np.asarray(array)
+    match codec:
+        case Raw():
+            return {"": array}
+        case Uniform():
+            if codec.stochastic and random is None:
+                raise ValueError("random: stochastic rounding draws and needs a generator, got None")
+            return quantise(array, codec.bits, codec.signed, random if codec.stochastic else None)
+        case Root():
+            if array.size and array.min() < 0:
+                raise ValueError(f"array: expected no negative entry for a square root, got {array.min():g}")
+            return encode(codec.inner, np.sqrt(array), random)
+        case Cholesky():
+            n = array.shape[-1]
+            values, vectors = _eigen(array)
+            rooted = np.swapaxes(vectors * np.sqrt(values)[..., None, :], -1, -2)
+            lower = np.swapaxes(np.linalg.qr(rooted, mode="r"), -1, -2)  # works where Cholesky's own algorithm stops
+            flat = lower[(..., *np.tril_indices(n))]
+            return encode(codec.inner, flat.astype(array.dtype), random)
+        case Eigen():
+            rank = min(codec.rank, array.shape[-1])
+            values, vectors = _eigen(array)
+            left_out = values[..., rank:]
+            tail = left_out.mean(-1) if codec.tail and left_out.size else np.zeros(array.shape[:-2])
+            above = np.maximum(values[..., :rank] - tail[..., None], 0).astype(array.dtype)
+            parts = _under("vectors", encode(codec.vectors, vectors[..., :rank].astype(array.dtype), random))
+            parts |= _under("values", encode(codec.values, above, random))
+            return parts | ({"tail": np.asarray(tail, array.dtype)} if codec.tail else {})
+        case Singular():
+            rank = min(codec.rank, array.shape[-1])
+            u, s, v = np.linalg.svd(array)
+            pieces = {"left": u[..., :rank], "values": s[..., :rank], "right": v[..., :rank, :]}
+            encoded = [_under(name, encode(codec.inner, piece, random)) for name, piece in pieces.items()]
+            return encoded[0] | encoded[1] | encoded[2]
+
+
+def decode(codec: Codec, parts: Mapping[str, np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """The array, from parts that have been checked against `layout`.
+
+    Raises:
+        ValueError: a part holds what `encode` never writes; its name and the reason.
+    """
+    dtype = np.dtype(dtype)
+    match codec:
+        case Raw():
+            return parts[""]
+        case Uniform():
+            return restore(parts, codec.bits, codec.signed, shape).astype(dtype)
+        case Root():
+            return np.square(decode(codec.inner, parts, shape, dtype))
+        case Cholesky():
+            batch, n = _square(shape)
+            lower = np.zeros(shape, np.float64)
+            lower[(..., *np.tril_indices(n))] = decode(codec.inner, parts, (*batch, n * (n + 1) // 2), dtype)
+            return _symmetric(lower @ np.swapaxes(lower, -1, -2), dtype)
+        case Eigen():
+            batch, n = _square(shape)
+            rank = min(codec.rank, n)
+            vectors = decode(codec.vectors, _part(parts, "vectors"), (*batch, n, rank), dtype).astype(np.float64)
+            values = decode(codec.values, _part(parts, "values"), (*batch, rank), dtype)
+            tail = parts["tail"] if codec.tail else np.zeros(batch)
+            if (values.size and values.min() < 0) or (tail.size and tail.min() < 0):
+                raise ValueError("values: expected no negative eigenvalue")
+            product = (vectors * values[..., None, :]) @ np.swapaxes(vectors, -1, -2)
+            axis = np.arange(n)
+            product[..., axis, axis] += tail[..., None]
+            return _symmetric(product, dtype)
+        case Singular():
+            batch, n = _square(shape)
+            rank = min(codec.rank, n)
+            left = decode(codec.inner, _part(parts, "left"), (*batch, n, rank), dtype)
+            values = decode(codec.inner, _part(parts, "values"), (*batch, rank), dtype)
+            right = decode(codec.inner, _part(parts, "right"), (*batch, rank, n), dtype)
+            return (left * values[..., None, :]) @ right
+
+
+def join(codec: Codec, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """All parts in one array as it is written: the array itself for `Raw`, else bytes, part after part."""
+    if isinstance(codec, Raw):
+        return parts[""]
+    pieces = [little_endian(parts[name]).reshape(-1).view(np.uint8) for name in sorted(parts)]
+    return np.concatenate(pieces)
+
+
+def split(codec: Codec, joined: np.ndarray, shape: tuple[int, ...], dtype: Any) -> Parts:
+    """The inverse of `join`, for an array that has the shape and type of `joined_layout`."""
+    if isinstance(codec, Raw):
+        return {"": joined}
+    parts, start = {}, 0
+    for name, (size, kind) in sorted(layout(codec, shape, dtype).items()):
+        end = start + math.prod(size) * kind.itemsize
+        parts[name] = np.frombuffer(joined[start:end].tobytes(), kind.newbyteorder("<")).reshape(size).astype(kind)
+        start = end
+    return parts
+
+
+def joined_layout(codec: Codec, shape: tuple[int, ...], dtype: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of `join`'s result.
+
+    Raises:
+        ValueError: as `layout`.
+    """
+    if isinstance(codec, Raw):
+        return tuple(shape), np.dtype(dtype)
+    return (bits(codec, shape, dtype) // 8,), BYTES
+
+
+def to_json(codec: Codec) -> dict[str, Any]:
+    """The codec as a JSON object."""
+    names = {record: name for name, record in _NAMES.items()}
+    inner = {field.name: getattr(codec, field.name) for field in dataclasses.fields(codec)}
+    plain = {name: to_json(value) if type(value) in names else value for name, value in inner.items()}
+    return {"codec": names[type(codec)]} | plain
+
+
+def from_json(value: Any, depth: int = 3) -> Codec:
+    """The inverse of `to_json`, for values from a file.
+
+    Raises:
+        ValueError: not a codec that this version knows.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("codec"), str) or value["codec"] not in _NAMES:
+        raise ValueError(f"expected a codec, one of {', '.join(_NAMES)}, got {str(value)[:80]!r}")
+    record = _NAMES[value["codec"]]
+    wanted = {field.name: field.type for field in dataclasses.fields(record)}
+    if set(value) != {"codec", *wanted}:
+        raise ValueError(f"expected {value['codec']} with {', '.join(wanted) or 'nothing else'}, got {sorted(value)}")
+    arguments: dict[str, Any] = {}
+    for name, kind in wanted.items():
+        given = value[name]
+        if kind in (bool, int):
+            most = MOST.get(name, True)
+            if type(given) is not kind or not (given <= most and (kind is bool or given >= 1)):
+                raise ValueError(f"{name}: expected {kind.__name__}, at most {most}, got {str(given)[:80]!r}")
+            arguments[name] = given
+        elif depth:
+            arguments[name] = from_json(given, depth - 1)
+        else:
+            raise ValueError("codecs are nested too deeply")
+    return record(**arguments)
+
+
+def _eigen(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues [..., n], largest first and none negative, and vectors [..., n, n] of the symmetric part."""
+    symmetric = (array.astype(np.float64) + np.swapaxes(array, -1, -2)) / 2
+    values, vectors = np.linalg.eigh(symmetric)
+    return np.maximum(values[..., ::-1], 0), vectors[..., ::-1]
+
+
+def _symmetric(matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    symmetric = matrix + np.swapaxes(matrix, -1, -2)
+    symmetric /= 2
+    return symmetric.astype(dtype, copy=False)
+
+
+def _square(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    if len(shape) < 2 or shape[-1] != shape[-2]:
+        raise ValueError(f"expected a square matrix, got shape {tuple(shape)}")
+    return tuple(shape[:-2]), shape[-1]
+
+
+def _under(name: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}.{part}" if part else name: value for part, value in parts.items()}
+
+
+def _part(parts: Mapping[str, np.ndarray], name: str) -> Parts:
+    return {
+        part.removeprefix(name).removeprefix("."): value
+        for part, value in parts.items()
+        if part == name or part.startswith(f"{name}.")
+    }

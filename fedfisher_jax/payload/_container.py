@@ -1,0 +1,196 @@
+"""A safetensors file with one JSON header in its metadata, sealed by a SHA-256 over everything it says.
+
+The seal finds damage, not malice: who writes a file can seal it. What a file claims is checked by `file`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from .._files import write_atomically
+from ._tree import little_endian
+
+KEY = "fedfisher"  # of the metadata
+_DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "U8": np.uint8,
+}
+
+
+class PayloadError(ValueError):
+    """A file is refused: file, entry and reason in one line, which a terminal can show whatever the file says."""
+
+    def __init__(self, message: str) -> None:
+        """Escape what is not printable."""
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
+
+class Limits(NamedTuple):
+    """What a reader takes at most of a file.
+
+    Memory stays below 3 `file_bytes` + 2 `decoded_bytes` + `working_bytes` + 32 `header_bytes` (Python's objects). Time
+    grows with the cube of a matrix' side, which `working_bytes` bounds: by default to 9,459.
+    """
+
+    file_bytes: int = 2**31
+    header_bytes: int = 2**23
+    entries: int = 50_000
+    decoded_bytes: int = 2**32  # arrays of one file after decompression
+    working_bytes: int = 2**32  # to decompress and check one entry, see `file.WORKING`
+    files: int = 10_000  # of one merge
+
+
+def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The file's bytes; equal for equal content.
+
+    Args:
+        header: a JSON object.
+        arrays: by name, of types that `Limits`' readers know.
+    """
+    ordered = {name: little_endian(np.asarray(arrays[name])) for name in sorted(arrays)}
+    sealed = dict(header) | {"sha256": _seal(header, ordered)}
+    specs = {
+        name: safetensors.TensorSpec(
+            dtype=array.dtype.name, shape=list(array.shape), data_ptr=array.ctypes.data, data_len=array.nbytes
+        )
+        for name, array in ordered.items()
+    }
+    return bytes(safetensors.serialize(specs, metadata={KEY: _canonical(sealed)}))
+
+
+def unpack(data: bytes, limits: Limits, file: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and arrays (read-only) of a file's bytes.
+
+    Raises:
+        PayloadError: too large, not a safetensors file, without our header, or damaged.
+    """
+    text, arrays = tensors(data, limits, file)
+    if text is None:
+        raise PayloadError(f"{file}: no header {KEY!r} in its metadata: not a file of this library")
+    header = _json(text, f"{file}: header")
+    seal = header.pop("sha256", None)
+    try:
+        right = seal == _seal(header, arrays)
+    except ValueError as error:  # 1e999 is read as infinity
+        raise PayloadError(f"{file}: header: {error}") from error
+    if not right:
+        raise PayloadError(f"{file}: sha256: its content is not what was written: damaged or changed")
+    return header, arrays
+
+
+def tensors(data: bytes, limits: Limits, file: str) -> tuple[str | None, dict[str, np.ndarray]]:
+    """The text of our header, if there is one, and the arrays (read-only) of anybody's safetensors file.
+
+    Raises:
+        PayloadError: too large, not a safetensors file, or of types that we do not know.
+    """
+    if len(data) > limits.file_bytes:
+        raise PayloadError(f"{file}: more than {limits.file_bytes} bytes, which is the cap")
+    outline = _outline(data, limits, file)
+    try:
+        found = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
+        raise PayloadError(f"{file}: not a safetensors file: {error}") from error
+    arrays = {}
+    for name, entry in found:
+        if entry["dtype"] not in _DTYPES:
+            raise PayloadError(f"{file}: {_short(name)}: type {entry['dtype']}, expected one of {', '.join(_DTYPES)}")
+        arrays[name] = np.frombuffer(entry["data"], np.dtype(_DTYPES[entry["dtype"]])).reshape(entry["shape"])
+    text = outline.get("__metadata__", {}).get(KEY)
+    return text if isinstance(text, str) else None, arrays
+
+
+def read_bytes(path: str | os.PathLike[str], limits: Limits) -> bytes:
+    """A file's bytes, never more than the cap.
+
+    Raises:
+        PayloadError: no such file, not a regular one, or too large.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise PayloadError(f"{file}: no such file")
+    try:
+        with file.open("rb") as handle:
+            data = handle.read(limits.file_bytes + 1) if file.stat().st_size <= limits.file_bytes else None
+    except OSError as error:
+        raise PayloadError(f"{file}: cannot be read: {error.strerror or error}") from error
+    if data is None or len(data) > limits.file_bytes:
+        raise PayloadError(f"{file}: more than {limits.file_bytes} bytes, which is the cap")
+    return data
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ValueError: the folder is not there or cannot be written to.
+    """
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise ValueError(f"out: cannot write {path}: {error.strerror or error}") from error
+
+
+def _outline(data: bytes, limits: Limits, file: str) -> dict[str, Any]:
+    """The safetensors header, before anything is allocated for its tensors."""
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > len(data) - 8:
+        raise PayloadError(f"{file}: not a safetensors file, or cut off")
+    if size > limits.header_bytes:
+        raise PayloadError(f"{file}: its header has {size} bytes, the cap is {limits.header_bytes}")
+    try:
+        text = data[8 : 8 + size].decode()
+    except UnicodeDecodeError as error:
+        raise PayloadError(f"{file}: its header is not text: {error}") from error
+    outline = _json(text, file)
+    if len(outline) > limits.entries:
+        raise PayloadError(f"{file}: {len(outline)} entries, the cap is {limits.entries}")
+    if not isinstance(outline.get("__metadata__", {}), dict):
+        raise PayloadError(f"{file}: __metadata__: expected an object")
+    return outline
+
+
+def _json(text: str, where: str) -> dict[str, Any]:
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is no JSON number")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a name is there twice")
+        return result
+
+    try:
+        value = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise PayloadError(f"{where}: not JSON: {_short(str(error), 120)}") from error
+    if not isinstance(value, dict):
+        raise PayloadError(f"{where}: expected a JSON object")
+    return value
+
+
+def _seal(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(_canonical(header).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"\0{name}\0{array.dtype.name}\0{array.shape}\0".encode("utf-8", "surrogatepass"))
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _short(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"

@@ -1,0 +1,259 @@
+"""Payload files: what a silo writes and a server reads; docs/silos.md describes the format.
+
+Reading trusts nothing: the header is checked against itself and the starting model, every entry's size against the
+header, every number for being finite, every Fisher for being one, before anything is used. A refusal is one line with
+file, entry and reason.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..curvature import Layer
+from ..merge._rule import Payload
+from . import _codecs as codecs
+from . import _container as container
+from . import _structures as structures
+from ._codecs import Raw, Singular
+from ._container import Limits, PayloadError
+from ._header import About, Header, Plan, from_json, require_same, require_start, to_json
+from ._tree import leaves, nested
+
+PyTree = Any
+WORKING = 8 * 6, 8 * 4  # bytes a number that decoding and checking hold: of a matrix, of other encoded entries
+
+
+def entries(payload: Payload) -> dict[str, np.ndarray]:
+    """Every array of a payload by its name in files."""
+    described = leaves(payload.params)
+    params = {f"params/{leaf.path}": x for leaf, x in zip(described, jax.tree.leaves(payload.params), strict=True)}
+    fisher = structures.arrays_of(payload.fisher, described)
+    return {name: np.asarray(value) for name, value in (params | fisher).items()}
+
+
+def dumps(payload: Payload, about: About, plan: Plan | None = None, random: np.random.Generator | None = None) -> bytes:
+    """A payload as the bytes of a file; equal for equal input.
+
+    Args:
+        payload: one client's; its weight is its number of examples.
+        about: what the file says of itself.
+        plan: how entries are encoded, see `plan`.
+        random: for stochastic rounding.
+
+    Raises:
+        ValueError: a structure that has no form in files, a weight that is no number of examples, numbers that are not
+            finite, or a Fisher that is not positive semi-definite: what readers would refuse is not written.
+    """
+    plan = plan or {}
+    arrays = _entries(payload, plan)
+    stored: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        try:
+            _require_sound(name, array)
+            codec = plan.get(name, Raw())
+            stored[name] = codecs.join(codec, codecs.encode(codec, array, random))
+        except ValueError as error:
+            raise ValueError(f"payload: {name}: {error}") from error
+    return container.pack(to_json(payload, arrays, about, plan), stored)
+
+
+def size_bits(payload: Payload, about: About, plan: Plan | None = None) -> int:
+    """Bits of the file that `dumps` would make, without encoding anything."""
+    plan = plan or {}
+    arrays = _entries(payload, plan)
+    layouts = {name: codecs.joined_layout(plan.get(name, Raw()), x.shape, x.dtype) for name, x in arrays.items()}
+    empty = {name: np.zeros(shape, dtype) for name, (shape, dtype) in layouts.items()}
+    return 8 * len(container.pack(to_json(payload, arrays, about, plan), empty))
+
+
+def _entries(payload: Payload, plan: Plan) -> dict[str, np.ndarray]:
+    examples = float(payload.weight)
+    if not (examples >= 1 and examples == int(examples) and examples < 2**53):
+        raise ValueError(f"payload.weight: expected a number of examples, got {payload.weight}")
+    arrays = entries(payload)
+    unknown = set(plan) - set(arrays)
+    if unknown:
+        raise ValueError(f"plan: got {sorted(unknown)[0]}, expected entries of the payload: {', '.join(arrays)}")
+    return arrays
+
+
+def loads(
+    data: bytes,
+    like: PyTree | None = None,
+    *,
+    layers: Sequence[Layer] | None = None,
+    limits: Limits = Limits(),
+    file: str = "payload",
+    parity: bool = False,
+) -> tuple[Payload, Header]:
+    """A payload from the bytes of a file, all of it checked.
+
+    Args:
+        data: the bytes.
+        like: the starting model (arrays) or None. With it the file's tree, shapes, types and fingerprint must be its
+            own, and the payload has its tree structure; without it trees are nested dictionaries.
+        layers: the model's layers, from `capture`; with them a file's layers must be among them.
+        limits: caps.
+        file: what messages call it.
+        parity: leave the authors' U S Vᵀ as it is; else it is made symmetric and positive semi-definite.
+
+    Raises:
+        PayloadError: it is refused; file, entry and reason.
+    """
+    header, arrays = _opened(data, like, layers, limits, file)
+    decoded = _decode(header, arrays, limits, file, parity)
+    values = [decoded[f"params/{leaf.path}"] for leaf in header.leaves]
+    try:
+        params = nested(header.leaves, values) if like is None else jax.tree.structure(like).unflatten(values)
+    except ValueError as error:
+        raise PayloadError(f"{file}: {error}") from error
+    treedef = jax.tree.structure(params)
+    fisher = structures.build(header.structure, header.static, header.leaves, decoded, treedef)
+    return Payload(jnp.asarray(header.examples, jnp.result_type(float)), params, fisher), header
+
+
+def header_of(
+    data: bytes,
+    like: PyTree | None = None,
+    *,
+    layers: Sequence[Layer] | None = None,
+    limits: Limits = Limits(),
+    file: str = "payload",
+) -> Header:
+    """The header of a file's bytes, checked as by `loads`, while nothing is decoded yet.
+
+    Raises:
+        PayloadError: it is refused.
+    """
+    return _opened(data, like, layers, limits, file)[0]
+
+
+def write(path: str | os.PathLike[str], payload: Payload, about: About, plan: Plan | None = None, **more: Any) -> int:
+    """`dumps` into a file, whole or not at all; returns the file's bits."""
+    data = dumps(payload, about, plan, **more)
+    container.write_bytes(path, data)
+    return 8 * len(data)
+
+
+def read(
+    path: str | os.PathLike[str], like: PyTree | None = None, *, limits: Limits = Limits(), **options: Any
+) -> tuple[Payload, Header]:
+    """`loads` from a file, with its options."""
+    return loads(container.read_bytes(path, limits), like, limits=limits, file=str(path), **options)
+
+
+def read_all(
+    paths: Sequence[str | os.PathLike[str]],
+    like: PyTree | None = None,
+    *,
+    layers: Sequence[Layer] | None = None,
+    limits: Limits = Limits(),
+    parity: bool = False,
+) -> list[tuple[Payload, Header]]:
+    """The files of one merge, in the order of the silos' numbers and names, whatever the order of `paths`.
+
+    All headers are compared before the first array is decoded: each file is opened twice.
+
+    Raises:
+        PayloadError: none or too many files, one is refused, two are of one silo, or they do not belong together.
+    """
+    if not paths:
+        raise PayloadError("files: expected at least one payload, got none")
+    if len(paths) > limits.files:
+        raise PayloadError(f"files: {len(paths)} payloads, the cap is {limits.files}")
+    headers: list[Header] = []
+    seen: dict[tuple[int, str], str] = {}
+    for path in paths:
+        data = container.read_bytes(path, limits)
+        header = header_of(data, like, layers=layers, limits=limits, file=str(path))
+        who = header.about.silo, header.about.name
+        if who in seen:
+            raise PayloadError(f"{path}: silo: number {who[0]} {who[1]!r} is in {seen[who]}, too")
+        seen[who] = str(path)
+        if headers:
+            require_same(header, headers[0], str(path), str(paths[0]))
+        headers.append(header)
+    found = []
+    for path, header in zip(paths, headers, strict=True):
+        found.append(read(path, like, layers=layers, limits=limits, parity=parity))
+        if found[-1][1] != header:
+            raise PayloadError(f"{path}: changed while it was being read")
+    return sorted(found, key=lambda pair: (pair[1].about.silo, pair[1].about.name))
+
+
+def _opened(
+    data: bytes, like: PyTree | None, layers: Sequence[Layer] | None, limits: Limits, file: str
+) -> tuple[Header, dict[str, np.ndarray]]:
+    raw, arrays = container.unpack(data, limits, file)
+    try:
+        header = from_json(raw, len(data), limits)
+        if like is not None:
+            require_start(header, like)
+        if layers is not None:
+            structures.require_layers(header.static.layers, layers)
+    except (ValueError, OverflowError) as error:
+        raise PayloadError(f"{file}: header: {error}") from error
+    return header, arrays
+
+
+def _decode(
+    header: Header, arrays: Mapping[str, np.ndarray], limits: Limits, file: str, parity: bool
+) -> dict[str, jax.Array]:
+    """Every entry's array; sizes first, then numbers."""
+    plan = header.plan
+    expected = {f"params/{leaf.path}": (leaf.shape, leaf.dtype) for leaf in header.leaves}
+    shapes = structures.expected(header.structure, header.static, header.leaves)
+    expected |= {name: (shape, header.fisher_dtype) for name, shape in shapes.items()}
+    if set(plan) - set(expected):
+        raise PayloadError(f"{file}: encoded: no entry {sorted(set(plan) - set(expected))[0][:80]!r}")
+    for name in sorted(set(expected) ^ set(arrays)):
+        reason = "is missing" if name in expected else "does not belong to what the header announces"
+        raise PayloadError(f"{file}: {name[:80]}: {reason}")
+    for name, (shape, dtype) in expected.items():
+        try:
+            size, kind = codecs.joined_layout(plan.get(name, Raw()), shape, dtype)
+        except ValueError as error:
+            raise PayloadError(f"{file}: {name}: {error}") from error
+        if arrays[name].shape != size or arrays[name].dtype != kind:
+            given = f"{arrays[name].dtype} {arrays[name].shape}"
+            raise PayloadError(f"{file}: {name}: got {given}, the header announces {kind} {size}")
+        needed = WORKING[not structures.is_matrix(name)] * math.prod(shape)
+        if needed > limits.working_bytes and (name in plan or structures.is_matrix(name)):
+            raise PayloadError(f"{file}: {name}: {needed} bytes to decode and check, the cap is {limits.working_bytes}")
+    total = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in expected.values())
+    if total > limits.decoded_bytes:
+        raise PayloadError(f"{file}: {total} bytes after decompression, the cap is {limits.decoded_bytes}")
+    decoded = {}
+    for name, (shape, dtype) in expected.items():
+        codec = plan.get(name, Raw())
+        try:
+            with np.errstate(all="ignore"):  # overflow gives infinity, which is refused below
+                value = codecs.decode(codec, codecs.split(codec, arrays[name], shape, dtype), shape, dtype)
+            if isinstance(codec, Singular):
+                _require_finite(value)
+                value = value if parity else structures.nearest_semidefinite(value)
+            else:
+                _require_sound(name, value)
+            with np.errstate(all="ignore"):
+                decoded[name] = jnp.asarray(value)  # a narrower type, where jax has no float64
+            if decoded[name].dtype != value.dtype:
+                _require_finite(np.asarray(decoded[name]))
+        except (ValueError, np.linalg.LinAlgError) as error:
+            raise PayloadError(f"{file}: {name}: {error}") from error
+    return decoded
+
+
+def _require_finite(array: np.ndarray) -> None:
+    if not np.isfinite(array).all():
+        raise ValueError("expected finite numbers, got NaN or infinity")
+
+
+def _require_sound(name: str, array: np.ndarray) -> None:
+    _require_finite(array)
+    if name.startswith("fisher/"):
+        structures.require_semidefinite(name, array)

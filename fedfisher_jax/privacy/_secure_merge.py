@@ -1,0 +1,75 @@
+"""Merging by a rule whose contributions add up, with a server that sees their sum alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..merge._rule import Merged, Rule, check_payload, in_types_of, lift
+from . import _fixed_point as fixed_point
+from ._secure_sum import secure_sum
+
+PyTree = Any
+
+
+def to_vector(contribution: PyTree) -> np.ndarray:
+    """All numbers of a tree in one float64 vector."""
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(contribution)])
+
+
+def from_vector(vector: np.ndarray, like: PyTree) -> PyTree:
+    """The inverse of `to_vector`, in the shapes and types of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    pieces = np.split(vector, ends[:-1])
+    shaped = [jnp.asarray(x.reshape(leaf.shape), leaf.dtype) for x, leaf in zip(pieces, leaves, strict=True)]
+    return treedef.unflatten(shaped)
+
+
+def total(contributions: Sequence[PyTree], **options: Any) -> PyTree:
+    """Σ of the clients' trees, all of which the server sees of them but their scales.
+
+    A Fisher may be ten orders of magnitude smaller than parameters. So every client first announces, array by array,
+    how large its largest number is, as a power of two, and the largest of these sets the resolution for all.
+
+    Args:
+        contributions: a tree of each client, of equal structure and shapes.
+        options: of `secure_sum`.
+
+    Raises:
+        ValueError: a number that is not finite.
+        RoundVoid: too many clients dropped out.
+    """
+    count, sizes = len(contributions), [leaf.size for leaf in jax.tree.leaves(contributions[0])]
+    announced = [[fixed_point.exponent(np.asarray(leaf)) for leaf in jax.tree.leaves(one)] for one in contributions]
+    bits = np.repeat([fixed_point.finest(max(each), count) for each in zip(*announced, strict=True)], sizes)
+    encoded = [fixed_point.encode(to_vector(one), count, bits) for one in contributions]
+    return from_vector(fixed_point.decode(secure_sum(encoded, **options).total, bits), contributions[0])
+
+
+def secure_merge(rule: Rule, payloads: Sequence[Any], **options: Any) -> Merged:
+    """`merge_payloads` with a secure sum in place of the plain one, clients and server in this process.
+
+    Sends 64 bits a number, uncompressed: masks must cancel exactly.
+
+    Args:
+        rule: one whose contributions add up (FedAvg, Fisher merging, FedFisher with a diagonal, RegMean …).
+        payloads: of all clients, at least two.
+        options: of `secure_sum`: threshold, silent, lost, dropouts; clients' numbers there start at 1.
+
+    Raises:
+        ValueError: the rule stacks payloads, or one of them is refused.
+        RoundVoid: too many clients dropped out.
+    """
+    if rule.combine != "add":
+        raise ValueError(
+            f"rule: {rule.name} needs each client's payload; a secure sum serves rules that add: fedavg, …"
+        )
+    if len(payloads) < 2:
+        raise ValueError(f"payloads: expected at least two, got {len(payloads)}")
+    for number, payload in enumerate(payloads):
+        check_payload(payload, payloads[0], f"payloads[{number}]")
+    merged = rule.solve(total([lift(rule, payload) for payload in payloads], **options))
+    return in_types_of(payloads[0].params, merged)

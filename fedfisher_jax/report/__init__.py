@@ -1,0 +1,5 @@
+"""What a run leaves behind for people: tables, figures, and what made them."""
+
+from ._figures import plot_accuracy as plot_accuracy
+from ._table import result_table as result_table
+from ._versions import versions as versions

@@ -1,0 +1,145 @@
+"""Models in files: plain safetensors, a tensor per parameter under its path, and in the metadata which network it is.
+
+Everybody's checkpoints of the same network are read, too: with our names, the same with dots, or PyTorch's names and
+layout. A file never makes anything run: a user's own network is imported only if the command line names it.
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..models import Network, torch_layout
+from ..payload import Limits, PayloadError, leaves
+from ..payload import _container as container
+from ..payload._tree import Leaf
+from ._network import likelihood_of, network_of
+
+PyTree = Any
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Which network a file holds the parameters of."""
+
+    model: str  # a name of `models.NAMES`, or module:function
+    input_shape: tuple[int, ...]
+    outputs: int
+    bias: bool = False
+    likelihood: str = "categorical"
+
+
+class Model(NamedTuple):
+    """A network with its parameters."""
+
+    kind: Kind
+    network: Network
+    params: PyTree
+    made_by: str
+
+
+def write(path: str | os.PathLike[str], kind: Kind, params: PyTree, made_by: str) -> int:
+    """Write a model whole or not at all; returns the file's bits.
+
+    Args:
+        path: the file.
+        kind: which network.
+        params: its parameters.
+        made_by: a word on where it comes from, for people.
+    """
+    arrays = {leaf.path: np.asarray(x) for leaf, x in zip(leaves(params), jax.tree.leaves(params), strict=True)}
+    header = {"format": FORMAT, "library": importlib.metadata.version("fedfisher-jax"), "made_by": made_by}
+    data = container.pack(header | dataclasses.asdict(kind), arrays)
+    container.write_bytes(path, data)
+    return 8 * len(data)
+
+
+def read(path: str | os.PathLike[str], model: str | None = None, limits: Limits = Limits()) -> Model:
+    """A model from a file that `write` made.
+
+    Args:
+        path: the file.
+        model: module:function of a user's own network; what a file names is imported only if it is named here, too.
+        limits: caps.
+
+    Raises:
+        PayloadError: the file is refused, with entry and reason.
+        ValueError: the network cannot be built.
+    """
+    header, arrays = container.unpack(container.read_bytes(path, limits), limits, str(path))
+    kind = _kind(header, str(path))
+    if model is not None and model != kind.model:
+        raise PayloadError(f"{path}: model: it is of {kind.model[:80]!r}, not of {model!r}")
+    if ":" in kind.model and model is None:
+        raise PayloadError(f"{path}: model: it is of {kind.model[:80]!r}; say --model {kind.model[:80]} to import that")
+    network = network_of(kind.model, kind.input_shape, kind.outputs, kind.bias)
+    likelihood_of(kind.likelihood)
+    template = jax.eval_shape(network.init, jax.random.key(0))
+    return Model(kind, network, _filled(template, arrays, str(path), exact=True), str(header["made_by"])[:200])
+
+
+def read_checkpoint(path: str | os.PathLike[str], template: PyTree, limits: Limits = Limits()) -> PyTree:
+    """Parameters like `template` from anybody's safetensors file of the same network, in the template's types.
+
+    Raises:
+        PayloadError: the file is refused, with entry and reason.
+    """
+    _, arrays = container.tensors(container.read_bytes(path, limits), limits, str(path))
+    return _filled(template, arrays, str(path), exact=False)
+
+
+def _filled(template: PyTree, arrays: Mapping[str, np.ndarray], file: str, *, exact: bool) -> PyTree:
+    described = leaves(template)
+    paths = {leaf.path for leaf in described}
+    dotted = {leaf.path.replace("/", "."): leaf.path for leaf in described}
+    if not exact and set(arrays) != paths and set(arrays) == set(dotted):
+        arrays = {dotted[name]: array for name, array in arrays.items()}
+    if set(arrays) != paths:
+        if not exact and (converted := _from_torch(template, arrays)) is not None:
+            return _checked(template, jax.tree.leaves(converted), described, file, exact)
+        missing, more = sorted(paths - set(arrays)), sorted(set(arrays) - paths)
+        raise PayloadError(f"{file}: parameters: missing {str(missing)[:200]}, not of this network {str(more)[:200]}")
+    return _checked(template, [arrays[leaf.path] for leaf in described], described, file, exact)
+
+
+def _checked(template: PyTree, values: list[Any], described: tuple[Leaf, ...], file: str, exact: bool) -> PyTree:
+    for leaf, value in zip(described, values, strict=True):
+        if tuple(value.shape) != leaf.shape or (exact and value.dtype.name != leaf.dtype):
+            given = f"{value.dtype.name} {tuple(value.shape)}"
+            raise PayloadError(f"{file}: {leaf.path}: got {given}, the network has {leaf.dtype} {leaf.shape}")
+        if not np.isfinite(np.asarray(value)).all():
+            raise PayloadError(f"{file}: {leaf.path}: expected finite numbers, got NaN or infinity")
+    converted = [jnp.asarray(value, leaf.dtype) for leaf, value in zip(described, values, strict=True)]
+    return jax.tree.structure(template).unflatten(converted)
+
+
+def _from_torch(template: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree | None:
+    try:
+        return torch_layout.from_torch(template, arrays)
+    except (ValueError, AttributeError):  # not a tree of dictionaries of kernels and biases, or other names
+        return None
+
+
+def _kind(header: Mapping[str, Any], file: str) -> Kind:
+    version = header.get("format")
+    if type(version) is not int or version < 1 or not isinstance(header.get("model"), str):
+        raise PayloadError(f"{file}: not a model file")
+    if version > FORMAT:
+        raise PayloadError(f"{file}: format: version {str(version)[:40]}; this library reads up to {FORMAT}: update it")
+    wanted = {"format", "library", "made_by", *(field.name for field in dataclasses.fields(Kind))}
+    if set(header) != wanted:
+        raise PayloadError(f"{file}: header: expected {', '.join(sorted(wanted))}")
+    shape, outputs = header["input_shape"], header["outputs"]
+    if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**20 for n in shape) or len(shape) > 8:
+        raise PayloadError(f"{file}: input_shape: expected a list of sizes, got {str(shape)[:80]}")
+    if type(outputs) is not int or not 0 < outputs < 2**24 or type(header["bias"]) is not bool:
+        raise PayloadError(f"{file}: outputs, bias: expected a number and true or false")
+    if not isinstance(header["likelihood"], str):
+        raise PayloadError(f"{file}: likelihood: expected a name")
+    return Kind(header["model"], tuple(shape), outputs, header["bias"], header["likelihood"])

@@ -1,0 +1,271 @@
+"""A live federation with Flower (`pip install 'fedfisher-jax[flower]'`): payload files as messages, any rule's merge.
+
+`client_app` makes a silo's ClientApp, `FedFisher` is the server's strategy, for one round or several. What nodes send
+is checked like a payload file; a node whose payload is refused, that fails or does not answer in time is left out, and
+named.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flwr.app import (  # pyright: ignore[reportMissingImports]
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp  # pyright: ignore[reportMissingImports]
+from flwr.serverapp import Grid  # pyright: ignore[reportMissingImports]
+from flwr.serverapp.strategy import FedAvg  # pyright: ignore[reportMissingImports]
+
+from .. import payload
+from .._metrics import evaluate
+from ..curvature import Layer
+from ..federate import _one_shot as one_shot
+from ..federate import _simulate as simulate
+from ..merge import Rule
+from ..payload import Limits, PayloadError
+from . import _silo as silo
+
+PyTree = Any
+LOG = logging.getLogger("flwr")
+STYPE = "fedfisher.payload"  # how the array that carries a payload is written
+
+
+class Silo(NamedTuple):
+    """A node's part: what it trains, measures and sends.
+
+    Attributes:
+        train: model, likelihood and settings of local training.
+        rule: what is measured; the server's must take it.
+        x: [n, ...] the node's examples.
+        y: [n, ...].
+        number: the silo's own, different ones in a federation; random draws depend on it.
+        like: parameters of the model, or their shapes: the tree to train.
+        seed: of all rounds, the same for all nodes.
+        plan: (payload, about) → how its entries are encoded; None sends them as they are.
+    """
+
+    train: simulate.Train
+    rule: Rule
+    x: Any
+    y: Any
+    number: int
+    like: PyTree
+    seed: int = 0
+    plan: Callable[[Any, payload.About], payload.Plan] | None = None
+
+
+def to_record(params: PyTree) -> ArrayRecord:
+    """A parameter tree as Flower's arrays, named by their paths."""
+    described = payload.leaves(params)
+    arrays = {leaf.path: Array(np.asarray(x)) for leaf, x in zip(described, jax.tree.leaves(params), strict=True)}
+    return ArrayRecord(arrays)
+
+
+def from_record(record: ArrayRecord, like: PyTree) -> PyTree:
+    """The inverse of `to_record`.
+
+    Raises:
+        ValueError: other names, shapes or types than those of `like`, or numbers that are not finite.
+    """
+    described = payload.leaves(like)
+    if set(record) != {leaf.path for leaf in described}:
+        raise ValueError(f"arrays: got {', '.join(record)}, expected {', '.join(leaf.path for leaf in described)}")
+    values = []
+    for leaf in described:
+        value = record[leaf.path].numpy()
+        if value.shape != leaf.shape or value.dtype.name != leaf.dtype or not np.isfinite(value).all():
+            given = f"{value.dtype.name} {value.shape}"
+            raise ValueError(f"arrays: {leaf.path}: got {given}, expected finite {leaf.dtype} {leaf.shape}")
+        values.append(jnp.asarray(value))
+    return jax.tree.structure(like).unflatten(values)
+
+
+def round_keys(seed: int, number: int) -> one_shot.Keys:
+    """The keys of a round, from 1; those of the first are the keys of `fedfisher run`."""
+    keys = one_shot.keys(seed)
+    return keys if number == 1 else one_shot.Keys(*(jax.random.fold_in(key, number - 1) for key in keys))
+
+
+def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
+    """A ClientApp that trains, measures and sends a payload, and evaluates the model that it is sent.
+
+    Args:
+        silo_of: context → the node's `Silo`; `context.node_config` has what the node was started with.
+    """
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        node = silo_of(context)
+        start = from_record(message.content.array_records["arrays"], node.like)
+        number = message.content.config_records["config"]["server-round"]
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"config: server-round: got {number!r}, expected a number from 1")
+        key = round_keys(node.seed, number)
+        how = {"number": node.number, "key": key, "batch_size": node.train.batch_size}
+        sent = silo.train_and_measure(node.train, node.rule.measure, start, node.x, node.y, **how)
+        about = payload.About(
+            rule=node.rule.name,
+            likelihood=node.train.likelihood.name,
+            start=payload.fingerprint(start),
+            kind=None if sent.fisher is None else getattr(node.rule.measure, "kind", None),
+            silo=node.number,
+            compression="none" if node.plan is None else "planned",
+        )
+        data = payload.dumps(sent, about, None if node.plan is None else node.plan(sent, about))
+        carried = ArrayRecord({"payload": Array("uint8", (len(data),), STYPE, data)})
+        metrics = MetricRecord({"num-examples": len(node.x), "bits": 8 * len(data)})
+        return Message(content=RecordDict({"arrays": carried, "metrics": metrics}), reply_to=message)
+
+    @app.evaluate()
+    def score(message: Message, context: Context) -> Message:
+        node = silo_of(context)
+        params = from_record(message.content.array_records["arrays"], node.like)
+        found = evaluate(node.train.apply, node.train.likelihood, params, jnp.asarray(node.x), jnp.asarray(node.y))
+        scores = {name: float(value) for name, value in found._asdict().items() if value is not None}
+        metrics = MetricRecord({"num-examples": len(node.x), **scores})
+        return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+class FedFisher(FedAvg):
+    """Flower's sampling of nodes, and a merge by one of our rules in place of its average."""
+
+    def __init__(
+        self,
+        rule: Rule,
+        like: PyTree,
+        *,
+        layers: tuple[Layer, ...] | None = None,
+        limits: Limits = Limits(),
+        quorum: int = 1,
+        fraction_evaluate: float = 0.0,
+        **options: Any,
+    ) -> None:
+        """Make the strategy.
+
+        Args:
+            rule: the merge rule: additive ones, Kronecker, any that takes payloads of files.
+            like: parameters of the model, or their shapes.
+            layers: the model's, from `capture`; payloads' layers must be among them.
+            limits: caps on payloads.
+            quorum: fewest payloads that are merged; with fewer a round leaves the model as it was.
+            fraction_evaluate: of nodes that evaluate after each round.
+            options: of Flower's FedAvg: fraction_train, min_train_nodes, min_available_nodes …
+
+        Raises:
+            ValueError: quorum below 1.
+        """
+        if quorum < 1:
+            raise ValueError(f"quorum: got {quorum}, expected at least 1")
+        super().__init__(fraction_evaluate=fraction_evaluate, **options)
+        self.rule, self.like, self.layers, self.limits, self.quorum = rule, like, layers, limits, quorum
+        self.start_of_round: PyTree = None
+        self.asked: list[Metadata] = []  # of this round's messages; sending fills in their identifiers
+        self.left_out: dict[int, dict[int, str]] = {}  # round → node → why
+        self.diagnostics: dict[int, dict[str, Any]] = {}  # round → of the solve
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As in FedAvg; notes who is asked and what from."""
+        self.start_of_round = from_record(arrays, self.like)
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        self.asked = [message.metadata for message in messages]
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Merge the payloads of those who answered with a sound one; without a quorum the model stays as it was."""
+        asked = {metadata.message_id: metadata.dst_node_id for metadata in self.asked}
+        left_out = {node: f"node {node}: no answer in time" for node in asked.values()}
+        sent: dict[int, tuple[Any, payload.Header]] = {}
+        for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):  # not in order of arrival
+            node = asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)  # the server may answer
+            left_out.pop(node, None)  # for a node that is gone
+            try:
+                sent[node] = self._sent(reply, f"node {node}")
+            except PayloadError as error:
+                left_out[node] = str(error)
+        left_out |= _strangers({node: header for node, (_, header) in sent.items()})
+        opened: dict[int, tuple[Any, payload.Header]] = {}
+        for node, (data, _) in sent.items():  # nothing is decoded before headers are compared
+            if node not in left_out:
+                try:
+                    opened[node] = payload.loads(data, self.start_of_round, **self._checks(f"node {node}"))
+                except PayloadError as error:
+                    left_out[node] = str(error)
+        left_out |= _doubles({node: header for node, (_, header) in opened.items()})
+        self.left_out[server_round] = left_out
+        for reason in left_out.values():
+            LOG.warning("round %s: left out %s", server_round, reason)
+        kept = (pair for node, pair in opened.items() if node not in left_out)
+        found = sorted(kept, key=lambda pair: pair[1].about.silo)
+        if len(found) < self.quorum:
+            LOG.warning("round %s: %s payloads, fewer than %s: no merge", server_round, len(found), self.quorum)
+            return None, None
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(sent for sent, _ in found))
+        merged = simulate.merge_clients(self.rule, stacked)
+        if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(merged.params)):
+            LOG.warning("round %s: the merged model is not finite: no merge", server_round)
+            return None, None
+        self.diagnostics[server_round] = merged.diagnostics
+        metrics = MetricRecord({"payloads": len(found), "bits": sum(header.bits for _, header in found)})
+        for name, value in merged.diagnostics.items():
+            if jnp.ndim(value) == 0:
+                metrics[name] = float(value)
+        return to_record(merged.params), metrics
+
+    def summary(self) -> None:
+        """Log the settings."""
+        LOG.info("\t├──> Rule: %s, quorum %s", self.rule.name, self.quorum)
+        super().summary()
+
+    def _checks(self, who: str) -> dict[str, Any]:
+        return {"layers": self.layers, "limits": self.limits, "file": who}
+
+    def _sent(self, reply: Message, who: str) -> tuple[bytes, payload.Header]:
+        """A message's payload file, and what it says of itself."""
+        if not reply.has_content():
+            reason = reply.error.reason if reply.has_error() else None
+            raise PayloadError(f"{who}: {' '.join((reason or 'failed').split())[-300:]}")
+        carried = reply.content.array_records.get("arrays", ArrayRecord()).get("payload")
+        if carried is None or carried.stype != STYPE:
+            raise PayloadError(f"{who}: no payload in its message: expected an array of type {STYPE!r}")
+        header = payload.header_of(carried.data, self.start_of_round, **self._checks(who))
+        if header.about.rule != self.rule.name:
+            raise PayloadError(f"{who}: rule: measured for {header.about.rule[:40]!r}, merged by {self.rule.name}")
+        return carried.data, header
+
+
+def _strangers(headers: dict[int, payload.Header]) -> dict[int, str]:
+    """Nodes that cannot be merged with the others, and why: another kind of payload."""
+    kinds = {
+        node: (header.about.likelihood, header.about.kind, header.structure, header.static, header.fisher_dtype)
+        for node, header in headers.items()
+    }
+    usual = Counter(kinds.values()).most_common(1)[0][0] if kinds else None
+    return {node: f"node {node}: another kind of payload than most" for node in kinds if kinds[node] != usual}
+
+
+def _doubles(headers: dict[int, payload.Header]) -> dict[int, str]:
+    """Nodes whose silo's number is taken."""
+    found, numbers = {}, {}
+    for node, header in headers.items():
+        first = numbers.setdefault(header.about.silo, node)
+        if first != node:
+            found[node] = f"node {node}: silo: number {header.about.silo} is that of node {first}, too"
+    return found

@@ -1,0 +1,98 @@
+"""The aggregated objective around its anchor, and what every solver of it shares."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._examples import wide
+from ..curvature import Fisher, Mixture
+
+PyTree = Any
+
+
+class Objective(NamedTuple):
+    """Q around its anchor."""
+
+    curvature: Fisher  # H
+    pull: PyTree  # r
+    anchor: PyTree  # θ̄, where the solvers start and where null(H) stays
+    value_at_anchor: Any  # Q(θ̄)
+
+    def value(self, params: PyTree) -> jax.Array:
+        """Q(params)."""
+        delta = jax.tree.map(jnp.subtract, params, self.anchor)
+        slope = optax.tree.vdot(self.pull, delta)
+        return self.value_at_anchor - 2 * slope + optax.tree.vdot(delta, self.curvature.matvec(delta))
+
+
+class Solution(NamedTuple):
+    """A solver's result; diagnostics are scalars: objective_start, objective_end, residual, iterations, converged."""
+
+    params: PyTree
+    diagnostics: dict[str, Any]
+
+
+Solver = Callable[[Objective], Solution]
+
+
+def objective(fishers: Any, params: PyTree, weights: Any) -> Objective:
+    """Q from stacked clients: `fishers` and `params` have a leading client axis, `weights` [M] need not sum to 1."""
+    shares = weights / jnp.sum(weights)
+    anchor = jax.tree.map(lambda leaf: jnp.tensordot(shares.astype(leaf.dtype), leaf, axes=1), params)
+    gaps = jax.tree.map(jnp.subtract, params, anchor)
+    pulls = jax.vmap(lambda fisher, gap: fisher.matvec(gap))(fishers, gaps)
+    pull = jax.tree.map(lambda leaf: jnp.tensordot(shares.astype(leaf.dtype), leaf, axes=1), pulls)
+    values = jax.vmap(optax.tree.vdot)(gaps, pulls)
+    at_anchor = jnp.tensordot(shares.astype(jnp.result_type(values)), values, axes=1)
+    return Objective(Mixture(fishers, shares), pull, anchor, at_anchor)
+
+
+def _mean_diagonals(problem: Objective) -> PyTree:
+    """The mean diagonal entry of each leaf's block."""
+    leaves, treedef = jax.tree.flatten(problem.curvature.diagonal())
+    means: list[Any] = [0.0] * len(leaves)
+    for block in problem.curvature.blocks():
+        mean = sum(jnp.sum(leaves[leaf]) for leaf in block) / sum(leaves[leaf].size for leaf in block)
+        for leaf in block:
+            means[leaf] = mean
+    return jax.tree.unflatten(treedef, means)
+
+
+def _shifts(problem: Objective, damping: float) -> PyTree:
+    """λ per leaf: damping times the mean diagonal entry of the leaf's block."""
+    return jax.tree.map(lambda mean: damping * mean, _mean_diagonals(problem))
+
+
+def _unit(size: jax.Array) -> jax.Array:
+    """A power of two that brings a positive size near one; 1 for zero."""
+    most = 3 * jnp.finfo(size.dtype).maxexp // 4
+    near = size.astype(wide(size.dtype))
+    exponent = jnp.clip(jnp.frexp(near)[1], -most, most)
+    return jnp.where(size > 0, jnp.ldexp(jnp.ones_like(near), -exponent), 1).astype(size.dtype)
+
+
+def _solution(problem: Objective, delta: PyTree, shifts: PyTree, *, iterations: Any, converged: Any) -> Solution:
+    params = jax.tree.map(lambda a, d: (a + d).astype(a.dtype), problem.anchor, delta)
+    applied = jax.tree.map(lambda hv, d, s: hv + s * d, problem.curvature.matvec(delta), delta, shifts)
+    unit = _unit(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(problem.pull)])))
+    gap = optax.tree.norm(jax.tree.map(lambda r, hd: unit * (r - hd), problem.pull, applied))
+    size = optax.tree.norm(jax.tree.map(lambda r: unit * r, problem.pull))
+    return Solution(
+        params,
+        {
+            "objective_start": problem.value_at_anchor,
+            "objective_end": problem.value(params),
+            "residual": jnp.where(size > 0, gap / jnp.where(size > 0, size, 1), 0.0),
+            "iterations": jnp.asarray(iterations),
+            "converged": jnp.asarray(converged),
+        },
+    )
+
+
+def _divide(a: jax.Array, b: jax.Array, shift: Any = 0.0) -> jax.Array:
+    """A / (b + shift), zero where that is zero."""
+    total = b + shift
+    return jnp.where(total > 0, a / jnp.where(total > 0, total, 1), 0)

@@ -1,0 +1,5 @@
+"""Reading a user's function as a program, and rewriting it: jaxprs, and convolutions as matrix products."""
+
+from ._convolution import as_matrix_products as as_matrix_products
+from ._convolution import for_loops as for_loops
+from ._jaxpr import evaluate as evaluate

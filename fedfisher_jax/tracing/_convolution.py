@@ -1,0 +1,188 @@
+"""Convolutions as patches times a matrix: what a Kronecker factor needs, and what XLA runs fast inside loops on CPU.
+
+XLA:CPU runs the backward pass of a convolution inside `scan` and `while` 10–20 times slower than outside of them. The
+same sum written as strided slices and one matrix product does not suffer; `as_matrix_products` rewrites a function so.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ._jaxpr import evaluate, trace
+
+WIDTH = 64  # columns of a matrix product below which neighbouring outputs are computed together
+
+
+def patches(lhs: jax.Array, kernel_shape: Sequence[int], params: dict[str, Any]) -> jax.Array:
+    """The inputs that each output position of a convolution sees.
+
+    Args:
+        lhs: images in the layout of `params["dimension_numbers"].lhs_spec`.
+        kernel_shape: spatial sizes of the kernel.
+        params: of `lax.conv_general_dilated_p`: strides, padding, dilations, feature groups.
+
+    Returns:
+        [batch, *output spatial, groups, offsets · channels per group], offsets before channels.
+    """
+    groups = params["feature_group_count"]
+    images = jnp.transpose(lhs, _last_channel(params["dimension_numbers"].lhs_spec))
+    batch, *_, channels = images.shape
+    interior = [d - 1 for d in params["lhs_dilation"]]
+    edges = [(low, high, gap) for (low, high), gap in zip(params["padding"], interior, strict=True)]
+    images = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    strides, dilation = params["window_strides"], params["rhs_dilation"]
+    spatial = [
+        (size - (k - 1) * d - 1) // s + 1
+        for size, k, s, d in zip(images.shape[1:-1], kernel_shape, strides, dilation, strict=True)
+    ]
+    slices = []
+    for offset in np.ndindex(*kernel_shape):
+        start = [o * d for o, d in zip(offset, dilation, strict=True)]
+        limit = [a + (n - 1) * s + 1 for a, n, s in zip(start, spatial, strides, strict=True)]
+        slices.append(lax.slice(images, [0, *start, 0], [batch, *limit, channels], [1, *strides, 1]))
+    stacked = jnp.stack(slices, axis=-2)  # batch, *spatial, offsets, channels
+    split = stacked.reshape(batch, *spatial, len(slices), groups, channels // groups)
+    return jnp.moveaxis(split, -2, -3).reshape(batch, *spatial, groups, -1)
+
+
+def kernel_matrix_steps(shape: Sequence[int], params: dict[str, Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Steps that turn a kernel into a matrix [groups, inputs, outputs per group]; no first axis for one group."""
+    spec, groups = params["dimension_numbers"].rhs_spec, params["feature_group_count"]
+    outputs, inputs = shape[spec[0]], math.prod(shape) // shape[spec[0]]
+    steps = [("transpose", (*spec[2:], spec[1], spec[0]))]
+    if groups == 1:
+        return (*steps, ("reshape", (inputs, outputs)))
+    return (*steps, ("reshape", (inputs, groups, outputs // groups)), ("transpose", (1, 0, 2)))
+
+
+def output_image(rows: jax.Array, shape: Sequence[int], params: dict[str, Any]) -> jax.Array:
+    """Rows [batch · positions, outputs] as the convolution's output of the given shape."""
+    order = _last_channel(params["dimension_numbers"].out_spec)
+    image = rows.reshape([shape[axis] for axis in order])
+    return jnp.transpose(image, [order.index(axis) for axis in range(len(order))])
+
+
+def output_rows(image: Any, params: dict[str, Any]) -> Any:
+    """The inverse of `output_image`: [batch · positions, outputs]; of numpy's arrays or jax's."""
+    channels_last = image.transpose(_last_channel(params["dimension_numbers"].out_spec))
+    return channels_last.reshape(-1, channels_last.shape[-1])
+
+
+def as_matrix_products(apply: Callable) -> Callable:
+    """The same function with every convolution written as patches times a matrix.
+
+    Equal to `apply` to rounding, derivatives included. Convolutions inside loops, branches and custom derivatives of
+    `apply` stay as they are. The function is traced at each call, so wrap the caller in `jax.jit`.
+    """
+
+    def rewritten(*args: Any) -> Any:
+        shapes: list[Any] = []
+
+        def flat(*arguments: Any) -> list[jax.Array]:
+            leaves, tree = jax.tree.flatten(apply(*arguments))
+            shapes.append(tree)
+            return leaves
+
+        program = trace(flat, *args)
+        replacements = {
+            position: matrix_product(equation.params, program.avals[equation.outputs[0]].shape)
+            for position, equation in enumerate(program.equations)
+            if equation.name == "conv_general_dilated" and equation.params["batch_group_count"] == 1
+        }
+        return jax.tree.unflatten(shapes[-1], evaluate(program, jax.tree.leaves(args), replacements))
+
+    return rewritten
+
+
+def for_loops(apply: Callable, convolutions: str = "auto") -> Callable:
+    """The form of `apply` that trains fast inside a loop on this platform.
+
+    Args:
+        apply: any function.
+        convolutions: "matrix" rewrites them by `as_matrix_products`, "plain" leaves them, "auto" rewrites on CPU only.
+
+    Raises:
+        ValueError: another value.
+    """
+    if convolutions not in ("auto", "matrix", "plain"):
+        raise ValueError(f"convolutions: got {convolutions!r}, expected auto, matrix or plain")
+    rewrite = convolutions == "matrix" or (convolutions == "auto" and jax.default_backend() == "cpu")
+    return as_matrix_products(apply) if rewrite else apply
+
+
+def matrix_product(params: dict[str, Any], out_shape: Sequence[int]) -> Callable:
+    """The replacement of a convolution equation with these parameters and output shape: [images, kernel] → [output]."""
+    tile = _tile(params, out_shape)
+    numerics = {name: params[name] for name in ("precision", "preferred_element_type")}
+
+    def convolve(operands: list[jax.Array]) -> list[jax.Array]:
+        lhs, kernel = operands
+        groups = params["feature_group_count"]
+        if tile > 1:
+            rows = _tiled_rows(lhs, kernel, out_shape, params, tile, numerics)
+        else:
+            spec = params["dimension_numbers"].rhs_spec
+            windows = patches(lhs, [kernel.shape[axis] for axis in spec[2:]], params)
+            windows = windows.reshape(-1, groups, windows.shape[-1])
+            matrix = kernel
+            for step, argument in kernel_matrix_steps(kernel.shape, params):
+                matrix = jnp.transpose(matrix, argument) if step == "transpose" else matrix.reshape(argument)
+            if groups == 1:
+                rows = jnp.matmul(windows[:, 0], matrix, **numerics)
+            else:
+                rows = jnp.einsum("tgi,gio->tgo", windows, matrix, **numerics).reshape(windows.shape[0], -1)
+        return [output_image(rows, out_shape, params)]
+
+    return convolve
+
+
+def _tile(params: dict[str, Any], out_shape: Sequence[int]) -> int:
+    """Output columns to compute at once: narrow layers waste most of a product's speed, wide ones nothing."""
+    spec = params["dimension_numbers"].out_spec
+    plain = params["feature_group_count"] == 1 and {*params["lhs_dilation"], *params["rhs_dilation"]} == {1}
+    return min(WIDTH // out_shape[spec[1]], out_shape[spec[3]]) if plain and len(out_shape) == 4 else 1
+
+
+def _tiled_rows(
+    lhs: Any, kernel: Any, out_shape: Sequence[int], params: dict[str, Any], tile: int, numerics: dict[str, Any]
+) -> jax.Array:
+    """A plain convolution that computes `tile` neighbouring output columns by one row of a banded matrix product.
+
+    The patch of `tile` columns is little wider than that of one, so there are fewer numbers to gather, and the product
+    is `tile` times wider. Returns rows [batch · positions, outputs].
+    """
+    numbers = params["dimension_numbers"]
+    batch, channels, height, width = (out_shape[axis] for axis in numbers.out_spec)
+    images = jnp.transpose(lhs, _last_channel(numbers.lhs_spec))
+    weights = jnp.transpose(kernel, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
+    rows, columns, inputs, _ = weights.shape
+    down, right = params["window_strides"]
+    span, tiles = (tile - 1) * right + columns, -(-width // tile)
+    edges = [(low, high, 0) for low, high in params["padding"]]
+    images = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    missing = max((tiles * tile - 1) * right + columns - images.shape[2], 0)
+    images = jnp.pad(images, ((0, 0), (0, 0), (0, missing), (0, 0)))
+
+    def strip(row: int, start: int) -> jax.Array:
+        last = row + (height - 1) * down + 1
+        return images[:, row:last:down, start : start + span].reshape(batch, height, span * inputs)
+
+    starts = [number * tile * right for number in range(tiles)]
+    strips = [jnp.stack([strip(row, start) for row in range(rows)], axis=2) for start in starts]
+    gathered = jnp.stack(strips, axis=2).reshape(batch * height * tiles, rows * span * inputs)
+    band = np.zeros((columns, span, tile))
+    for column in range(columns):
+        band[column, np.arange(tile) * right + column, np.arange(tile)] = 1
+    matrix = jnp.einsum("hwio,wab->haibo", weights, band.astype(weights.dtype))
+    product = jnp.matmul(gathered, matrix.reshape(rows * span * inputs, tile * channels), **numerics)
+    return product.reshape(batch, height, tiles * tile, channels)[:, :, :width].reshape(-1, channels)
+
+
+def _last_channel(spec: Sequence[int]) -> list[int]:
+    batch, feature, *spatial = spec
+    return [batch, *spatial, feature]
