@@ -39,14 +39,14 @@ def write_for_ever(path, both):
     """Write one and the other in turn under one name."""
     while True:
         for data in both:
-            files.container.write_bytes(path, data)
+            files._container.write_bytes(path, data)
 
 
 def killed_writers(folder, count, seed=0):
     """Kill `count` writers; returns how often the file held the first and the second content."""
     draw, path, both = np.random.default_rng(seed), Path(folder) / "payload", contents()
     found = collections.Counter()
-    files.container.write_bytes(path, both[0])
+    files._container.write_bytes(path, both[0])
     for _ in range(count):
         before = path.stat().st_mtime_ns
         writer = processes.start(write_for_ever, path, both)

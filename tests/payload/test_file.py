@@ -38,11 +38,11 @@ def test_compressed_is_what_the_codecs_say(structure):
     chosen = plan.fit(sent, about(structure), 100.0)
     data = files.dumps(sent, about(structure), chosen)
     got, header = files.loads(data)
-    for name, array in files.file.entries(sent).items():
+    for name, array in files._file.entries(sent).items():
         codec, shape, dtype = chosen[name], array.shape, array.dtype
-        expected = files.codecs.decode(codec, files.codecs.encode(codec, array), shape, dtype)
-        np.testing.assert_array_equal(files.file.entries(got)[name], expected)
-    assert header.plan == chosen and header.bits == 8 * len(data) == files.file.size_bits(
+        expected = files._codecs.decode(codec, files._codecs.encode(codec, array), shape, dtype)
+        np.testing.assert_array_equal(files._file.entries(got)[name], expected)
+    assert header.plan == chosen and header.bits == 8 * len(data) == files._file.size_bits(
         sent, about(structure), chosen
     )
 
@@ -57,8 +57,8 @@ def test_bits_of_data_are_bytes_of_data():
     data = files.dumps(sent, about("kronecker"), plan.authors(sent))
     size = int.from_bytes(data[:8], "little")
     counted = sum(
-        files.codecs.bits(plan.authors(sent)[name], array.shape, array.dtype)
-        for name, array in files.file.entries(sent).items()
+        files._codecs.bits(plan.authors(sent)[name], array.shape, array.dtype)
+        for name, array in files._file.entries(sent).items()
     )
     assert 8 * (len(data) - 8 - size) == counted
 
@@ -125,7 +125,7 @@ def test_the_start_is_compared():
 def test_files_of_earlier_versions_are_read_for_ever(path):
     got, header = files.read(path, START, layers=LAYERS, parity=True)
     expected = np.load(path.with_suffix(".npz"))
-    entries = files.file.entries(got)
+    entries = files._file.entries(got)
     assert set(entries) == set(expected.files)
     assert header.about.silo == 3 and header.examples == 15 and header.about.start == files.fingerprint(START)
     for name, array in entries.items():
@@ -138,7 +138,7 @@ def test_files_of_earlier_versions_are_read_for_ever(path):
 
 def test_there_are_fixtures_of_every_version():
     versions = {int(path.name[1]) for path in FIXTURES.glob("*.safetensors")}
-    assert versions == set(range(1, files.header.FORMAT + 1))
+    assert versions == set(range(1, files._header.FORMAT + 1))
 
 
 def written(folder, silo, structure="kronecker", sent=None, **changes):
@@ -224,4 +224,4 @@ def test_files_have_the_permissions_that_their_writer_wants_and_survive(mask, mo
 
 def test_every_rule_of_the_samples_is_known():
     assert set(RULES.values()) <= set(RULES_KNOWN) and psd(0, 3).shape == (3, 3)
-    assert set(opened(KRONECKER)[1]) == set(files.file.entries(payload("kronecker")))
+    assert set(opened(KRONECKER)[1]) == set(files._file.entries(payload("kronecker")))

@@ -22,8 +22,8 @@ def saying(silo=0):
 
 
 def data_bits(sent, chosen):
-    arrays = files.file.entries(sent)
-    return sum(files.codecs.bits(chosen[name], x.shape, x.dtype) for name, x in arrays.items())
+    arrays = files._file.entries(sent)
+    return sum(files._codecs.bits(chosen[name], x.shape, x.dtype) for name, x in arrays.items())
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
