@@ -19,7 +19,7 @@ from fedfisher_jax._likelihood import Likelihood
 from fedfisher_jax.curvature import Subspace
 from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.federate import rounds
-from fedfisher_jax.merge import RoundRule, every_round, fedavg, fedfish, fedfisher, fipa
+from fedfisher_jax.merge import Rule, every_round, fedavg, fedfish, fedfisher, fipa
 
 PyTree = Any
 BITS = 32  # of a number that is sent

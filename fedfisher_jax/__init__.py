@@ -24,6 +24,10 @@ from .curvature import LowRank as LowRank
 from .curvature import capture as capture
 from .curvature import fisher as fisher
 from .curvature import fishers as fishers
+from .federate import Cohort as Cohort
+from .federate import Federation as Federation
+from .federate import LocalTraining as LocalTraining
+from .federate import cohort as cohort
 from .federate import fold_clients as fold_clients
 from .federate import map_clients as map_clients
 from .federate import personalise as personalise
@@ -31,15 +35,15 @@ from .federate import rounds as rounds
 from .federate import train as train
 from .merge import Merged as Merged
 from .merge import Payload as Payload
-from .merge import RoundRule as RoundRule
 from .merge import Rule as Rule
-from .merge import every_round as every_round
+from .merge import Update as Update
 from .merge import fedavg as fedavg
 from .merge import fedfish as fedfish
 from .merge import fedfisher as fedfisher
 from .merge import fipa as fipa
 from .merge import fisher_merge as fisher_merge
 from .merge import merge_payloads as merge_payloads
+from .merge import then as then
 from .solve import closed_form as closed_form
 from .solve import conjugate_gradients as conjugate_gradients
 from .solve import paper_loop as paper_loop
@@ -61,29 +65,32 @@ __version__ = "0.2.0"
 _LAZY = ("cli", "data", "models", "payload", "privacy", "report", "silos", "theory")  # loaded when they are used
 
 __all__ = [
+    "Cohort",
     "Diagonal",
     "Examples",
+    "Federation",
     "Full",
     "Gram",
     "Kronecker",
     "Likelihood",
+    "LocalTraining",
     "LowRank",
     "Merged",
     "Payload",
-    "RoundRule",
     "Rule",
+    "Update",
     "as_matrix_products",
     "bernoulli",
     "capture",
     "categorical",
     "cli",
     "closed_form",
+    "cohort",
     "conjugate_gradients",
     "curvature",
     "data",
     "ensemble",
     "evaluate",
-    "every_round",
     "examples",
     "fedavg",
     "federate",
@@ -108,6 +115,7 @@ __all__ = [
     "rounds",
     "silos",
     "solve",
+    "then",
     "theory",
     "tracing",
     "train",

@@ -9,6 +9,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
+from ._trees import wide
+
 PyTree = Any
 
 
@@ -108,18 +110,3 @@ def mean_over_batches(
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, wide(s.dtype)), shapes)
     total = jax.lax.fori_loop(0, -(-data.size // batch_size), add, zeros)
     return jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), total)
-
-
-def wide(dtype: Any) -> Any:
-    """The type for sums of many numbers of a type: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def widened(tree: PyTree) -> PyTree:
-    """A tree whose floating-point leaves have `wide` types."""
-
-    def one(leaf: Any) -> Any:
-        dtype = jnp.result_type(leaf)
-        return jnp.asarray(leaf, wide(dtype)) if jnp.issubdtype(dtype, jnp.floating) else leaf
-
-    return jax.tree.map(one, tree)

@@ -13,8 +13,8 @@ from ._likelihood import Likelihood
 Apply = Callable[[Any, Any], Any]
 
 
-class Metrics(NamedTuple):
-    """Means over examples.
+class Scores(NamedTuple):
+    """How well a model predicts: means over examples.
 
     Attributes:
         loss: negative log-likelihood in nats, summed over the positions of an example.
@@ -35,7 +35,7 @@ def evaluate(
     *,
     batch_size: int = 1000,
     mask: Bool[Array, " n3"] | None = None,
-) -> Metrics:
+) -> Scores:
     """Loss and accuracy of a model. Jitted: pass the same `apply` object again and nothing is compiled again.
 
     Args:
@@ -67,7 +67,7 @@ def evaluate(
         return [jnp.sum(jax.vmap(score)(outputs, targets), where=counts) for score in scores]
 
     loss, *accuracy = (total.sum() / valid.sum() for total in jax.lax.map(sums, rows))
-    return Metrics(loss, accuracy[0] if accuracy else None)
+    return Scores(loss, accuracy[0] if accuracy else None)
 
 
 def ensemble_apply(apply: Apply, likelihood: Likelihood, weights: Float[Array, " m"] | None = None) -> Apply:
@@ -101,7 +101,7 @@ def ensemble(
     weights: Float[Array, " m"] | None = None,
     batch_size: int = 1000,
     mask: Bool[Array, " n3"] | None = None,
-) -> Metrics:
+) -> Scores:
     """`evaluate` for the ensemble of the models in `stacked_params`, see `ensemble_apply`.
 
     Raises:
@@ -112,3 +112,8 @@ def ensemble(
         raise ValueError(f"weights: got shape {weights.shape}, allowed is ({members},), one for each member")
     joint = ensemble_apply(apply, likelihood, weights)
     return evaluate(joint, likelihood, stacked_params, x, y, batch_size=batch_size, mask=mask)
+
+
+def as_numbers(scores: Scores) -> dict[str, float]:
+    """Scores by name as Python numbers; a score that the likelihood does not have is left out."""
+    return {name: float(value) for name, value in scores._asdict().items() if value is not None}

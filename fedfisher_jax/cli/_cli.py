@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .. import _files, data, models, report
 from .._likelihood import Likelihood, categorical
 from ..curvature import capture
-from ..federate import _one_shot as one_shot
-from ..federate import _simulate as simulate
-from ..federate._local import crop_and_flip
+from ..federate import LocalTraining, Simulation, cohort, compare, crop_and_flip, run_keys
+from ..federate._one_shot import Result
+from ..federate._one_shot import offers as offers_of
 from ..merge import catalogue
 from ..merge._rule import Rule
 from ..solve._conjugate_gradients import conjugate_gradients
@@ -127,11 +127,11 @@ def run(settings: Run) -> dict[str, Any]:
     )
     network = models.build(settings.model, dataset.train_x.shape[1:], dataset.num_classes, settings.bias)
     likelihood, apply = categorical(), network.apply
-    key = one_shot.keys(settings.seed)
+    key = run_keys(settings.seed)
     start = network.init(key.init)
     captured = capture(apply, start, dataset.train_x)
     x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
-    train = simulate.Train(
+    training = LocalTraining(
         apply,
         likelihood,
         optax.sgd(settings.learning_rate, settings.momentum),
@@ -139,7 +139,7 @@ def run(settings: Run) -> dict[str, Any]:
         settings.batch_size,
         crop_and_flip() if dataset.augment else None,
     )
-    offers = one_shot.offers(network.init, train, captured, settings.seed, kind=settings.kind, samples=settings.samples)
+    offers = offers_of(network.init, training, captured, settings.seed, kind=settings.kind, samples=settings.samples)
     rules = _rules(settings, apply, likelihood, offers, x, y, key.pick)
     out = _files.require_folder(settings.out)
 
@@ -166,10 +166,10 @@ def run(settings: Run) -> dict[str, Any]:
     save()
     if first:
         data.plot_label_counts(counts, out / "clients.png")
-    problem = one_shot.Problem(train, start, x, y, dataset.test_x, dataset.test_y, simulate.clients(parts))
+    simulation = Simulation(training, start, cohort(x, y, parts), dataset.test_x, dataset.test_y)
     with _progress(console) as progress:
-        found = one_shot.compare(
-            problem,
+        found = compare(
+            simulation,
             rules,
             key,
             pooled=settings.pooled,
@@ -206,7 +206,7 @@ def _check(settings: Run) -> None:
         raise ValueError("damping: the paper's loop has none; leave it out with --preset paper")
 
 
-def _note(record: dict[str, Any], result: one_shot.Result) -> None:
+def _note(record: dict[str, Any], result: Result) -> None:
     """Put a result in its place in the record."""
     if result.kind == "training":
         record["seconds"]["train"], record["cohort"] = result.value["seconds"], result.value["cohort"]
@@ -230,7 +230,7 @@ def _rules(
     known = catalogue.RELEASED if settings.preset == "paper" else catalogue.RULES
     solved = {} if settings.damping is None else {"solver": conjugate_gradients(damping=settings.damping)}
     return {
-        name: catalogue.build(
+        name: catalogue.named_rule(
             name, apply, likelihood, offers=offers, rules=known, **(solved if name in catalogue.SOLVED else {})
         )
         for name in settings.rules

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ..federate import _one_shot as one_shot
+from ..federate import run_keys
 from ..payload import fingerprint
 from ..silos import _model_file as model_file
 from ..silos import _silo_data as silo_data
@@ -56,7 +56,7 @@ def init(settings: Init) -> None:
         raise ValueError("input_shape, outputs: expected positive sizes, or data to read them from")
     kind = model_file.Kind(settings.model, tuple(shape), outputs, settings.bias, settings.likelihood)
     network = network_of(kind.model, kind.input_shape, kind.outputs, kind.bias)
-    params = network.init(one_shot.keys(settings.seed).init)
+    params = network.init(run_keys(settings.seed).init)
     made_by = f"init, seed {settings.seed}"
     if settings.checkpoint is not None:
         params, made_by = model_file.read_checkpoint(settings.checkpoint, params), f"init, {settings.checkpoint.name}"

@@ -11,16 +11,14 @@ import optax
 from .. import payload
 from .._examples import examples
 from ..curvature import capture
-from ..federate import _one_shot as one_shot
-from ..federate import _simulate as simulate
-from ..federate._local import crop_and_flip
-from ..merge import catalogue
+from ..federate import LocalTraining, crop_and_flip, run_keys
+from ..merge import Update, catalogue
 from ..payload import _structures as structures
 from ..payload import plan
 from ..privacy import noise
 from ..silos import _model_file as model_file
-from ..silos import _silo as silo
 from ..silos import _silo_data as silo_data
+from ..silos import silo_cohort, train_and_measure
 from ..silos._network import likelihood_of, outputs_of
 
 TRAINING = ("epochs", "learning_rate", "momentum", "augment")  # settings that a checkpoint leaves no use for
@@ -108,21 +106,25 @@ def _one(settings: Measure, start: model_file.Model, guarantee: noise.Guarantee 
     silo_data.require_targets(settings.data, likelihood, outputs_of(apply, start.params, x), y)
     captured = capture(apply, start.params, x)
     offers = {"captured": captured, "kind": settings.kind, "samples": settings.samples}
-    rule = catalogue.build(settings.rule, apply, likelihood, offers=offers)
-    key = one_shot.keys(settings.seed)
-    promised = jax.eval_shape(rule.measure, start.params, examples(x, y), key.measure)
+    rule = catalogue.named_rule(settings.rule, apply, likelihood, offers=offers)
+    key = run_keys(settings.seed)
+    promised = jax.eval_shape(
+        rule.measure, Update(start.params, start.params, start.params), examples(x, y), key.measure
+    )
     structures.name_of(promised.fisher)  # before training: what has no form in files, or no noise
     if guarantee is not None:
         noise.require_defined(promised.fisher)
-    params, train = start.params, None
+    params, training = None, None
     if settings.checkpoint is not None:
         params = model_file.read_checkpoint(settings.checkpoint, start.params)
     else:
         optimizer = optax.sgd(settings.learning_rate, settings.momentum)
         augment = crop_and_flip() if settings.augment else None
-        train = simulate.Train(apply, likelihood, optimizer, settings.epochs, settings.batch_size, augment)
-    how = {"number": settings.silo, "key": key, "batch_size": settings.batch_size}
-    sent = silo.train_and_measure(train, rule.measure, params, x, y, **how)
+        training = LocalTraining(
+            apply, likelihood, optimizer, settings.epochs, settings.batch_size, augment, None, rule.squares
+        )
+    mine = silo_cohort(x, y, settings.silo, settings.batch_size)
+    sent = train_and_measure(training, rule, start.params, mine, key, params=params)
     if guarantee is not None:
         print(f"for this silo only: {noise.losses(sent, start.params, guarantee)}")
         sent = noise.privatise(sent, start.params, guarantee)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .. import _files, payload, report
 from ..curvature import capture
-from ..federate import _simulate as simulate
+from ..federate import merge_clients
 from ..merge import catalogue
 from ..payload import Header, Limits
 from ..silos import _model_file as model_file
@@ -76,7 +76,7 @@ def merge(settings: Merge) -> dict[str, Any]:
     )
     if options and name not in catalogue.SOLVED:
         raise ValueError(f"damping: {name} has none")
-    rule = catalogue.build(
+    rule = catalogue.named_rule(
         name, start.network.apply, likelihood_of(start.kind.likelihood), offers={"captured": captured}, **options
     )
     merged = _merged(rule, [sent for sent, _ in found], headers[0].structure)
@@ -114,7 +114,7 @@ def _merged(rule: Any, payloads: list[Any], structure: str | None) -> Any:
     """The same program as in memory, so that the result is the same, bit for bit."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *payloads)
     try:
-        merged = simulate.merge_clients(rule, stacked)
+        merged = merge_clients(rule, stacked, start.params)
     except (AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"rule: {rule.name} cannot merge files that hold a {structure} Fisher: {error}") from error
     for leaf, value in zip(payload.leaves(merged.params), jax.tree.leaves(merged.params), strict=True):

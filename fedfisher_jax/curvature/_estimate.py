@@ -13,8 +13,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from .._examples import Batch, Examples, mean_over_batches, widened
+from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
+from .._trees import widened
 from ._capture import capture
 from ._columns import heaviest
 from ._cotangents import cotangents

@@ -11,16 +11,14 @@ import jax.numpy as jnp
 import orbax.checkpoint as orbax
 
 from .._files import plain, write_atomically
-from ._simulate import Clients
-from .rounds import DIVERGED, Plan, State, step
+from ._cohort import Cohort
+from .rounds import DIVERGED, Federation, State, step
 
 
-def run(
-    plan: Plan,
+def run_rounds(
+    plan: Federation,
     state: State,
-    x: Any,
-    y: Any,
-    who: Clients,
+    cohort: Cohort,
     rounds: int,
     folder: str | os.PathLike[str],
     *,
@@ -34,9 +32,7 @@ def run(
     Args:
         plan: the settings.
         state: before the first round; what a checkpoint must look like.
-        x: [N, ...] of all clients.
-        y: [N, ...].
-        who: all registered clients.
+        cohort: all registered clients.
         rounds: in total, those of earlier calls included.
         folder: of `checkpoints/` (orbax) and `rounds.jsonl`, a line per round. Delete it to start over.
         evaluate: params → scores of the server's model, noted every `every` rounds and after the last.
@@ -69,7 +65,7 @@ def run(
         lines = [line for line in read_lines(log) if line["round"] <= number]
         write_atomically(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
         while number < rounds:
-            state, metrics = step(plan, state, x, y, who, **how)
+            state, metrics = step(plan, state, cohort, **how)
             number += 1
             if not jnp.isfinite(metrics.moved):
                 raise ValueError(f"round {number}: NaN or infinity after a {DIVERGED}")

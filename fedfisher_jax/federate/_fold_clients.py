@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 
 from .._files import write_atomically
 from ._map_clients import (
-    Report,
+    CohortReport,
     clients_mesh,
     compiled,
     cores,
@@ -47,7 +47,7 @@ def fold_clients(
     strategy: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     done: Callable[[int], None] | None = None,
-) -> tuple[PyTree, Report]:
+) -> tuple[PyTree, CohortReport]:
     """Run `function` for each client and fold the results group by group.
 
     Args:
@@ -84,7 +84,7 @@ def fold_clients(
     shape = jax.eval_shape(function, shared, jax.tree.map(lambda leaf: leaf[0], clients))
     mark = _fingerprint((shared, clients), shape, group, combine) if path else ""
     finished, summary = _read(path, mark, shape) if path and path.exists() else (0, None)
-    report = Report(strategy, 1, group, 0.0)
+    report = CohortReport(strategy, 1, group, 0.0)
     for start in range(finished, count, group):
         rows = np.arange(start, min(start + group, count))
         part = jax.tree.map(lambda leaf, rows=rows: leaf[rows], clients)

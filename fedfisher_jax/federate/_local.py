@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._examples import Batch, Examples, take, wide
+from .._examples import Batch, Examples, take
 from .._likelihood import Likelihood
+from .._trees import wide
 from ..tracing._convolution import for_loops
 
 PyTree = Any

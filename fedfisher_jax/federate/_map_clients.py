@@ -20,7 +20,7 @@ PyTree = Any
 STRATEGIES = ("sequential", "threads", "vectorised", "devices", "pmap")
 
 
-class Report(NamedTuple):
+class CohortReport(NamedTuple):
     """How a cohort ran."""
 
     strategy: str
@@ -47,7 +47,7 @@ def map_clients(
     group: int = 32,
     steps: Sequence[int] | np.ndarray | None = None,
     done: Callable[[int], None] | None = None,
-) -> tuple[PyTree, Report]:
+) -> tuple[PyTree, CohortReport]:
     """Run `function` for each client.
 
     Args:
@@ -100,7 +100,7 @@ def map_clients(
         load = work[order][np.minimum(deal, count - 1)].reshape(workers, rows).sum(1)
         waste = _waste(work.sum(), load.max() * workers)
     back = np.argsort(order)
-    return jax.tree.map(lambda leaf: leaf[back], results), Report(strategy, workers, size, waste)
+    return jax.tree.map(lambda leaf: leaf[back], results), CohortReport(strategy, workers, size, waste)
 
 
 def padding_waste(steps: Sequence[int] | np.ndarray, group: int) -> float:

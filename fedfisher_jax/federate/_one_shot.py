@@ -10,40 +10,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._examples import Examples
-from .._metrics import Metrics, ensemble, evaluate
+from .._metrics import as_numbers, ensemble, evaluate
+from .._trees import client
 from ..curvature import Capture
-from ..merge import FreshModes, Rule
-from . import _simulate as simulate
+from ..merge import FreshModes, Merged, Rule, Update, exchanges
+from ._cohort import Cohort, cohort
+from ._simulate import LocalTraining, measure_clients, merge_clients, payload_bits, train_clients
 
 PyTree = Any
 Stage = Callable[[str, int], Callable[..., None] | None]  # (name, steps) → called after each step, or with how many
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Problem:
-    """Who trains what on which examples, from where; and the examples that models are judged by.
+class Simulation:
+    """Who trains what, from where; and the examples that models are judged by.
 
     Attributes:
-        train: the model, its likelihood and how clients train it.
+        training: the model, its likelihood and how clients train it.
         start: the parameters that all clients start from.
-        x: [N, ...] of all clients.
-        y: [N, ...].
+        cohort: the clients and their examples.
         test_x: [n, ...].
         test_y: [n, ...].
-        who: the clients.
     """
 
-    train: simulate.Train
+    training: LocalTraining
     start: PyTree
-    x: Any
-    y: Any
+    cohort: Cohort
     test_x: Any
     test_y: Any
-    who: simulate.Clients
 
 
-class Keys(NamedTuple):
-    """Of a run's parts."""
+class RunKeys(NamedTuple):
+    """The random keys of a run's parts."""
 
     init: jax.Array
     train: jax.Array
@@ -51,9 +49,9 @@ class Keys(NamedTuple):
     pick: jax.Array  # of labelled examples at the server
 
 
-def keys(seed: int) -> Keys:
+def run_keys(seed: int) -> RunKeys:
     """A run's keys from its seed."""
-    return Keys(*jax.random.split(jax.random.key(seed), 4))
+    return RunKeys(*jax.random.split(jax.random.key(seed), 4))
 
 
 class Result(NamedTuple):
@@ -65,9 +63,9 @@ class Result(NamedTuple):
 
 
 def compare(
-    problem: Problem,
+    simulation: Simulation,
     rules: Mapping[str, Rule],
-    key: Keys,
+    key: RunKeys,
     *,
     pooled: bool = False,
     strategy: str | None = None,
@@ -79,113 +77,126 @@ def compare(
     measures are equal share one pass over the data, whose seconds count for each of them.
 
     Args:
-        problem: the federation.
+        simulation: the federation.
         rules: by the names that their results get.
         key: of training and of what clients measure.
         pooled: also train one model on all clients' examples.
-        strategy: of `cohort.map_clients`.
+        strategy: of `map_clients`.
         stage: told the stages as they begin.
 
     Raises:
         ValueError: a model or payload is not finite; the client is named.
     """
-    how = {"strategy": strategy}
-    x, y, who = problem.x, problem.y, problem.who
-    count, epochs = len(who.size), problem.train.epochs
-    train = dataclasses.replace(problem.train, on_epoch=stage("train", count * epochs))
+    cohort, count, epochs = simulation.cohort, len(simulation.cohort.sizes), simulation.training.epochs
+    reads_squares = any(rule.squares for rule in rules.values())
+    training = dataclasses.replace(simulation.training, on_epoch=stage("train", count * epochs), squares=reads_squares)
     began = time.perf_counter()
-    trained, ran = simulate.train_clients(train, problem.start, x, y, who, key.train, **how)
+    trained, ran = train_clients(training, simulation.start, cohort, key.train, strategy=strategy)
     yield Result("training", "clients", {"seconds": time.perf_counter() - began, "cohort": ran._asdict()})
-    yield from _judge_locals(problem, trained.params, stage("evaluate clients", count))
+    yield from _judge_locals(simulation, trained.params, stage("evaluate clients", count))
 
+    update = Update(trained.params, simulation.start, trained.squares, training.steps(np.asarray(cohort.sizes)))
     measured: dict[Any, tuple[PyTree, float]] = {}
     for name, rule in rules.items():
-        if rule.measure not in measured:
-            done = stage(f"measure for {name}", count)
-            began = time.perf_counter()
-            sent, _ = simulate.measure_clients(rule.measure, trained.params, x, y, who, key.measure, done=done, **how)
-            measured[rule.measure] = sent, time.perf_counter() - began
-        payloads, measuring = measured[rule.measure]
-        done = stage(f"merge by {name}", 1)
-        began = time.perf_counter()
-        merged = simulate.merge_clients(rule, payloads)
-        jax.block_until_ready(merged.params)
-        merging = time.perf_counter() - began
-        found = {
-            "bits_up": simulate.payload_bits(payloads),
-            "seconds": measuring + merging,
-            "seconds_measure": measuring,
-            "seconds_merge": merging,
-            "diagnostics": merged.diagnostics,
-        }
-        yield Result("rule", name, score(problem, merged.params, merged.apply) | found)
-        if done:
-            done()
+        merged, found = _exchange(rule, update, cohort, key.measure, measured, name, stage, strategy)
+        yield Result("rule", name, score(simulation, merged.params, merged.apply) | found)
 
     if pooled:
-        alone = dataclasses.replace(problem.train, on_epoch=stage("train on pooled data", epochs))
-        yield Result("reference", "pooled", train_pooled(dataclasses.replace(problem, train=alone), key.train))
+        alone = dataclasses.replace(simulation.training, on_epoch=stage("train on pooled data", epochs))
+        yield Result("reference", "pooled", train_pooled(dataclasses.replace(simulation, training=alone), key.train))
 
 
-def train_pooled(problem: Problem, key: jax.Array) -> dict[str, float]:
+def _exchange(
+    rule: Rule,
+    update: Update,
+    cohort: Cohort,
+    key: jax.Array,
+    measured: dict[Any, tuple[PyTree, float]],
+    name: str,
+    stage: Stage,
+    strategy: str | None,
+) -> tuple[Merged, dict[str, Any]]:
+    """Merge by every exchange of a rule; the merged model, and what it cost. `measured` keeps the first payloads."""
+    bits, measuring, merging = 0, 0.0, 0.0
+    diagnostics: dict[str, Any] = {}
+    merged = Merged(update.start, {})
+    for number, part in enumerate(exchanges(rule)):
+        if number and merged.apply is not None:
+            raise ValueError(f"rule {name}: a part changes the network, which the next one cannot measure")
+        here = update if number == 0 else Update(None, merged.params)
+        if number or part.measure not in measured:
+            done = stage(f"measure for {part.name}", len(cohort.sizes))
+            began, own = time.perf_counter(), jax.random.fold_in(key, number) if number else key
+            sent, _ = measure_clients(part.measure, here, cohort, own, done=done, strategy=strategy)
+            spent = time.perf_counter() - began
+            if number == 0:
+                measured[part.measure] = sent, spent
+        else:
+            sent, spent = measured[part.measure]
+        done, began = stage(f"merge by {part.name}", 1), time.perf_counter()
+        merged = merge_clients(part, sent, here.start)
+        jax.block_until_ready(merged.params)
+        merging, measuring = merging + time.perf_counter() - began, measuring + spent
+        bits = bits + payload_bits(sent)
+        diagnostics = merged.diagnostics if number == 0 else diagnostics | {part.name: merged.diagnostics}
+        if done:
+            done()
+    seconds = {"seconds": measuring + merging, "seconds_measure": measuring, "seconds_merge": merging}
+    return merged, {"bits_up": bits, **seconds, "diagnostics": diagnostics}
+
+
+def train_pooled(simulation: Simulation, key: jax.Array) -> dict[str, float]:
     """Scores of one model trained, with the clients' settings, on all of their examples."""
-    indices = [row[:size] for row, size in zip(problem.who.indices, problem.who.size, strict=True)]
-    everybody = simulate.clients([np.concatenate(indices)])
-    how = {"strategy": "sequential"}
-    trained, _ = simulate.train_clients(problem.train, problem.start, problem.x, problem.y, everybody, key, **how)
-    return score(problem, jax.tree.map(lambda leaf: leaf[0], trained.params))
+    everyone = simulation.cohort
+    pooled = cohort(everyone.x, everyone.y, [np.asarray(everyone.rows)])
+    trained, _ = train_clients(simulation.training, simulation.start, pooled, key, strategy="sequential")
+    return score(simulation, client(trained.params, 0))
 
 
-def score(problem: Problem, params: PyTree, apply: Callable | None = None) -> dict[str, float]:
-    """Test accuracy (0 to 1), where there is such, and loss (nats) of a model, `apply` the problem's own by default."""
-    settings = apply or problem.train.apply, problem.train.likelihood
-    return _numbers(evaluate(*settings, params, problem.test_x, problem.test_y))
+def score(simulation: Simulation, params: PyTree, apply: Callable | None = None) -> dict[str, float]:
+    """Test accuracy (0 to 1), where there is such, and loss (nats) of a model, `apply` the simulation's by default."""
+    settings = apply or simulation.training.apply, simulation.training.likelihood
+    return as_numbers(evaluate(*settings, params, simulation.test_x, simulation.test_y))
 
 
 def offers(
-    init: Callable[[jax.Array], PyTree], train: simulate.Train, captured: Capture, seed: int, **more: Any
+    init: Callable[[jax.Array], PyTree], training: LocalTraining, captured: Capture, seed: int, **more: Any
 ) -> dict[str, Any]:
     """What rules may take (see `merge.catalogue`): the model's layers, and a second local model from a fresh start.
 
     Args:
         init: key → initial parameters.
-        train: the clients' settings.
+        training: the clients' settings.
         captured: the model's layers.
         seed: of the fresh starts.
         more: further offers.
     """
-    return {"captured": captured, "others": FreshModes(init, Fit(train), seed)} | more
+    return {"captured": captured, "others": FreshModes(init, Fit(training), seed)} | more
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """(params, data, key) → parameters trained by these settings; equal settings are traced once."""
 
-    train: simulate.Train
+    training: LocalTraining
 
     def __call__(self, params: PyTree, data: Examples, key: jax.Array) -> PyTree:
         """Trained parameters."""
-        return self.train.fit(params, data, key).params
+        return self.training.fit(params, data, key).params
 
 
-def _judge_locals(problem: Problem, stacked: PyTree, done: Callable[..., None] | None) -> Iterator[Result]:
+def _judge_locals(simulation: Simulation, stacked: PyTree, done: Callable[..., None] | None) -> Iterator[Result]:
     """Every local model, the best of them and their ensembles, with equal weights and weighted by examples."""
-    scores = []
-    for number in range(len(problem.who.size)):
-        scores.append(score(problem, jax.tree.map(lambda leaf, n=number: leaf[n], stacked)))
+    sizes, scores = np.asarray(simulation.cohort.sizes), []
+    for number in range(len(sizes)):
+        scores.append(score(simulation, client(stacked, number)))
         yield Result("client", str(number), scores[-1])
         if done:
             done()
     best = int(np.argmax([one.get("accuracy", -one["loss"]) for one in scores]))
     yield Result("reference", "best_local", scores[best] | {"client": best})
-    sizes = np.asarray(problem.who.size)
     weights = jnp.asarray(sizes / sizes.sum(), jnp.float32)
+    settings = simulation.training.apply, simulation.training.likelihood
     for name, shares in (("ensemble", None), ("ensemble_weighted", weights)):
-        settings = problem.train.apply, problem.train.likelihood
-        found = ensemble(*settings, stacked, problem.test_x, problem.test_y, weights=shares)
-        yield Result("reference", name, _numbers(found))
-
-
-def _numbers(found: Metrics) -> dict[str, float]:
-    """Those that the likelihood has."""
-    return {name: float(value) for name, value in found._asdict().items() if value is not None}
+        found = ensemble(*settings, stacked, simulation.test_x, simulation.test_y, weights=shares)
+        yield Result("reference", name, as_numbers(found))

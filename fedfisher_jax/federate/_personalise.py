@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from .._examples import Examples
+from ._cohort import Client, Cohort, with_examples
 from ._map_clients import map_clients
-from ._simulate import Clients, Shared, Train
-from .rounds import score
+from ._simulate import LocalTraining, Shared
+from .rounds import client_scores
 
 PyTree = Any
 
@@ -25,26 +26,27 @@ class Personalised(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FineTune:
-    """The per-client function; its client is (training part, test part)."""
+    """The per-client function; its client is (place in the training cohort, place in the test cohort)."""
 
-    train: Train
+    training: LocalTraining
 
-    def __call__(self, shared: Shared, client: tuple[Clients, Clients]) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, shared: tuple[Shared, Cohort], client: tuple[Client, Client]) -> tuple[jax.Array, jax.Array]:
         """[loss, accuracy] before and after."""
-        mine, test = client
-        params = self.train(shared, mine).params
-        held = Examples(shared.x, shared.y, test.indices, test.size)
-        before, after = (score(self.train.apply, self.train.likelihood, p, held) for p in (shared.params, params))
-        return before, after
+        (everyone, tests), (mine, test) = shared, client
+        tuned = self.training(everyone, mine).params
+
+        def scores(data: Examples) -> tuple[jax.Array, jax.Array]:
+            settings = self.training.apply, self.training.likelihood
+            return client_scores(*settings, everyone.start, data), client_scores(*settings, tuned, data)
+
+        return with_examples(tests, test, scores)
 
 
 def personalise(
-    train: Train,
+    training: LocalTraining,
     params: PyTree,
-    x: Any,
-    y: Any,
-    training: Clients,
-    test: Clients,
+    cohort: Cohort,
+    test: Cohort,
     key: jax.Array,
     *,
     shots: int | None = None,
@@ -53,11 +55,9 @@ def personalise(
     """Fine-tune `params` for each client and score it before and after.
 
     Args:
-        train: settings of the fine-tuning; its epochs may be few.
+        training: settings of the fine-tuning; its epochs may be few.
         params: the server's model.
-        x: [N, ...] of all clients.
-        y: [N, ...].
-        training: each client's training part.
+        cohort: each client's training part.
         test: each client's test part, in the same order.
         key: of the fine-tuning.
         shots: take only so many examples of each training part, the first in its row; None takes all.
@@ -66,12 +66,13 @@ def personalise(
     Raises:
         ValueError: numbers of clients differ, or `shots` is below 1.
     """
-    if len(training.size) != len(test.size):
-        raise ValueError(f"test: got {len(test.size)} clients, expected {len(training.size)}, those of training")
+    clients = cohort.members
+    if len(clients.size) != len(test.sizes):
+        raise ValueError(f"test: got {len(test.sizes)} clients, expected {len(clients.size)}, those of training")
     if shots is not None:
         if shots < 1:
             raise ValueError(f"shots: got {shots}, expected at least 1")
-        training = training._replace(size=jnp.minimum(training.size, shots), indices=training.indices[:, :shots])
-    function = FineTune(train)
-    (before, after), _ = map_clients(function, Shared(x, y, key, params), (training, test), **how)
+        clients = clients._replace(size=jnp.minimum(clients.size, shots))
+    shared = Shared(cohort.shared, key, params), test.shared
+    (before, after), _ = map_clients(FineTune(training), shared, (clients, test.members), **how)
     return Personalised(before[:, 0], before[:, 1], after[:, 0], after[:, 1])

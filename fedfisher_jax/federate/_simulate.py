@@ -1,11 +1,11 @@
-"""One federation on one machine: train every client, measure every payload, merge.
+"""One exchange of a federation on one machine: train every client, measure every payload, merge.
 
-The three calls of a one-shot simulation. Data stay once on the device; a client is a row of indices; its key is
-`fold_in(key, number)`, so its result does not depend on the other clients.
+Data stay once on the device; a client is a place in a `Cohort`; its key is `fold_in(key, number)`, so its result does
+not depend on the other clients.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,49 +14,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._examples import Examples, pad_rows
+from .._examples import Examples
 from .._likelihood import Likelihood
-from ..merge import Merged, Rule
-from ..merge._rule import fold, in_types_of, lift
+from ..merge import Merged, Rule, Update, fold
+from ..merge._rule import lift, merge_summary
 from . import _local as local
-from ._map_clients import Report, map_clients
+from ._cohort import Client, Cohort, by_length, with_examples
+from ._map_clients import CohortReport, default_strategy, map_clients
 
 PyTree = Any
-
-
-class Clients(NamedTuple):
-    """Rows of indices into the shared arrays, one per client."""
-
-    number: Any  # [M]
-    indices: Any  # [M, longest]
-    size: Any  # [M]
 
 
 class Shared(NamedTuple):
     """What all clients of a stage read."""
 
-    x: Any
-    y: Any
+    cohort: Cohort  # arrays alone
     key: Any
-    params: Any = None
-
-
-def clients(parts: Sequence[np.ndarray], length: int = 0) -> Clients:
-    """Clients from the index arrays of a split, in rows of at least `length`.
-
-    Results do not depend on the length. With one length, all splits of a data set run the same compiled programs.
-
-    Raises:
-        ValueError: no client, or one without examples, which is named.
-    """
-    rows, sizes = pad_rows(list(parts))
-    rows = np.pad(rows, ((0, 0), (0, max(0, length - rows.shape[1]))), mode="edge")
-    return Clients(np.arange(len(parts), dtype=np.int32), rows, sizes)
+    start: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
-    """The per-client function of training, equal to another one with equal settings (so it is traced once)."""
+class LocalTraining:
+    """How clients train; equal to another one with equal settings (so it is traced once)."""
 
     apply: Callable
     likelihood: Likelihood
@@ -67,86 +46,131 @@ class Train:
     on_epoch: Callable[[], None] | None = None
     squares: bool = False
 
-    def __call__(self, shared: Shared, client: Clients) -> local.Trained:
+    def __call__(self, shared: Shared, client: Client) -> local.Trained:
         """One client's trained model."""
-        data = Examples(shared.x, shared.y, client.indices, client.size)
-        return self.fit(shared.params, data, jax.random.fold_in(shared.key, client.number))
+        key = jax.random.fold_in(shared.key, client.number)
+        return with_examples(shared.cohort, client, lambda data: self.fit(shared.start, data, key))
 
     def fit(self, params: PyTree, data: Examples, key: jax.Array) -> local.Trained:
         """A model trained from `params` on `data`."""
-        settings = {"epochs": self.epochs, "batch_size": self.batch_size, "augment": self.augment}
-        settings["squares"] = self.squares
-        return local.train(
-            self.apply, self.likelihood, self.optimizer, params, data, key, on_epoch=self.on_epoch, **settings
-        )
+        names = ("epochs", "batch_size", "augment", "squares", "on_epoch")
+        settings = {name: getattr(self, name) for name in names}
+        return local.train(self.apply, self.likelihood, self.optimizer, params, data, key, **settings)
+
+    def steps(self, size: Any) -> Any:
+        """Steps of the local optimiser for clients with so many examples."""
+        return self.epochs * -(-size // self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasureClient:
-    """The per-client function of a rule's measure; its client is (Clients, parameters)."""
+    """The per-client function of a rule's measure; its client is (place, what training left, or None)."""
 
     measure: Callable
 
-    def __call__(self, shared: Shared, client: tuple[Clients, PyTree]) -> PyTree:
-        """One client's payload."""
-        who, params = client
-        data = Examples(shared.x, shared.y, who.indices, who.size)
-        return self.measure(params, data, jax.random.fold_in(shared.key, who.number))
+    def __call__(self, shared: Shared, client: tuple[Client, Update]) -> PyTree:
+        """One client's payload; a client that has no model of its own measures the start."""
+        who, update = client
+        params = shared.start if update.params is None else update.params
+        update, key = update._replace(params=params, start=shared.start), jax.random.fold_in(shared.key, who.number)
+        return with_examples(shared.cohort, who, lambda data: self.measure(update, data, key))
 
 
-def train_clients(train: Train, params: PyTree, x: Any, y: Any, who: Clients, key: Any, **how: Any):
-    """Train all clients from common `params`.
+def train_clients(
+    training: LocalTraining, start: PyTree, cohort: Cohort, key: Any, **how: Any
+) -> tuple[local.Trained, CohortReport]:
+    """Train all clients from a common start.
 
     Args:
-        train: the settings.
-        params: the common start.
-        x: [N, ...] of all clients.
-        y: [N, ...].
-        who: the clients.
+        training: the settings.
+        start: parameters that all clients start from.
+        cohort: the clients.
         key: of this stage.
         how: of `map_clients`: strategy, group, done.
 
     Returns:
-        `Trained` with a leading client axis, and the cohort's report.
+        `Trained` with a leading client axis, and how the cohort ran.
 
     Raises:
         ValueError: a client's parameters are not finite after training; its number is in the message.
     """
-    steps = train.epochs * -(-who.size // train.batch_size)
-    trained, report = map_clients(train, Shared(x, y, key, params), who, steps=steps, **how)
-    require_finite(trained.params, "parameters after training (lower the learning rate?)", who.number)
+    steps = training.steps(np.asarray(cohort.sizes))
+    trained, report = map_cohort(training, Shared(cohort.shared, key, start), cohort, steps=steps, **how)
+    require_finite(trained.params, "parameters after training (lower the learning rate?)", cohort.members.number)
     return trained, report
 
 
 def measure_clients(
-    measure: Callable, params: PyTree, x: Any, y: Any, who: Clients, key: Any, **how: Any
-) -> tuple[PyTree, Report]:
-    """Payloads of all clients, with a leading client axis; `params` [M, ...] are their models."""
-    payloads, report = map_clients(MeasureClient(measure), Shared(x, y, key), (who, params), steps=who.size, **how)
-    require_finite(payloads, "payload", who.number)
+    measure: Callable, update: Update, cohort: Cohort, key: Any, **how: Any
+) -> tuple[PyTree, CohortReport]:
+    """Payloads of all clients, with a leading client axis.
+
+    Args:
+        measure: a rule's.
+        update: what training left, with a leading client axis but for `start`, which all clients were sent. With
+            `params` None nothing was trained: all clients measure the start.
+        cohort: the clients.
+        key: of this stage.
+        how: of `map_clients`: strategy, group, done.
+
+    Raises:
+        ValueError: a payload is not finite; the client's number is in the message.
+    """
+    count = len(cohort.sizes)
+    mine = update._replace(start=None, steps=jnp.broadcast_to(jnp.asarray(update.steps), count))
+    shared = Shared(cohort.shared, key, update.start)
+    payloads, report = map_cohort(MeasureClient(measure), shared, cohort, mine, steps=cohort.sizes, **how)
+    require_finite(payloads, "payload", cohort.members.number)
     return payloads, report
 
 
-def merge_clients(rule: Rule, payloads: PyTree) -> Merged:
+def map_cohort(
+    function: Callable, shared: Shared, cohort: Cohort, more: PyTree = None, *, steps: Any, **how: Any
+) -> tuple[PyTree, CohortReport]:
+    """`map_clients` over a cohort's clients, or (clients, `more`); vectorised groups hold rows of one length."""
+    with_more = (lambda clients, extra: clients) if more is None else (lambda clients, extra: (clients, extra))
+    strategy = how.pop("strategy", None) or default_strategy()
+    if strategy != "vectorised" or len(cohort.lengths) == 1:
+        return map_clients(function, shared, with_more(cohort.members, more), steps=steps, strategy=strategy, **how)
+    found, reports, order, work = [], [], [], []
+    for part, places in by_length(cohort):
+        mine = with_more(part.members, jax.tree.map(lambda leaf, p=places: jnp.asarray(leaf)[p], more))
+        same = shared._replace(cohort=part.shared)
+        result, report = map_clients(function, same, mine, steps=np.asarray(steps)[places], strategy=strategy, **how)
+        found, reports, order = [*found, result], [*reports, report], [*order, places]
+        work.append(np.asarray(steps)[places].sum())
+    back = np.argsort(np.concatenate(order))
+    room = sum(w / max(1 - r.waste, 1e-9) for w, r in zip(work, reports, strict=True))
+    report = CohortReport(strategy, 1, max(r.group for r in reports), float(1 - sum(work) / room) if room else 0.0)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *found), report
+
+
+def merge_clients(rule: Rule, payloads: PyTree, start: PyTree = None) -> Merged:
     """The global model from payloads with a leading client axis, fold and solve in one compiled program if possible.
+
+    Args:
+        rule: one exchange.
+        payloads: of all clients.
+        start: the model that the clients were sent, where the rule reads it.
 
     Raises:
         ValueError: the rule gives an `apply` of its own and says that it can be compiled.
     """
     if not rule.jit:
-        return _merge(rule, payloads)
-    params, diagnostics = _merge_compiled(rule._replace(measure=None), payloads)  # whose hash is not asked for
+        return _merge(rule, payloads, start)
+    # measure's hash is not asked for
+    params, diagnostics = _merge_compiled(rule._replace(measure=None), payloads, start)
     return Merged(params, jax.block_until_ready(diagnostics))
 
 
-def _merge(rule: Rule, payloads: PyTree) -> Merged:
-    merged = rule.solve(fold(rule, jax.vmap(partial(lift, rule))(payloads)))
-    return in_types_of(payloads.params, merged)
+def _merge(rule: Rule, payloads: PyTree, start: PyTree) -> Merged:
+    contributions = jax.vmap(lambda payload: lift(rule, payload, start))(payloads)
+    return merge_summary(rule, fold(rule, contributions), payloads.params, start)
 
 
 @partial(jax.jit, static_argnums=0)
-def _merge_compiled(rule: Rule, payloads: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    merged = _merge(rule, payloads)
+def _merge_compiled(rule: Rule, payloads: PyTree, start: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    merged = _merge(rule, payloads, start)
     if merged.apply is not None:
         raise ValueError(f"rule {rule.name}: gives an apply of its own, which needs jit=False")
     return merged.params, merged.diagnostics

@@ -91,7 +91,7 @@ def feddyn(alpha: float) -> Variant:
     """FedDyn (arXiv 2111.04263, algorithm 1): local objectives L_i(θ) − ⟨h_i, θ⟩ + α/2 ‖θ − θ⁽ᵏ⁾‖².
 
     After training h_i ← h_i − α (θ_i − θ⁽ᵏ⁾); the server keeps h ← h − α · share · mean (θ_i − θ⁽ᵏ⁾) and moves to the
-    merged model − h/α, means weighted by examples. Made for averages: `every_round(fedavg(…))` as the rule.
+    merged model − h/α, means weighted by examples. Made for averages: FedAvg as the rule.
 
     Raises:
         ValueError: α not positive.

@@ -16,15 +16,18 @@ import optax
 
 from .._examples import Examples, mean_over_batches
 from .._likelihood import Likelihood
-from ..merge._rule import RoundRule, Update, in_types_of, lift
+from .._trees import difference, in_types_of, weighted_sum, widened
+from ..merge import Rule, Update, exchanges, lift
+from ._cohort import Client, Cohort, with_examples
 from ._fold_clients import sum_clients
 from ._map_clients import default_strategy
-from ._simulate import Clients, Shared, Train, require_finite
+from ._simulate import LocalTraining, MeasureClient, Shared, require_finite
 from ._variants import Variant
 
 PyTree = Any
 ONE_PROGRAM = ("sequential", "vectorised")
 DIVERGED = "round's training (lower the learning rate?)"
+MEASURE = 2**31 - 1  # what a client's key is folded with for its measures; epochs are folded with 0, 1, …
 
 
 class State(NamedTuple):
@@ -38,8 +41,8 @@ class State(NamedTuple):
     own: PyTree = None  # what it keeps for each registered client: [M, ...]
 
 
-class Metrics(NamedTuple):
-    """Of one round.
+class RoundReport(NamedTuple):
+    """What one round did.
 
     Attributes:
         loss: the sampled clients' training loss over their last local epoch, mean over clients, in nats.
@@ -58,12 +61,12 @@ class Metrics(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Federation:
     """The settings of a federation; the same object between rounds, or it is traced again.
 
     Attributes:
-        train: local training: model, likelihood, optimiser, epochs, batch size.
-        rule: how a round is merged; `every_round(rule)` repeats a one-shot rule.
+        training: model, likelihood, optimiser, epochs and batch size of local training (0 epochs: none).
+        rule: how a round is merged; one made by `then` is several exchanges in each round.
         sampled: clients in a round, drawn without replacement.
         optimizer: the server's, on the start minus the merged model as gradient (FedOpt, arXiv 2003.00295); None takes
             the merged model as it is.
@@ -71,15 +74,20 @@ class Plan:
         barrier: measure the Client-Server Barrier, two more passes over the sampled clients' data.
     """
 
-    train: Train
-    rule: RoundRule
+    training: LocalTraining
+    rule: Rule
     sampled: int
     optimizer: optax.GradientTransformation | None = None
     variant: Variant | None = None
     barrier: bool = False
 
+    @property
+    def jit(self) -> bool:
+        """Whether every exchange of a round can be compiled."""
+        return all(part.jit for part in exchanges(self.rule))
 
-def init(plan: Plan, params: PyTree, registered: int, key: jax.Array) -> State:
+
+def init(plan: Federation, params: PyTree, registered: int, key: jax.Array) -> State:
     """The state before the first round.
 
     Raises:
@@ -97,15 +105,13 @@ def init(plan: Plan, params: PyTree, registered: int, key: jax.Array) -> State:
 
 
 def step(
-    plan: Plan,
+    plan: Federation,
     state: State,
-    x: Any,
-    y: Any,
-    who: Clients,
+    cohort: Cohort,
     *,
     epochs: Any = None,
     strategy: str | None = None,
-) -> tuple[State, Metrics]:
+) -> tuple[State, RoundReport]:
     """One round.
 
     With the strategies "sequential" and "vectorised" it is one jitted program (and pure: `jit`, `scan` it); "threads"
@@ -114,9 +120,7 @@ def step(
     Args:
         plan: the settings.
         state: before the round.
-        x: [N, ...] of all clients.
-        y: [N, ...].
-        who: all registered clients; only the sampled ones' rows are used.
+        cohort: all registered clients; only the sampled ones' rows are used.
         epochs: [M] of local training, of each registered client; default `plan.train.epochs` for all.
         strategy: of `stream.sum_clients`; default that of the platform.
 
@@ -126,45 +130,43 @@ def step(
             `metrics.loss` is infinite and `metrics.moved` is not finite.
     """
     strategy = default_strategy() if strategy is None else strategy
-    if strategy in ONE_PROGRAM and plan.rule.jit:
-        return _one_program(plan, strategy, state, x, y, who, epochs)
-    return _round(plan, strategy, state, x, y, who, epochs)
+    if strategy in ONE_PROGRAM and plan.jit:
+        return _one_program(plan, strategy, state, cohort, epochs)
+    return _round(plan, strategy, state, cohort, epochs)
 
 
 def scan(
-    plan: Plan,
+    plan: Federation,
     state: State,
-    x: Any,
-    y: Any,
-    who: Clients,
+    cohort: Cohort,
     rounds: int,
     *,
     epochs: Any = None,
     strategy: str = "sequential",
-) -> tuple[State, Metrics]:
+) -> tuple[State, RoundReport]:
     """Several rounds as one program, metrics with a leading axis of rounds; arguments as in `step`.
 
     Raises:
         ValueError: a strategy or a rule that is more than one program.
     """
-    if strategy not in ONE_PROGRAM or not plan.rule.jit:
+    if strategy not in ONE_PROGRAM or not plan.jit:
         raise ValueError(f"strategy: got {strategy} with rule {plan.rule.name}, expected {' or '.join(ONE_PROGRAM)}")
-    return _scan(plan, strategy, rounds, state, x, y, who, epochs)
+    return _scan(plan, strategy, rounds, state, cohort, epochs)
 
 
-def sample(plan: Plan, state: State, registered: int) -> jax.Array:
+def sample(plan: Federation, state: State, registered: int) -> jax.Array:
     """Numbers of the clients that the next round takes."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.round), 0)
     return jax.random.choice(key, registered, (plan.sampled,), replace=False)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _one_program(plan: Plan, strategy: str, state: State, *data: Any) -> tuple[State, Metrics]:
+def _one_program(plan: Federation, strategy: str, state: State, *data: Any) -> tuple[State, RoundReport]:
     return _round(plan, strategy, state, *data)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _scan(plan: Plan, strategy: str, rounds: int, state: State, *data: Any) -> tuple[State, Metrics]:
+def _scan(plan: Federation, strategy: str, rounds: int, state: State, *data: Any) -> tuple[State, RoundReport]:
     return jax.lax.scan(lambda s, _: _round(plan, strategy, s, *data), state, None, rounds)
 
 
@@ -175,79 +177,109 @@ class _Everyone(NamedTuple):
     common: PyTree
 
 
-def _round(plan: Plan, strategy: str, state: State, x: Any, y: Any, who: Clients, epochs: Any) -> tuple[State, Metrics]:
-    registered = who.size.shape[0]
+def _round(plan: Federation, strategy: str, state: State, cohort: Cohort, epochs: Any) -> tuple[State, RoundReport]:
+    registered = cohort.sizes.shape[0]
     chosen = sample(plan, state, registered)
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.round), 1)
+    here = cohort.sample(chosen)
     take = partial(jax.tree.map, lambda leaf: jnp.asarray(leaf)[chosen])
-    clients, own = take(who), take(state.own)
-    everyone, all_count = _Everyone(Shared(x, y, key, state.params), state.common), jnp.ones(plan.sampled, bool)
-    added, kept, _ = sum_clients(Client(plan), strategy, everyone, (clients, own, take(epochs)), all_count)
+    everyone, all_count = _Everyone(Shared(here.shared, key, state.params), state.common), jnp.ones(plan.sampled, bool)
+    clients = (here.members, take(state.own), take(epochs))
+    added, kept, _ = sum_clients(TrainAndMeasure(plan), strategy, everyone, clients, all_count)
     if strategy not in ONE_PROGRAM:
         require_finite(kept["finite"], DIVERGED, chosen)
-    finish = _finish if plan.rule.jit else _finish_here
-    sizes = clients.size / jnp.mean(who.size)
-    state, moved, diagnostics = finish(plan, registered, state, chosen, sizes, added, kept)
+    sizes = here.sizes / jnp.mean(cohort.sizes)
+    merged = (_merge if plan.jit else _merge_here)(plan, registered, state, chosen, sizes, added, kept)
+    params, diagnostics = merged.params, merged.diagnostics
+    for number, part in enumerate(exchanges(plan.rule)[1:], start=1):
+        again = Remeasure(part, number), strategy, Shared(here.shared, key, params), here.members, all_count
+        added, stacked, _ = sum_clients(*again)
+        solved = (_solve if part.jit else _solve_here)(part, added if part.combine == "add" else stacked, params)
+        params, diagnostics = solved[0], diagnostics | {part.name: solved[1]}
+    state, moved = (_serve if plan.jit else _serve_here)(plan, state, params, merged.common, merged.own)
     barrier = jnp.full(2, jnp.nan)
     if plan.barrier:
-        after = _Everyone(Shared(x, y, key, state.params), None)
-        gaps, _, _ = sum_clients(Gap(plan), strategy, after, (clients, kept["score"]), all_count)
+        after = _Everyone(Shared(here.shared, key, state.params), None)
+        gaps, _, _ = sum_clients(Gap(plan), strategy, after, (here.members, kept["score"]), all_count)
         barrier = gaps / plan.sampled
     loss = jnp.nanmean(jnp.where(jnp.isfinite(kept["finite"]), kept["loss"], jnp.inf))  # no epoch, no loss: NaN
-    return state, Metrics(loss, moved, barrier[0], barrier[1], diagnostics)
+    return state, RoundReport(loss, moved, barrier[0], barrier[1], diagnostics)
 
 
 @dataclasses.dataclass(frozen=True)
-class Client:
-    """One client's part of a round: train, measure, lift."""
+class TrainAndMeasure:
+    """One client's part of a round's first exchange: train, measure, lift."""
 
-    plan: Plan
+    plan: Federation
 
-    def __call__(self, everyone: _Everyone, client: tuple[Clients, PyTree, Any]) -> tuple[PyTree, dict[str, Any]]:
+    def __call__(self, everyone: _Everyone, client: tuple[Client, PyTree, Any]) -> tuple[PyTree, dict[str, Any]]:
         """Contribution to the sum, and what is kept of the client."""
         plan, (who, own, epochs), shared = self.plan, client, everyone.shared
-        epochs = plan.train.epochs if epochs is None else epochs
-        train = dataclasses.replace(plan.train, epochs=epochs, squares=plan.rule.squares)
+        rule = exchanges(plan.rule)[0]
+        epochs = plan.training.epochs if epochs is None else epochs
+        training = dataclasses.replace(plan.training, epochs=epochs, squares=rule.squares)
         if plan.variant is not None:
-            optimizer = plan.variant.optimizer(train.optimizer, shared.params, own, everyone.common)
-            train = dataclasses.replace(train, optimizer=optimizer)
-        trained = train(shared, who)
-        data = Examples(shared.x, shared.y, who.indices, who.size)
-        steps = epochs * -(-who.size // min(train.batch_size, who.indices.shape[0]))
-        update = Update(shared.params, trained.params, trained.squares, steps)
-        key = jax.random.fold_in(jax.random.fold_in(shared.key, who.number), 1)
-        contribution = lift(plan.rule, plan.rule.measure(update, data, key))
+            optimizer = plan.variant.optimizer(training.optimizer, shared.start, own, everyone.common)
+            training = dataclasses.replace(training, optimizer=optimizer)
+        trained = training(shared, who)
+        update = Update(trained.params, shared.start, trained.squares, training.steps(who.size))
+        key = jax.random.fold_in(jax.random.fold_in(shared.key, who.number), MEASURE)
+        payload = with_examples(shared.cohort, who, lambda data: rule.measure(update, data, key))
+        contribution = lift(rule, payload, shared.start)
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params)]).all()
         kept: dict[str, Any] = {"loss": trained.loss, "finite": jnp.where(finite, 1.0, jnp.nan)}
         if plan.variant is not None:
             kept["own"], kept["sent"] = plan.variant.after(update, own, everyone.common)
         if plan.barrier:
-            kept["score"] = score(train.apply, train.likelihood, trained.params, data)
-        if plan.rule.combine == "add":
+            kept["score"] = _client_scores(plan, shared, who, trained.params)
+        if rule.combine == "add":
             return contribution, kept
         return None, kept | {"stacked": contribution}
+
+
+@dataclasses.dataclass(frozen=True)
+class Remeasure:
+    """One client's part of a further exchange: measure the model merged so far, lift."""
+
+    rule: Rule
+    number: int  # of the exchange, which its random draws depend on
+
+    def __call__(self, shared: Shared, who: Client) -> tuple[PyTree, PyTree]:
+        """Contribution to the sum, or to the stack."""
+        apart = shared._replace(key=jax.random.fold_in(shared.key, MEASURE - self.number))
+        payload = MeasureClient(self.rule.measure)(apart, (who, Update(None)))
+        contribution = lift(self.rule, payload, shared.start)
+        return (contribution, None) if self.rule.combine == "add" else (None, contribution)
 
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
     """The merged model on one client's data, against what the client's own one scored there."""
 
-    plan: Plan
+    plan: Federation
 
-    def __call__(self, everyone: _Everyone, client: tuple[Clients, jax.Array]) -> tuple[jax.Array, None]:
+    def __call__(self, everyone: _Everyone, client: tuple[Client, jax.Array]) -> tuple[jax.Array, None]:
         """[loss, accuracy], positive where the merged model is worse."""
         who, own = client
-        data = Examples(everyone.shared.x, everyone.shared.y, who.indices, who.size)
-        merged = score(self.plan.train.apply, self.plan.train.likelihood, everyone.shared.params, data)
+        merged = _client_scores(self.plan, everyone.shared, who, everyone.shared.start)
         return (merged - own) * jnp.array([1, -1], own.dtype), None
 
 
-def score(apply: Callable, likelihood: Likelihood, params: PyTree, data: Examples, batch_size: int = 256) -> jax.Array:
+def _client_scores(plan: Federation, shared: Shared, who: Client, params: PyTree) -> jax.Array:
+    training = plan.training
+    return with_examples(
+        shared.cohort, who, lambda data: client_scores(training.apply, training.likelihood, params, data)
+    )
+
+
+def client_scores(
+    apply: Callable, likelihood: Likelihood, params: PyTree, data: Examples, batch_size: int = 256
+) -> jax.Array:
     """[loss, accuracy] of a model on one client's examples, means over them; accuracy NaN where there is no such."""
 
     def sums(batch: Any) -> jax.Array:
         outputs = apply(params, batch.x)
-        rows = [jax.vmap(likelihood.nll)(outputs, batch.y)]
+        rows = [widened(jax.vmap(likelihood.nll)(outputs, batch.y))]
         if likelihood.correct:
             rows.append(jax.vmap(likelihood.correct)(outputs, batch.y).astype(rows[0].dtype))
         totals = jnp.stack([jnp.sum(jnp.where(batch.mask, row, 0)) for row in rows])
@@ -256,34 +288,49 @@ def score(apply: Callable, likelihood: Likelihood, params: PyTree, data: Example
     return mean_over_batches(sums, data, batch_size)
 
 
-def _finish_here(
-    plan: Plan,
-    registered: int,
-    state: State,
-    chosen: jax.Array,
-    sizes: jax.Array,
-    added: PyTree,
-    kept: dict[str, Any],
-) -> tuple[State, jax.Array, dict[str, Any]]:
-    """The server's part of a round; `sizes` [sampled] of clients are relative to the mean of all registered."""
-    rule, start = plan.rule, state.params
-    merged = rule.solve(added if rule.combine == "add" else kept["stacked"], start)
-    if merged.apply is not None:
-        raise ValueError(f"rule: {rule.name} changes the network, so that the next round cannot start from its model")
-    params, inner, common, own = in_types_of(start, merged).params, state.optimizer, state.common, state.own
+class _RoundMerged(NamedTuple):
+    """The first exchange's model, and what a variant remembers."""
+
+    params: PyTree
+    diagnostics: dict[str, Any]
+    common: PyTree
+    own: PyTree
+
+
+def _merge_here(
+    plan: Federation, registered: int, state: State, chosen: Any, sizes: Any, added: PyTree, kept: dict[str, Any]
+) -> _RoundMerged:
+    """The server's part of the first exchange; `sizes` [sampled] are relative to the mean of all registered."""
+    rule = exchanges(plan.rule)[0]
+    params, diagnostics = _solve_here(rule, added if rule.combine == "add" else kept["stacked"], state.params)
+    common, own = state.common, state.own
     if plan.variant is not None:
         own = jax.tree.map(lambda all_, mine: all_.at[chosen].set(mine), own, kept["own"])
-        sent = jax.tree.map(lambda leaf: jnp.tensordot(sizes.astype(leaf.dtype), leaf, 1) / plan.sampled, kept["sent"])
+        sent = jax.tree.map(lambda leaf: leaf / plan.sampled, weighted_sum(sizes, kept["sent"]))
         params, common = plan.variant.server(params, common, sent, plan.sampled / registered)
+    return _RoundMerged(params, diagnostics, common, own)
+
+
+def _solve_here(rule: Rule, summary: PyTree, start: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    merged = rule.solve(summary, start)
+    if merged.apply is not None:
+        raise ValueError(f"rule: {rule.name} changes the network, so that the next round cannot start from its model")
+    return in_types_of(merged.params, start), merged.diagnostics
+
+
+def _serve_here(plan: Federation, state: State, params: PyTree, common: PyTree, own: PyTree) -> tuple[State, jax.Array]:
+    """The server's step to the merged model, and its length."""
+    start, inner = state.params, state.optimizer
     if plan.optimizer is not None:
-        gradient = jax.tree.map(jnp.subtract, start, params)
-        updates, inner = plan.optimizer.update(gradient, inner, start)
+        updates, inner = plan.optimizer.update(difference(start, params), inner, start)
         params = optax.apply_updates(start, updates)
-    moved = optax.tree.norm(jax.tree.map(jnp.subtract, params, start))
-    return State(params, inner, state.round + 1, state.key, common, own), moved, merged.diagnostics
+    moved = optax.tree.norm(difference(params, start))
+    return State(params, inner, state.round + 1, state.key, common, own), moved
 
 
-_finish = jax.jit(_finish_here, static_argnums=(0, 1))
+_merge = jax.jit(_merge_here, static_argnums=(0, 1))
+_solve = jax.jit(_solve_here, static_argnums=0)
+_serve = jax.jit(_serve_here, static_argnums=0)
 
 
 def fraction(share: float, registered: int) -> int:

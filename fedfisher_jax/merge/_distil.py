@@ -20,7 +20,7 @@ from ..federate._local import crop_and_flip
 from ..models._generator import Generator
 from ..tracing._convolution import for_loops
 from ._outline import outline
-from ._rule import Merged, Payload, Rule
+from ._rule import Merged, Payload, Rule, Update
 
 PyTree = Any
 
@@ -69,9 +69,10 @@ class MeasureBounds:
 
     given: bool
 
-    def __call__(self, params: PyTree, data: Examples, key: Any) -> Payload:
+    def __call__(self, update: Update, data: Examples, key: Any) -> Payload:
         """One client's payload."""
         del key
+        params = update.params
         if self.given:
             return outline(params, data)
         rows = data.x[data.indices]
@@ -106,12 +107,12 @@ def dense(
         if getattr(chosen, name) < 1:
             raise ValueError(f"settings: got {name}={getattr(chosen, name)}, expected at least 1")
 
-    def solve(payloads: Payload) -> Merged:
+    def solve(payloads: Payload, start: PyTree) -> Merged:
         shares = payloads.weight / jnp.sum(payloads.weight)
         student = jax.tree.map(lambda leaf: jnp.tensordot(shares.astype(leaf.dtype), leaf, axes=1), payloads.params)
         return _distil(apply, chosen, validation, payloads, shares, student)
 
-    return Rule("dense", MeasureBounds(chosen.bounds is not None), lambda payload: payload, solve, "stack")
+    return Rule("dense", MeasureBounds(chosen.bounds is not None), lambda payload, start: payload, solve, "stack")
 
 
 def _distil(

@@ -3,25 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from .._likelihood import Likelihood
-from ._rule import Measure, Merged, Payload, Rule
+from .._trees import scaled
+from ._rule import MeasureFisher, Merged, Payload, Rule
+
+PyTree = Any
 
 
 def fedavg(apply: Callable, likelihood: Likelihood) -> Rule:
     """θ = Σ n_i θ_i / Σ n_i. Sends 32 d bits; folds by addition."""
 
-    def lift(payload: Payload) -> dict[str, Any]:
-        return {"weight": payload.weight, "params": weighted(payload.weight, payload.params)}
+    def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
+        return {"weight": payload.weight, "params": scaled(payload.weight, payload.params)}
 
-    def solve(summary: dict[str, Any]) -> Merged:
-        return Merged(weighted(1 / summary["weight"], summary["params"]), {})
+    def solve(summary: dict[str, Any], start: PyTree) -> Merged:
+        return Merged(scaled(1 / summary["weight"], summary["params"]), {})
 
-    return Rule("fedavg", Measure(apply, likelihood, None), lift, solve, "add")
-
-
-def weighted(factor: Any, tree: Any) -> Any:
-    """Factor · tree in the tree's own types."""
-    return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, tree)
+    return Rule("fedavg", MeasureFisher(apply, likelihood, None), lift, solve, "add")

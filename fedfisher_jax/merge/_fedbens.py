@@ -25,7 +25,7 @@ from .._examples import Examples
 from .._likelihood import Likelihood
 from .._metrics import ensemble_apply
 from ..curvature import Kronecker
-from ._rule import Measure, Merged, Payload, Rule
+from ._rule import MeasureFisher, Merged, Payload, Rule, Update
 
 PyTree = Any
 ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
@@ -36,17 +36,17 @@ OtherModes = Callable[[Examples, jax.Array], tuple[PyTree, ...]]  # (data, key) 
 class MeasureModes:
     """Measures several local models: parameters and Fisher are tuples, one entry for each."""
 
-    one: Measure
+    one: MeasureFisher
     others: OtherModes | None = None
 
-    def __call__(self, params: PyTree, data: Examples, key: jax.Array) -> Payload:
+    def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload, of the model that it has and of those that `others` gives."""
         more = () if self.others is None else self.others(data, key)
-        return self.of((params, *more), data, key)
+        return self.of((update.params, *more), data, key)
 
     def of(self, modes: tuple[PyTree, ...], data: Examples, key: jax.Array) -> Payload:
         """The payload of given local models."""
-        sent = [self.one(params, data, jax.random.fold_in(key, n)) for n, params in enumerate(modes)]
+        sent = [self.one(Update(params), data, jax.random.fold_in(key, n)) for n, params in enumerate(modes)]
         return Payload(sent[0].weight, tuple(p.params for p in sent), tuple(p.fisher for p in sent))
 
 
@@ -74,7 +74,7 @@ def fedbens(
         temperature: divides the number of examples: above one, posteriors are wider.
         optimizer: default Adam(0.001) on gradients clipped to norm 1, as in the released code.
         steps: updates from each start; the best iterate, the start among them, is kept.
-        options: of `Measure`: kind, samples, batch_size, captured.
+        options: of `MeasureFisher`: kind, samples, batch_size, captured.
 
     Raises:
         ValueError: precision or temperature not positive, steps below 1.
@@ -82,23 +82,23 @@ def fedbens(
     for name, value in (("precision", precision), ("temperature", temperature), ("steps", steps)):
         if not value > 0:
             raise ValueError(f"{name}: got {value}, expected a positive number")
-    measure = MeasureModes(Measure(apply, likelihood, "kronecker", **options), others)
+    measure = MeasureModes(MeasureFisher(apply, likelihood, "kronecker", **options), others)
 
     joint = ensemble_apply(apply, likelihood)
 
     def predict(modes: tuple[PyTree, ...], x: Any) -> jax.Array:
         return joint(_stack(modes), jnp.asarray(x))
 
-    def solve(payloads: Payload) -> Merged:
+    def solve(payloads: Payload, start: PyTree) -> Merged:
         # A program of its own: with the eigenvalues in the program of the search, XLA:CPU waits for ever (jax 0.10.2).
         constants = jax.block_until_ready(_log_determinants(payloads, precision, temperature))
-        modes, start, end = _modes(payloads, constants, precision, temperature, optimizer or ADAM, steps)
-        diagnostics = {"objective_start": start, "objective_end": end, "modes": jnp.asarray(len(modes))}
+        modes, first, last = _modes(payloads, constants, precision, temperature, optimizer or ADAM, steps)
+        diagnostics = {"objective_start": first, "objective_end": last, "modes": jnp.asarray(len(modes))}
         if len(modes) == 1:
             return Merged(modes[0], diagnostics)
         return Merged(modes, diagnostics, predict)
 
-    return Rule("fedbens", measure, lambda payload: payload, solve, "stack", jit=False)
+    return Rule("fedbens", measure, lambda payload, start: payload, solve, "stack", jit=False)
 
 
 def from_starts(starts: tuple[PyTree, ...], train: Callable[[PyTree, Examples, jax.Array], PyTree]) -> OtherModes:

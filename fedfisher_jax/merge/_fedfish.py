@@ -6,7 +6,6 @@ for diagonal F_i, with w_i = n_i / Σ n_j; a server optimiser takes −Δ as its
 question that the paper leaves open, Δ solves (Σ w_i F_i + damping) Δ = Σ w_i F_i Δ_i + damping · mean.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,33 +14,27 @@ import jax.numpy as jnp
 
 from .._examples import Examples
 from .._likelihood import Likelihood
+from .._trees import scaled
 from ..curvature import Diagonal
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Solver
-from ._fedavg import weighted
 from ._fedfisher import DAMPING, lift_sums, stacked
-from ._rule import Measure, Merged, Payload, RoundRule, Update
+from ._rule import MeasureFisher, Merged, Payload, Rule, Update, moved, require_start
 
 PyTree = Any
 ESTIMATORS = ("exact", "monte_carlo", "empirical", "squares")
 
 
-@dataclasses.dataclass(frozen=True)
-class MeasureUpdate:
-    """Measures how far the client moved, and its Fisher information where it ended.
+def measure_squares(update: Update, data: Examples, key: jax.Array) -> Payload:
+    """One client's payload with the squared minibatch gradients of its last local epoch as Fisher information.
 
-    `fisher` None takes the squared minibatch gradients of the last local epoch.
+    Raises:
+        ValueError: the training did not gather them.
     """
-
-    fisher: Measure | None
-
-    def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
-        """One client's payload; its parameters are the difference to the round's start."""
-        moved = jax.tree.map(jnp.subtract, update.params, update.start)
-        if self.fisher is None:
-            return Payload(jnp.asarray(data.size, jnp.result_type(float)), moved, Diagonal(update.squares))
-        payload = self.fisher(update.params, data, key)
-        return payload._replace(params=moved)
+    del key
+    if update.squares is None:
+        raise ValueError("update.squares: expected the squared gradients of the last local epoch, got None")
+    return Payload(jnp.asarray(data.size, jnp.result_type(float)), update.params, Diagonal(update.squares))
 
 
 def fedfish(
@@ -54,8 +47,8 @@ def fedfish(
     floor: float = 0.0,
     solver: Solver | None = None,
     **options: Any,
-) -> RoundRule:
-    """FedFish; combine it with any server optimiser in `rounds.Plan`. Uplink: twice the parameters.
+) -> Rule:
+    """FedFish; combine it with any server optimiser in `rounds.Federation`. Uplink: twice the parameters.
 
     Args:
         apply: the model.
@@ -67,7 +60,7 @@ def fedfish(
         eps: added to Σ w F in the denominator: where clients know less than that, the step shrinks.
         floor: where Σ w F is at most this, the plain average.
         solver: for Kronecker factors; default conjugate gradients, damped.
-        options: of `Measure`: samples, batch_size, skip, captured.
+        options: of `MeasureFisher`: samples, batch_size, skip, captured.
 
     Raises:
         ValueError: unknown estimator or structure, or a pair of them that does not exist; negative eps or floor;
@@ -85,28 +78,28 @@ def fedfish(
     gathered = estimator == "squares"
     if gathered and options:
         raise ValueError(f"options: got {', '.join(options)}, which the estimator squares does not read")
-    fisher = None if gathered else Measure(apply, likelihood, structure, kind=estimator, **options)
+    measure = measure_squares if gathered else MeasureFisher(apply, likelihood, structure, kind=estimator, **options)
     if structure == "kronecker":
         chosen = conjugate_gradients(damping=DAMPING["kronecker"]) if solver is None else solver
 
         def solve_stacked(payloads: Payload, start: PyTree) -> Merged:
-            moved, diagnostics = chosen(stacked(payloads))
-            return Merged(jax.tree.map(jnp.add, start, moved), diagnostics)
+            step, diagnostics = chosen(stacked(moved(payloads, start)))
+            return Merged(jax.tree.map(jnp.add, start, step), diagnostics)
 
-        return RoundRule("fedfish-kfac", MeasureUpdate(fisher), lambda p: p, solve_stacked, "stack")
+        return Rule("fedfish-kfac", measure, lambda payload, start: payload, solve_stacked, "stack")
 
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         share = 1 / summary["weight"]
-        mean, product = weighted(share, summary["params"]), weighted(share, summary["product"])
-        known = weighted(share, summary["fisher"]).values
+        mean, product = scaled(share, summary["params"]), scaled(share, summary["product"])
+        known = scaled(share, summary["fisher"]).values
 
         def entry(s: Any, m: Any, b: Any, f: Any) -> Any:
             enough = f > floor
             return s + jnp.where(enough, b / jnp.where(enough, f + eps, 1), m)
 
-        params = jax.tree.map(entry, start, mean, product, known)
+        params = jax.tree.map(entry, require_start(start), mean, product, known)
         leaves = jax.tree.leaves(known)
         unknown = sum(jnp.sum(f <= floor) for f in leaves) / sum(f.size for f in leaves)
         return Merged(params, {"share_averaged": unknown})
 
-    return RoundRule("fedfish", MeasureUpdate(fisher), lift_sums, solve, "add", squares=gathered)
+    return Rule("fedfish", measure, lambda p, start: lift_sums(moved(p, start)), solve, "add", squares=gathered)

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import optax
 
 from .._likelihood import Likelihood
+from .._trees import scaled
 from ..solve._closed_form import closed_form
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Objective, Solver, objective
-from ._fedavg import weighted
-from ._rule import Measure, Merged, Payload, Rule
+from ._rule import MeasureFisher, Merged, Payload, Rule
+
+PyTree = Any
 
 # Relative to a block's mean diagonal entry. A Kronecker product errs in its small eigenvalues, a low-rank matrix in all
 # that it leaves out; damping outweighs both. A diagonal has no such directions, and much damping only pulls it back to
@@ -41,26 +43,26 @@ def fedfisher(
             far worse than FedAvg: the Laplace approximation is then taken far from zero loss (docs/theory.md). Outside
             of all clients' top eigenvectors, "low_rank" is the weighted mean.
         solver: default `conjugate_gradients(damping=DAMPING[structure])`; `paper_loop(...)` is the released one.
-        options: of `Measure`: kind, samples, batch_size, skip, captured, subspace.
+        options: of `MeasureFisher`: kind, samples, batch_size, skip, captured, subspace.
     """
     short = {"diagonal": "diag", "kronecker": "kfac", "full": "full", "low_rank": "lowrank"}
     names = {name: f"fedfisher-{word}" for name, word in short.items()}
     if structure not in names:
         raise ValueError(f"structure: got {structure!r}, expected one of {', '.join(names)}")
-    measure = Measure(apply, likelihood, structure, **options)
+    measure = MeasureFisher(apply, likelihood, structure, **options)
     chosen = conjugate_gradients(damping=DAMPING[structure]) if solver is None else solver
     if structure in ("kronecker", "low_rank"):
-        return Rule(names[structure], measure, with_fisher, lambda s: _merged(chosen, stacked(s)), "stack")
-    return Rule(names[structure], measure, lift_sums, lambda s: _merged(chosen, summed(s)), "add")
+        return Rule(names[structure], measure, with_fisher, lambda s, _: _merged(chosen, stacked(s)), "stack")
+    return Rule(names[structure], measure, lift_sums, lambda s, _: _merged(chosen, summed(s)), "add")
 
 
 def fisher_merge(apply: Callable, likelihood: Likelihood, *, floor: float = 0.0, **options: Any) -> Rule:
     """Fisher merging: Σ w_i F_i θ_i / Σ w_i F_i entry by entry, the weighted mean where Σ w_i F_i ≤ `floor`."""
-    measure = Measure(apply, likelihood, "diagonal", **options)
-    return Rule("fisher-merge", measure, lift_sums, lambda s: _merged(closed_form(floor=floor), summed(s)), "add")
+    measure = MeasureFisher(apply, likelihood, "diagonal", **options)
+    return Rule("fisher-merge", measure, lift_sums, lambda s, _: _merged(closed_form(floor=floor), summed(s)), "add")
 
 
-def with_fisher(payload: Payload) -> Payload:
+def with_fisher(payload: Payload, start: PyTree = None) -> Payload:
     """The payload itself.
 
     Raises:
@@ -71,15 +73,15 @@ def with_fisher(payload: Payload) -> Payload:
     return payload
 
 
-def lift_sums(payload: Payload) -> dict[str, Any]:
+def lift_sums(payload: Payload, start: PyTree = None) -> dict[str, Any]:
     """The sums from which Q follows: w, wθ, wF, wFθ, wθᵀFθ. What a secure sum would carry."""
     payload = with_fisher(payload)
     weight, applied = payload.weight, payload.fisher.matvec(payload.params)
     return {
         "weight": weight,
-        "params": weighted(weight, payload.params),
-        "fisher": weighted(weight, payload.fisher),
-        "product": weighted(weight, applied),
+        "params": scaled(weight, payload.params),
+        "fisher": scaled(weight, payload.fisher),
+        "product": scaled(weight, applied),
         "constant": weight * optax.tree.vdot(payload.params, applied),
     }
 
@@ -87,8 +89,8 @@ def lift_sums(payload: Payload) -> dict[str, Any]:
 def summed(summary: dict[str, Any]) -> Objective:
     """Q from the sums."""
     share = 1 / summary["weight"]
-    anchor, curvature = weighted(share, summary["params"]), weighted(share, summary["fisher"])
-    product, applied = weighted(share, summary["product"]), curvature.matvec(anchor)
+    anchor, curvature = scaled(share, summary["params"]), scaled(share, summary["fisher"])
+    product, applied = scaled(share, summary["product"]), curvature.matvec(anchor)
     at_anchor = share * summary["constant"] + optax.tree.vdot(anchor, applied) - 2 * optax.tree.vdot(anchor, product)
     return Objective(curvature, jax.tree.map(jnp.subtract, product, applied), anchor, at_anchor)
 

@@ -17,26 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._examples import Examples
 from .._likelihood import Likelihood
 from ..curvature import Subspace
 from ..curvature.structures._low_rank import LowRank, joined, recompress, split
-from ._rule import Measure, Merged, Payload, RoundRule, Update
+from ._rule import MeasureFisher, Merged, Payload, Rule, moved
 
 PyTree = Any
 OFF_SPAN = ("stay", "fedavg")
-
-
-@dataclasses.dataclass(frozen=True)
-class MeasureStart:
-    """Measures how far the client moved, and its Fisher information where it began."""
-
-    fisher: Measure
-
-    def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
-        """One client's payload; its parameters are the difference to the round's start."""
-        payload = self.fisher(update.start, data, key)
-        return payload._replace(params=jax.tree.map(jnp.subtract, update.params, update.start))
 
 
 def fipa(
@@ -50,7 +37,7 @@ def fipa(
     bound: int | None = None,
     subspace: Subspace | None = None,
     **options: Any,
-) -> RoundRule:
+) -> Rule:
     """FIPA. Uplink: d + r (d + 1) numbers.
 
     A few rounds of FedAvg should come first with "stay", since nothing moves outside of the span.
@@ -66,7 +53,7 @@ def fipa(
         bound: most eigenpairs of H that the server keeps while it goes through the clients, at least `rank`; b stays
             exact. The diagnostic `dropped_trace` is then an upper bound of ‖H − kept‖. By default all.
         subspace: rank and effort of the eigenpairs, and which parameters they cover; default `Subspace()`, over all.
-        options: of `Measure`: kind, batch_size.
+        options: of `MeasureFisher`: kind, batch_size.
 
     Raises:
         ValueError: unknown `off_span`, negative τ or cutoff, a bound below the rank.
@@ -81,13 +68,14 @@ def fipa(
         chosen = dataclasses.replace(chosen, rank=rank)
     if bound is not None and bound < chosen.rank:
         raise ValueError(f"bound: got {bound}, expected at least the rank, {chosen.rank}")
-    measure = MeasureStart(Measure(apply, likelihood, "low_rank", subspace=chosen, **options))
+    measure = MeasureFisher(apply, likelihood, "low_rank", subspace=chosen, at="start", **options)
 
     def solve(payloads: Payload, start: PyTree) -> Merged:
-        moved, diagnostics = joint_step(payloads, off_span=off_span, tau=tau, cutoff=cutoff, bound=bound)
-        return Merged(jax.tree.map(jnp.add, start, moved), diagnostics)
+        steps = moved(payloads, start)
+        step, diagnostics = joint_step(steps, off_span=off_span, tau=tau, cutoff=cutoff, bound=bound)
+        return Merged(jax.tree.map(jnp.add, start, step), diagnostics)
 
-    return RoundRule("fipa", measure, lambda payload: payload, solve, "stack")
+    return Rule("fipa", measure, lambda payload, start: payload, solve, "stack")
 
 
 def joint_step(
@@ -122,10 +110,10 @@ def joint_step(
     target = pull + (damping * mean_along if off_span == "fedavg" else 0)
     solved = target / jnp.where(inside, sizes + damping, 1)
     found = jnp.where(inside, solved, mean_along if off_span == "fedavg" else 0)
-    moved = basis @ (turn @ found)
+    step = basis @ (turn @ found)
     if off_span == "fedavg":
-        moved = moved + mean - basis @ (basis.T @ mean)
-    parts = dict(zip(covered, split(moved[None], [fishers.shapes[leaf] for leaf in covered]), strict=True))
+        step = step + mean - basis @ (basis.T @ mean)
+    parts = dict(zip(covered, split(step[None], [fishers.shapes[leaf] for leaf in covered]), strict=True))
     elsewhere = 1 if off_span == "fedavg" else 0
     result = [
         parts[number][0].astype(leaf.dtype)

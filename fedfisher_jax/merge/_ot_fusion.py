@@ -18,7 +18,7 @@ from .._likelihood import Likelihood
 from ..curvature import Capture
 from ..curvature._chain import Chain, Units
 from ._outline import chain_of, models, outline
-from ._rule import Merged, Payload, Rule
+from ._rule import Merged, Payload, Rule, Update
 
 PyTree = Any
 Layers = Sequence[Units]
@@ -59,7 +59,7 @@ def ot_fusion(
             f"probes: expected inputs with features='activations' and only then, got features={features!r}"
         )
 
-    def solve(payloads: Payload) -> Merged:
+    def solve(payloads: Payload, start: PyTree) -> Merged:
         chain = chain_of(apply, payloads, captured)
         weights = np.asarray(payloads.weight, float)
         number = int(np.argmax(weights)) if reference is None else reference
@@ -68,7 +68,7 @@ def ot_fusion(
         fused = fuse(chain, models(chain, payloads), weights, number, probes, align_output, rescale)
         return Merged(chain.join(fused), {"reference": jnp.asarray(number)})
 
-    return Rule("otfusion", _measure, lambda payload: payload, solve, "stack", jit=False)
+    return Rule("otfusion", _measure, lambda payload, start: payload, solve, "stack", jit=False)
 
 
 def released_ot_fusion(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
@@ -176,9 +176,9 @@ def transport(cost: np.ndarray) -> np.ndarray:
     return solved.x.reshape(n, m)
 
 
-def _measure(params: PyTree, data: Examples, key: Any) -> Payload:
+def _measure(update: Update, data: Examples, key: Any) -> Payload:
     del key
-    return outline(params, data)
+    return outline(update.params, data)
 
 
 def _weights(layer: Units) -> jax.Array:

@@ -19,7 +19,7 @@ from .._likelihood import Likelihood
 from ..curvature import Capture
 from ..curvature._chain import Chain, Units
 from ._outline import chain_of, models, outline
-from ._rule import Merged, Payload, Rule
+from ._rule import Merged, Payload, Rule, Update
 
 PyTree = Any
 
@@ -74,7 +74,7 @@ def pfnm(
         ValueError: when merging, a network that is not sequential.
     """
 
-    def solve(payloads: Payload) -> Merged:
+    def solve(payloads: Payload, start: PyTree) -> Merged:
         chain = chain_of(apply, payloads, captured)
         order = np.argsort(-np.asarray(payloads.weight), kind="stable")
         unstacked = models(chain, payloads)
@@ -83,7 +83,7 @@ def pfnm(
         layers = match_layers(clients, shares, prior or Prior(), iterations, np.random.default_rng(seed))
         return _merged(chain, layers)
 
-    return Rule("pfnm", MeasureCounts(apply, likelihood), lambda payload: payload, solve, "stack", jit=False)
+    return Rule("pfnm", MeasureCounts(apply, likelihood), lambda payload, start: payload, solve, "stack", jit=False)
 
 
 def released_pfnm(apply: Callable, likelihood: Likelihood, *, seed: int = 0, captured: Capture | None = None) -> Rule:
@@ -94,7 +94,7 @@ def released_pfnm(apply: Callable, likelihood: Likelihood, *, seed: int = 0, cap
     clients' mean for n clients. Clients come in the order given.
     """
 
-    def solve(payloads: Payload) -> Merged:
+    def solve(payloads: Payload, start: PyTree) -> Merged:
         chain = chain_of(apply, payloads, captured)
         clients = [[_with_bias(layer) for layer in layers] for layers in models(chain, payloads)]
         shares = _class_shares(np.asarray(payloads.fisher["counts"]))
@@ -102,7 +102,7 @@ def released_pfnm(apply: Callable, likelihood: Likelihood, *, seed: int = 0, cap
         draw = np.random.default_rng(seed)
         return _merged(chain, match_layers(clients, shares, prior, 5, draw, misplaced=True))
 
-    return Rule("pfnm", MeasureCounts(apply, likelihood), lambda payload: payload, solve, "stack", jit=False)
+    return Rule("pfnm", MeasureCounts(apply, likelihood), lambda payload, start: payload, solve, "stack", jit=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +112,10 @@ class MeasureCounts:
     apply: Callable
     likelihood: Likelihood
 
-    def __call__(self, params: PyTree, data: Examples, key: Any) -> Payload:
+    def __call__(self, update: Update, data: Examples, key: Any) -> Payload:
         """One client's payload."""
         del key
+        params = update.params
         outputs = jax.eval_shape(self.apply, params, jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype))
         counts = jnp.full(outputs.shape[-1], data.size, jnp.result_type(float))
         if self.likelihood.name == "categorical":

@@ -13,15 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._examples import Batch, Examples, mean_over_batches, widened
+from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
+from .._trees import scaled, widened
 from ..curvature import Capture, Gram, activations, capture
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._least_squares import least_squares
 from ..solve._objective import Solver
-from ._fedavg import weighted
 from ._fedfisher import lift_sums, summed
-from ._rule import Merged, Payload, Rule
+from ._rule import Merged, Payload, Rule, Update
 
 PyTree = Any
 Compression = Callable[[jax.Array, int], jax.Array]  # (second moment, rank) → what is left of it
@@ -39,9 +39,10 @@ class MeasureGrams:
     batch_size: int = 64
     captured: Capture | None = None
 
-    def __call__(self, params: PyTree, data: Examples, key: jax.Array) -> Payload:
+    def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload, its curvature a `Gram`."""
         del key
+        params = update.params
         captured = capture(self.apply, params, data.x) if self.captured is None else self.captured
         leaves, treedef = jax.tree.flatten(params)
         chosen = [n for n, site in enumerate(captured.sites) if not self.dense_only or _is_dense(captured, site)]
@@ -87,17 +88,17 @@ def regmean(
     _check_factor(off_diagonal)
     measure = MeasureGrams(apply, True, **options)
 
-    def lift(payload: Payload) -> dict[str, Any]:
+    def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
         sent = payload if compression is None else _compressed(payload, compression)
         gram = _shrunk(sent.fisher, off_diagonal)
         return lift_sums(sent._replace(fisher=gram)) | {"count": jnp.ones_like(sent.weight), "plain": sent.params}
 
-    def solve(summary: dict[str, Any]) -> Merged:
+    def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         solution = (solver or least_squares())(summed(summary))
         if not uniform:
             return Merged(*solution)
         merged, treedef = jax.tree.flatten(solution.params)
-        plain = jax.tree.leaves(weighted(1 / summary["count"], summary["plain"]))
+        plain = jax.tree.leaves(scaled(1 / summary["count"], summary["plain"]))
         covered = {leaf for layer in summary["fisher"].layers for leaf in layer.leaves}
         leaves = [merged[leaf] if leaf in covered else plain[leaf] for leaf in range(len(merged))]
         return Merged(jax.tree.unflatten(treedef, leaves), solution.diagnostics)
@@ -137,10 +138,10 @@ def regmean_kron(
     """
     _check_factor(off_diagonal)
 
-    def lift(payload: Payload) -> dict[str, Any]:
+    def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
         return lift_sums(payload._replace(fisher=_shrunk(payload.fisher, off_diagonal)))
 
-    def solve(summary: dict[str, Any]) -> Merged:
+    def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         return Merged(*(solver or conjugate_gradients())(summed(summary)))
 
     return Rule("regmean-kron", MeasureGrams(apply, False, **options), lift, solve, "add")

@@ -1,4 +1,4 @@
-"""What a merge rule is: measure at the client, fold the payloads, solve at the server."""
+"""What a merge rule is: measure at the client, lift into the fold, solve at the server."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,11 +7,21 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._examples import Examples, widened
+from .._examples import Examples
 from .._likelihood import Likelihood
+from .._trees import difference, in_types_of, stack, widened
 from ..curvature import Capture, Subspace, fisher
 
 PyTree = Any
+
+
+class Update(NamedTuple):
+    """A client's model at the moment when it measures."""
+
+    params: PyTree
+    start: PyTree = None  # the model that the client was sent, where the rule asks for it
+    squares: PyTree = None  # the last epoch's squared gradients (`Trained.squares`), where the rule asks for them
+    steps: Any = 0  # the local optimiser's
 
 
 class Payload(NamedTuple):
@@ -31,60 +41,41 @@ class Merged(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A merge rule as pure functions.
+    """A merge rule as pure functions, for one shot, rounds, files, secure sums and live federations alike.
 
     `combine` says how contributions fold: "add" (leaf by leaf: sums, psum, secure sums) or "stack" (along a leading
-    client axis). Both are associative and commutative, so payloads may come in any order and grouping.
+    client axis). Both are associative and commutative, so payloads may come in any order and grouping. `start` is the
+    model that the clients were sent, None where nobody knows it.
     """
 
     name: str
-    measure: Callable[[PyTree, Examples, jax.Array], Any]  # client: (params, data, key) → payload
-    lift: Callable[[Any], Any]  # payload → the client's contribution to the fold
-    solve: Callable[[Any], Merged]  # server: folded contributions → global model
+    measure: Callable[[Update, Examples, jax.Array], Any]  # client: (update, data, key) → payload
+    lift: Callable[[Any, PyTree], Any]  # (payload, start) → the client's contribution to the fold
+    solve: Callable[[Any, PyTree], Merged]  # server: (folded contributions, start) → global model
     combine: Literal["add", "stack"]
     jit: bool = True  # False: `solve` works on the host (assignments, widths that depend on data), so do not compile it
-
-
-class Update(NamedTuple):
-    """What a round's local training leaves at a client, for a round rule to measure."""
-
-    start: PyTree  # the server's model
-    params: PyTree  # after training from it
-    squares: PyTree  # of `local.Trained`, where the rule asks for it
-    steps: Any  # of the local optimiser
-
-
-class RoundRule(NamedTuple):
-    """A rule for rounds: like `Rule`, but both sides know the model that the round began with."""
-
-    name: str
-    measure: Callable[[Update, Examples, jax.Array], Any]  # client
-    lift: Callable[[Any], Any]
-    solve: Callable[[Any, PyTree], Merged]  # server: (folded contributions, the round's start) → merged model
-    combine: Literal["add", "stack"]
-    jit: bool = True
     squares: bool = False  # whether `measure` reads the last epoch's squared gradients
+    parts: tuple["Rule", ...] = ()  # see `then`
+
+
+def then(first: Rule, second: Rule) -> Rule:
+    """Two exchanges as one rule: the second is measured at the model that the first one merged, with no training.
+
+    Raises:
+        ValueError: the second reads gradients of a training.
+    """
+    if second.squares:
+        raise ValueError(f"second: {second.name} reads gradients of local training, got it after another rule")
+    return first._replace(name=f"{first.name}+{second.name}", parts=(*exchanges(first), *exchanges(second)))
+
+
+def exchanges(rule: Rule) -> tuple[Rule, ...]:
+    """The rules that clients and server go through one after the other; most rules are one exchange."""
+    return rule.parts or (rule,)
 
 
 @dataclasses.dataclass(frozen=True)
-class MeasureEnd:
-    """A one-shot rule's measure of the model that a round's training ends with."""
-
-    measure: Callable[[PyTree, Examples, jax.Array], Any]
-
-    def __call__(self, update: Update, data: Examples, key: jax.Array) -> Any:
-        """One client's payload."""
-        return self.measure(update.params, data, key)
-
-
-def every_round(rule: Rule) -> RoundRule:
-    """A one-shot rule, repeated."""
-    measure, solve = MeasureEnd(rule.measure), lambda summary, start: rule.solve(summary)
-    return RoundRule(rule.name, measure, rule.lift, solve, rule.combine, rule.jit)
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
+class MeasureFisher:
     """The usual `measure`: parameters, number of examples and, unless `structure` is None, one Fisher.
 
     Two rules whose measures are equal share one pass over the data.
@@ -99,57 +90,80 @@ class Measure:
     skip: float = 0.0
     captured: Capture | None = None
     subspace: Subspace = Subspace()  # of "low_rank"
+    at: Literal["params", "start"] = "params"  # the model whose Fisher it is
 
-    def __call__(self, params: PyTree, data: Examples, key: jax.Array) -> Payload:
+    def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload."""
         weight = jnp.asarray(data.size, jnp.result_type(float))
         if self.structure is None:
-            return Payload(weight, params)
+            return Payload(weight, update.params)
         names = ("structure", "kind", "samples", "batch_size", "skip", "captured", "subspace")
         options = {name: getattr(self, name) for name in names}
-        measured = fisher(self.apply, self.likelihood, params, data, key=key, **options)
-        return Payload(weight, params, measured)
+        model = update.params if self.at == "params" else require_start(update.start)
+        return Payload(weight, update.params, fisher(self.apply, self.likelihood, model, data, key=key, **options))
 
 
-def lift(rule: Rule | RoundRule, payload: Any) -> Any:
+def require_start(start: PyTree) -> PyTree:
+    """The start itself.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if start is None:
+        raise ValueError("start: this rule reads the model that the clients were sent, got None")
+    return start
+
+
+def moved(payload: Payload, start: PyTree) -> Payload:
+    """A payload whose parameters are how far the client came from the start (stacked payloads, too)."""
+    return payload._replace(params=difference(payload.params, require_start(start)))
+
+
+def lift(rule: Rule, payload: Any, start: PyTree = None) -> Any:
     """A client's contribution to the fold, by `rule.lift`; of a model in bfloat16, say, in float32, as sums need."""
-    return rule.lift(widened(payload))
+    return rule.lift(widened(payload), widened(start))
 
 
-def in_types_of(params: PyTree, merged: Merged) -> Merged:
-    """The merged model with the types of the clients' parameters, unless the rule made another tree."""
-    if jax.tree.structure(merged.params) != jax.tree.structure(params):
-        return merged
-    return merged._replace(params=jax.tree.map(lambda new, old: new.astype(old.dtype), merged.params, params))
+def merge_summary(rule: Rule, summary: Any, params: PyTree, start: PyTree = None) -> Merged:
+    """The global model from a folded summary, in the types of the clients' `params` if it has their structure."""
+    merged = rule.solve(summary, widened(start))
+    return merged._replace(params=in_types_of(merged.params, params))
 
 
-def fold(rule: Rule | RoundRule, contributions: PyTree) -> PyTree:
+def fold(rule: Rule, contributions: PyTree) -> PyTree:
     """Fold contributions that are stacked along a leading client axis."""
     if rule.combine == "stack":
         return contributions
     return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), contributions)
 
 
-def combine(rule: Rule | RoundRule, first: PyTree, second: PyTree) -> PyTree:
+def combine(rule: Rule, first: PyTree, second: PyTree) -> PyTree:
     """Two folded summaries as one."""
     if rule.combine == "stack":
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
     return jax.tree.map(jnp.add, first, second)
 
 
-def merge_payloads(rule: Rule, payloads: Sequence[Any]) -> Merged:
+def merge_payloads(rule: Rule, payloads: Sequence[Any], start: PyTree = None) -> Merged:
     """Merge clients' payloads in memory.
 
+    Args:
+        rule: one exchange; the parts of a rule made by `then` are merged one after the other.
+        payloads: at least one.
+        start: the model that the clients were sent, where the rule reads it.
+
     Raises:
-        ValueError: no payload, trees or shapes that do not match, non-finite or negative entries; the client is named.
+        ValueError: no payload, trees or shapes that do not match, non-finite or negative entries (the client is named),
+            several exchanges, or no start where the rule reads it.
     """
     if not payloads:
         raise ValueError("payloads: expected at least one, got none")
+    if len(exchanges(rule)) > 1:
+        raise ValueError(f"rule: got {rule.name}, which is {len(exchanges(rule))} exchanges, expected one of its parts")
     for number, payload in enumerate(payloads):
         check_payload(payload, payloads[0], f"payloads[{number}]")
-    contributions = [lift(rule, payload) for payload in payloads]
-    merged = rule.solve(fold(rule, jax.tree.map(lambda *leaves: jnp.stack(leaves), *contributions)))
-    return in_types_of(payloads[0].params, merged)
+    contributions = stack([lift(rule, payload, start) for payload in payloads])
+    return merge_summary(rule, fold(rule, contributions), payloads[0].params, start)
 
 
 def check_payload(payload: Payload, like: Payload, name: str = "payload") -> None:

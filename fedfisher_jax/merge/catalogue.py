@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from .._likelihood import Likelihood
@@ -17,12 +17,14 @@ from ..solve._paper_loop import paper_loop, released_adam
 from ._distil import RELEASED_DENSE, dense
 from ._fedavg import fedavg
 from ._fedbens import fedbens
+from ._fedfish import fedfish
 from ._fedfisher import fedfisher, fisher_merge
 from ._fedlpa import fedlpa
+from ._fipa import fipa
 from ._ot_fusion import ot_fusion, released_ot_fusion
 from ._pfnm import pfnm, released_pfnm
 from ._regmean import regmean, regmean_kron, released_regmean
-from ._rule import Rule
+from ._rule import Rule, then
 
 
 class Entry(NamedTuple):
@@ -53,6 +55,9 @@ RULES: dict[str, Entry] = {
     "pfnm": Entry(pfnm, ("captured",)),
     "dense": Entry(dense),
     "fedbens": Entry(fedbens, (*_FISHER, "others")),
+    "fedfish": Entry(fedfish),
+    "fedfish-kfac": Entry(partial(fedfish, structure="kronecker", estimator="exact"), ("captured",)),
+    "fipa": Entry(fipa),
 }
 
 
@@ -76,7 +81,7 @@ RELEASED: dict[str, Entry] = RULES | {
 """The rules with the FedFisher authors' settings where they have some."""
 
 
-def build(
+def named_rule(
     name: str,
     apply: Callable,
     likelihood: Likelihood,
@@ -86,6 +91,8 @@ def build(
     **options: Any,
 ) -> Rule:
     """A rule by its name in `rules`, or `module:function` where function(apply, likelihood, **options) → Rule.
+
+    Names with a plus between them are exchanges one after the other, see `then`: "fedfisher-kfac+fedavg".
 
     The module is looked for on Python's path, and then in the current folder.
 
@@ -100,14 +107,20 @@ def build(
     Raises:
         ValueError: no such rule, module or function.
     """
+    if "+" in name:
+        parts = [named_rule(n, apply, likelihood, offers=offers, rules=rules, **options) for n in name.split("+")]
+        return reduce(then, parts)
     entry = _entry(name, rules)
     given = {key: value for key, value in (offers or {}).items() if key in entry.takes}
     return entry.constructor(apply, likelihood, **given | options)
 
 
 def takes(name: str, rules: Mapping[str, Entry] = RULES) -> tuple[str, ...]:
-    """Names of what a rule takes; of a user's own function all of its arguments. Raises as `build`."""
-    return _entry(name, rules).takes
+    """Names of what a rule (or any part of it) takes; a user's own function takes all of its arguments.
+
+    Raises as `named_rule`.
+    """
+    return tuple(dict.fromkeys(taken for part in name.split("+") for taken in _entry(part, rules).takes))
 
 
 def _entry(name: str, rules: Mapping[str, Entry]) -> Entry:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..merge._rule import Merged, Rule, check_payload, in_types_of, lift
+from ..merge._rule import Merged, Rule, check_payload, lift, merge_summary
 from . import _fixed_point as fixed_point
 from ._secure_sum import secure_sum
 
@@ -49,7 +49,7 @@ def total(contributions: Sequence[PyTree], **options: Any) -> PyTree:
     return from_vector(fixed_point.decode(secure_sum(encoded, **options).total, bits), contributions[0])
 
 
-def secure_merge(rule: Rule, payloads: Sequence[Any], **options: Any) -> Merged:
+def secure_merge(rule: Rule, payloads: Sequence[Any], start: PyTree = None, **options: Any) -> Merged:
     """`merge_payloads` with a secure sum in place of the plain one, clients and server in this process.
 
     Sends 64 bits a number, uncompressed: masks must cancel exactly.
@@ -57,6 +57,7 @@ def secure_merge(rule: Rule, payloads: Sequence[Any], **options: Any) -> Merged:
     Args:
         rule: one whose contributions add up (FedAvg, Fisher merging, FedFisher with a diagonal, RegMean …).
         payloads: of all clients, at least two.
+        start: the model that the clients were sent, where the rule reads it.
         options: of `secure_sum`: threshold, silent, lost, dropouts; clients' numbers there start at 1.
 
     Raises:
@@ -71,5 +72,5 @@ def secure_merge(rule: Rule, payloads: Sequence[Any], **options: Any) -> Merged:
         raise ValueError(f"payloads: expected at least two, got {len(payloads)}")
     for number, payload in enumerate(payloads):
         check_payload(payload, payloads[0], f"payloads[{number}]")
-    merged = rule.solve(total([lift(rule, payload) for payload in payloads], **options))
-    return in_types_of(payloads[0].params, merged)
+    summary = total([lift(rule, payload, start) for payload in payloads], **options)
+    return merge_summary(rule, summary, payloads[0].params, start)

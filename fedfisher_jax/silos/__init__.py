@@ -2,4 +2,5 @@
 
 from ._model_file import Kind as Kind
 from ._model_file import Model as Model
+from ._silo import silo_cohort as silo_cohort
 from ._silo import train_and_measure as train_and_measure

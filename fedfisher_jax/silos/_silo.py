@@ -1,52 +1,55 @@
 """One silo's part on its own machine: train and measure, to the same bits as in a simulation of all silos."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ..federate import _simulate as simulate
-from ..federate._one_shot import Keys
-from ..merge._rule import Payload
+from .._trees import client
+from ..federate import Cohort, LocalTraining, RunKeys, cohort, measure_clients, train_clients
+from ..merge import Payload, Rule, Update
 
 PyTree = Any
 
 
-def train_and_measure(
-    train: simulate.Train | None,
-    measure: Callable,
-    params: PyTree,
-    x: Any,
-    y: Any,
-    *,
-    number: int,
-    key: Keys,
-    batch_size: int = 64,
-) -> Payload:
-    """What silo `number` sends.
+def silo_cohort(x: Any, y: Any, number: int, batch_size: int) -> Cohort:
+    """One silo's examples as a cohort of one client.
 
     Args:
-        train: the settings; None measures `params` as they are.
-        measure: of the rule.
-        params: the common start, or a trained model.
         x: [n, ...] this silo's examples alone.
         y: [n, ...].
-        number: of the silo; its keys are folded with it.
-        key: of the round.
+        number: the silo's; its keys are folded with it.
         batch_size: of training, for a row of examples that is no shorter: fewer examples make a smaller program, whose
             sums round differently.
+    """
+    return cohort(x, y, [np.arange(len(x))], numbers=[number], length=batch_size)
+
+
+def train_and_measure(
+    training: LocalTraining | None,
+    rule: Rule,
+    start: PyTree,
+    silo: Cohort,
+    key: RunKeys,
+    *,
+    params: PyTree = None,
+) -> Payload:
+    """What a silo sends.
+
+    Args:
+        training: the settings; None trains nothing.
+        rule: one exchange.
+        start: the model that all silos were sent.
+        silo: from `silo_cohort`.
+        key: of the round.
+        params: an already trained model, measured where nothing is trained; default the start itself.
 
     Raises:
         ValueError: parameters or payload are not finite.
     """
-    who = simulate.clients([np.arange(len(x))], length=batch_size)
-    who = who._replace(number=np.array([number], np.int32))
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    if train is None:
-        models = jax.tree.map(lambda leaf: leaf[None], params)
-    else:
-        models = simulate.train_clients(train, params, x, y, who, key.train, strategy="threads")[0].params
-    sent, _ = simulate.measure_clients(measure, models, x, y, who, key.measure, strategy="threads")
-    return jax.tree.map(lambda leaf: leaf[0], sent)
+    update = Update(None if params is None else jax.tree.map(lambda leaf: leaf[None], params), start)
+    if training is not None:
+        trained, _ = train_clients(training, start, silo, key.train, strategy="threads")
+        update = Update(trained.params, start, trained.squares, training.steps(np.asarray(silo.sizes)))
+    sent, _ = measure_clients(rule.measure, update, silo, key.measure, strategy="threads")
+    return client(sent, 0)

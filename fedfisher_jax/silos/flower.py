@@ -30,11 +30,10 @@ from flwr.serverapp.strategy import FedAvg  # pyright: ignore[reportMissingImpor
 from .. import payload
 from .._metrics import evaluate
 from ..curvature import Layer
-from ..federate import _one_shot as one_shot
-from ..federate import _simulate as simulate
-from ..merge import Rule
+from ..federate import LocalTraining, RunKeys, merge_clients, run_keys
+from ..merge import Rule, exchanges
 from ..payload import Limits, PayloadError
-from . import _silo as silo
+from ._silo import silo_cohort, train_and_measure
 
 PyTree = Any
 LOG = logging.getLogger("flwr")
@@ -45,7 +44,7 @@ class Silo(NamedTuple):
     """A node's part: what it trains, measures and sends.
 
     Attributes:
-        train: model, likelihood and settings of local training.
+        training: model, likelihood and settings of local training.
         rule: what is measured; the server's must take it.
         x: [n, ...] the node's examples.
         y: [n, ...].
@@ -55,7 +54,7 @@ class Silo(NamedTuple):
         plan: (payload, about) → how its entries are encoded; None sends them as they are.
     """
 
-    train: simulate.Train
+    training: LocalTraining
     rule: Rule
     x: Any
     y: Any
@@ -91,10 +90,19 @@ def from_record(record: ArrayRecord, like: PyTree) -> PyTree:
     return jax.tree.structure(like).unflatten(values)
 
 
-def round_keys(seed: int, number: int) -> one_shot.Keys:
+def round_keys(seed: int, number: int) -> RunKeys:
     """The keys of a round, from 1; those of the first are the keys of `fedfisher run`."""
-    keys = one_shot.keys(seed)
-    return keys if number == 1 else one_shot.Keys(*(jax.random.fold_in(key, number - 1) for key in keys))
+    keys = run_keys(seed)
+    return keys if number == 1 else RunKeys(*(jax.random.fold_in(key, number - 1) for key in keys))
+
+
+def exchange_of(rule: Rule, number: int) -> tuple[Rule, bool]:
+    """The exchange that Flower's round `number`, from 1, is, and whether clients train in it.
+
+    A rule made by `then` takes as many of Flower's rounds as it has parts; clients train in the first of them alone.
+    """
+    parts = exchanges(rule)
+    return parts[(number - 1) % len(parts)], (number - 1) % len(parts) == 0
 
 
 def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
@@ -112,14 +120,15 @@ def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
         number = message.content.config_records["config"]["server-round"]
         if not isinstance(number, int) or number < 1:
             raise ValueError(f"config: server-round: got {number!r}, expected a number from 1")
-        key = round_keys(node.seed, number)
-        how = {"number": node.number, "key": key, "batch_size": node.train.batch_size}
-        sent = silo.train_and_measure(node.train, node.rule.measure, start, node.x, node.y, **how)
+        rule, first = exchange_of(node.rule, number)
+        mine = silo_cohort(node.x, node.y, node.number, node.training.batch_size)
+        training = node.training if first else None
+        sent = train_and_measure(training, rule, start, mine, round_keys(node.seed, number))
         about = payload.About(
-            rule=node.rule.name,
-            likelihood=node.train.likelihood.name,
+            rule=rule.name,
+            likelihood=node.training.likelihood.name,
             start=payload.fingerprint(start),
-            kind=None if sent.fisher is None else getattr(node.rule.measure, "kind", None),
+            kind=None if sent.fisher is None else getattr(rule.measure, "kind", None),
             silo=node.number,
             compression="none" if node.plan is None else "planned",
         )
@@ -132,7 +141,9 @@ def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
     def score(message: Message, context: Context) -> Message:
         node = silo_of(context)
         params = from_record(message.content.array_records["arrays"], node.like)
-        found = evaluate(node.train.apply, node.train.likelihood, params, jnp.asarray(node.x), jnp.asarray(node.y))
+        found = evaluate(
+            node.training.apply, node.training.likelihood, params, jnp.asarray(node.x), jnp.asarray(node.y)
+        )
         scores = {name: float(value) for name, value in found._asdict().items() if value is not None}
         metrics = MetricRecord({"num-examples": len(node.x), **scores})
         return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
@@ -190,6 +201,7 @@ class FedFisher(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Merge the payloads of those who answered with a sound one; without a quorum the model stays as it was."""
+        rule, _ = exchange_of(self.rule, server_round)
         asked = {metadata.message_id: metadata.dst_node_id for metadata in self.asked}
         left_out = {node: f"node {node}: no answer in time" for node in asked.values()}
         sent: dict[int, tuple[Any, payload.Header]] = {}
@@ -197,7 +209,7 @@ class FedFisher(FedAvg):
             node = asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)  # the server may answer
             left_out.pop(node, None)  # for a node that is gone
             try:
-                sent[node] = self._sent(reply, f"node {node}")
+                sent[node] = self._sent(reply, rule, f"node {node}")
             except PayloadError as error:
                 left_out[node] = str(error)
         left_out |= _strangers({node: header for node, (_, header) in sent.items()})
@@ -218,7 +230,7 @@ class FedFisher(FedAvg):
             LOG.warning("round %s: %s payloads, fewer than %s: no merge", server_round, len(found), self.quorum)
             return None, None
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(sent for sent, _ in found))
-        merged = simulate.merge_clients(self.rule, stacked)
+        merged = merge_clients(rule, stacked, self.start_of_round)
         if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(merged.params)):
             LOG.warning("round %s: the merged model is not finite: no merge", server_round)
             return None, None
@@ -237,7 +249,7 @@ class FedFisher(FedAvg):
     def _checks(self, who: str) -> dict[str, Any]:
         return {"layers": self.layers, "limits": self.limits, "file": who}
 
-    def _sent(self, reply: Message, who: str) -> tuple[bytes, payload.Header]:
+    def _sent(self, reply: Message, rule: Rule, who: str) -> tuple[bytes, payload.Header]:
         """A message's payload file, and what it says of itself."""
         if not reply.has_content():
             reason = reply.error.reason if reply.has_error() else None
@@ -246,8 +258,8 @@ class FedFisher(FedAvg):
         if carried is None or carried.stype != STYPE:
             raise PayloadError(f"{who}: no payload in its message: expected an array of type {STYPE!r}")
         header = payload.header_of(carried.data, self.start_of_round, **self._checks(who))
-        if header.about.rule != self.rule.name:
-            raise PayloadError(f"{who}: rule: measured for {header.about.rule[:40]!r}, merged by {self.rule.name}")
+        if header.about.rule != rule.name:
+            raise PayloadError(f"{who}: rule: measured for {header.about.rule[:40]!r}, merged by {rule.name}")
         return carried.data, header
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._examples import wide
+from .._trees import wide
 from ..curvature import Fisher, Mixture
 
 PyTree = Any

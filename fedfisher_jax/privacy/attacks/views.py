@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from ...curvature import Capture
-from ...merge._fedavg import weighted
 from ...merge._rule import Payload, Rule, check_payload, lift
 from ...payload import About, dumps, fingerprint, loads
 from ...payload.plan import fit
@@ -51,5 +50,5 @@ def summed(rule: Rule, payloads: Sequence[Payload]) -> Payload:
         check_payload(payload, payloads[0], f"payloads[{number}]")
     sums = total([lift(rule, payload) for payload in payloads])
     share = 1 / sums["weight"]
-    fisher = weighted(share, sums["fisher"]) if "fisher" in sums else None
-    return Payload(jnp.asarray(sums["weight"]), weighted(share, sums["params"]), fisher)
+    fisher = scaled(share, sums["fisher"]) if "fisher" in sums else None
+    return Payload(jnp.asarray(sums["weight"]), scaled(share, sums["params"]), fisher)
