@@ -12,13 +12,13 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import authors_run
 import jax
 import jax.numpy as jnp
 import numpy as np
-import side_by_side
-from side_by_side import Contender, Team, common
 
+from experiments.benchmarks import authors_run, side_by_side
+from experiments.benchmarks.side_by_side import Contender, Team
+from experiments.lib import common
 from fedfisher_jax import curvature, data
 from fedfisher_jax._likelihood import categorical
 from fedfisher_jax.federate import _simulate as simulate

@@ -8,7 +8,6 @@ number of clients.
 
 import dataclasses
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import side_by_side
-from side_by_side import common
 
+from experiments.benchmarks import side_by_side
+from experiments.lib import common
 from fedfisher_jax import data, models
 from fedfisher_jax._likelihood import categorical
 from fedfisher_jax.curvature import capture
@@ -96,12 +95,7 @@ def work(clients: int, width: int, rule: str, how: str, seed: int) -> dict[str, 
 
 def run(**one: Any) -> dict[str, Any]:
     """One run, in a process of its own."""
-    busy = side_by_side.load()
-    command = [sys.executable, __file__, "--worker", json.dumps(one)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{one}: exit code {done.returncode}\n{done.stderr}")
-    return {**json.loads(done.stdout.splitlines()[-1]), "load_before": busy}
+    return side_by_side.worker("growth", one)
 
 
 def grid_of(quick: bool, seed: int) -> list[dict[str, Any]]:

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import side_by_side
-from side_by_side import Contender, Team, common
 
+from experiments.benchmarks import side_by_side
+from experiments.benchmarks.side_by_side import Contender, Team
+from experiments.lib import common
 from fedfisher_jax import models
 from fedfisher_jax._likelihood import categorical
 from fedfisher_jax.federate import _map_clients as cohort
