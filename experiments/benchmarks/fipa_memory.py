@@ -17,9 +17,7 @@ import optax
 from experiments.benchmarks import side_by_side
 from experiments.benchmarks.growth import peak_bytes
 from experiments.lib import common
-from fedfisher_jax import models
-from fedfisher_jax._likelihood import categorical
-from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax import categorical, federate, models
 from fedfisher_jax.federate import rounds
 from fedfisher_jax.merge import fipa
 
@@ -49,9 +47,9 @@ def work(clients: int, examples: int, rank: int, hidden: list[int], seed: int) -
     x = rng.normal(size=(clients * examples, *SHAPE)).astype(np.float32)
     y = rng.integers(CLASSES, size=clients * examples).astype(np.int32)
     likelihood = categorical()
-    train = simulate.Train(net.apply, likelihood, optax.sgd(0.01), epochs=1, batch_size=examples)
+    train = federate.Train(net.apply, likelihood, optax.sgd(0.01), epochs=1, batch_size=examples)
     plan = rounds.Plan(train, fipa(net.apply, likelihood, rank=rank), clients)
-    who = simulate.clients(np.split(np.arange(len(x)), clients))
+    who = federate.clients(np.split(np.arange(len(x)), clients))
     state = rounds.init(plan, net.init(jax.random.key(seed)), clients, jax.random.key(seed + 1))
     jax.block_until_ready(state.params)
     idle, began = peak_bytes(), time.perf_counter()

@@ -13,12 +13,8 @@ import numpy as np
 import optax
 
 from experiments.lib import cells, common
-from fedfisher_jax import data
-from fedfisher_jax._likelihood import categorical
-from fedfisher_jax._metrics import evaluate
-from fedfisher_jax.federate import _simulate as simulate
-from fedfisher_jax.federate import rounds
-from fedfisher_jax.federate._personalise import personalise
+from fedfisher_jax import categorical, data, evaluate, federate
+from fedfisher_jax.federate import personalise, rounds
 from fedfisher_jax.merge import every_round, fedavg, fedfish
 
 
@@ -90,8 +86,8 @@ def run(
     parts = data.split("dirichlet-client", here.dataset.train_y, clients, seed=seed, alpha=alpha)
     order = np.random.default_rng(seed).permutation(clients)
     held, taking_part = order[: clients // 10], order[clients // 10 :]
-    who = simulate.clients([parts[i] for i in taking_part], max(map(len, parts)))
-    train = simulate.Train(apply, categorical(), optax.sgd(learning_rate), epochs, BATCH)
+    who = federate.clients([parts[i] for i in taking_part], max(map(len, parts)))
+    train = federate.Train(apply, categorical(), optax.sgd(learning_rate), epochs, BATCH)
     optimizer = optax.adam(0.01) if server == "adam" else None
     plan = rounds.Plan(train, rule_of(method, apply), sampled, optimizer, barrier=True)
     init_key, key, tune_key, split_key = jax.random.split(jax.random.key(seed), 4)
@@ -104,8 +100,8 @@ def run(
             found[name].append(float(getattr(metrics, name)))
     shuffle = np.random.default_rng(int(jax.random.randint(split_key, (), 0, 2**31 - 1)))
     halves = [np.array_split(shuffle.permutation(parts[i]), 2) for i in held if len(parts[i]) >= 2]
-    mine, theirs = (simulate.clients([pair[side] for pair in halves], max(map(len, parts))) for side in (0, 1))
-    tuning = simulate.Train(apply, categorical(), TUNING, TUNED_EPOCHS, BATCH)
+    mine, theirs = (federate.clients([pair[side] for pair in halves], max(map(len, parts))) for side in (0, 1))
+    tuning = federate.Train(apply, categorical(), TUNING, TUNED_EPOCHS, BATCH)
     result: dict[str, Any] = dict(found)
     for name, shots in (("all", None), ("few", SHOTS)):
         scores = personalise(tuning, state.params, x, y, mine, theirs, tune_key, shots=shots)

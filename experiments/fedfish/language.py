@@ -16,12 +16,8 @@ import numpy as np
 import optax
 
 from experiments.lib import common
-from fedfisher_jax import data, models
-from fedfisher_jax._likelihood import categorical
-from fedfisher_jax._metrics import evaluate
-from fedfisher_jax.federate import _simulate as simulate
-from fedfisher_jax.federate import rounds
-from fedfisher_jax.federate._personalise import personalise
+from fedfisher_jax import categorical, data, evaluate, federate, models
+from fedfisher_jax.federate import personalise, rounds
 from fedfisher_jax.merge import every_round, fedavg, fedfish
 from fedfisher_jax.models import ngram
 
@@ -69,9 +65,9 @@ def text(folder: str | None, tokens: str) -> data.TextData:
     return data.text_clients(documents, tokens=tokens, length=LENGTH)
 
 
-def rows_of(parts: Sequence[np.ndarray], which: np.ndarray, limit: int) -> simulate.Clients:
+def rows_of(parts: Sequence[np.ndarray], which: np.ndarray, limit: int) -> federate.Clients:
     """Clients with at most `limit` windows each."""
-    return simulate.clients([parts[i][:limit] for i in which], limit)
+    return federate.clients([parts[i][:limit] for i in which], limit)
 
 
 @cache
@@ -83,7 +79,7 @@ def network_of(vocab: int, width: int) -> models.Network:
 @cache
 def plan_of(method: str, network: models.Network, epochs: int, sampled: int, server_rate: float) -> rounds.Plan:
     """The federation's settings."""
-    train = simulate.Train(network.apply, categorical(), LOCAL, epochs, BATCH)
+    train = federate.Train(network.apply, categorical(), LOCAL, epochs, BATCH)
     rule = every_round(fedavg(network.apply, categorical())) if method == "fedavg" else None
     rule = fedfish(network.apply, categorical()) if rule is None else rule
     return rounds.Plan(train, rule, sampled, optax.adam(server_rate) if server_rate else None, barrier=True)
@@ -120,7 +116,7 @@ def run(
             scored = evaluate(network.apply, categorical(), state.params, x[tested], y[tested], batch_size=64)
             result["accuracy"].append([number, float(scored.accuracy)])
     mine, theirs = rows_of(found.train, found.personal, windows), rows_of(found.test, found.personal, windows // 4)
-    tuning = simulate.Train(network.apply, categorical(), LOCAL, tuned_epochs, BATCH)
+    tuning = federate.Train(network.apply, categorical(), LOCAL, tuned_epochs, BATCH)
     for name, shots in (("all", None), ("few", SHOTS)):
         scores = personalise(tuning, state.params, x, y, mine, theirs, tune_key, shots=shots)
         result[f"before_{name}"] = float(jnp.mean(scores.accuracy_before))

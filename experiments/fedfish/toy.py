@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from experiments.lib import common
-from fedfisher_jax._likelihood import gaussian
+from fedfisher_jax import federate, gaussian
 from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.federate import rounds
 from fedfisher_jax.merge import every_round, fedavg, fedfish
@@ -101,9 +101,9 @@ def federation(network: str, method: str, num_rounds: int, epochs: int, learning
         "fedfish-squares": lambda: fedfish(apply, likelihood, estimator="squares"),
         "fedfish-kfac": lambda: fedfish(apply, likelihood, estimator="exact", structure="kronecker"),
     }[method]()
-    train = simulate.Train(apply, likelihood, optax.adam(learning_rate), epochs, BATCH)
+    train = federate.Train(apply, likelihood, optax.adam(learning_rate), epochs, BATCH)
     plan = rounds.Plan(train, rule, sampled=2)
-    who = jax.tree.map(jnp.asarray, simulate.clients(np.split(np.arange(2 * EXAMPLES), 2)))
+    who = jax.tree.map(jnp.asarray, federate.clients(np.split(np.arange(2 * EXAMPLES), 2)))
     grid = jnp.linspace(-1, 1, GRID)[:, None]
 
     def one_seed(key: jax.Array, overlap: jax.Array) -> dict[str, jax.Array]:

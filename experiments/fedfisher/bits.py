@@ -18,13 +18,10 @@ import optax
 
 import fedfisher_jax as ff
 from experiments.lib import common
-from fedfisher_jax import data, models, payload
-from fedfisher_jax.curvature.structures._gram import Gram
+from fedfisher_jax import data, federate, models, payload
 from fedfisher_jax.federate import _one_shot as one_shot
-from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.merge import catalogue
 from fedfisher_jax.models import torch_layout
-from fedfisher_jax.payload import _file as file
 from fedfisher_jax.payload import plan
 
 MEASURED = ("fedavg", "fisher-merge", "fedfisher-diag", "regmean", "regmean-kron", "fedfisher-kfac")  # by the authors
@@ -65,13 +62,13 @@ def digits(seed: int) -> Federation:
     dataset = data.load("digits")
     parts = data.split("dirichlet-client", dataset.train_y, CLIENTS, seed=seed, alpha=0.1)
     network, key = models.build("mlp", dataset.train_x.shape[1:], dataset.num_classes), one_shot.keys(seed)
-    start, who = network.init(key.init), simulate.clients(parts)
+    start, who = network.init(key.init), federate.clients(parts)
     x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
-    train = simulate.Train(network.apply, ff.categorical(), optax.sgd(0.01, 0.9), 30, 64)
-    trained = simulate.train_clients(train, start, x, y, who, key.train)[0].params
+    train = federate.Train(network.apply, ff.categorical(), optax.sgd(0.01, 0.9), 30, 64)
+    trained = federate.train_clients(train, start, x, y, who, key.train)[0].params
 
     def payloads(rule: ff.Rule) -> list[ff.Payload]:
-        sent, _ = simulate.measure_clients(rule.measure, trained, x, y, who, key.measure)
+        sent, _ = federate.measure_clients(rule.measure, trained, x, y, who, key.measure)
         return [jax.tree.map(lambda leaf, i=i: leaf[i], sent) for i in range(CLIENTS)]
 
     captured = ff.capture(network.apply, start, x)
@@ -112,7 +109,7 @@ def golden(seed: int) -> Federation:
             return ff.Diagonal(torch_layout.from_torch(template, state))
         factors = tuple(inputs(client, name) for name in names)
         if structure == "gram":
-            return Gram(factors, layers, tuple(leaf.shape for leaf in jax.tree.leaves(template)), treedef)
+            return ff.Gram(factors, layers, tuple(leaf.shape for leaf in jax.tree.leaves(template)), treedef)
         outputs = tuple(jnp.asarray(arrays[f"client{client}/kfac_G/{name}"]) for name in names)
         return ff.Kronecker(factors, outputs, {}, layers, treedef)
 
@@ -122,6 +119,11 @@ def golden(seed: int) -> Federation:
         return [ff.Payload(sizes[i], params(f"client{i}/param/"), fisher(i, structure)) for i in range(CLIENTS)]
 
     return Federation(network.apply, params("init/"), captured, payloads, (dataset.test_x, dataset.test_y))
+
+
+def merge(rule: ff.Rule, sent: list[ff.Payload]) -> Any:
+    """The merged model, by one compiled program."""
+    return federate.merge_clients(rule, jax.tree.map(lambda *leaves: jnp.stack(leaves), *sent)).params
 
 
 def run(source: str, seed: int, rule: str, budgets: list[float]) -> dict[str, Any]:
@@ -143,13 +145,13 @@ def run(source: str, seed: int, rule: str, budgets: list[float]) -> dict[str, An
                 raise
             continue  # the budget is below the smallest file of this rule
         received = [payload.loads(content, clients.start, layers=clients.captured.layers)[0] for content in files]
-        merged = simulate.merge_clients(built, jax.tree.map(lambda *leaves: jnp.stack(leaves), *received))
+        merged = merge(built, received)
         ratio = max(8 * len(content) / full for content in files)
-        points.append({"scheme": scheme, "bits": ratio, "accuracy": 100 * float(score(merged.params))})
+        points.append({"scheme": scheme, "bits": ratio, "accuracy": 100 * float(score(merged))})
     return {"points": points, "parameters": full // 32}
 
 
-def _plan(sent: Any, about: payload.About, scheme: str | float) -> file.Plan:
+def _plan(sent: Any, about: payload.About, scheme: str | float) -> payload.Plan:
     if scheme == "none":
         return plan.none(sent)
     return plan.authors(sent) if scheme == "authors" else plan.fit(sent, about, float(scheme))

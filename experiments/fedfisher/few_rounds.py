@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 
 from experiments.lib import cells, common
-from fedfisher_jax import data
-from fedfisher_jax._likelihood import categorical
-from fedfisher_jax._metrics import evaluate
+from fedfisher_jax import categorical, data, evaluate, federate
 from fedfisher_jax.federate import _one_shot as one_shot
-from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.federate import rounds
 from fedfisher_jax.merge import catalogue, every_round
 
@@ -58,7 +55,7 @@ def run(
     plan = rounds.Plan(train, every_round(built), rounds.fraction(participation, clients))
     key = one_shot.keys(seed)
     x, y, test_x, test_y = here.arrays
-    who = simulate.clients(parts, len(here.dataset.train_y))
+    who = federate.clients(parts, len(here.dataset.train_y))
     state = rounds.init(plan, here.network.init(key.init), clients, key.train)
     found: dict[str, list[float]] = {"accuracy": [], "loss": []}
     for _ in range(num_rounds):

@@ -17,13 +17,10 @@ import optax
 
 from experiments.fedfisher import cell_tables
 from experiments.lib import cells, common
-from fedfisher_jax import data
-from fedfisher_jax._likelihood import categorical
-from fedfisher_jax._metrics import evaluate
-from fedfisher_jax.data._dataset import Dataset
+from fedfisher_jax import categorical, data, evaluate, federate
+from fedfisher_jax.data import Dataset
 from fedfisher_jax.federate import _one_shot as one_shot
-from fedfisher_jax.federate import _simulate as simulate
-from fedfisher_jax.federate._local import crop_and_flip
+from fedfisher_jax.federate import crop_and_flip
 from fedfisher_jax.merge import catalogue
 from fedfisher_jax.models import weights
 
@@ -108,9 +105,9 @@ def pretrain(dataset: Dataset, model: str, epochs: int, seed: int, file: Path) -
     here = cells.world_of(dataset, *cells.captured_network(model, dataset.train_x.shape[1:], dataset.num_classes))
     key = one_shot.keys(seed)
     train = cells.training(here.network, dataset.augment, epochs)
-    everybody = simulate.clients([np.arange(len(dataset.train_y))])
+    everybody = federate.clients([np.arange(len(dataset.train_y))])
     x, y, test_x, test_y = here.arrays
-    trained, _ = simulate.train_clients(
+    trained, _ = federate.train_clients(
         train, here.network.init(key.init), x, y, everybody, key.train, strategy="sequential"
     )
     params = jax.tree.map(lambda leaf: leaf[0], trained.params)
@@ -130,10 +127,10 @@ def run(here: cells.World, settings: Settings, file: Path, start: str, seed: int
         params = jax.tree.map(jnp.asarray, weights.read(file, params, keep=(head_of(here),)))
     rate = STARTS[start] or settings.rate
     augment = crop_and_flip() if dataset.augment else None
-    train = simulate.Train(network.apply, categorical(), optax.sgd(rate, 0.9), settings.epochs, BATCH, augment)
+    train = federate.Train(network.apply, categorical(), optax.sgd(rate, 0.9), settings.epochs, BATCH, augment)
     offers = one_shot.offers(network.init, train, here.captured, seed)
     rules = {name: catalogue.build(name, network.apply, categorical(), offers=offers) for name in settings.rules}
-    problem = one_shot.Problem(train, params, *here.arrays, simulate.clients(parts, len(dataset.train_y)))
+    problem = one_shot.Problem(train, params, *here.arrays, federate.clients(parts, len(dataset.train_y)))
     found = one_shot.compare(problem, rules, key)
     return {r.name: {"accuracy": r.value["accuracy"]} for r in found if r.kind in ("rule", "reference")}
 

@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from experiments.fedfisher import cell_tables
 from experiments.lib import cells, common
-from fedfisher_jax.data._dataset import Dataset
+from fedfisher_jax.data import Dataset
 
 DIMENSIONS, INFORMATIVE, DISTANCE = 100, 10, 0.7  # |μ|, spread evenly over the informative entries
 HIDDEN = (64, 32)

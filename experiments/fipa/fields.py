@@ -15,9 +15,8 @@ import numpy as np
 import optax
 
 from experiments.lib import common
-from fedfisher_jax._likelihood import Likelihood
+from fedfisher_jax import Likelihood, federate
 from fedfisher_jax.curvature import Subspace
-from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.federate import rounds
 from fedfisher_jax.merge import RoundRule, every_round, fedavg, fedfish, fedfisher, fipa
 
@@ -117,7 +116,7 @@ def network(params: PyTree, x: Any) -> Any:
     return x @ params[-1]["w"] + params[-1]["b"]
 
 
-def deal(size: int, clients: int, pieces: int) -> simulate.Clients:
+def deal(size: int, clients: int, pieces: int) -> federate.Clients:
     """Places 0 … size − 1, in the order of the domain, cut into clients · pieces parts that are dealt round-robin.
 
     Raises:
@@ -125,26 +124,26 @@ def deal(size: int, clients: int, pieces: int) -> simulate.Clients:
     """
     if pieces < 1 or clients < 1 or size % (clients * pieces):
         raise ValueError(f"pieces: got {pieces} for {clients} clients, expected equal parts of {size} places")
-    return simulate.clients(list(np.arange(size).reshape(pieces, clients, -1).swapaxes(0, 1).reshape(clients, -1)))
+    return federate.clients(list(np.arange(size).reshape(pieces, clients, -1).swapaxes(0, 1).reshape(clients, -1)))
 
 
-def with_shared(who: simulate.Clients, shared: np.ndarray) -> simulate.Clients:
+def with_shared(who: federate.Clients, shared: np.ndarray) -> federate.Clients:
     """Clients that all hold some further examples too."""
     more = np.broadcast_to(shared, (len(who.number), len(shared)))
-    return simulate.clients(list(np.concatenate([who.indices, more], axis=1)))
+    return federate.clients(list(np.concatenate([who.indices, more], axis=1)))
 
 
 @cache
 def federation(problem: Problem, method: Method, schedule: Schedule) -> Callable:
     """(keys [seeds], clients) → what `follow` returns; compiled once for all splits."""
     optimizer = optax.adam(schedule.learning_rate)
-    train = simulate.Train(problem.apply, problem.likelihood, optimizer, schedule.epochs, schedule.batch_size)
+    train = federate.Train(problem.apply, problem.likelihood, optimizer, schedule.epochs, schedule.batch_size)
     average = every_round(fedavg(problem.apply, problem.likelihood))
     first = schedule.warm_up if method.warm else 0
     rule = method.rule(problem.apply, problem.likelihood)
     truth = jnp.asarray(problem.truth())
 
-    def one_seed(key: jax.Array, who: simulate.Clients) -> dict[str, jax.Array]:
+    def one_seed(key: jax.Array, who: federate.Clients) -> dict[str, jax.Array]:
         key_data, key_init, key_run = jax.random.split(key, 3)
         x, y = problem.draw(key_data)
         count = who.size.shape[0]
@@ -173,7 +172,7 @@ def federation(problem: Problem, method: Method, schedule: Schedule) -> Callable
 
 
 def follow(
-    problem: Problem, method: Method, schedule: Schedule, who: simulate.Clients, seed: int, seeds: int
+    problem: Problem, method: Method, schedule: Schedule, who: federate.Clients, seed: int, seeds: int
 ) -> dict[str, Any]:
     """One method on one split.
 

@@ -16,17 +16,11 @@ import optax
 
 from experiments.fipa.fields import BITS
 from experiments.lib import cells, common
-from fedfisher_jax import data
-from fedfisher_jax._examples import Examples
-from fedfisher_jax._likelihood import categorical
-from fedfisher_jax._metrics import evaluate
+from fedfisher_jax import Examples, categorical, data, evaluate, federate
 from fedfisher_jax.curvature import Subspace
+from fedfisher_jax.federate import Variant, crop_and_flip, fedprox, rounds, scaffold
 from fedfisher_jax.federate import _simulate as simulate
-from fedfisher_jax.federate import rounds
-from fedfisher_jax.federate._local import crop_and_flip
-from fedfisher_jax.federate._variants import Variant, fedprox, scaffold
-from fedfisher_jax.merge import every_round, fedavg, fedfish, fedfisher, fipa
-from fedfisher_jax.merge._rule import Update
+from fedfisher_jax.merge import Update, every_round, fedavg, fedfish, fedfisher, fipa
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +101,7 @@ def plans(one: Settings, variant: str, refinement: str) -> tuple[rounds.Plan, ro
     here = world(one)
     apply, likelihood = here.network.apply, categorical()
     augment = crop_and_flip() if here.dataset.augment else None
-    train = simulate.Train(apply, likelihood, optax.sgd(one.learning_rate), one.epochs, BATCH, augment)
+    train = federate.Train(apply, likelihood, optax.sgd(one.learning_rate), one.epochs, BATCH, augment)
     chosen, sampled = variant_of(variant, one.learning_rate, one.mu), rounds.fraction(one.participation, one.clients)
     first = rounds.Plan(train, every_round(fedavg(apply, likelihood)), sampled, variant=chosen)
     if refinement == "none":
@@ -146,7 +140,7 @@ def run(variant: str, refinement: str, seed: int, settings: dict[str, Any]) -> d
     here = world(one)
     x, y, test_x, test_y = here.arrays
     parts = data.split("dirichlet-client", here.dataset.train_y, one.clients, seed=seed, alpha=one.alpha)
-    who = simulate.clients(parts)
+    who = federate.clients(parts)
     init_key, key = jax.random.split(jax.random.key(seed))
     first, second = plans(one, variant, refinement)
     state = rounds.init(first, here.network.init(init_key), one.clients, key)

@@ -20,7 +20,7 @@ import scipy.linalg
 
 from experiments.fipa import fields
 from experiments.lib import common
-from fedfisher_jax._likelihood import gaussian
+from fedfisher_jax import gaussian
 
 WAVES = ((1, 1.0), (4, 0.2))  # Poisson's solution: Σ size · sin(wave π x)
 BOUNDARY = 10.0  # weight of a boundary row's residual, against the interior one over π²

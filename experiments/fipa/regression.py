@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.fipa import fields
 from experiments.lib import common
-from fedfisher_jax._likelihood import gaussian
+from fedfisher_jax import gaussian
 from fedfisher_jax.curvature import capture
 from fedfisher_jax.merge import every_round, fedfisher
 

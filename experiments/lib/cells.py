@@ -20,14 +20,12 @@ import optax
 import rich.progress
 
 from experiments.lib import common
-from fedfisher_jax import data, models
+from fedfisher_jax import categorical, data, federate, models
 from fedfisher_jax._files import plain
-from fedfisher_jax._likelihood import categorical
 from fedfisher_jax.curvature import Capture, capture
-from fedfisher_jax.data._dataset import Dataset
+from fedfisher_jax.data import Dataset
 from fedfisher_jax.federate import _one_shot as one_shot
-from fedfisher_jax.federate import _simulate as simulate
-from fedfisher_jax.federate._local import crop_and_flip
+from fedfisher_jax.federate import crop_and_flip
 from fedfisher_jax.merge import Rule, catalogue
 
 ALPHA_RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
@@ -111,9 +109,9 @@ def seed_pairs(settings: Settings) -> list[dict[str, int]]:
 
 
 @cache
-def training(network: models.Network, augment: bool, epochs: int) -> simulate.Train:
+def training(network: models.Network, augment: bool, epochs: int) -> federate.Train:
     """How the clients of a cell train; one object per setting, so that it is traced once."""
-    return simulate.Train(
+    return federate.Train(
         network.apply, categorical(), OPTIMIZER, epochs, BATCH_SIZE, crop_and_flip() if augment else None
     )
 
@@ -124,7 +122,7 @@ def _init(network: models.Network) -> Callable[[jax.Array], Any]:
 
 
 @cache
-def _rule(name: str, network: models.Network, captured: Capture, train: simulate.Train, seed: int | None) -> Rule:
+def _rule(name: str, network: models.Network, captured: Capture, train: federate.Train, seed: int | None) -> Rule:
     """One object per rule and setting: what is compiled for it serves every seed, unless it draws starts (`others`)."""
     offers: dict[str, Any] = {"captured": captured}
     if seed is not None:
@@ -138,7 +136,7 @@ def compare(here: World, cell: Cell, rules: Sequence[str]) -> Iterator[tuple[str
     parts = data.split(
         "dirichlet-client", dataset.train_y, cell["clients"], seed=cell["data_seed"], alpha=cell["alpha"]
     )
-    problem = _problem(here, cell, simulate.clients(parts, len(dataset.train_y)))
+    problem = _problem(here, cell, federate.clients(parts, len(dataset.train_y)))
     seeds = {name: cell["train_seed"] if "others" in catalogue.takes(name) else None for name in rules}
     named = {name: _rule(name, network, here.captured, problem.train, seed) for name, seed in seeds.items()}
     for found in one_shot.compare(problem, named, one_shot.keys(cell["train_seed"])):
@@ -148,11 +146,11 @@ def compare(here: World, cell: Cell, rules: Sequence[str]) -> Iterator[tuple[str
 
 def pooled(here: World, cell: Cell) -> dict[str, Any]:
     """Training on everybody's data, with the clients' settings."""
-    everybody = simulate.clients([np.arange(len(here.dataset.train_y))])
+    everybody = federate.clients([np.arange(len(here.dataset.train_y))])
     return one_shot.train_pooled(_problem(here, cell, everybody), one_shot.keys(cell["train_seed"]).train)
 
 
-def _problem(here: World, cell: Cell, who: simulate.Clients) -> one_shot.Problem:
+def _problem(here: World, cell: Cell, who: federate.Clients) -> one_shot.Problem:
     train = training(here.network, here.dataset.augment, cell["epochs"])
     start = _init(here.network)(one_shot.keys(cell["train_seed"]).init)
     return one_shot.Problem(train, start, *here.arrays, who)

@@ -18,7 +18,6 @@ import optax
 import fedfisher_jax as ff
 from experiments.fedfisher import bits
 from experiments.lib import common
-from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.merge import catalogue
 from fedfisher_jax.privacy import noise
 from fedfisher_jax.privacy._secure_merge import secure_merge
@@ -53,7 +52,7 @@ def run(seed: int, draws: int) -> dict[str, Any]:
     for name in RULES:
         rule = catalogue.build(name, silos.apply, ff.categorical(), offers={"captured": silos.captured})
         sent = silos.payloads(rule)
-        plain = merge(rule, sent)
+        plain = bits.merge(rule, sent)
         found: dict[str, Any] = {"plain": 100 * float(score(plain))}
         found["move"] = float(np.mean([distance(one.params, silos.start) for one in sent]))
         if rule.combine == "add":
@@ -72,11 +71,6 @@ def guaranteed(epsilon: float) -> noise.Guarantee:
     return noise.noise_for(epsilon, 1e-5, clip_params=1.0)
 
 
-def merge(rule: ff.Rule, sent: list[ff.Payload]) -> Any:
-    """The merged model, by one compiled program."""
-    return simulate.merge_clients(rule, jax.tree.map(lambda *leaves: jnp.stack(leaves), *sent)).params
-
-
 def noisy(
     rule: ff.Rule, sent: list[ff.Payload], start: Any, epsilon: float, draws: int, score: Callable
 ) -> dict[str, float]:
@@ -84,7 +78,7 @@ def noisy(
     guarantee, accuracies, moves = guaranteed(epsilon), [], []
     for _ in range(draws):
         private = [noise.privatise(one, start, guarantee) for one in sent]
-        accuracies.append(100 * float(score(merge(rule, private))))
+        accuracies.append(100 * float(score(bits.merge(rule, private))))
         moves += [distance(one.params, start) for one in private]
     return {f"{epsilon:g}": float(np.mean(accuracies)), f"noise {epsilon:g}": float(np.mean(moves))}
 

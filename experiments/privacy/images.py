@@ -14,7 +14,7 @@ import optax
 
 from experiments.privacy.steps import RATE, step_seen
 from experiments.privacy.world import COMPONENTS, Federation, Target, World, federation, seen
-from fedfisher_jax._likelihood import categorical
+from fedfisher_jax import categorical
 from fedfisher_jax.curvature import activations
 from fedfisher_jax.merge import Payload
 from fedfisher_jax.privacy import attacks

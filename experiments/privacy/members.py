@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.privacy.images import layer_inputs, sees_images
 from experiments.privacy.world import Federation, federation, loaded, seen
-from fedfisher_jax._likelihood import categorical
+from fedfisher_jax import categorical
 from fedfisher_jax.merge import Payload
 from fedfisher_jax.privacy import attacks
 from fedfisher_jax.privacy.attacks import labels, measures

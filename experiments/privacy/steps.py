@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.privacy.world import Federation, World, guarantee
-from fedfisher_jax._likelihood import categorical
+from fedfisher_jax import categorical
 from fedfisher_jax.merge import Payload
 from fedfisher_jax.privacy import noise
 from fedfisher_jax.privacy.attacks import views

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.lib import common
-from fedfisher_jax import data, models
+from fedfisher_jax import as_matrix_products, data, models
 from fedfisher_jax.theory import inputs, matrix_free, scaling
-from fedfisher_jax.tracing import _convolution as convolution
 
 CLIENTS, EXAMPLES, STEP_SIZE = 2, 10, 0.1
 LABELS = {"full": "FedFisher, full", "diagonal": "FedFisher, diagonal", "average": "average", "pooled": "pooled data"}
@@ -59,7 +58,7 @@ def diagnose(
     """One run in float64."""
     net = network(name, width, shape)
     start = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), net.init(key))
-    apply = convolution.as_matrix_products(net.apply) if name == "lenet" else net.apply
+    apply = as_matrix_products(net.apply) if name == "lenet" else net.apply
     return matrix_free.diagnose(apply, start, clients, steps, STEP_SIZE)
 
 

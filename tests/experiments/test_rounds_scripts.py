@@ -49,9 +49,7 @@ def test_pretrained(script):
     flags = ("--quick", "--epochs", "1", "--seeds", "1", "--rules", "fedavg", "fedfisher-kfac")
     table, summary, lines = script("fedfisher.pretrained", *flags, "--pretrain-epochs", "1")
     assert "Pre-trained on digits (5 classes)" in table
-    _, longer, all_lines = script(
-        "fedfisher.pretrained", *flags, "--pretrain-epochs", "12"
-    )  # other weights are other runs
-    assert len(all_lines) == 2 * len(lines)
+    _, longer, all_lines = script("fedfisher.pretrained", *flags, "--pretrain-epochs", "12")
+    assert len(all_lines) == 2 * len(lines)  # other weights are other runs
     assert summary["accuracy"]["scratch"] == longer["accuracy"]["scratch"]
     assert summary["accuracy"]["pre-trained"] != longer["accuracy"]["pre-trained"]
