@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from side_by_side import common
 
+from experiments.lib import common
 from fedfisher_jax import models
 from fedfisher_jax.curvature import Capture, Kronecker, capture
 from fedfisher_jax.models import torch_layout

@@ -6,7 +6,6 @@ stacked: 20 · 10 vectors of a million numbers are 0.8 GB. The server takes its 
 
 import dataclasses
 import json
-import subprocess
 import sys
 import time
 from typing import Any
@@ -14,13 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import side_by_side
-from growth import peak_bytes
-from side_by_side import common
 
-from fedfisher_jax import models
-from fedfisher_jax._likelihood import categorical
-from fedfisher_jax.federate import _simulate as simulate
+from experiments.benchmarks import side_by_side
+from experiments.benchmarks.growth import peak_bytes
+from experiments.lib import common
+from fedfisher_jax import categorical, federate, models
 from fedfisher_jax.federate import rounds
 from fedfisher_jax.merge import fipa
 
@@ -50,9 +47,9 @@ def work(clients: int, examples: int, rank: int, hidden: list[int], seed: int) -
     x = rng.normal(size=(clients * examples, *SHAPE)).astype(np.float32)
     y = rng.integers(CLASSES, size=clients * examples).astype(np.int32)
     likelihood = categorical()
-    train = simulate.Train(net.apply, likelihood, optax.sgd(0.01), epochs=1, batch_size=examples)
+    train = federate.Train(net.apply, likelihood, optax.sgd(0.01), epochs=1, batch_size=examples)
     plan = rounds.Plan(train, fipa(net.apply, likelihood, rank=rank), clients)
-    who = simulate.clients(np.split(np.arange(len(x)), clients))
+    who = federate.clients(np.split(np.arange(len(x)), clients))
     state = rounds.init(plan, net.init(jax.random.key(seed)), clients, jax.random.key(seed + 1))
     jax.block_until_ready(state.params)
     idle, began = peak_bytes(), time.perf_counter()
@@ -69,12 +66,7 @@ def work(clients: int, examples: int, rank: int, hidden: list[int], seed: int) -
 
 def run(**one: Any) -> dict[str, Any]:
     """One run, in a process of its own."""
-    busy = side_by_side.load()
-    command = [sys.executable, __file__, "--worker", json.dumps(one)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{one}: exit code {done.returncode}\n{done.stderr}")
-    return {**json.loads(done.stdout.splitlines()[-1]), "load_before": busy}
+    return side_by_side.worker("fipa_memory", one)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Exact Fisher information per example: `simulate.measure_clients` against nngeometry, the authors' library.
+"""Exact Fisher information per example: `federate.measure_clients` against nngeometry, the authors' library.
 
 A trained LeNet of the authors' run at examples of its Fashion-MNIST clients; diagonal and Kronecker factors, each
 checked to agree. nngeometry's best arrangement counts (one thread, all threads, one process per core), each at the
@@ -12,16 +12,14 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import authors_run
 import jax
 import jax.numpy as jnp
 import numpy as np
-import side_by_side
-from side_by_side import Contender, Team, common
 
-from fedfisher_jax import curvature, data
-from fedfisher_jax._likelihood import categorical
-from fedfisher_jax.federate import _simulate as simulate
+from experiments.benchmarks import authors_run, side_by_side
+from experiments.benchmarks.side_by_side import Contender, Team
+from experiments.lib import common
+from fedfisher_jax import categorical, curvature, data, federate
 
 CLIENTS = 4
 STRUCTURES = {"diagonal": ("diagonal",), "kronecker": ("kronecker",), "both": ("diagonal", "kronecker")}
@@ -84,13 +82,13 @@ def ours(structure: str, examples: int, skip: float) -> Callable[[], dict[str, A
     """Contender: all clients' Fishers."""
     x = jnp.asarray(np.concatenate(images(examples)))
     y = jnp.zeros(len(x), jnp.int32)
-    who = simulate.clients(np.split(np.arange(len(x)), CLIENTS))
+    who = federate.clients(np.split(np.arange(len(x)), CLIENTS))
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[authors_run.params(0)] * CLIENTS)
     captured = curvature.capture(authors_run.NETWORK.apply, authors_run.TEMPLATE, x)
     measure = Measure(STRUCTURES[structure], skip, captured)
 
     def run() -> dict[str, Any]:
-        found, report = simulate.measure_clients(measure, params, x, y, who, jax.random.key(0))
+        found, report = federate.measure_clients(measure, params, x, y, who, jax.random.key(0))
         first = {
             name: np.concatenate(
                 [np.ravel(leaf[0]) for leaf in jax.tree.leaves(jax.vmap(lambda f: f.diagonal())(fisher))]

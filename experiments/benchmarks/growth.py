@@ -1,14 +1,13 @@
 """Time and peak memory against the number of clients and the width of the model, a fresh process for every run.
 
 Clients of 60 Fashion-MNIST examples train LeNet for one epoch, measure their Fisher information and are folded:
-`stream.fold_clients`, 64 at a time. "gathered" trains and measures all clients before they are merged, for comparison.
+`federate.fold_clients`, 64 at a time. "gathered" trains and measures all clients before they are merged, for comparison.
 The whole training set lies in memory in every run, so the process holds the same before it begins ("idle") whatever the
 number of clients.
 """
 
 import dataclasses
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,16 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import side_by_side
-from side_by_side import common
 
-from fedfisher_jax import data, models
-from fedfisher_jax._likelihood import categorical
+from experiments.benchmarks import side_by_side
+from experiments.lib import common
+from fedfisher_jax import categorical, data, federate, models
 from fedfisher_jax.curvature import capture
 from fedfisher_jax.federate import _simulate as simulate
-from fedfisher_jax.federate._fold_clients import fold_clients
-from fedfisher_jax.merge import catalogue
-from fedfisher_jax.merge._rule import Rule
+from fedfisher_jax.federate import fold_clients
+from fedfisher_jax.merge import Rule, catalogue
 
 EXAMPLES, BATCH, GROUP = 60, 64, 64
 
@@ -47,10 +44,10 @@ class Settings(common.Settings):
 class OneShot:
     """The per-client function: train, measure, lift."""
 
-    train: simulate.Train
+    train: federate.Train
     rule: Rule
 
-    def __call__(self, shared: simulate.Shared, client: simulate.Clients) -> Any:
+    def __call__(self, shared: simulate.Shared, client: federate.Clients) -> Any:
         """One client's contribution to the fold."""
         model = self.train(shared, client).params
         payload = simulate.MeasureClient(self.rule.measure)(shared._replace(params=None), (client, model))
@@ -74,10 +71,10 @@ def work(clients: int, width: int, rule: str, how: str, seed: int) -> dict[str, 
     x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
     rows = np.random.default_rng(seed).integers(len(x), size=(clients, EXAMPLES))
     init_key, key = jax.random.split(jax.random.key(seed))
-    start, who = net.init(init_key), simulate.clients(list(rows))
+    start, who = net.init(init_key), federate.clients(list(rows))
     likelihood = categorical()
     chosen = catalogue.build(rule, net.apply, likelihood, captured=capture(net.apply, start, x))
-    train = simulate.Train(net.apply, likelihood, optax.sgd(0.01, momentum=0.9), epochs=1, batch_size=BATCH)
+    train = federate.Train(net.apply, likelihood, optax.sgd(0.01, momentum=0.9), epochs=1, batch_size=BATCH)
     jax.block_until_ready((x, start))
     idle, began = peak_bytes(), time.perf_counter()
     if how == "streamed":
@@ -85,9 +82,9 @@ def work(clients: int, width: int, rule: str, how: str, seed: int) -> dict[str, 
         summary, report = fold_clients(each, shared, who, combine=chosen.combine, group=GROUP)
         params = jax.jit(lambda s: chosen.solve(s).params)(summary)
     else:
-        trained, report = simulate.train_clients(train, start, x, y, who, key)
-        payloads, _ = simulate.measure_clients(chosen.measure, trained.params, x, y, who, key)
-        params = simulate.merge_clients(chosen, payloads).params
+        trained, report = federate.train_clients(train, start, x, y, who, key)
+        payloads, _ = federate.measure_clients(chosen.measure, trained.params, x, y, who, key)
+        params = federate.merge_clients(chosen, payloads).params
     finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(jax.block_until_ready(params)))
     seconds = time.perf_counter() - began
     found = {"seconds": seconds, "peak_bytes": peak_bytes(), "idle_bytes": idle, "finite": finite}
@@ -96,12 +93,7 @@ def work(clients: int, width: int, rule: str, how: str, seed: int) -> dict[str, 
 
 def run(**one: Any) -> dict[str, Any]:
     """One run, in a process of its own."""
-    busy = side_by_side.load()
-    command = [sys.executable, __file__, "--worker", json.dumps(one)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{one}: exit code {done.returncode}\n{done.stderr}")
-    return {**json.loads(done.stdout.splitlines()[-1]), "load_before": busy}
+    return side_by_side.worker("growth", one)
 
 
 def grid_of(quick: bool, seed: int) -> list[dict[str, Any]]:

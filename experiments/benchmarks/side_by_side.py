@@ -1,25 +1,27 @@
 """Contenders side by side: each in a process of its own, run in turn A B A B …, compared pair by pair.
 
-A contender is `"module:factory"`: its process calls the factory once, with everything compiled and warmed up there, and
-gets a function to be timed. Own processes keep thread pools, forced device counts and memory apart.
+A contender is `"module:factory"`, a module of this folder: its process calls the factory once, with everything compiled
+and warmed up there, and gets a function to be timed. Own processes keep thread pools, forced device counts and memory
+apart.
 """
 
 import contextlib
 import importlib
 import importlib.util
+import json
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-import common as common  # noqa: E402  the scripts of this folder take it from here
+from experiments.lib import provenance
 
+PACKAGE = "experiments.benchmarks"
 Seconds = dict[str, list[float]]  # contender → one entry per round
 
 # One program thread each: what a process per core needs. Set before a contender's libraries are loaded.
@@ -45,8 +47,8 @@ class Contender:
     """A process that holds one function ready.
 
     Args:
-        factory: "module:function"; called in the process, returns the function without arguments to be timed. That one
-            is run once before the contest.
+        factory: "module:function" of this folder; called in the process, returns the function without arguments to be
+            timed. That one is run once before the contest.
         arguments: of the factory.
         env: environment variables of the process.
     """
@@ -157,6 +159,20 @@ def load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
+def worker(script: str, one: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one run, given as ``--worker`` to a fresh process of a script here; returns what it prints last.
+
+    Raises:
+        RuntimeError: the process failed; the message holds what it wrote.
+    """
+    busy = load()
+    command = [sys.executable, "-m", f"{PACKAGE}.{script}", "--worker", json.dumps(one)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=provenance.ROOT)
+    if done.returncode:
+        raise RuntimeError(f"{one}: exit code {done.returncode}\n{done.stderr}")
+    return {**json.loads(done.stdout.splitlines()[-1]), "load_before": busy}
+
+
 PEAK_SIDE = 2048
 PEAK_FLOP = 2 * PEAK_SIDE**3
 
@@ -185,7 +201,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 def _serve(pipe: Any, factory: str, arguments: Sequence[Any]) -> None:
     try:
         module, name = factory.split(":")
-        run = getattr(importlib.import_module(module), name)(*arguments)
+        run = getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)(*arguments)
         value = run()
         pipe.send((False, None))
         while True:

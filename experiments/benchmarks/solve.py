@@ -11,13 +11,13 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import authors_run
 import jax
 import jax.numpy as jnp
 import numpy as np
-import side_by_side
-from side_by_side import Contender, common
 
+from experiments.benchmarks import authors_run, side_by_side
+from experiments.benchmarks.side_by_side import Contender
+from experiments.lib import common
 from fedfisher_jax import solve
 from fedfisher_jax.models import torch_layout
 

@@ -1,4 +1,4 @@
-"""Local training of many clients: `simulate.train_clients` against PyTorch on CPU, side by side.
+"""Local training of many clients: `federate.train_clients` against PyTorch on CPU, side by side.
 
 LeNet on 28×28×1 and the paper's CNN on 32×32×3, on random examples of those shapes (speed does not depend on values).
 One epoch of SGD with momentum at batch 64 for each client, from a common start, everything compiled and warmed up.
@@ -13,13 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import side_by_side
-from side_by_side import Contender, Team, common
 
-from fedfisher_jax import models
-from fedfisher_jax._likelihood import categorical
+from experiments.benchmarks import side_by_side
+from experiments.benchmarks.side_by_side import Contender, Team
+from experiments.lib import common
+from fedfisher_jax import categorical, federate, models
 from fedfisher_jax.federate import _map_clients as cohort
-from fedfisher_jax.federate import _simulate as simulate
 
 BATCH, POOL = 64, 2048
 SHAPES = {"lenet": (28, 28, 1), "cnn": (32, 32, 3)}
@@ -51,9 +50,9 @@ def ours(network: str, rows: np.ndarray, strategy: str, seed: int) -> Callable[[
     keys = jax.random.split(jax.random.key(seed), 4)
     x = jax.random.normal(keys[0], (POOL, *SHAPES[network]))
     y = jax.random.randint(keys[1], (POOL,), 0, 10)
-    start, who = net.init(keys[2]), simulate.clients(list(rows))
-    train = simulate.Train(net.apply, categorical(), optax.sgd(0.01, momentum=0.9), epochs=1, batch_size=BATCH)
-    return lambda: simulate.train_clients(train, start, x, y, who, keys[3], strategy=strategy)[1].strategy
+    start, who = net.init(keys[2]), federate.clients(list(rows))
+    train = federate.Train(net.apply, categorical(), optax.sgd(0.01, momentum=0.9), epochs=1, batch_size=BATCH)
+    return lambda: federate.train_clients(train, start, x, y, who, keys[3], strategy=strategy)[1].strategy
 
 
 def flop_per_step(network: str) -> int:

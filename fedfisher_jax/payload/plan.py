@@ -11,7 +11,7 @@ from ._codecs import Cholesky, Codec, Eigen, Root, Singular, Uniform
 
 MOST, LEAST = 16, 4  # bits of a number
 FINE = 8  # below so many bits small eigenvalues are left out instead of making numbers coarser,
-KEPT = 16  # but not so many of them: with fewer kept, coarser numbers cost less (experiments/bits.py)
+KEPT = 16  # but not so many of them: with fewer kept, coarser numbers cost less (experiments/fedfisher/bits.py)
 
 
 def none(payload: Payload) -> dict[str, Codec]:

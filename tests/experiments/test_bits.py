@@ -3,7 +3,7 @@ import pytest
 
 @pytest.mark.slow
 def test_files_keep_their_budgets_and_uncompressed_ones_their_numbers(script):
-    table, summary, lines = script("bits", "--quick", "--rules", "fedavg", "fisher-merge")
+    table, summary, lines = script("fedfisher.bits", "--quick", "--rules", "fedavg", "fisher-merge")
     points = {
         (line["settings"]["rule"], point["scheme"]): point for line in lines for point in line["result"]["points"]
     }

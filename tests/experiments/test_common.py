@@ -1,26 +1,18 @@
-import importlib
 import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "experiments" / "common.py"
+from experiments.lib import common
 
-
-@pytest.fixture
-def common(monkeypatch):
-    monkeypatch.syspath_prepend(str(SOURCE.parent))
-    return importlib.import_module("common")
-
-
+SCRIPT = common.ROOT / "experiments" / "theory" / "width.py"
 GRID = [{"method": m, "seed": s} for m in "ab" for s in range(3)]
 
 
-def test_a_killed_script_goes_on_where_it_stopped(common, tmp_path):
+def test_a_killed_script_goes_on_where_it_stopped(tmp_path):
     calls = []
 
     def run(method, seed):
@@ -41,13 +33,13 @@ def test_a_killed_script_goes_on_where_it_stopped(common, tmp_path):
     np.testing.assert_array_equal(common.column(records, "accuracy", method="b"), [0.5, 1.5, 2.5])
 
 
-def test_a_run_is_its_settings_in_any_order(common, tmp_path):
+def test_a_run_is_its_settings_in_any_order(tmp_path):
     common.run_all(tmp_path, [{"a": 1, "b": (2, 3)}], lambda a, b: {"x": 1})
     records = common.run_all(tmp_path, [{"b": [2, 3], "a": 1}], lambda a, b: {"x": 2})
     assert records[0]["result"] == {"x": 1}
 
 
-def test_results_are_strict_json_and_read_back_as_numbers(common, tmp_path):
+def test_results_are_strict_json_and_read_back_as_numbers(tmp_path):
     result = {"array": np.arange(3.0), "bad": math.inf, "nested": {"n": np.int64(2)}}
     records = common.run_all(tmp_path, [{"seed": 0}], lambda seed: result)
     line = (tmp_path / "results.jsonl").read_text()
@@ -56,18 +48,19 @@ def test_results_are_strict_json_and_read_back_as_numbers(common, tmp_path):
     np.testing.assert_array_equal(common.column(records, "array")[0], [0, 1, 2])
 
 
-def test_flags_of_a_script_and_its_default_folder(common, tmp_path, monkeypatch):
+def test_flags_of_a_script_and_its_default_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "ROOT", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["experiments/width.py"])
-    assert common.command_line(common.Settings, args=[]).out == tmp_path / "experiments" / "results" / "width"
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "experiments" / "theory" / "width.py")])
+    results = tmp_path / "experiments" / "results"
+    assert common.command_line(common.Settings, args=[]).out == results / "theory" / "width"
     quick = common.command_line(common.Settings, args=["--quick", "--seed", "4"])
-    assert (quick.out, quick.seed) == (tmp_path / "experiments" / "results" / "quick" / "width", 4)
+    assert (quick.out, quick.seed) == (results / "quick" / "theory" / "width", 4)
     given = common.command_line(common.Settings, args=["--out", str(tmp_path / "here")])
     assert given.out == tmp_path / "here" and given.out.is_dir()
 
 
-def test_report_writes_everything_and_names_no_paths(common, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(SOURCE.parent / "width.py"), "--out", str(tmp_path)])
+def test_report_writes_everything_and_names_no_paths(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out", str(tmp_path)])
     fig, axes = common.figure(1, 2)
     axes[0, 1].plot([1, 2])
     common.report(
@@ -77,12 +70,12 @@ def test_report_writes_everything_and_names_no_paths(common, tmp_path, monkeypat
     assert (tmp_path / "table.md").read_text().startswith("| m | loss |\n| :-- | --: |\n| 1 | 2.0±1.4 |\n")
     summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary["x"] is None
-    assert summary["provenance"]["command"] == f"python experiments/width.py --out {tmp_path.name}"
+    assert summary["provenance"]["command"] == f"python -m experiments.theory.width --out {tmp_path.name}"
     assert str(tmp_path) not in json.dumps(summary)
     assert {"python", "jax", "numpy"} <= set(summary["provenance"]["versions"])
 
 
-def test_runs_carry_the_commit_that_made_them(common, tmp_path, monkeypatch):
+def test_runs_carry_the_commit_that_made_them(tmp_path, monkeypatch):
     (tmp_path / "results.jsonl").write_text('{"settings": {}, "result": {}}\n')
     for commit, count in (("abc", 2), ("def+", 1)):
         monkeypatch.setattr(common.provenance, "commit", lambda commit=commit: commit)
@@ -93,7 +86,7 @@ def test_runs_carry_the_commit_that_made_them(common, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "summary.json").read_text())["provenance"]["runs"]["abc"] == 2
 
 
-def test_a_commit_says_when_the_sources_differ_from_it(common, tmp_path, monkeypatch):
+def test_a_commit_says_when_the_sources_differ_from_it(tmp_path, monkeypatch):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     (tmp_path / "script.py").write_text("old = 1")
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):

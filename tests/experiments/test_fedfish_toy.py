@@ -1,31 +1,13 @@
-import importlib.util
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-
-
-@pytest.fixture(scope="module")
-def toy():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        spec = importlib.util.spec_from_file_location("experiments_fedfish_toy", EXPERIMENTS / "fedfish_toy.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
-    return module
+from experiments.fedfish import toy
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.4, 1.0])
-def test_clients_see_their_own_ranges(toy, overlap):
+def test_clients_see_their_own_ranges(overlap):
     x, y = toy.two_clients(jax.random.key(0), jnp.asarray(overlap))
     a, b = np.split(np.asarray(x)[:, 0], 2)
     for seen, low, high in ((a, -1, overlap), (b, -overlap, 1)):
@@ -34,7 +16,7 @@ def test_clients_see_their_own_ranges(toy, overlap):
     assert abs(residual.mean()) < 4 * toy.NOISE / len(x) ** 0.5 and 0.8 < residual.std() / toy.NOISE < 1.2
 
 
-def test_errors_are_distances_over_each_range(toy):
+def test_errors_are_distances_over_each_range():
     """Without training every client and every merge is the start, whose error is computed again here."""
     overlap, grid = 0.25, np.linspace(-1, 1, toy.GRID)
     for method in ("average", "fedfish-squares"):

@@ -1,16 +1,15 @@
 """FIPA as a refinement on images, at sizes of seconds."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
+
+from experiments.lib import cells
 
 
 def test_refinement_begins_after_the_warm_up_and_is_counted(script):
     flags = ("--quick", "--seeds", "1", "--rounds", "3", "--warm-up", "2", "--epochs", "1", "--rank", "2")
     flags += ("--variants", "fedavg", "--refinements", "none", "last", "--clients", "6", "--participation", "0.5")
     flags += ("--further-ranks", "--rivals")
-    table, summary, lines = script("fipa_images", *flags)
+    table, summary, lines = script("fipa.images", *flags)
     alone, refined = (line["result"] for line in lines)
     np.testing.assert_allclose(alone["loss"][:2], refined["loss"][:2], rtol=1e-6)
     assert abs(alone["loss"][2] - refined["loss"][2]) > 1e-6
@@ -26,7 +25,7 @@ def test_refinement_begins_after_the_warm_up_and_is_counted(script):
 def test_rivals_and_ranks_send_what_their_payloads_hold(script):
     flags = ("--quick", "--seeds", "1", "--rounds", "2", "--warm-up", "1", "--epochs", "1", "--further-ranks", "3")
     flags += ("--variants", "fedavg", "--refinements", "none", "--clients", "4", "--participation", "0.5")
-    table, _, lines = script("fipa_images", *flags)
+    table, _, lines = script("fipa.images", *flags)
     sent = {}
     for line in lines:
         name = line["settings"]["refinement"], line["settings"]["settings"].get("rank")
@@ -41,10 +40,8 @@ def test_rivals_and_ranks_send_what_their_payloads_hold(script):
     assert "FedAvg + FIPA, last layer, rank 3" in table and "FedAvg + FedFish" in table
 
 
-def test_the_last_layer(monkeypatch):
+def test_the_last_layer():
     """By the order of layers, not of names."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "experiments"))
-    cells = importlib.import_module("cells")
     for model, names in (("lenet", ("fc3",)), ("resnet18_pretrained", ("final",)), ("mlp", ("fc3",))):
         network, captured = cells.captured_network(model, (32, 32, 3) if model != "mlp" else (64,), 10)
         world = cells.World(None, (), network, captured)

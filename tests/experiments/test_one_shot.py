@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments.fedfisher import synthetic_binary
 from fedfisher_jax.cli import _cli as cli
 
 TINY = ("--quick", "--rules", "fedavg", "fisher-merge", "--seeds", "2")
@@ -23,7 +24,7 @@ def median(apply, likelihood):
 
 
 def test_table(script):
-    table, summary, lines = script("one_shot_table", *TINY, "--epochs", "1", "--alphas", "0.5")
+    table, summary, lines = script("fedfisher.one_shot_table", *TINY, "--epochs", "1", "--alphas", "0.5")
     assert "each draws a split and a training" in table
     column = "digits α=0.5"
     assert set(summary["accuracy"][column]) == {"fedavg", "fisher-merge", "best_local", "ensemble", "pooled"}
@@ -46,8 +47,8 @@ def test_a_users_rule_is_in_the_table_and_in_the_command(script, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     flags = ("--quick", "--epochs", "1", "--alphas", "0.5", "--seeds", "1", "--rules", "fedavg")
-    _, _, before = script("one_shot_table", *flags)
-    table, summary, lines = script("one_shot_table", *flags, "somebodys:median")
+    _, _, before = script("fedfisher.one_shot_table", *flags)
+    table, summary, lines = script("fedfisher.one_shot_table", *flags, "somebodys:median")
     assert lines[: len(before)] == before and [r["settings"]["method"] for r in lines[len(before) :]] == [
         "somebodys:median"
     ]
@@ -62,7 +63,7 @@ def test_a_users_rule_is_in_the_table_and_in_the_command(script, tmp_path, monke
 
 
 def test_seeds_of_split_and_training_vary_separately(script):
-    table, _, lines = script("one_shot_table", *TINY, "--epochs", "1", "--vary", "crossed")
+    table, _, lines = script("fedfisher.one_shot_table", *TINY, "--epochs", "1", "--vary", "crossed")
     assert "2 splits (of means over training seeds) ± std over 2 training seeds" in table
     numbers = {}
     for line in lines:
@@ -79,24 +80,19 @@ def test_seeds_of_split_and_training_vary_separately(script):
 )
 def test_curves(script, name, axis, numbers):
     flags = [f"--{axis}", *map(str, numbers)] + ([] if axis == "epochs" else ["--epochs", "1"])
-    _, summary, lines = script(name, *TINY, *flags)
+    _, summary, lines = script(f"fedfisher.{name}", *TINY, *flags)
     assert len(summary["accuracy"]) == 2
     assert {line["settings"][axis] for line in lines if line["settings"]["method"] == "fedavg"} == set(numbers)
 
 
 def test_synthetic(script):
-    table, summary, lines = script("synthetic_binary", *TINY, "--epochs", "1", "--examples", "400")
+    table, summary, lines = script("fedfisher.synthetic_binary", *TINY, "--epochs", "1", "--examples", "400")
     assert summary["fedavg"] == summary["accuracy"]["α=0.1"]["fedavg"]
     assert "| α=0.1 | fedavg |" in table and "62.6" in table
     assert len({line["result"]["accuracy"] for line in lines if line["settings"]["method"] == "pooled"}) == 2
 
 
-def test_the_synthetic_problem_is_the_one_stated(monkeypatch):
-    from pathlib import Path
-
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "experiments"))
-    import synthetic_binary
-
+def test_the_synthetic_problem_is_the_one_stated():
     data = synthetic_binary.draw(0, 20_000)
     signs = 2 * data.train_y[:, None] - 1
     expected = np.r_[np.full(10, 0.7 / np.sqrt(10)), np.zeros(90)]

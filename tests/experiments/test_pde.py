@@ -1,28 +1,13 @@
 """Physics-informed residuals as a Gaussian likelihood, and the scripts of fields."""
 
-import importlib
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fedfisher_jax as ff
+from experiments.fipa import fields, pde, regression
 from fedfisher_jax.curvature import Subspace, fisher, top_eigenpairs
-
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-
-
-@pytest.fixture
-def pde(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    return importlib.import_module("fipa_pde")
-
-
-@pytest.fixture
-def fields(pde):
-    return importlib.import_module("fields")
 
 
 def one_layer(v, x):
@@ -41,7 +26,7 @@ VECTOR = jnp.asarray(np.random.default_rng(0).normal(size=13))
 ORDER = np.r_[4:8, 0:4, 12, 8:12]  # of `ravel_pytree`: b before w
 
 
-def poisson_by_hand(pde, v, row):
+def poisson_by_hand(v, row):
     u, _, curved = one_layer(v, row[0])
     source = -(np.pi**2) * jnp.sin(np.pi * row[0]) - 0.2 * 16 * np.pi**2 * jnp.sin(4 * np.pi * row[0])
     return pde.BOUNDARY * u if row[1] > 0 else (curved - source) / np.pi**2
@@ -50,37 +35,37 @@ def poisson_by_hand(pde, v, row):
 ROWS = np.array([[-0.9, 0], [-0.2, 0], [0.3, 0], [0.77, 0], [-1, 1], [1, 1], [0.1, 0]])
 
 
-def gauss_newton(pde):
+def gauss_newton():
     """(1/n) Σ r'(v) r'(v)ᵀ of the residuals by hand."""
-    rows = [jax.grad(lambda v, row=row: poisson_by_hand(pde, v, row))(VECTOR) for row in ROWS]
+    rows = [jax.grad(lambda v, row=row: poisson_by_hand(v, row))(VECTOR) for row in ROWS]
     jacobian = np.asarray(jnp.stack(rows))[:, ORDER]
     return jacobian.T @ jacobian / len(ROWS)
 
 
-def test_a_residual_is_what_the_equation_says(pde):
+def test_a_residual_is_what_the_equation_says():
     found = pde.poisson_residual(parameters_of(VECTOR), jnp.asarray(ROWS))[:, 0]
-    np.testing.assert_allclose(found, [poisson_by_hand(pde, VECTOR, row) for row in ROWS], rtol=1e-10)
+    np.testing.assert_allclose(found, [poisson_by_hand(VECTOR, row) for row in ROWS], rtol=1e-10)
 
 
-def test_the_fisher_of_a_residual_is_gauss_newton(pde):
+def test_the_fisher_of_a_residual_is_gauss_newton():
     params, data = parameters_of(VECTOR), ff.examples(ROWS, np.zeros((len(ROWS), 1)))
-    expected = gauss_newton(pde)
+    expected = gauss_newton()
     full = fisher(pde.poisson_residual, ff.gaussian(), params, data, structure="full").to_dense()
     np.testing.assert_allclose(full, expected, rtol=0, atol=1e-10 * expected.max())
 
 
-def test_the_top_eigenpairs_of_a_residual_are_those_of_gauss_newton(pde):
+def test_the_top_eigenpairs_of_a_residual_are_those_of_gauss_newton():
     params, data = parameters_of(VECTOR), ff.examples(ROWS, np.zeros((len(ROWS), 1)))
     effort = Subspace(rank=4, oversampling=6, power_steps=2)
     pairs = top_eigenpairs(pde.poisson_residual, ff.gaussian(), params, data, jax.random.key(0), subspace=effort)
-    sizes, turn = np.linalg.eigh(gauss_newton(pde))
+    sizes, turn = np.linalg.eigh(gauss_newton())
     np.testing.assert_allclose(pairs.fisher.values, sizes[::-1][:4], rtol=1e-8)
     top = turn[:, ::-1][:, :4]
     expected = top * sizes[::-1][:4] @ top.T
     np.testing.assert_allclose(pairs.fisher.to_dense(), expected, rtol=0, atol=1e-7 * expected.max())
 
 
-def test_allen_cahn_residual_by_finite_differences(pde, fields):
+def test_allen_cahn_residual_by_finite_differences():
     params = fields.init((2, 5, 1), jax.random.key(1))
     points, h = np.array([[-0.7, 0.2], [0.1, 0.9], [0.5, 0.5]]), 1e-4
 
@@ -95,7 +80,7 @@ def test_allen_cahn_residual_by_finite_differences(pde, fields):
     np.testing.assert_allclose(pde.allen_cahn_solution(params, edges)[:, 0], [-1, -1, start], atol=1e-12)
 
 
-def test_reference_solutions_converge(pde):
+def test_reference_solutions_converge():
     """Halving the step divides the error by four; extrapolated, by about sixteen."""
     exact = lambda n: np.sin(np.pi * np.linspace(-1, 1, n + 1)) + 0.2 * np.sin(4 * np.pi * np.linspace(-1, 1, n + 1))  # noqa: E731
     errors = [np.abs(pde.poisson_reference(n) - exact(n)).max() for n in (200, 400)]
@@ -109,7 +94,7 @@ def test_reference_solutions_converge(pde):
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 4])
-def test_pieces_are_dealt_round_robin(fields, pieces):
+def test_pieces_are_dealt_round_robin(pieces):
     who = fields.deal(24, 3, pieces)
     owner = np.empty(24, int)
     for number, row in enumerate(who.indices):
@@ -119,7 +104,7 @@ def test_pieces_are_dealt_round_robin(fields, pieces):
         fields.deal(24, 3, 5)
 
 
-def test_methods_share_the_warm_up_and_count_their_bits(pde, fields):
+def test_methods_share_the_warm_up_and_count_their_bits():
     """FIPA's first rounds are FedAvg's, number by number; then they part. d + r (d + 1) numbers a round."""
     settings = {"seeds": 2, "rounds": 3, "warm_up": 2, "epochs": 1, "width": 3, "clients": 2}
     plain = pde.run("poisson", "fedavg", 1, settings)
@@ -133,10 +118,7 @@ def test_methods_share_the_warm_up_and_count_their_bits(pde, fields):
     np.testing.assert_array_equal(found["bits"], 32 * np.array([0, d, 2 * d, 3 * d + 5 * (d + 1)]))
 
 
-def test_regression_run(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    regression = importlib.import_module("fipa_regression")
-    fields = importlib.import_module("fields")
+def test_regression_run():
     settings = {"seeds": 2, "rounds": 2, "warm_up": 1, "epochs": 0, "width": 3, "clients": 2}
     found = regression.run("fedavg", 1, settings)
     grid = np.linspace(-1, 1, regression.POINTS)

@@ -11,7 +11,7 @@ pytest.importorskip("dp_accounting", reason="accounting needs pip install 'fedfi
 def test_every_attack_on_every_payload(script, tmp_path):
     flags = ("--quick", "--seeds", "1", "--examples", "200", "--epochs", "2", "--clients", "2", "--attacked", "1")
     flags += ("--sizes", "40", "400", "--rank", "3", "--kinds", "weights", "kronecker", "gram")
-    table, summary, lines = script("privacy", *flags)
+    table, summary, lines = script("privacy.attacks", *flags)
     found = {tuple(line["settings"].get(n) for n in ("attack", "kind", "protection")): line["result"] for line in lines}
     exact = found["mean image", "kronecker", "none"]["psnr"]
     assert exact > 100 > found["mean image", "kronecker", "quantised"]["psnr"]
@@ -27,13 +27,13 @@ def test_every_attack_on_every_payload(script, tmp_path):
     assert grid.startswith(b"\x89PNG")
     shown = np.load(tmp_path / "out" / "pictures" / "mlp-bias_model-inversion_weights_none.npz")
     assert shown["images"].shape == (10, 8, 8, 1) and shown["images"].dtype == np.uint8
-    assert len(script("privacy", *flags)[2]) == len(lines)  # nothing runs again
+    assert len(script("privacy.attacks", *flags)[2]) == len(lines)  # nothing runs again
 
 
 @pytest.mark.slow
 def test_what_privacy_costs(script):
     """Noise moves silos farther than training does, and a secure sum changes nothing that can be seen."""
-    table, summary, (line,) = script("privacy_costs", "--quick", figure=False)
+    table, summary, (line,) = script("privacy.costs", "--quick", figure=False)
     for rule, found in line["result"].items():
         assert found["noise 8"] > found["noise 100"] > 3 * found["move"] > 0
         assert found["8"] < found["plain"] - 10

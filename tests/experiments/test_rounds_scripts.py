@@ -6,11 +6,11 @@ import pytest
 
 def test_few_rounds(script):
     flags = ("--quick", "--rounds", "2", "--epochs", "2", "--participation", "0.6", "--seeds", "2")
-    table, summary, lines = script("few_rounds", *flags)
+    table, summary, lines = script("fedfisher.few_rounds", *flags)
     assert "fedfisher-kfac − fedavg" in table and "participation 0.6" in table
     kfac = [line["result"]["accuracy"] for line in lines if line["settings"]["rule"] == "fedfisher-kfac"]
     assert summary["accuracy"]["fedfisher-kfac"]["2"] == pytest.approx(100 * np.mean(kfac, axis=0)[1])
-    assert len(script("few_rounds", *flags)[2]) == len(lines)  # nothing runs again
+    assert len(script("fedfisher.few_rounds", *flags)[2]) == len(lines)  # nothing runs again
 
 
 def test_fedfish_images(script):
@@ -27,7 +27,7 @@ def test_fedfish_images(script):
         "fedfish",
         "fedfish-kfac",
     )
-    table, summary, lines = script("fedfish_images", *flags)
+    table, summary, lines = script("fedfish.images", *flags)
     assert "FedFish, K-FAC − FedAvg" in table
     assert all(len(line["result"]["barrier_loss"]) == 2 for line in lines)
     final = [line["result"]["accuracy"][-1] for line in lines if line["settings"]["method"] == "fedfish"]
@@ -40,16 +40,16 @@ def test_fedfish_language(script, tmp_path):
     for number in range(6):
         (folder / f"{number}.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
     flags = ("--quick", "--folder", str(folder), "--rounds", "2", "--epochs", "1", "--width", "8", "--sampled", "2")
-    table, summary, _ = script("fedfish_language", *flags, "--tokens", "characters")
+    table, summary, _ = script("fedfish.language", *flags, "--tokens", "characters")
     assert "3 clients pre-train, 3 personalise" in table
     assert 0 < summary["unigram"][0] < summary["bigram"][0] < 1
 
 
 def test_pretrained(script):
     flags = ("--quick", "--epochs", "1", "--seeds", "1", "--rules", "fedavg", "fedfisher-kfac")
-    table, summary, lines = script("pretrained", *flags, "--pretrain-epochs", "1")
+    table, summary, lines = script("fedfisher.pretrained", *flags, "--pretrain-epochs", "1")
     assert "Pre-trained on digits (5 classes)" in table
-    _, longer, all_lines = script("pretrained", *flags, "--pretrain-epochs", "12")  # other weights are other runs
-    assert len(all_lines) == 2 * len(lines)
+    _, longer, all_lines = script("fedfisher.pretrained", *flags, "--pretrain-epochs", "12")
+    assert len(all_lines) == 2 * len(lines)  # other weights are other runs
     assert summary["accuracy"]["scratch"] == longer["accuracy"]["scratch"]
     assert summary["accuracy"]["pre-trained"] != longer["accuracy"]["pre-trained"]

@@ -6,10 +6,10 @@ import optax
 from flwr.app import UserConfig  # pyright: ignore[reportMissingImports]
 
 import fedfisher_jax as ff
+from fedfisher_jax import federate
 from fedfisher_jax.federate import _one_shot as one_shot
-from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.merge import catalogue
-from fedfisher_jax.silos._model_file import Kind
+from fedfisher_jax.silos import Kind
 
 
 class Task(NamedTuple):
@@ -17,7 +17,7 @@ class Task(NamedTuple):
 
     kind: Kind
     start: Any
-    train: simulate.Train
+    train: federate.Train
     rule: ff.Rule
     layers: tuple[Any, ...]
     dataset: Any
@@ -32,7 +32,7 @@ def task_of(config: UserConfig) -> Task:
     start = network.init(one_shot.keys(seed).init)
     captured = ff.capture(network.apply, start, dataset.train_x)
     rule = catalogue.build(str(config["rule"]), network.apply, likelihood, offers={"captured": captured})
-    train = simulate.Train(network.apply, likelihood, optax.sgd(0.01, 0.9), int(config["epochs"]), 64)
+    train = federate.Train(network.apply, likelihood, optax.sgd(0.01, 0.9), int(config["epochs"]), 64)
     how = {"seed": seed, "alpha": float(config["alpha"])}
     parts = ff.data.split("dirichlet-client", dataset.train_y, int(config["nodes"]), **how)
     return Task(kind, start, train, rule, captured.layers, dataset, parts)

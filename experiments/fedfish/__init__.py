@@ -1,0 +1,1 @@
+"""Tables of FedFish against FedAvg over rounds (arXiv 2311.10291)."""

@@ -1,0 +1,172 @@
+"""Tables and figures of cells: accuracies with what their spread is, paired differences, costs."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.lib import common
+from experiments.lib.cells import Cell, Outcome, Settings, run_cells
+
+REFERENCES = {"best_local": "best local (oracle)", "ensemble": "ensemble", "pooled": "pooled training"}
+DASHES = {"best_local": ":", "ensemble": "--", "pooled": "-."}
+
+
+def spread_note(settings: Settings) -> str:
+    """What the ± of a table is."""
+    return {
+        "both": f"mean ± std over {settings.seeds} seeds; each draws a split and a training, so ± is over both",
+        "split": f"mean ± std over {settings.seeds} splits, training seed {settings.seed}",
+        "training": f"mean ± std over {settings.seeds} training seeds, split {settings.seed}",
+        "crossed": f"mean ± std over {settings.seeds} splits (of means over training seeds) ± std over "
+        f"{settings.seeds} training seeds (root mean square over splits)",
+    }[settings.vary]
+
+
+def values(outcomes: Iterable[Outcome], method: str, name: str = "accuracy") -> np.ndarray:
+    """One result of a method per cell."""
+    return np.asarray([outcome.methods[method][name] for outcome in outcomes], float)
+
+
+def spread(numbers: np.ndarray, settings: Settings, digits: int = 1, sign: str = "") -> str:
+    """Mean ± std over cells in the order of `seed_pairs`; with crossed seeds ± between splits ± between trainings."""
+    numbers = 100 * np.asarray(numbers)
+    if settings.vary != "crossed" or settings.seeds == 1:
+        return f"{numbers.mean():{sign}.{digits}f}" + (f"±{numbers.std(ddof=1):.{digits}f}" if numbers.size > 1 else "")
+    square = numbers.reshape(settings.seeds, settings.seeds)
+    between, within = square.mean(1).std(ddof=1), square.var(1, ddof=1).mean() ** 0.5
+    return f"{square.mean():{sign}.{digits}f}±{between:.{digits}f}±{within:.{digits}f}"
+
+
+def methods_of(columns: Mapping[Any, Sequence[Outcome]], rules: Sequence[str]) -> list[str]:
+    """The rows of a table: rules, then the references that were computed."""
+    first = next(iter(columns.values()))[0]
+    return [*rules, *(method for method in REFERENCES if method in first.methods)]
+
+
+def label(method: str) -> str:
+    """A method in words."""
+    return REFERENCES.get(method, method)
+
+
+def best_rule(outcomes: Sequence[Outcome], rules: Sequence[str]) -> str:
+    """The rule of the highest mean accuracy."""
+    return max(rules, key=lambda rule: values(outcomes, rule).mean())
+
+
+def accuracy_table(columns: Mapping[str, Sequence[Outcome]], rules: Sequence[str], settings: Settings) -> str:
+    """Test accuracy in %: methods down, columns of cells across; the best rule of a column in bold."""
+    best = {name: best_rule(outcomes, rules) for name, outcomes in columns.items()}
+
+    def entry(method: str, name: str) -> str:
+        text = spread(values(columns[name], method), settings)
+        return f"**{text}**" if method == best[name] else text
+
+    methods = methods_of(columns, rules)
+    rows = [[label(method), *(entry(method, name) for name in columns)] for method in methods]
+    return f"Test accuracy in %, {spread_note(settings)}.\n\n" + common.markdown_table(["", *columns], rows)
+
+
+def difference_table(columns: Mapping[str, Sequence[Outcome]], rules: Sequence[str], settings: Settings) -> str:
+    """Differences of accuracy, paired by seeds: to FedAvg if it is among the rules, and to each column's best rule."""
+    methods = methods_of(columns, rules)
+
+    def entry(method: str, base: str, outcomes: Sequence[Outcome]) -> str:
+        if method == base:
+            return ""
+        gap = values(outcomes, method) - values(outcomes, base)
+        return f"{spread(gap, settings, sign='+')} ({np.sum(gap > 0)}/{gap.size})"
+
+    def table(bases: Mapping[str, str]) -> str:
+        rows = [[label(m), *(entry(m, bases[name], found) for name, found in columns.items())] for m in methods]
+        return common.markdown_table(["", *(f"{name} − {bases[name]}" for name in columns)], rows)
+
+    note = "Differences in points, paired by seeds: mean ± std (how often above zero)."
+    best = {name: best_rule(outcomes, rules) for name, outcomes in columns.items()}
+    tables = [table(dict.fromkeys(columns, "fedavg"))] if "fedavg" in rules else []
+    return f"\n{note}\n\n" + "\n".join([*tables, table(best)])
+
+
+def cost_table(columns: Mapping[str, Sequence[Outcome]], rules: Sequence[str]) -> str:
+    """What a rule costs: uploads, seconds of measuring (shared by rules that measure the same) and of merging."""
+    everything = [outcome for outcomes in columns.values() for outcome in outcomes]
+
+    def mean(rule: str, name: str, digits: int, scale: float = 1.0) -> str:
+        return f"{scale * values(everything, rule, name).mean():.{digits}f}"
+
+    rows = [
+        [rule, mean(rule, "bits_up", 2, 1e-6), mean(rule, "seconds_measure", 1), mean(rule, "seconds_merge", 1)]
+        for rule in rules
+    ]
+    seconds = values(everything, "training", "seconds").mean()
+    text = (
+        f"Means over cells; training the clients takes {seconds:.0f} s. The first cell's seconds include compilation."
+    )
+    return f"\n{text}\n\n" + common.markdown_table(["rule", "Mbit up/client", "s measuring", "s merging"], rows)
+
+
+def summary(columns: Mapping[str, Sequence[Outcome]], rules: Sequence[str], settings: Settings) -> dict[str, Any]:
+    """Mean accuracies in %, their spreads and paired differences to FedAvg, by column and method."""
+    methods = methods_of(columns, rules)
+
+    def each(number: Callable[[Sequence[Outcome], str], float], names: Sequence[str]) -> dict[str, dict[str, float]]:
+        return {name: {m: round(100 * number(found, m), 2) for m in names} for name, found in columns.items()}
+
+    result: dict[str, Any] = {
+        "accuracy": each(lambda found, m: values(found, m).mean(), methods),
+        "std": each(lambda found, m: _std(values(found, m)), methods),
+        "best_rule": {name: best_rule(found, rules) for name, found in columns.items()},
+        "spread": spread_note(settings),
+        "seeds": settings.seeds,
+    }
+    if "fedavg" in rules:
+        others = [method for method in methods if method != "fedavg"]
+        gap = lambda found, m: values(found, m) - values(found, "fedavg")  # noqa: E731
+        result["minus_fedavg"] = each(lambda found, m: gap(found, m).mean(), others)
+        result["minus_fedavg_std"] = each(lambda found, m: _std(gap(found, m)), others)
+    return result
+
+
+def _std(numbers: np.ndarray) -> float:
+    return float(numbers.std(ddof=1)) if numbers.size > 1 else float("nan")
+
+
+def dots(axis: Any, outcomes: Sequence[Outcome], rules: Sequence[str]) -> None:
+    """Accuracies of every method: a dot per seed, a bar for the mean."""
+    methods = methods_of({"": outcomes}, rules)
+    for row, method in enumerate(methods):
+        numbers, colour = 100 * values(outcomes, method), common.COLOURS[0 if method in rules else 6]
+        axis.barh(row, numbers.mean(), color=colour, alpha=0.35, height=0.7)
+        axis.plot(numbers, np.full(numbers.size, row), "o", color=colour, markersize=3)
+    axis.set_yticks(range(len(methods)), [label(method) for method in methods])
+    axis.invert_yaxis()
+    axis.set(xlabel="test accuracy (%)", xlim=(0, 100))
+
+
+def curves(axis: Any, columns: Mapping[int, Sequence[Outcome]], rules: Sequence[str]) -> None:
+    """Mean accuracy of every method against the columns' number, with its std over seeds."""
+    x = list(columns)
+    methods = methods_of(columns, rules)
+    for method in methods:
+        found = 100 * np.stack([values(outcomes, method) for outcomes in columns.values()])
+        mean, std = found.mean(1), found.std(1, ddof=1) if found.shape[1] > 1 else np.zeros(len(x))
+        style = {"marker": "o"} if method in rules else {"linestyle": DASHES[method], "color": common.COLOURS[6]}
+        (line,) = axis.plot(x, mean, label=label(method), **style)
+        axis.fill_between(x, mean - std, mean + std, alpha=0.12, linewidth=0, color=line.get_color())
+    axis.set(ylabel="test accuracy (%)", xscale="log")
+    axis.set_xticks(x, [f"{value:g}" for value in x])
+    axis.minorticks_off()
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))  # curves cross everywhere
+
+
+def report_curves(settings: Settings, grids: Mapping[int, Sequence[Cell]], what: str, title: str) -> None:
+    """Run the cells at each of some numbers, and report accuracy against that number."""
+    outcomes = iter(run_cells(settings.out, [cell for grid in grids.values() for cell in grid], settings.rules))
+    found = {number: [next(outcomes) for _ in grid] for number, grid in grids.items()}
+    columns = {f"{number} {what}": each for number, each in found.items()}
+    text = f"{title}.\n\n" + accuracy_table(columns, settings.rules, settings)
+    text += difference_table(columns, settings.rules, settings)
+    fig, axes = common.figure(width=5.8)
+    curves(axes[0, 0], found, settings.rules)
+    axes[0, 0].set(xlabel=what, title=title)
+    common.report(settings.out, text, summary(columns, settings.rules, settings), fig)

@@ -1,0 +1,1 @@
+"""Tables of FIPA on functions, differential equations and images (arXiv 2601.13608)."""

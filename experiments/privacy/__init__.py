@@ -1,0 +1,1 @@
+"""What a payload reveals, and what hiding it costs."""

@@ -1,0 +1,1 @@
+"""Tables of two-layer networks as their width grows, and of what decides the error of a merge."""

@@ -1,0 +1,215 @@
+"""The error of the merged model as the width grows (2403.12329, Figure 1 and its theorem).
+
+Two-layer ReLU networks in NTK scaling, M = 2 clients with n = 10 unit inputs each, full-batch gradient descent to
+nearly zero local loss; the full Fisher is exact, in sample space. Then the same on real inputs, two classes: digits and
+Fashion-MNIST.
+"""
+
+import dataclasses
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.lib import common
+from fedfisher_jax import data
+from fedfisher_jax.theory import decomposition, inputs, merges, scaling, two_layer
+
+CLIENTS, EXAMPLES, INPUTS, STEP_SIZE = 2, 10, 5, 0.5
+PREDICTED = {"laplace": -1.0, "movement": -0.5}
+LABELS = {
+    "full": "FedFisher, full",
+    "kfac": "FedFisher, K-FAC",
+    "diagonal": "FedFisher, diagonal",
+    "average": "average",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(common.Settings):
+    """Flags.
+
+    Attributes:
+        seeds: Repetitions; at a given seed the data are the same at every width.
+        widest: log₂ of the largest width of the Gaussian inputs.
+        real_widest: log₂ of the largest width of the real inputs; below 7 leaves them out.
+        steps: Gradient steps K.
+        octaves: Slopes are fitted over this many widest octaves.
+    """
+
+    seeds: int = 16
+    widest: int = 16
+    real_widest: int = 12
+    steps: int = 3000
+    octaves: int = 5
+
+
+def real_images(source: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Images, labels and the two classes: digits 3 and 8; Fashion-MNIST pullover and coat, averaged to 7 × 7."""
+    loaded = data.load(source)
+    x, y = np.asarray(loaded.train_x, np.float64), np.asarray(loaded.train_y)
+    if source == "digits":
+        return x, y, (3, 8)
+    return x.reshape(len(x), 7, 4, 7, 4).mean(axis=(2, 4)), y, (2, 4)
+
+
+@partial(jax.jit, static_argnames=("width", "steps"))
+def runs(keys: jax.Array, clients: two_layer.Clients, width: int, steps: int) -> decomposition.Run:
+    """All seeds of one width, one after the other, in one program."""
+
+    def seed(args: tuple[jax.Array, two_layer.Clients]) -> decomposition.Run:
+        start = two_layer.init(args[0], args[1].x.shape[-1], width, args[1].x.dtype)
+        return decomposition.diagnose(start, args[1], steps, STEP_SIZE)
+
+    return jax.lax.map(seed, (keys, clients))
+
+
+def run(source: str, width: int, steps: int, first_seed: int, seeds: int) -> dict[str, Any]:
+    """Trains, merges and measures `seeds` repetitions of one width; arrays over seeds."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(first_seed, first_seed + seeds))
+    if source == "gaussian":
+        clients = jax.vmap(lambda k: inputs.gaussian(k, CLIENTS, EXAMPLES, INPUTS, dtype=jnp.float64))(keys)
+    else:
+        x, y, classes = real_images(source)
+        each = [inputs.images(k, x, y, classes, CLIENTS, EXAMPLES) for k in keys]
+        clients = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    init_keys = jax.vmap(lambda k: jax.random.fold_in(k, width))(keys)
+    program = runs.lower(init_keys, clients, width, steps).compile()
+    memory = program.memory_analysis()
+    start = time.perf_counter()
+    found = jax.block_until_ready(program(init_keys, clients))
+    result = {name: value for name, value in found._asdict().items() if name not in ("errors", "eigenvalues", "target")}
+    for rule, error in found.errors.items():
+        result |= {f"{rule}_{name}": value for name, value in error._asdict().items() if name != "test_loss"}
+    result["run_seconds"] = time.perf_counter() - start
+    result["memory_mib"] = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20 if memory else float("nan")
+    return result
+
+
+def values(records: list[dict[str, Any]], name: str) -> np.ndarray:
+    """One result over widths and seeds, [widths, seeds]."""
+    return np.stack([common.column([r], name)[0] for r in records])
+
+
+def widths_of(records: list[dict[str, Any]]) -> np.ndarray:
+    """Widths of the records as floats."""
+    return np.array([r["settings"]["width"] for r in records], float)
+
+
+def fits(records: list[dict[str, Any]], octaves: int) -> dict[str, scaling.Slope]:
+    """Slopes against m over the widest octaves, seed by seed; `mean_laplace` fits the mean over seeds."""
+    last, x = records[-octaves - 1 :], widths_of(records)[-octaves - 1 :]
+    names = [f"{rule}_{what}" for what in ("laplace", "loss") for rule in merges.RULES]
+    found = {n: scaling.loglog_slope(x, values(last, n)) for n in [*names, "local_movement", "local_flipped"]}
+    return found | {"mean_laplace": scaling.curve_slope(x, values(last, "full_laplace"))}
+
+
+def interval(fit: scaling.Slope) -> str:
+    """A slope for people."""
+    return f"{fit.mean:.2f} [{fit.low:.2f}, {fit.high:.2f}]"
+
+
+def table(by_source: dict[str, list[dict[str, Any]]], fitted: dict[str, dict[str, scaling.Slope]], octaves: int) -> str:
+    """Errors of every width, then the slopes."""
+    names = [f"{n}_loss" for n in ("full", "kfac", "diagonal", "average", "pooled")]
+    rows = []
+    for source, records in by_source.items():
+        for r in records:
+            cells = [common.mean_std(common.column([r], n)[0], 4) for n in [*names, "full_laplace"]]
+            small = [f"{common.column([r], n)[0].mean():.1e}" for n in ("local_loss", "ntk_min")]
+            moved = common.mean_std(common.column([r], "local_movement")[0], 3)
+            cost = [f"{r['result']['run_seconds']:.1f}", f"{r['result']['memory_mib']:.1f}"]
+            rows.append([source, r["settings"]["width"], *cells, *small, moved, *cost])
+    header = "inputs|m|full|K-FAC|diagonal|average|pooled|Laplace error|local loss|NTK min|movement|s|MiB".split("|")
+    text = "Mean ± std over seeds; s and MiB are for all seeds of a width.\n\n" + common.markdown_table(header, rows)
+    text += f"\nSlopes against m over the widest {octaves} octaves: mean over seeds [95 % interval]\n\n"
+    slopes = [[n, *(interval(found[n]) for found in fitted.values())] for n in fitted["gaussian"]]
+    return text + common.markdown_table(["quantity", *by_source], slopes)
+
+
+def draw_errors(axis: Any, records: list[dict[str, Any]], title: str) -> None:
+    """Loss against width of every rule with its spread over seeds."""
+    for rule, marker in zip(merges.RULES, "osD^", strict=True):
+        loss = values(records, f"{rule}_loss")
+        axis.plot(widths_of(records), loss.mean(axis=1), marker=marker, label=LABELS[rule])
+        axis.fill_between(widths_of(records), *np.quantile(loss, [0.1, 0.9], axis=1), alpha=0.15, linewidth=0)
+    local = values(records, "local_loss").mean(axis=1)
+    axis.plot(widths_of(records), local, color=common.COLOURS[6], linestyle=":", label="local models, own data")
+    axis.set(ylabel="global loss", title=title, ylim=(1e-5, 2))
+
+
+def draw_laws(axis: Any, records: list[dict[str, Any]], found: dict[str, scaling.Slope]) -> None:
+    """Laplace error and neuron movement: measured, fitted, and the predicted power through the widest point."""
+    m = widths_of(records)
+    for name, label in (("full_laplace", "Laplace error"), ("local_movement", "largest neuron movement")):
+        fit, law = found[name], PREDICTED[name.split("_")[1]]
+        middle = np.exp(np.log(values(records, name)).mean(axis=1))
+        (line,) = axis.plot(m, middle, "o", label=f"{label}\nslope {interval(fit)}")
+        fitted = fit.prefactor * m**fit.mean
+        axis.plot(m, fitted, color=line.get_color())
+        axis.plot(m, fitted[-1] * (m / m[-1]) ** law, ":", color=line.get_color(), label=f"predicted {law:g}")
+    axis.set(title="fitted and predicted laws (Gaussian)", ylabel="geometric mean over seeds")
+
+
+def figure(by_source: dict[str, list[dict[str, Any]]], fitted: dict[str, dict[str, scaling.Slope]]) -> Any:
+    """Errors for each kind of inputs, the laws, the smallest tangent eigenvalue, and the cost."""
+    fig, axes = common.figure(2, 3, width=4.2, height=3.4)
+    titles = {
+        "gaussian": "Gaussian inputs",
+        "digits": "digits, 3 and 8",
+        "fashion_mnist": "Fashion-MNIST, pullover and coat",
+    }
+    for axis in axes[0, len(by_source) :]:
+        axis.set_visible(False)
+    for axis, (source, records) in zip(axes[0], by_source.items(), strict=False):
+        draw_errors(axis, records, titles[source])
+    laws, ntk, cost = axes[1]
+    draw_laws(laws, by_source["gaussian"], fitted["gaussian"])
+    for source, records in by_source.items():
+        ntk.plot(widths_of(records), values(records, "ntk_min").mean(axis=1), marker="o", label=titles[source])
+    ntk.set(title="smallest NTK eigenvalue at the start")
+    for name, label in (("run_seconds", "seconds, all seeds"), ("memory_mib", "MiB of working memory")):
+        records = by_source["gaussian"]
+        cost.plot(widths_of(records), [r["result"][name] for r in records], marker="o", label=label)
+    cost.set(title="cost (Gaussian)")
+    for axis in axes.flat:
+        axis.set(yscale="log", xlabel="width m")
+        axis.set_xscale("log", base=2)
+    for axis in (axes[0, 0], laws, ntk, cost):
+        axis.legend(loc="best" if axis in (ntk, cost) else "lower left")
+    return fig
+
+
+def main() -> None:
+    """Runs what is missing and reports."""
+    jax.config.update("jax_enable_x64", True)
+    settings = common.command_line(Settings, __doc__)
+    if settings.quick:
+        settings = dataclasses.replace(settings, seeds=4, widest=11, real_widest=8, steps=500)
+    exponents = {"gaussian": settings.widest, "digits": settings.real_widest, "fashion_mnist": settings.real_widest}
+    exponents = {s: top for s, top in exponents.items() if top > 6}
+    shared = {"steps": settings.steps, "first_seed": settings.seed, "seeds": settings.seeds}
+    grid = [{"source": s, "width": 2**e, **shared} for s, top in exponents.items() for e in range(6, top + 1)]
+    records = common.run_all(settings.out, grid, run, "widths")
+    by_source = {s: [r for r in records if r["settings"]["source"] == s] for s in exponents}
+    fitted = {s: fits(rs, settings.octaves) for s, rs in by_source.items()}
+    summary: dict[str, Any] = {}
+    for key, name in (("laplace", "full_laplace"), ("movement", "local_movement"), ("average_error", "average_loss")):
+        fit = fitted["gaussian"][name]
+        summary |= {f"{key}_slope": fit.mean, f"{key}_slope_ci": [fit.low, fit.high]}
+    summary |= {
+        "predicted": PREDICTED,
+        "seeds": settings.seeds,
+        "widths": {s: [r["settings"]["width"] for r in rs] for s, rs in by_source.items()},
+        "seconds": {s: sum(r["seconds"] for r in rs) for s, rs in by_source.items()},
+        "slopes": {s: {n: [f.mean, f.low, f.high] for n, f in found.items()} for s, found in fitted.items()},
+    }
+    text = table(by_source, fitted, settings.octaves)
+    common.report(settings.out, text, summary, figure(by_source, fitted))
+
+
+if __name__ == "__main__":
+    main()
