@@ -18,7 +18,7 @@ from experiments.lib import common
 from fedfisher_jax import Likelihood, federate
 from fedfisher_jax.curvature import Subspace
 from fedfisher_jax.federate import rounds
-from fedfisher_jax.merge import Rule, every_round, fedavg, fedfish, fedfisher, fipa
+from fedfisher_jax.merge import every_round, fedavg, fedfish, fedfisher, fipa
 
 PyTree = Any
 BITS = 32  # of a number that is sent

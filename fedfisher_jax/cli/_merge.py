@@ -79,7 +79,7 @@ def merge(settings: Merge) -> dict[str, Any]:
     rule = catalogue.named_rule(
         name, start.network.apply, likelihood_of(start.kind.likelihood), offers={"captured": captured}, **options
     )
-    merged = _merged(rule, [sent for sent, _ in found], headers[0].structure)
+    merged = _merged(rule, [sent for sent, _ in found], start.params, headers[0].structure)
     if merged.apply is not None:
         raise ValueError(f"rule: {name} makes another network, for which there is no model file")
     record = _record(name, start.params, found, merged)
@@ -110,11 +110,11 @@ def _paths(given: tuple[Path, ...]) -> list[Path]:
     return paths
 
 
-def _merged(rule: Any, payloads: list[Any], structure: str | None) -> Any:
+def _merged(rule: Any, payloads: list[Any], start: Any, structure: str | None) -> Any:
     """The same program as in memory, so that the result is the same, bit for bit."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *payloads)
     try:
-        merged = merge_clients(rule, stacked, start.params)
+        merged = merge_clients(rule, stacked, start)
     except (AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"rule: {rule.name} cannot merge files that hold a {structure} Fisher: {error}") from error
     for leaf, value in zip(payload.leaves(merged.params), jax.tree.leaves(merged.params), strict=True):

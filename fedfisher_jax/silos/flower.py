@@ -28,7 +28,7 @@ from flwr.serverapp import Grid  # pyright: ignore[reportMissingImports]
 from flwr.serverapp.strategy import FedAvg  # pyright: ignore[reportMissingImports]
 
 from .. import payload
-from .._metrics import evaluate
+from .._metrics import as_numbers, evaluate
 from ..curvature import Layer
 from ..federate import LocalTraining, RunKeys, merge_clients, run_keys
 from ..merge import Rule, exchanges
@@ -144,8 +144,7 @@ def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
         found = evaluate(
             node.training.apply, node.training.likelihood, params, jnp.asarray(node.x), jnp.asarray(node.y)
         )
-        scores = {name: float(value) for name, value in found._asdict().items() if value is not None}
-        metrics = MetricRecord({"num-examples": len(node.x), **scores})
+        metrics = MetricRecord({"num-examples": len(node.x), **as_numbers(found)})
         return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
 
     return app

@@ -6,7 +6,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from fedfisher_jax import fisher, merge_payloads
-from fedfisher_jax.merge import FreshModes, MeasureFisher, fedbens, from_starts
+from fedfisher_jax.merge import FreshModes, fedbens, from_starts
 from fedfisher_jax.merge._fedbens import MeasureModes, log_density
 
 APPLY, PARAMS, SHAPE, CAPTURED = federation.net("dense")

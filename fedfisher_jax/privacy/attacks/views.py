@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
+from ..._trees import scaled
 from ...curvature import Capture
 from ...merge._rule import Payload, Rule, check_payload, lift
 from ...payload import About, dumps, fingerprint, loads
