@@ -1,5 +1,6 @@
 """A client's result does not depend on strategy, order, groups, padding or device count."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -27,13 +28,13 @@ def federation():
     x, y = rng.normal(size=(sum(SIZES), 6)).astype(np.float32), rng.integers(0, 3, sum(SIZES)).astype(np.int32)
     parts = np.split(rng.permutation(sum(SIZES)), np.cumsum(SIZES)[:-1])
     network = models.build("mlp", (6,), 3, hidden=(5,))
-    train = simulate.Train(network.apply, ff.categorical(), optax.sgd(0.1, 0.9), epochs=3, batch_size=4)
-    return train, network.init(jax.random.key(0)), jnp.asarray(x), jnp.asarray(y), simulate.clients(parts)
+    train = ff.LocalTraining(network.apply, ff.categorical(), optax.sgd(0.1, 0.9), epochs=3, batch_size=4)
+    return train, network.init(jax.random.key(0)), ff.cohort(x, y, parts)
 
 
 def run(federation, who=None, **how):
-    train, start, x, y, everyone = federation
-    return simulate.train_clients(train, start, x, y, who or everyone, jax.random.key(1), **how)
+    train, start, everyone = federation
+    return simulate.train_clients(train, start, who or everyone, jax.random.key(1), **how)
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +65,13 @@ def test_strategies_agree(federation, expected, how):
 def test_order_and_padding_change_nothing(federation, expected):
     everyone = federation[-1]
     order = np.array([3, 0, 4, 2, 1])
-    padded = np.concatenate([everyone.indices, np.zeros((len(SIZES), 7), np.int32)], axis=1)
-    who = simulate.Clients(everyone.number[order], padded[order], everyone.size[order])
+    who = dataclasses.replace(everyone.sample(order), lengths=(24,))
     result, _ = run(federation, who, strategy="vectorised", group=3)
     chex.assert_trees_all_close(result, jax.tree.map(lambda leaf: leaf[order], expected), rtol=1e-5, atol=1e-6)
 
 
 def test_one_client_alone(federation, expected):
-    who = jax.tree.map(lambda leaf: leaf[2:3], federation[-1])
+    who = federation[-1].sample(np.array([2]))
     result, _ = run(federation, who)
     chex.assert_trees_all_close(result, jax.tree.map(lambda leaf: leaf[2:3], expected), rtol=1e-5, atol=1e-6)
 
@@ -91,9 +91,9 @@ def test_vectorised_groups_clients_of_like_length(federation):
 
 def test_progress_counts_every_client_and_epoch(federation):
     epochs, finished = [], []
-    train, start, x, y, who = federation
-    noisy = simulate.Train(**{**vars(train), "on_epoch": lambda: epochs.append(1)})
-    simulate.train_clients(noisy, start, x, y, who, jax.random.key(1), strategy="threads", done=finished.append)
+    train, start, who = federation
+    noisy = ff.LocalTraining(**{**vars(train), "on_epoch": lambda: epochs.append(1)})
+    simulate.train_clients(noisy, start, who, jax.random.key(1), strategy="threads", done=finished.append)
     jax.effects_barrier()
     assert len(epochs) == 3 * len(SIZES) and sum(finished) == len(SIZES)
 
@@ -125,12 +125,14 @@ def test_nothing_to_do_wastes_nothing(strategy):
 
 
 def test_divergence_names_the_client(federation):
-    train, start, x, y, who = federation
+    train, start, who = federation
+    first = who.rows[who.members.start[3]]
+    spoilt = dataclasses.replace(who, x=who.x.at[first].set(jnp.nan))
     with pytest.raises(ValueError, match=r"client \d: NaN or infinity in its parameters"):
-        simulate.train_clients(train, start, x.at[who.indices[3, 0]].set(jnp.nan), y, who, jax.random.key(1))
-    only = jax.tree.map(lambda leaf: leaf[3:4], who)
+        simulate.train_clients(train, start, spoilt, jax.random.key(1))
+    only = spoilt.sample(np.array([3]))
     with pytest.raises(ValueError, match="client 3: NaN or infinity in its parameters"):
-        simulate.train_clients(train, start, x.at[who.indices[3, 0]].set(jnp.nan), y, only, jax.random.key(1))
+        simulate.train_clients(train, start, only, jax.random.key(1))
 
 
 FOUR_DEVICES = """

@@ -131,17 +131,17 @@ def test_too_few_payloads_leave_the_model_as_it_is():
 def test_rounds_have_their_own_keys_and_the_first_those_of_a_run():
     data = [np.asarray(jax.random.key_data(key)) for number in (1, 2, 3) for key in flower.round_keys(4, number)]
     assert len({row.tobytes() for row in data}) == 12
-    np.testing.assert_array_equal(data[1], jax.random.key_data(one_shot.keys(4).train))
+    np.testing.assert_array_equal(data[1], jax.random.key_data(one_shot.run_keys(4).train))
 
 
 def small_silo(encoders=None):
     """A node with 40 examples of a small network."""
     draw, likelihood = np.random.default_rng(0), ff.categorical()
     network = ff.models.build("mlp", (6,), 3)
-    start = network.init(one_shot.keys(4).init)
+    start = network.init(one_shot.run_keys(4).init)
     x, y = jnp.asarray(draw.normal(size=(40, 6)), jnp.float32), jnp.asarray(draw.integers(0, 3, 40))
     rule = ff.fedfisher(network.apply, likelihood, structure="diagonal")
-    train = simulate.Train(network.apply, likelihood, optax.sgd(0.1), 1, 8)
+    train = ff.LocalTraining(network.apply, likelihood, optax.sgd(0.1), 1, 8)
     return flower.Silo(train, rule, x, y, 7, start, 4, encoders)
 
 
@@ -160,8 +160,8 @@ def test_a_node_trains_with_the_keys_of_its_round_and_number():
     sent = answer(node, "train")
     got, header = files.loads(sent["arrays"]["payload"].data, node.like)
     data = ff.examples(node.x, node.y)
-    trained = node.train.fit(node.like, data, jax.random.fold_in(key.train, 7)).params
-    expected = node.rule.measure(trained, data, jax.random.fold_in(key.measure, 7))
+    trained = node.training.fit(node.like, data, jax.random.fold_in(key.train, 7)).params
+    expected = node.rule.measure(ff.Update(trained, node.like), data, jax.random.fold_in(key.measure, 7))
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
     assert header.about.silo == 7 and header.about.rule == "fedfisher-diag" and header.about.kind == "exact"
@@ -181,7 +181,7 @@ def test_a_node_compresses_by_its_plan():
 def test_a_node_evaluates_what_it_is_sent():
     node = small_silo()
     found = answer(node, "evaluate")["metrics"]
-    logits = np.asarray(node.train.apply(node.like, node.x), np.float64)
+    logits = np.asarray(node.training.apply(node.like, node.x), np.float64)
     assert found["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == node.y))
     log_sum = np.log(np.exp(logits).sum(1))
     assert found["loss"] == pytest.approx(np.mean(log_sum - logits[np.arange(40), node.y]), rel=1e-5)
@@ -201,17 +201,18 @@ def in_memory(rounds=1, rule="fedfisher-kfac", nodes=range(NODES)):
     """The same federation by the library's own loop; `nodes` are those whose payloads arrive."""
     dataset = ff.data.load("digits")
     network, likelihood = ff.models.build("mlp", dataset.train_x.shape[1:], 10), ff.categorical()
-    train = simulate.Train(network.apply, likelihood, optax.sgd(0.01, 0.9), EPOCHS, 64)
+    train = ff.LocalTraining(network.apply, likelihood, optax.sgd(0.01, 0.9), EPOCHS, 64)
     parts = ff.data.split("dirichlet-client", dataset.train_y, NODES, seed=0, alpha=0.1)
-    who = jax.tree.map(lambda leaf: leaf[np.array(list(nodes))], simulate.clients(parts))
-    x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
-    params = network.init(one_shot.keys(0).init)
+    who = ff.cohort(dataset.train_x, dataset.train_y, parts).sample(np.array(list(nodes)))
+    params = network.init(one_shot.run_keys(0).init)
     offers = {"captured": ff.capture(network.apply, params, dataset.train_x)}
-    built = catalogue.build(rule, network.apply, likelihood, offers=offers)
+    built = catalogue.named_rule(rule, network.apply, likelihood, offers=offers)
     for number in range(1, rounds + 1):
         key = flower.round_keys(0, number)
-        trained, _ = simulate.train_clients(train, params, x, y, who, key.train, strategy="threads")
-        sent, _ = simulate.measure_clients(built.measure, trained.params, x, y, who, key.measure, strategy="threads")
+        trained, _ = simulate.train_clients(train, params, who, key.train, strategy="threads")
+        sent, _ = simulate.measure_clients(
+            built.measure, ff.Update(trained.params, params), who, key.measure, strategy="threads"
+        )
         params = simulate.merge_clients(built, sent).params
     return params
 

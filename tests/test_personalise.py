@@ -10,10 +10,9 @@ import pytest
 
 import fedfisher_jax as ff
 from fedfisher_jax import models
-from fedfisher_jax.federate import _simulate as simulate
 
 NETWORK = models.build("mlp", (6,), 3, hidden=(5,))
-TRAIN = simulate.Train(NETWORK.apply, ff.categorical(), optax.sgd(0.1), epochs=3, batch_size=4)
+TRAIN = ff.LocalTraining(NETWORK.apply, ff.categorical(), optax.sgd(0.1), epochs=3, batch_size=4)
 RNG = np.random.default_rng(0)
 X, Y = jnp.asarray(RNG.normal(size=(40, 6))), jnp.asarray(RNG.integers(0, 3, 40))
 MINE, TEST = [np.arange(0, 12), np.arange(12, 17)], [np.arange(17, 30), np.arange(30, 40)]
@@ -22,11 +21,11 @@ START = jax.tree.map(lambda leaf: leaf.astype(float), NETWORK.init(jax.random.ke
 
 @pytest.mark.parametrize("shots", [None, 3])
 def test_scores_are_those_of_each_clients_own_model(shots):
-    training, test = simulate.clients(MINE), simulate.clients(TEST)
-    found = ff.personalise(TRAIN, START, X, Y, training, test, jax.random.key(1), shots=shots, strategy="sequential")
+    training, test = ff.cohort(X, Y, MINE), ff.cohort(X, Y, TEST)
+    found = ff.personalise(TRAIN, START, training, test, jax.random.key(1), shots=shots, strategy="sequential")
     for number, (mine, theirs) in enumerate(zip(MINE, TEST, strict=True)):
         key = jax.random.fold_in(jax.random.key(1), number)
-        rows = jnp.asarray(training.indices[number][:shots])
+        rows = jnp.asarray(mine[:shots])
         data = ff.Examples(X, Y, rows, jnp.asarray(len(mine[:shots])))
         tuned = ff.train(
             NETWORK.apply, ff.categorical(), TRAIN.optimizer, START, data, key, epochs=3, batch_size=4
@@ -41,13 +40,13 @@ def test_scores_are_those_of_each_clients_own_model(shots):
 
 def test_no_epochs_change_nothing():
     still = dataclasses.replace(TRAIN, epochs=0)
-    found = ff.personalise(still, START, X, Y, simulate.clients(MINE), simulate.clients(TEST), jax.random.key(0))
+    found = ff.personalise(still, START, ff.cohort(X, Y, MINE), ff.cohort(X, Y, TEST), jax.random.key(0))
     np.testing.assert_array_equal(found.loss, found.loss_before)
 
 
 def test_refusals():
-    both = simulate.clients(MINE), simulate.clients(TEST)
+    both = ff.cohort(X, Y, MINE), ff.cohort(X, Y, TEST)
     with pytest.raises(ValueError, match="shots: got 0"):
-        ff.personalise(TRAIN, START, X, Y, *both, jax.random.key(0), shots=0)
+        ff.personalise(TRAIN, START, *both, jax.random.key(0), shots=0)
     with pytest.raises(ValueError, match="test: got 1 clients"):
-        ff.personalise(TRAIN, START, X, Y, both[0], simulate.clients(TEST[:1]), jax.random.key(0))
+        ff.personalise(TRAIN, START, both[0], ff.cohort(X, Y, TEST[:1]), jax.random.key(0))

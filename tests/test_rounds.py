@@ -20,12 +20,11 @@ from fedfisher_jax.federate import _checkpoints as resume
 from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.federate import _variants as variants
 from fedfisher_jax.federate import rounds
-from fedfisher_jax.merge._rule import every_round
 
 SIZES = [17, 4, 3, 15, 9]
 NETWORK = models.build("mlp", (6,), 3, hidden=(5,))
 LIKELIHOOD = ff.categorical()
-TRAIN = simulate.Train(NETWORK.apply, LIKELIHOOD, optax.sgd(0.1), epochs=2, batch_size=4)
+TRAIN = ff.LocalTraining(NETWORK.apply, LIKELIHOOD, optax.sgd(0.1), epochs=2, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -34,33 +33,35 @@ def problem():
     x, y = rng.normal(size=(sum(SIZES), 6)), rng.integers(0, 3, sum(SIZES))
     parts = np.split(rng.permutation(sum(SIZES)), np.cumsum(SIZES)[:-1])
     start = jax.tree.map(lambda leaf: leaf.astype(float), NETWORK.init(jax.random.key(0)))
-    return start, jnp.asarray(x), jnp.asarray(y), simulate.clients(parts)
+    return start, ff.cohort(x, y, parts)
 
 
 def plan_of(rule, sampled=len(SIZES), **settings):
-    return rounds.Plan(TRAIN, rule, sampled, **settings)
+    return rounds.Federation(TRAIN, rule, sampled, **settings)
 
 
 def one_round(problem, plan, strategy="sequential", **how):
-    start, x, y, who = problem
+    start, who = problem
     state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
-    return rounds.step(plan, state, x, y, who, strategy=strategy, **how)
+    return rounds.step(plan, state, who, strategy=strategy, **how)
 
 
-FEDAVG = every_round(ff.fedavg(NETWORK.apply, LIKELIHOOD))
-KFAC = every_round(ff.fedfisher(NETWORK.apply, LIKELIHOOD))
+FEDAVG = ff.fedavg(NETWORK.apply, LIKELIHOOD)
+KFAC = ff.fedfisher(NETWORK.apply, LIKELIHOOD)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "kronecker"])
 def test_a_round_is_the_one_shot_merge(problem, name):
-    start, x, y, who = problem
+    start, who = problem
     rule = ff.fedavg(NETWORK.apply, LIKELIHOOD) if name == "fedavg" else ff.fedfisher(NETWORK.apply, LIKELIHOOD)
-    plan = plan_of(every_round(rule))
+    plan = plan_of(rule)
     state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
-    after, metrics = rounds.step(plan, state, x, y, who, strategy="sequential")
+    after, metrics = rounds.step(plan, state, who, strategy="sequential")
     key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 1)
-    trained, _ = simulate.train_clients(TRAIN, start, x, y, who, key, strategy="sequential")
-    payloads, _ = simulate.measure_clients(rule.measure, trained.params, x, y, who, key, strategy="sequential")
+    trained, _ = simulate.train_clients(TRAIN, start, who, key, strategy="sequential")
+    payloads, _ = simulate.measure_clients(
+        rule.measure, ff.Update(trained.params, start), who, key, strategy="sequential"
+    )
     chex.assert_trees_all_close(after.params, simulate.merge_clients(rule, payloads).params, rtol=1e-9)
     np.testing.assert_allclose(metrics.loss, trained.loss.mean(), rtol=1e-9)
     assert int(after.round) == 1
@@ -76,14 +77,14 @@ def test_strategies_agree(problem, rule, strategy):
 
 
 def test_scan_is_step_after_step(problem):
-    start, x, y, who = problem
+    start, who = problem
     plan = plan_of(FEDAVG, sampled=2, optimizer=optax.sgd(0.5, 0.9))
     first = rounds.init(plan, start, len(SIZES), jax.random.key(2))
     state, losses = first, []
     for _ in range(3):
-        state, metrics = rounds.step(plan, state, x, y, who, strategy="sequential")
+        state, metrics = rounds.step(plan, state, who, strategy="sequential")
         losses.append(float(metrics.loss))
-    scanned, metrics = rounds.scan(plan, first, x, y, who, 3)
+    scanned, metrics = rounds.scan(plan, first, who, 3)
     chex.assert_trees_all_close(scanned._replace(key=0), state._replace(key=0), rtol=1e-9)
     np.testing.assert_allclose(metrics.loss, losses, rtol=1e-9)
 
@@ -105,7 +106,7 @@ def test_the_server_optimiser_sees_the_step_back_as_its_gradient(problem):
 
 
 def test_every_client_may_have_its_own_epochs(problem):
-    start, x, y, who = problem
+    start, who = problem
     epochs = jnp.array([0, 1, 4, 0, 2])
     after = one_round(problem, plan_of(FEDAVG), epochs=epochs)[0].params
     shares = np.array(SIZES) / sum(SIZES)
@@ -113,8 +114,8 @@ def test_every_client_may_have_its_own_epochs(problem):
     mean = jax.tree.map(jnp.zeros_like, start)
     for number, share in enumerate(shares):
         train = dataclasses.replace(TRAIN, epochs=int(epochs[number]))
-        mine = jax.tree.map(lambda leaf, n=number: jnp.asarray(leaf)[n], who)
-        model = train(simulate.Shared(x, y, key, start), mine).params
+        mine = jax.tree.map(lambda leaf, n=number: leaf[n], who.members)
+        model = train(simulate.Shared(who.shared, key, start), mine).params
         mean = jax.tree.map(lambda a, b, s=share: a + s * b, mean, model)
     chex.assert_trees_all_close(after, mean, rtol=1e-9)
 
@@ -122,32 +123,33 @@ def test_every_client_may_have_its_own_epochs(problem):
 @pytest.mark.parametrize("strategy", ["sequential", "vectorised", "threads"])
 def test_only_models_that_diverge_are_refused(problem, strategy):
     """A Gaussian has no accuracy and an untrained client no loss: both are NaN, and no fault."""
-    start, x, _, who = problem
-    targets = jnp.stack([x[:, 0], x[:, 1], x[:, 2]], axis=1)
+    start, who = problem
+    targets = jnp.stack([who.x[:, 0], who.x[:, 1], who.x[:, 2]], axis=1)
+    who = dataclasses.replace(who, y=targets)
     train = dataclasses.replace(TRAIN, likelihood=ff.gaussian())
-    plan = rounds.Plan(train, every_round(ff.fedavg(NETWORK.apply, ff.gaussian())), len(SIZES), barrier=True)
+    plan = rounds.Federation(train, ff.fedavg(NETWORK.apply, ff.gaussian()), len(SIZES), barrier=True)
     state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
     epochs = jnp.array([0, 1, 2, 1, 0])
-    after, metrics = rounds.step(plan, state, x, targets, who, epochs=epochs, strategy=strategy)
+    after, metrics = rounds.step(plan, state, who, epochs=epochs, strategy=strategy)
     chex.assert_tree_all_finite(after.params)
     assert np.isfinite(metrics.loss) and np.isfinite(metrics.barrier_loss) and np.isnan(metrics.barrier_accuracy)
     if strategy == "threads":
-        far = dataclasses.replace(plan, train=dataclasses.replace(train, optimizer=optax.sgd(1e200)))
+        far = dataclasses.replace(plan, training=dataclasses.replace(train, optimizer=optax.sgd(1e200)))
         with pytest.raises(ValueError, match=r"client [123]: NaN or infinity in its round's training"):
-            rounds.step(far, state, x, targets, who, epochs=epochs, strategy=strategy)
+            rounds.step(far, state, who, epochs=epochs, strategy=strategy)
 
 
 def test_barrier_is_the_difference_of_losses_on_the_clients_data(problem):
-    start, x, y, who = problem
+    start, who = problem
     plan = plan_of(FEDAVG, barrier=True)
     after, metrics = one_round(problem, plan)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), 1)
-    trained, _ = simulate.train_clients(TRAIN, start, x, y, who, key, strategy="sequential")
+    trained, _ = simulate.train_clients(TRAIN, start, who, key, strategy="sequential")
     gaps = []
     for number, size in enumerate(SIZES):
-        rows = who.indices[number][:size]
+        rows = who.rows[who.members.start[number] :][:size]
         own = jax.tree.map(lambda leaf, n=number: leaf[n], trained.params)
-        new, old = (ff.evaluate(NETWORK.apply, LIKELIHOOD, p, x[rows], y[rows]) for p in (after.params, own))
+        new, old = (ff.evaluate(NETWORK.apply, LIKELIHOOD, p, who.x[rows], who.y[rows]) for p in (after.params, own))
         gaps.append([float(new.loss - old.loss), float(old.accuracy - new.accuracy)])
     expected = np.mean(gaps, axis=0)
     np.testing.assert_allclose([metrics.barrier_loss, metrics.barrier_accuracy], expected, rtol=1e-9, atol=1e-12)
@@ -155,18 +157,18 @@ def test_barrier_is_the_difference_of_losses_on_the_clients_data(problem):
 
 def test_rules_that_change_the_network_cannot_be_repeated(problem):
     grown = ff.Rule(
-        "grown", ff.fedavg(NETWORK.apply, LIKELIHOOD).measure, lambda p: p,
-        lambda s: ff.Merged(jax.tree.map(lambda leaf: leaf[0], s.params), {}, NETWORK.apply), "stack", jit=False,
+        "grown", ff.fedavg(NETWORK.apply, LIKELIHOOD).measure, lambda p, start: p,
+        lambda s, start: ff.Merged(jax.tree.map(lambda leaf: leaf[0], s.params), {}, NETWORK.apply), "stack", jit=False,
     )  # fmt: skip
     with pytest.raises(ValueError, match="grown changes the network"):
-        one_round(problem, plan_of(every_round(grown)))
+        one_round(problem, plan_of(grown))
     with pytest.raises(ValueError, match="sampled"):
         rounds.init(plan_of(FEDAVG, sampled=6), problem[0], 5, jax.random.key(0))
     with pytest.raises(ValueError, match="participation"):
         rounds.fraction(0.0, 5)
     with pytest.raises(ValueError, match="strategy"):
-        plan, (start, x, y, who) = plan_of(FEDAVG), problem
-        rounds.scan(plan, rounds.init(plan, start, 5, jax.random.key(0)), x, y, who, 2, strategy="threads")
+        plan, (start, who) = plan_of(FEDAVG), problem
+        rounds.scan(plan, rounds.init(plan, start, 5, jax.random.key(0)), who, 2, strategy="threads")
 
 
 # FedFish.
@@ -176,7 +178,7 @@ def test_fedfish_is_fisher_merge_without_eps(problem):
     """One round, the merged model taken as it is; the exact Fisher."""
     fish = merge.fedfish(NETWORK.apply, LIKELIHOOD, estimator="exact", eps=0.0)
     found = one_round(problem, plan_of(fish, optimizer=optax.sgd(1.0)))[0].params
-    expected = one_round(problem, plan_of(every_round(ff.fisher_merge(NETWORK.apply, LIKELIHOOD))))[0].params
+    expected = one_round(problem, plan_of(ff.fisher_merge(NETWORK.apply, LIKELIHOOD)))[0].params
     chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -185,8 +187,8 @@ def test_equal_fishers_give_fedavg():
     rule = merge.fedfish(NETWORK.apply, LIKELIHOOD, eps=0.0)
     moved = jnp.asarray([[1.0, 2.0, 3.0], [-1.0, 0.0, 5.0]])
     weight, squares = jnp.asarray([1.0, 3.0]), jnp.asarray([[0.2, 3.0, 0.0], [0.2, 3.0, 0.0]])
-    payloads = ff.Payload(weight, {"w": moved}, ff.Diagonal({"w": squares}))
-    summary = merge.fold(rule, jax.vmap(rule.lift)(payloads))
+    payloads = ff.Payload(weight, {"w": start["w"] + moved}, ff.Diagonal({"w": squares}))
+    summary = merge.fold(rule, jax.vmap(lambda payload: rule.lift(payload, start))(payloads))
     merged = rule.solve(summary, start)
     np.testing.assert_allclose(merged.params["w"], start["w"] + (moved[0] + 3 * moved[1]) / 4, rtol=1e-15)
     np.testing.assert_allclose(merged.diagnostics["share_averaged"], 1 / 3)
@@ -196,7 +198,7 @@ def test_eps_and_floor():
     """Entry by entry: much known, little known (the step shrinks), and less than the floor (the plain average)."""
     payload = ff.Payload(jnp.asarray(2.0), jnp.ones(3), ff.Diagonal(jnp.asarray([1.0, 0.1, 0.01])))
     rule = merge.fedfish(NETWORK.apply, LIKELIHOOD, eps=0.1, floor=0.05)
-    found = rule.solve(rule.lift(payload), jnp.zeros(3)).params
+    found = rule.solve(rule.lift(payload, jnp.zeros(3)), jnp.zeros(3)).params
     np.testing.assert_allclose(found, [1 / 1.1, 0.5, 1.0], rtol=1e-12)
 
 
@@ -215,16 +217,17 @@ def test_squares_are_the_last_epochs_minibatch_gradients():
 
 @pytest.mark.parametrize("options", [{"estimator": "squares"}, {"estimator": "empirical"}, {"structure": "kronecker"}])
 def test_one_client_gets_its_own_model(problem, options):
-    start, x, y, _ = problem
+    start, who = problem
+    x, y = who.x, who.y
     if "structure" in options:
         options = {**options, "estimator": "exact", "solver": ff.conjugate_gradients(damping=0.1, tolerance=1e-12)}
     rule = merge.fedfish(NETWORK.apply, LIKELIHOOD, eps=0.0, **options)
-    who = simulate.clients([np.arange(10)])
-    plan = rounds.Plan(TRAIN, rule, 1)
+    who = ff.cohort(x, y, [np.arange(10)])
+    plan = rounds.Federation(TRAIN, rule, 1)
     state = rounds.init(plan, start, 1, jax.random.key(1))
-    after = rounds.step(plan, state, x, y, who, strategy="sequential")[0]
+    after = rounds.step(plan, state, who, strategy="sequential")[0]
     key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 1)
-    own = simulate.train_clients(TRAIN, start, x, y, who, key, strategy="sequential")[0].params
+    own = simulate.train_clients(TRAIN, start, who, key, strategy="sequential")[0].params
     chex.assert_trees_all_close(after.params, jax.tree.map(lambda leaf: leaf[0], own), rtol=1e-8, atol=1e-10)
 
 
@@ -240,14 +243,14 @@ def test_fedfish_refuses(wrong):
 
 @pytest.mark.parametrize("strategy", ["sequential", "vectorised"])
 def test_one_program_tells_of_a_model_that_diverged_and_nothing_of_it_is_kept(problem, strategy, tmp_path):
-    start, x, y, who = problem
+    start, who = problem
     far = dataclasses.replace(TRAIN, optimizer=optax.sgd(1e200))
-    plan = dataclasses.replace(plan_of(FEDAVG), train=far)
+    plan = dataclasses.replace(plan_of(FEDAVG), training=far)
     state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
-    _, metrics = rounds.step(plan, state, x, y, who, strategy=strategy)
+    _, metrics = rounds.step(plan, state, who, strategy=strategy)
     assert np.isinf(metrics.loss) and not np.isfinite(metrics.moved)
     with pytest.raises(ValueError, match="round 1: NaN or infinity after a round's training"):
-        resume.run(plan, state, x, y, who, 2, tmp_path, strategy=strategy)
+        resume.run_rounds(plan, state, who, 2, tmp_path, strategy=strategy)
     assert not resume.read_lines(tmp_path / "rounds.jsonl")
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
 
@@ -274,23 +277,24 @@ def test_a_killed_run_goes_on_to_the_same_parameters(problem, tmp_path):
 
 
 def test_too_few_rounds_are_refused(problem, tmp_path):
-    start, x, y, who = problem
+    start, who = problem
     plan = plan_of(FEDAVG)
     state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
-    resume.run(plan, state, x, y, who, 2, tmp_path, strategy="sequential")
+    resume.run_rounds(plan, state, who, 2, tmp_path, strategy="sequential")
     with pytest.raises(ValueError, match="rounds: got 1"):
-        resume.run(plan, state, x, y, who, 1, tmp_path, strategy="sequential")
+        resume.run_rounds(plan, state, who, 1, tmp_path, strategy="sequential")
 
 
 def test_memory_follows_the_sampled_clients_not_the_registered_ones(problem):
     """What the compiled round needs beside its arguments, with 60 and with 600 registered clients, 50 sampled."""
-    start, x, y, _ = problem
+    start, who = problem
+    x, y = who.x, who.y
 
     def temporary(registered):
         plan = plan_of(FEDAVG, sampled=50)
-        who = simulate.clients([np.arange(4) + n % 40 for n in range(registered)])
+        who = ff.cohort(x, y, [np.arange(4) + n % 40 for n in range(registered)])
         state = rounds.init(plan, start, registered, jax.random.key(0))
-        program = rounds._one_program.lower(plan, "vectorised", state, x, y, who, None).compile()
+        program = rounds._one_program.lower(plan, "vectorised", state, who, None).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     few, many = temporary(60), temporary(600)

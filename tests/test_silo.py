@@ -14,6 +14,7 @@ import safetensors.numpy
 import fedfisher_jax as ff
 from fedfisher_jax import payload
 from fedfisher_jax.cli import _cli as cli
+from fedfisher_jax.federate import _one_shot as one_shot
 from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.models import weights
 from fedfisher_jax.payload import plan
@@ -30,13 +31,13 @@ def in_memory(folder, *options):
     """The merged model of `fedfisher run`, and its own record."""
     kept = []
 
-    def keep(rule, payloads):
-        kept.append(merge(rule, payloads))
+    def keep(rule, payloads, start):
+        kept.append(merge(rule, payloads, start))
         return kept[-1]
 
     merge = simulate.merge_clients
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulate, "merge_clients", keep)
+        patch.setattr(one_shot, "merge_clients", keep)
         command("run", "--epochs", EPOCHS, "--rules", RULE, "--strategy", "threads", *options, "--out", folder)
     return kept[0].params, json.loads((folder / "result.json").read_text())
 

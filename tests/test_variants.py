@@ -12,10 +12,8 @@ import optax
 import pytest
 
 import fedfisher_jax as ff
-from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.federate import _variants as variants
 from fedfisher_jax.federate import rounds
-from fedfisher_jax.merge._rule import every_round
 
 RATE, STEPS = 0.1, 5
 TARGETS = np.array([[1.0, -2.0], [3.0, 0.5], [-4.0, 1.0]])
@@ -26,19 +24,17 @@ def apply(params, x):
     return jnp.broadcast_to(params, (x.shape[0], 2))
 
 
-PLAIN = simulate.Train(apply, ff.gaussian(), optax.sgd(RATE), epochs=STEPS, batch_size=1)
-RULE = every_round(ff.fedavg(apply, ff.gaussian()))
+PLAIN = ff.LocalTraining(apply, ff.gaussian(), optax.sgd(RATE), epochs=STEPS, batch_size=1)
+RULE = ff.fedavg(apply, ff.gaussian())
 
 
 def run(variant, count, sampled=3, optimizer=None):
-    plan = rounds.Plan(PLAIN, RULE, sampled, optimizer, variant)
+    plan = rounds.Federation(PLAIN, RULE, sampled, optimizer, variant)
     state = rounds.init(plan, jnp.asarray(START), 3, jax.random.key(0))
-    who = simulate.clients([np.array([0]), np.array([1]), np.array([2])])
+    who = ff.cohort(jnp.zeros((3, 1)), jnp.asarray(TARGETS), [np.array([0]), np.array([1]), np.array([2])])
     states = [state]
     for _ in range(count):
-        states.append(
-            rounds.step(plan, states[-1], jnp.zeros((3, 1)), jnp.asarray(TARGETS), who, strategy="sequential")[0]
-        )
+        states.append(rounds.step(plan, states[-1], who, strategy="sequential")[0])
     return plan, states
 
 
@@ -101,12 +97,12 @@ def test_feddyn(sampled):
 def test_scaffold_finds_the_minimum_where_unequal_numbers_of_steps_bias_the_plain_average():
     """Curvatures 1 for all, but one client takes many steps and another few: the fixed point of FedAvg is biased."""
     epochs = jnp.array([1, 5, 40])
-    who = simulate.clients([np.array([0]), np.array([1]), np.array([2])])
+    who = ff.cohort(jnp.zeros((3, 1)), jnp.asarray(TARGETS), [np.array([0]), np.array([1]), np.array([2])])
     gaps = {}
     for name, variant in (("plain", None), ("scaffold", variants.scaffold(RATE))):
-        plan = rounds.Plan(PLAIN, RULE, 3, None, variant)
+        plan = rounds.Federation(PLAIN, RULE, 3, None, variant)
         state = rounds.init(plan, jnp.asarray(START), 3, jax.random.key(0))
-        state, _ = rounds.scan(plan, state, jnp.zeros((3, 1)), jnp.asarray(TARGETS), who, 300, epochs=epochs)
+        state, _ = rounds.scan(plan, state, who, 300, epochs=epochs)
         gaps[name] = float(jnp.linalg.norm(state.params - TARGETS.mean(0)))
     assert gaps["scaffold"] < 1e-6 < 0.5 < gaps["plain"]
 
@@ -117,23 +113,22 @@ def test_the_minimum_is_that_of_fedavgs_weights_where_sizes_differ(make, sampled
     """Σ n_i (θ − b_i)² with n = 1, 2, 5: the mean of b_i by examples, as every rule here weighs clients."""
     sizes = np.array([1, 2, 5])
     rows = np.repeat(TARGETS, sizes, axis=0)
-    who = simulate.clients(np.split(np.arange(8), np.cumsum(sizes)[:-1]))
-    plan = rounds.Plan(dataclasses.replace(PLAIN, batch_size=8), RULE, sampled, None, make())
+    who = ff.cohort(jnp.zeros((8, 1)), jnp.asarray(rows), np.split(np.arange(8), np.cumsum(sizes)[:-1]))
+    plan = rounds.Federation(dataclasses.replace(PLAIN, batch_size=8), RULE, sampled, None, make())
     state = rounds.init(plan, jnp.asarray(START), 3, jax.random.key(0))
-    state, metrics = rounds.scan(plan, state, jnp.zeros((8, 1)), jnp.asarray(rows), who, 600)
+    state, metrics = rounds.scan(plan, state, who, 600)
     away = np.linalg.norm(rows.mean(0) - TARGETS.mean(0))
     assert np.linalg.norm(state.params - rows.mean(0)) < (1e-6 if sampled == 3 else 0.2) * away
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "threads"])
 def test_a_client_that_does_not_train_remembers_what_it_knew(strategy):
-    plan = rounds.Plan(PLAIN, RULE, 3, None, variants.scaffold(RATE))
+    plan = rounds.Federation(PLAIN, RULE, 3, None, variants.scaffold(RATE))
     state = rounds.init(plan, jnp.asarray(START), 3, jax.random.key(0))
     known = jnp.array([[0.3, 0.1], [0.2, -0.4], [-0.5, 0.3]])
     state = state._replace(common=jnp.array([0.7, -0.2]), own=known)
-    who = simulate.clients([np.array([0]), np.array([1]), np.array([2])])
-    data = jnp.zeros((3, 1)), jnp.asarray(TARGETS)
-    after, metrics = rounds.step(plan, state, *data, who, epochs=jnp.array([0, 2, 3]), strategy=strategy)
+    who = ff.cohort(jnp.zeros((3, 1)), jnp.asarray(TARGETS), [np.array([0]), np.array([1]), np.array([2])])
+    after, metrics = rounds.step(plan, state, who, epochs=jnp.array([0, 2, 3]), strategy=strategy)
     np.testing.assert_array_equal(after.own[0], known[0])
     assert np.abs(after.own[1:] - known[1:]).min() > 1e-3
     assert np.isfinite(metrics.loss)

@@ -10,7 +10,7 @@ import zoo
 from fedfisher_jax import _examples as examples
 from fedfisher_jax import capture, merge_payloads
 from fedfisher_jax._likelihood import categorical
-from fedfisher_jax.merge import combine, fold
+from fedfisher_jax.merge import Update, combine, fold
 
 LIKELIHOOD = categorical()
 KEY = jax.random.key(0)
@@ -56,8 +56,8 @@ def data(shape, seed):
 def payloads(measure, name, common=False):
     """What the three clients of a network send: different models, or one common model; different data."""
     _, params, shape, _ = net(name)
-    compiled = jax.jit(measure)
-    return [compiled(params if common else perturbed(params, i), data(shape, i), KEY) for i in range(3)]
+    compiled = jax.jit(lambda model, mine: measure(Update(model), mine, KEY))
+    return [compiled(params if common else perturbed(params, i), data(shape, i)) for i in range(3)]
 
 
 def close(one, other, atol=1e-9):
@@ -78,12 +78,12 @@ def order_does_not_matter(rule, name, atol=1e-9):
 
 
 def fold_splits_anywhere(rule, name, atol=1e-9):
-    lifted = [rule.lift(payload) for payload in payloads(rule.measure, name)]
+    lifted = [rule.lift(payload, None) for payload in payloads(rule.measure, name)]
     alone = [fold(rule, jax.tree.map(lambda leaf: leaf[None], part)) for part in lifted]
     left = combine(rule, combine(rule, alone[0], alone[1]), alone[2])
     right = combine(rule, alone[0], combine(rule, alone[1], alone[2]))
     whole = fold(rule, jax.tree.map(lambda *leaves: jnp.stack(leaves), *lifted))
-    merged = [rule.solve(part).params for part in (left, right, whole)]
+    merged = [rule.solve(part, None).params for part in (left, right, whole)]
     close(merged[0], merged[2], atol)
     close(merged[1], merged[2], atol)
 

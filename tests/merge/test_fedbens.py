@@ -6,7 +6,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from fedfisher_jax import fisher, merge_payloads
-from fedfisher_jax.merge import FreshModes, fedbens, from_starts
+from fedfisher_jax.merge import FreshModes, MeasureFisher, fedbens, from_starts
 from fedfisher_jax.merge._fedbens import MeasureModes, log_density
 
 APPLY, PARAMS, SHAPE, CAPTURED = federation.net("dense")
@@ -43,7 +43,7 @@ def test_one_mode_each_goes_to_the_mode_of_the_product():
 
 def two_modes(shift):
     """Per client a model near `PARAMS` and one `shift` away from it."""
-    measure = MeasureModes(Measure(APPLY, federation.LIKELIHOOD, "kronecker", captured=CAPTURED))
+    measure = MeasureModes(MeasureFisher(APPLY, federation.LIKELIHOOD, "kronecker", captured=CAPTURED))
     compiled = jax.jit(measure.of)
     for client in range(3):
         near = federation.perturbed(PARAMS, client)

@@ -71,7 +71,7 @@ def test_solving_again_compiles_nothing():
     @jax.jit
     def solve(summary):
         traced.append(summary)
-        return one.solve(summary).params
+        return one.solve(summary, None).params
 
     sent = federation.payloads(one.measure, "dense")
     for order in (sent, sent[::-1]):

@@ -11,7 +11,6 @@ from jax.flatten_util import ravel_pytree
 
 import fedfisher_jax as ff
 from fedfisher_jax.curvature import Subspace
-from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.federate import rounds
 from fedfisher_jax.merge import Update, fipa
 from fedfisher_jax.merge._fipa import joint_step
@@ -126,15 +125,15 @@ def test_a_subset_of_parameters(off_span):
 
 
 def test_a_round_of_the_engine():
-    train = simulate.Train(apply, GAUSSIAN, optax.sgd(0.05), epochs=3, batch_size=8)
-    who = simulate.clients([np.arange(40)[rows] for rows in ROWS])
+    train = ff.LocalTraining(apply, GAUSSIAN, optax.sgd(0.05), epochs=3, batch_size=8)
+    who = ff.cohort(X, Y, [np.arange(40)[rows] for rows in ROWS])
     losses = {}
     for name, rule in (("fipa", fipa(apply, GAUSSIAN, rank=5, off_span="fedavg", tau=1e-3)), ("start", None)):
         params = PARAMS
         if rule is not None:
-            plan = rounds.Plan(train, rule, 3)
+            plan = rounds.Federation(train, rule, 3)
             state = rounds.init(plan, PARAMS, 3, jax.random.key(0))
-            params = rounds.scan(plan, state, X, Y, who, 3)[0].params
+            params = rounds.scan(plan, state, who, 3)[0].params
         losses[name] = float(ff.evaluate(apply, GAUSSIAN, params, X, Y).loss)
     assert losses["fipa"] < 0.8 * losses["start"]
 

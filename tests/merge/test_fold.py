@@ -29,13 +29,15 @@ def apply(params, x):
 @functools.cache
 def rule(name):
     options = {"solver": ff.conjugate_gradients(tolerance=1e-12)} if name.startswith("fedfisher") else {}
-    return catalogue.build(name, apply, ff.categorical(), **options)
+    return catalogue.named_rule(name, apply, ff.categorical(), **options)
 
 
 @functools.cache
 def payloads(name):
     measure = rule(name).measure
-    return [measure(p, ff.examples(X[r], Y[r]), jax.random.key(0)) for p, r in zip(MODELS, ROWS, strict=True)]
+    return [
+        measure(ff.Update(p), ff.examples(X[r], Y[r]), jax.random.key(0)) for p, r in zip(MODELS, ROWS, strict=True)
+    ]
 
 
 def stack(trees):
@@ -63,10 +65,10 @@ def test_sums_hold_the_same_objective_as_stacked_clients(name):
 @pytest.mark.parametrize("name", RULES)
 def test_combine_is_associative_and_commutative(name):
     r = rule(name)
-    a, b, c = (fold(r, stack([r.lift(payload)])) for payload in payloads(name)[:3])
-    expected = r.solve(combine(r, combine(r, a, b), c)).params
-    assert_close(r.solve(combine(r, a, combine(r, b, c))).params, expected)
-    assert_close(r.solve(combine(r, c, combine(r, b, a))).params, expected, rtol=1e-7)
+    a, b, c = (fold(r, stack([r.lift(payload, None)])) for payload in payloads(name)[:3])
+    expected = r.solve(combine(r, combine(r, a, b), c), None).params
+    assert_close(r.solve(combine(r, a, combine(r, b, c)), None).params, expected)
+    assert_close(r.solve(combine(r, c, combine(r, b, a)), None).params, expected, rtol=1e-7)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -79,8 +81,8 @@ def test_one_program_from_models_to_the_merge(name):
     def everything(models):
         data = ff.Examples(X, Y, rows, sizes)
         axes = (0, ff.Examples(None, None, 0, 0), None)
-        measured = jax.vmap(r.measure, axes)(models, data, jax.random.key(0))
-        return r.solve(fold(r, jax.vmap(r.lift)(measured))).params
+        measured = jax.vmap(r.measure, axes)(ff.Update(models, steps=jnp.zeros(len(sizes))), data, jax.random.key(0))
+        return r.solve(fold(r, jax.vmap(lambda one: r.lift(one, None))(measured)), None).params
 
     assert_close(everything(stack(MODELS)), ff.merge_payloads(r, payloads(name)).params, rtol=1e-7)
 
@@ -107,9 +109,11 @@ def test_a_client_that_knows_nothing_moves_only_the_anchor(name):
     silent = known[0]._replace(fisher=known[0].fisher.scale(0.0), weight=known[0].weight)
     r = rule(name)
     if name != "fisher-merge":
-        r = catalogue.build(name, apply, ff.categorical(), solver=ff.conjugate_gradients(damping=0.0, tolerance=1e-13))
-    with_silent = r.solve(_folded(r, [*known, silent]))
-    without = r.solve(_folded(r, known))
+        r = catalogue.named_rule(
+            name, apply, ff.categorical(), solver=ff.conjugate_gradients(damping=0.0, tolerance=1e-13)
+        )
+    with_silent = r.solve(_folded(r, [*known, silent]), None)
+    without = r.solve(_folded(r, known), None)
     if name == "fisher-merge":
         assert_close(with_silent.params, without.params)
     # Otherwise softmax leaves null directions (adding one number to all logits); predictions do not see them.
@@ -117,7 +121,7 @@ def test_a_client_that_knows_nothing_moves_only_the_anchor(name):
 
 
 def _folded(r, clients):
-    return fold(r, stack([r.lift(client) for client in clients]))
+    return fold(r, stack([r.lift(client, None) for client in clients]))
 
 
 @pytest.mark.parametrize("name", ["fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfisher-full"])
@@ -138,12 +142,12 @@ def test_merging_again_traces_nothing():
     """One program per rule and shapes, though each call gets new arrays."""
     traced = []
 
-    def solve(summary):
+    def solve(summary, start):
         traced.append(1)
         return Merged(jax.tree.map(lambda leaf: leaf / summary.weight, summary.params), {})
 
-    weighted = lambda p: p._replace(params=jax.tree.map(lambda leaf: p.weight * leaf, p.params))  # noqa: E731
-    rule = Rule("mean", lambda params, data, key: Payload(1.0, params), weighted, solve, "add")
+    weighted = lambda p, start: p._replace(params=jax.tree.map(lambda leaf: p.weight * leaf, p.params))  # noqa: E731
+    rule = Rule("mean", lambda update, data, key: Payload(1.0, update.params), weighted, solve, "add")
     for scale in (1.0, 3.0):
         payloads = Payload(jnp.asarray([1.0, 3.0]), scale * jnp.asarray([[4.0], [8.0]]))
         assert float(simulate.merge_clients(rule, payloads).params[0]) == 7 * scale

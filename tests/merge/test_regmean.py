@@ -9,7 +9,7 @@ from fedfisher_jax import _examples as examples
 from fedfisher_jax import _metrics as metrics
 from fedfisher_jax import capture, merge_payloads
 from fedfisher_jax.curvature.structures._gram import Gram
-from fedfisher_jax.merge import Payload, regmean, regmean_kron, released_regmean
+from fedfisher_jax.merge import Payload, Update, regmean, regmean_kron, released_regmean
 from fedfisher_jax.merge._regmean import MeasureGrams
 from fedfisher_jax.solve._least_squares import least_squares
 
@@ -85,7 +85,8 @@ def test_padding_is_not_measured():
     padded = federation.data(shape, 0)
     alone = examples(padded.x[: federation.SIZES[0]], padded.y[: federation.SIZES[0]])
     measure = MeasureGrams(apply, False, batch_size=5, captured=captured)
-    federation.close(measure(params, alone, federation.KEY), measure(params, padded, federation.KEY), 1e-12)
+    sent = [measure(Update(params), mine, federation.KEY) for mine in (alone, padded)]
+    federation.close(*sent, 1e-12)
 
 
 def test_gram_algebra_agrees_with_its_matrix():
@@ -144,7 +145,7 @@ def test_where_few_examples_tell_nothing_the_average_stays_in_float32(examples_)
     x = jnp.asarray(rng.normal(size=(examples_, 40)), jnp.float32)
     rule = regmean(apply, federation.LIKELIHOOD, off_diagonal=1.0)
     models = [{"w": jnp.asarray(rng.normal(size=(40, 4)) / 8, jnp.float32)} for _ in range(2)]
-    sent = [rule.measure(model, examples(x), jax.random.key(0)) for model in models]
+    sent = [rule.measure(Update(model), examples(x), jax.random.key(0)) for model in models]
     sent = [one._replace(weight=one.weight.astype(jnp.float32)) for one in sent]
     alone, both = merge_payloads(rule, sent[:1]).params["w"], merge_payloads(rule, sent).params["w"]
     np.testing.assert_allclose(alone, models[0]["w"], atol=1e-6)

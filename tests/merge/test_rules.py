@@ -20,14 +20,14 @@ def apply(params, x):
 def rule_and_payloads(name, count=4):
     """Clients of different sizes and models."""
     options = {"solver": ff.conjugate_gradients(tolerance=1e-12)} if name.startswith("fedfisher") else {}
-    rule = catalogue.build(name, apply, likelihood, **options)
+    rule = catalogue.named_rule(name, apply, likelihood, **options)
     rng = np.random.default_rng(0)
     payloads = []
     for number in range(count):
         params = {"b": rng.normal(size=3), "v": rng.normal(size=(3, 4)), "w": rng.normal(size=(5, 3))}
         data = ff.examples(rng.normal(size=(6 + number, 5)), rng.integers(0, 4, 6 + number))
         params = jax.tree.map(jnp.asarray, params)
-        payloads.append(rule.measure(params, data, jax.random.key(number)))
+        payloads.append(rule.measure(ff.Update(params), data, jax.random.key(number)))
     return rule, payloads
 
 
@@ -55,9 +55,9 @@ def test_order_does_not_matter(name):
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_the_fold_may_be_split_anywhere(name, cut):
     rule, payloads = rule_and_payloads(name)
-    stack = lambda some: fold(rule, jax.tree.map(lambda *x: jnp.stack(x), *map(rule.lift, some)))  # noqa: E731
+    stack = lambda some: fold(rule, jax.tree.map(lambda *x: jnp.stack(x), *(rule.lift(one, None) for one in some)))  # noqa: E731
     halves = combine(rule, stack(payloads[:cut]), stack(payloads[cut:]))
-    chex.assert_trees_all_close(rule.solve(halves).params, ff.merge_payloads(rule, payloads).params, rtol=1e-7)
+    chex.assert_trees_all_close(rule.solve(halves, None).params, ff.merge_payloads(rule, payloads).params, rtol=1e-7)
 
 
 def test_fedavg_weighs_by_examples():
@@ -75,7 +75,7 @@ def test_fisher_merge_is_the_quotient():
 
 
 def test_equal_measures_are_one():
-    build = lambda name: catalogue.build(name, apply, likelihood).measure  # noqa: E731
+    build = lambda name: catalogue.named_rule(name, apply, likelihood).measure  # noqa: E731
     assert build("fisher-merge") == build("fedfisher-diag") != build("fedfisher-kfac")
 
 
@@ -113,7 +113,7 @@ def test_no_payloads():
 
 def test_unknown_names():
     with pytest.raises(ValueError, match="rules: got 'best', expected one of fedavg"):
-        catalogue.build("best", apply, likelihood)
+        catalogue.named_rule("best", apply, likelihood)
     with pytest.raises(ValueError, match="structure: got 'sparse'"):
         ff.fedfisher(apply, likelihood, structure="sparse")
 
@@ -137,10 +137,10 @@ def test_narrow_models_are_merged_in_float32_and_come_back_as_they_were(name, dt
         def apply_in(params, x):
             return apply(params, x.astype(kind))
 
-        rule, sent = catalogue.build(name, apply_in, likelihood), []
+        rule, sent = catalogue.named_rule(name, apply_in, likelihood), []
         for number, (params, data) in enumerate(zip(models, batches, strict=True)):
             params = jax.tree.map(lambda leaf: leaf.astype(kind), params)
-            one = rule.measure(params, data, jax.random.key(0))
+            one = rule.measure(ff.Update(params), data, jax.random.key(0))
             sent.append(one._replace(weight=jnp.asarray([300.0, 70_000.0, 257.0][number])))
         return ff.merge_payloads(rule, sent).params
 

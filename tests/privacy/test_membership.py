@@ -76,7 +76,11 @@ def test_leverage_tells_members_of_small_clients_without_any_training():
     """With fewer examples than pixels, members alone lie in the span of A; with many, one does not weigh."""
     found = {}
     for size in (30, 200, 1000):
-        gram = regmean_kron(NETWORK.apply, LIKELIHOOD).measure(START, ff.examples(X[:size]), jax.random.key(0)).fisher
+        gram = (
+            regmean_kron(NETWORK.apply, LIKELIHOOD)
+            .measure(ff.Update(START), ff.examples(X[:size]), jax.random.key(0))
+            .fisher
+        )
         moment = attacks.input_moment(gram, CAPTURED.layers[0])
         scores = [
             attacks.leverage_scores(CAPTURED, (0,), START, [moment], X[s]) for s in (slice(0, size), slice(1100, 1400))

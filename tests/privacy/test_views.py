@@ -37,7 +37,7 @@ def payloads():
         for label in range(3):
             chosen = np.flatnonzero(DATA.train_y == label)[: 30 * (label + 1)]
             model = jax.tree.map(lambda leaf, s=label: leaf + 0.1 * s, START)
-            found[kind].append(measure(model, ff.examples(X[chosen], Y[chosen]), jax.random.key(0)))
+            found[kind].append(measure(ff.Update(model), ff.examples(X[chosen], Y[chosen]), jax.random.key(0)))
     return found
 
 
