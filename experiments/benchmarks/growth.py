@@ -1,7 +1,7 @@
 """Time and peak memory against the number of clients and the width of the model, a fresh process for every run.
 
 Clients of 60 Fashion-MNIST examples train LeNet for one epoch, measure their Fisher information and are folded:
-`federate.fold_clients`, 64 at a time. "gathered" trains and measures all clients before they are merged, for comparison.
+`federate.fold_clients`, 64 at a time. "gathered" trains and measures all clients before they are merged, to compare.
 The whole training set lies in memory in every run, so the process holds the same before it begins ("idle") whatever the
 number of clients.
 """
