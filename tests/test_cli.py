@@ -72,10 +72,10 @@ def test_paper_preset_says_what_it_does(tmp_path):
 
 def test_own_rule(tmp_path, monkeypatch):
     (tmp_path / "my_rules.py").write_text(
-        "from fedfisher_jax.merge import Measure, Merged, Rule\n"
+        "from fedfisher_jax.merge import MeasureFisher, Merged, Rule\n"
         "def first(apply, likelihood):\n"
-        "    take = lambda s: Merged({k: {n: v[0] for n, v in d.items()} for k, d in s.params.items()}, {})\n"
-        "    return Rule('first', Measure(apply, likelihood, None), lambda p: p, take, 'stack')\n"
+        "    take = lambda s, start: Merged({k: {n: v[0] for n, v in d.items()} for k, d in s.params.items()}, {})\n"
+        "    return Rule('first', MeasureFisher(apply, likelihood, None), lambda p, start: p, take, 'stack')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     command(*QUICK, "--rules", "my_rules:first", "--out", tmp_path / "out")

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import zoo
 
-from fedfisher_jax import _examples as examples
-from fedfisher_jax import capture, merge_payloads
+from fedfisher_jax import capture, examples, merge_payloads
 from fedfisher_jax._likelihood import categorical
 from fedfisher_jax.merge import Update, combine, fold
 

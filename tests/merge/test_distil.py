@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedfisher_jax import gaussian
-from fedfisher_jax.merge import DenseSettings, dense
+from fedfisher_jax.merge import DenseSettings, Update, dense
 from fedfisher_jax.merge._distil import MeasureBounds, divergence, generator_loss
 from fedfisher_jax.models._generator import Generator
 
@@ -23,7 +23,7 @@ def solver(name, settings=None, validation=None):
     """Compiled once: the tests share it."""
     chosen = settings or SETTINGS[name]
     rule = dense(federation.net(name)[0], federation.LIKELIHOOD, settings=chosen, validation=validation)
-    return jax.jit(lambda payloads: rule.solve(payloads)[:2], compiler_options=FAST_COMPILE)
+    return jax.jit(lambda payloads: rule.solve(payloads, None)[:2], compiler_options=FAST_COMPILE)
 
 
 def stacked(name, order=(0, 1, 2), common=False):
@@ -97,10 +97,10 @@ def test_bounds_leave_padding_out():
     data = federation.data((5,), 0)
     size = federation.SIZES[0]
     spoilt = data._replace(x=data.x.at[size:].set(100.0))
-    sent = MeasureBounds(False)(None, spoilt, None).fisher
+    sent = MeasureBounds(False)(Update(None), spoilt, None).fisher
     assert (sent["low"], sent["high"]) == (data.x[:size].min(), data.x[:size].max())
     assert sent["example"].shape == (0, 5)
-    assert "low" not in MeasureBounds(True)(None, spoilt, None).fisher
+    assert "low" not in MeasureBounds(True)(Update(None), spoilt, None).fisher
 
 
 @pytest.mark.parametrize("shape", [(5,), (6, 7, 2), (3, 4)])

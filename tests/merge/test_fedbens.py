@@ -6,7 +6,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from fedfisher_jax import fisher, merge_payloads
-from fedfisher_jax.merge import FreshModes, MeasureFisher, fedbens, from_starts
+from fedfisher_jax.merge import FreshModes, MeasureFisher, Update, fedbens, from_starts
 from fedfisher_jax.merge._fedbens import MeasureModes, log_density
 
 APPLY, PARAMS, SHAPE, CAPTURED = federation.net("dense")
@@ -81,7 +81,7 @@ def test_clients_train_from_further_starts():
     train = lambda p, data, key: jax.tree.map(lambda leaf: leaf + data.size + jax.random.uniform(key), p)  # noqa: E731
     rule = fedbens(APPLY, federation.LIKELIHOOD, others=from_starts(starts, train), **FEW)
     data = federation.data(SHAPE, 0)
-    sent = jax.jit(rule.measure)(PARAMS, data, federation.KEY)
+    sent = jax.jit(rule.measure)(Update(PARAMS), data, federation.KEY)
     federation.close(sent.params[0], PARAMS, 0)
     for number in (1, 2):
         expected = train(starts[number - 1], data, jax.random.fold_in(federation.KEY, number))

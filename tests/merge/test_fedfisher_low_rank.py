@@ -80,6 +80,6 @@ def test_solving_again_compiles_nothing():
 
 
 def test_measures_with_equal_subspaces_are_one():
-    build = partial(catalogue.build, "fedfisher-lowrank", *federation.net("dense")[:1], federation.LIKELIHOOD)
+    build = partial(catalogue.named_rule, "fedfisher-lowrank", *federation.net("dense")[:1], federation.LIKELIHOOD)
     assert build().name == "fedfisher-lowrank"
     assert build().measure == build(subspace=Subspace()).measure != build(subspace=Subspace(rank=3)).measure

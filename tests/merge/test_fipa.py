@@ -13,6 +13,7 @@ import fedfisher_jax as ff
 from fedfisher_jax.curvature import Subspace
 from fedfisher_jax.federate import rounds
 from fedfisher_jax.merge import Update, fipa
+from fedfisher_jax.merge import _rule as rule_module
 from fedfisher_jax.merge._fipa import joint_step
 
 PARAMS = {"a": zoo.normal(0, 3, 4), "b": zoo.normal(1, 4), "c": zoo.normal(2, 4, 2)}
@@ -42,8 +43,9 @@ def payloads_of(rule, steps):
     sent = []
     for number, (rows, step) in enumerate(zip(ROWS, steps, strict=True)):
         end = jax.tree.map(jnp.add, PARAMS, unravel(step))
-        update = Update(PARAMS, end, None, 1)
-        sent.append(rule.measure(update, ff.examples(X[rows], Y[rows]), jax.random.key(number)))
+        update = Update(end, PARAMS)
+        payload = rule.measure(update, ff.examples(X[rows], Y[rows]), jax.random.key(number))
+        sent.append(rule_module.moved(payload, PARAMS))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *sent)
 
 

@@ -12,7 +12,7 @@ from fedfisher_jax import _metrics as metrics
 from fedfisher_jax import capture, merge_payloads
 from fedfisher_jax._examples import Examples
 from fedfisher_jax.curvature._chain import Units
-from fedfisher_jax.merge import pfnm, released_pfnm
+from fedfisher_jax.merge import Update, pfnm, released_pfnm
 from fedfisher_jax.merge._outline import outline
 from fedfisher_jax.merge._pfnm import MeasureCounts, Prior, match
 
@@ -47,7 +47,7 @@ def test_counts_of_classes_are_measured():
 def test_counts_of_classes_of_sequences(length):
     y = np.tile([0, 0, 1, 0, 1][:length], (4, 1))
     data = Examples(jnp.zeros((4, length, 2)), jnp.asarray(y), jnp.arange(4), jnp.asarray(3))  # one is padding
-    sent = MeasureCounts(lambda p, x: x @ p, federation.LIKELIHOOD)(jnp.ones((2, 2)), data, None)
+    sent = MeasureCounts(lambda p, x: x @ p, federation.LIKELIHOOD)(Update(jnp.ones((2, 2))), data, None)
     np.testing.assert_array_equal(sent.fisher["counts"], 3 * np.bincount(y[0]))
 
 

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfisher_jax import _examples as examples
 from fedfisher_jax import _metrics as metrics
-from fedfisher_jax import capture, merge_payloads
+from fedfisher_jax import capture, examples, merge_payloads
 from fedfisher_jax.curvature.structures._gram import Gram
 from fedfisher_jax.merge import Payload, Update, regmean, regmean_kron, released_regmean
 from fedfisher_jax.merge._regmean import MeasureGrams
