@@ -17,8 +17,7 @@ import optax
 from experiments.benchmarks import side_by_side
 from experiments.benchmarks.growth import peak_bytes
 from experiments.lib import common
-from fedfisher_jax import categorical, federate, models
-from fedfisher_jax.federate import rounds
+from fedfisher_jax import Federation, LocalTraining, categorical, cohort, models, rounds
 from fedfisher_jax.merge import fipa
 
 SHAPE, CLASSES, HIDDEN = (28, 28, 1), 10, (1024, 200)
@@ -47,20 +46,20 @@ def work(clients: int, examples: int, rank: int, hidden: list[int], seed: int) -
     x = rng.normal(size=(clients * examples, *SHAPE)).astype(np.float32)
     y = rng.integers(CLASSES, size=clients * examples).astype(np.int32)
     likelihood = categorical()
-    train = federate.Train(net.apply, likelihood, optax.sgd(0.01), epochs=1, batch_size=examples)
-    plan = rounds.Plan(train, fipa(net.apply, likelihood, rank=rank), clients)
-    who = federate.clients(np.split(np.arange(len(x)), clients))
-    state = rounds.init(plan, net.init(jax.random.key(seed)), clients, jax.random.key(seed + 1))
+    training = LocalTraining(net.apply, likelihood, optax.sgd(0.01), epochs=1, batch_size=examples)
+    federation = Federation(training, fipa(net.apply, likelihood, rank=rank), clients)
+    who = cohort(x, y, np.split(np.arange(len(x)), clients))
+    state = rounds.init(federation, net.init(jax.random.key(seed)), clients, jax.random.key(seed + 1))
     jax.block_until_ready(state.params)
     idle, began = peak_bytes(), time.perf_counter()
-    state, metrics = jax.block_until_ready(rounds.step(plan, state, x, y, who, strategy="sequential"))
+    state, report = jax.block_until_ready(rounds.step(federation, state, who, strategy="sequential"))
     return {
         "seconds": time.perf_counter() - began,
         "peak_bytes": peak_bytes(),
         "idle_bytes": idle,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "joint_rank": int(metrics.diagnostics["joint_rank"]),
-        "moved": float(metrics.moved),
+        "joint_rank": int(report.diagnostics["joint_rank"]),
+        "moved": float(report.moved),
     }
 
 

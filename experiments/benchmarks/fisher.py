@@ -19,7 +19,7 @@ import numpy as np
 from experiments.benchmarks import authors_run, side_by_side
 from experiments.benchmarks.side_by_side import Contender, Team
 from experiments.lib import common
-from fedfisher_jax import categorical, curvature, data, federate
+from fedfisher_jax import Update, categorical, cohort, curvature, data, federate
 
 CLIENTS = 4
 STRUCTURES = {"diagonal": ("diagonal",), "kronecker": ("kronecker",), "both": ("diagonal", "kronecker")}
@@ -44,19 +44,25 @@ class Settings(common.Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
-    """The per-client function."""
+class MeasureAll:
+    """A measure of several Fishers."""
 
     structures: tuple[str, ...]
     skip: float
     captured: curvature.Capture
 
-    def __call__(self, params: Any, examples: Any, key: Any) -> dict[str, Any]:
+    def __call__(self, update: Update, examples: Any, key: Any) -> dict[str, Any]:
         """Exact Fishers of one client."""
         del key
         apply = authors_run.NETWORK.apply
         return curvature.fishers(
-            apply, categorical(), params, examples, structures=self.structures, skip=self.skip, captured=self.captured
+            apply,
+            categorical(),
+            update.params,
+            examples,
+            structures=self.structures,
+            skip=self.skip,
+            captured=self.captured,
         )
 
 
@@ -82,13 +88,13 @@ def ours(structure: str, examples: int, skip: float) -> Callable[[], dict[str, A
     """Contender: all clients' Fishers."""
     x = jnp.asarray(np.concatenate(images(examples)))
     y = jnp.zeros(len(x), jnp.int32)
-    who = federate.clients(np.split(np.arange(len(x)), CLIENTS))
+    who = cohort(x, y, np.split(np.arange(len(x)), CLIENTS))
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[authors_run.params(0)] * CLIENTS)
     captured = curvature.capture(authors_run.NETWORK.apply, authors_run.TEMPLATE, x)
-    measure = Measure(STRUCTURES[structure], skip, captured)
+    measure = MeasureAll(STRUCTURES[structure], skip, captured)
 
     def run() -> dict[str, Any]:
-        found, report = federate.measure_clients(measure, params, x, y, who, jax.random.key(0))
+        found, report = federate.measure_clients(measure, Update(params), who, jax.random.key(0))
         first = {
             name: np.concatenate(
                 [np.ravel(leaf[0]) for leaf in jax.tree.leaves(jax.vmap(lambda f: f.diagonal())(fisher))]

@@ -1,8 +1,8 @@
 """Time and peak memory against the number of clients and the width of the model, a fresh process for every run.
 
 Clients of 60 Fashion-MNIST examples train LeNet for one epoch, measure their Fisher information and are folded:
-`federate.fold_clients`, 64 at a time. "gathered" trains and measures all clients before they are merged, to compare.
-The whole training set lies in memory in every run, so the process holds the same before it begins ("idle") whatever the
+`ff.fold_clients`, 64 at a time. "gathered" trains and measures all clients before they are merged, for comparison. The
+whole training set lies in memory in every run, so the process holds the same before it begins ("idle") whatever the
 number of clients.
 """
 
@@ -20,10 +20,10 @@ import optax
 
 from experiments.benchmarks import side_by_side
 from experiments.lib import common
-from fedfisher_jax import categorical, data, federate, models
+from fedfisher_jax import LocalTraining, Update, categorical, cohort, data, federate, fold_clients, models
 from fedfisher_jax.curvature import capture
+from fedfisher_jax.federate import Client
 from fedfisher_jax.federate import _simulate as simulate
-from fedfisher_jax.federate import fold_clients
 from fedfisher_jax.merge import Rule, catalogue
 
 EXAMPLES, BATCH, GROUP = 60, 64, 64
@@ -44,14 +44,14 @@ class Settings(common.Settings):
 class OneShot:
     """The per-client function: train, measure, lift."""
 
-    train: federate.Train
+    training: LocalTraining
     rule: Rule
 
-    def __call__(self, shared: simulate.Shared, client: federate.Clients) -> Any:
+    def __call__(self, shared: simulate.Shared, client: Client) -> Any:
         """One client's contribution to the fold."""
-        model = self.train(shared, client).params
-        payload = simulate.MeasureClient(self.rule.measure)(shared._replace(params=None), (client, model))
-        return self.rule.lift(payload)
+        update = Update(self.training(shared, client).params)
+        payload = simulate.MeasureClient(self.rule.measure)(shared, (client, update))
+        return self.rule.lift(payload, shared.start)
 
 
 def peak_bytes() -> int:
@@ -71,20 +71,20 @@ def work(clients: int, width: int, rule: str, how: str, seed: int) -> dict[str, 
     x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
     rows = np.random.default_rng(seed).integers(len(x), size=(clients, EXAMPLES))
     init_key, key = jax.random.split(jax.random.key(seed))
-    start, who = net.init(init_key), federate.clients(list(rows))
+    start, who = net.init(init_key), cohort(x, y, list(rows))
     likelihood = categorical()
-    chosen = catalogue.build(rule, net.apply, likelihood, captured=capture(net.apply, start, x))
-    train = federate.Train(net.apply, likelihood, optax.sgd(0.01, momentum=0.9), epochs=1, batch_size=BATCH)
+    chosen = catalogue.named_rule(rule, net.apply, likelihood, captured=capture(net.apply, start, x))
+    training = LocalTraining(net.apply, likelihood, optax.sgd(0.01, momentum=0.9), epochs=1, batch_size=BATCH)
     jax.block_until_ready((x, start))
     idle, began = peak_bytes(), time.perf_counter()
     if how == "streamed":
-        shared, each = simulate.Shared(x, y, key, start), OneShot(train, chosen)
-        summary, report = fold_clients(each, shared, who, combine=chosen.combine, group=GROUP)
-        params = jax.jit(lambda s: chosen.solve(s).params)(summary)
+        shared, each = simulate.Shared(who.shared, key, start), OneShot(training, chosen)
+        summary, report = fold_clients(each, shared, who.members, combine=chosen.combine, group=GROUP)
+        params = jax.jit(lambda s: chosen.solve(s, start).params)(summary)
     else:
-        trained, report = federate.train_clients(train, start, x, y, who, key)
-        payloads, _ = federate.measure_clients(chosen.measure, trained.params, x, y, who, key)
-        params = federate.merge_clients(chosen, payloads).params
+        trained, report = federate.train_clients(training, start, who, key)
+        payloads, _ = federate.measure_clients(chosen.measure, Update(trained.params, start), who, key)
+        params = federate.merge_clients(chosen, payloads, start).params
     finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(jax.block_until_ready(params)))
     seconds = time.perf_counter() - began
     found = {"seconds": seconds, "peak_bytes": peak_bytes(), "idle_bytes": idle, "finite": finite}

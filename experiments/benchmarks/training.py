@@ -17,8 +17,8 @@ import optax
 from experiments.benchmarks import side_by_side
 from experiments.benchmarks.side_by_side import Contender, Team
 from experiments.lib import common
-from fedfisher_jax import categorical, federate, models
-from fedfisher_jax.federate import _map_clients as cohort
+from fedfisher_jax import LocalTraining, categorical, cohort, federate, models
+from fedfisher_jax.federate import _map_clients as map_clients
 
 BATCH, POOL = 64, 2048
 SHAPES = {"lenet": (28, 28, 1), "cnn": (32, 32, 3)}
@@ -50,9 +50,9 @@ def ours(network: str, rows: np.ndarray, strategy: str, seed: int) -> Callable[[
     keys = jax.random.split(jax.random.key(seed), 4)
     x = jax.random.normal(keys[0], (POOL, *SHAPES[network]))
     y = jax.random.randint(keys[1], (POOL,), 0, 10)
-    start, who = net.init(keys[2]), federate.clients(list(rows))
-    train = federate.Train(net.apply, categorical(), optax.sgd(0.01, momentum=0.9), epochs=1, batch_size=BATCH)
-    return lambda: federate.train_clients(train, start, x, y, who, keys[3], strategy=strategy)[1].strategy
+    start, who = net.init(keys[2]), cohort(x, y, list(rows))
+    training = LocalTraining(net.apply, categorical(), optax.sgd(0.01, momentum=0.9), epochs=1, batch_size=BATCH)
+    return lambda: federate.train_clients(training, start, who, keys[3], strategy=strategy)[1].strategy
 
 
 def flop_per_step(network: str) -> int:
@@ -107,8 +107,8 @@ def main() -> None:
     side_by_side.require("torch")
     settings = common.command_line(Settings, __doc__)
     sizes, rounds = ((8,), 2) if settings.quick else (settings.clients, settings.rounds)
-    default = cohort.default_strategy()
-    others = [s for s in cohort.STRATEGIES if s != default]
+    default = map_clients.default_strategy()
+    others = [s for s in map_clients.STRATEGIES if s != default]
     grid = [
         {
             "network": network,

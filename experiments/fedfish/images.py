@@ -13,9 +13,8 @@ import numpy as np
 import optax
 
 from experiments.lib import cells, common
-from fedfisher_jax import categorical, data, evaluate, federate
-from fedfisher_jax.federate import personalise, rounds
-from fedfisher_jax.merge import every_round, fedavg, fedfish
+from fedfisher_jax import Federation, LocalTraining, categorical, cohort, data, evaluate, personalise, rounds
+from fedfisher_jax.merge import Rule, fedavg, fedfish
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +52,14 @@ TUNING = optax.sgd(0.01)
 NAMES = {"fedavg": "FedAvg", "fedfish": "FedFish", "fedfish-exact": "FedFish, exact", "fedfish-kfac": "FedFish, K-FAC"}
 
 
-def rule_of(method: str, apply: Any) -> Any:
-    """The round rule of a method.
+def rule_of(method: str, apply: Any) -> Rule:
+    """The rule of a method.
 
     Raises:
         ValueError: unknown method.
     """
     if method == "fedavg":
-        return every_round(fedavg(apply, categorical()))
+        return fedavg(apply, categorical())
     options = {"fedfish": {}, "fedfish-exact": {"estimator": "exact"}}
     options["fedfish-kfac"] = {"estimator": "exact", "structure": "kronecker"}
     if method not in options:
@@ -86,25 +85,26 @@ def run(
     parts = data.split("dirichlet-client", here.dataset.train_y, clients, seed=seed, alpha=alpha)
     order = np.random.default_rng(seed).permutation(clients)
     held, taking_part = order[: clients // 10], order[clients // 10 :]
-    who = federate.clients([parts[i] for i in taking_part], max(map(len, parts)))
-    train = federate.Train(apply, categorical(), optax.sgd(learning_rate), epochs, BATCH)
+    longest = max(map(len, parts))
+    who = cohort(x, y, [parts[i] for i in taking_part], length=longest)
+    training = LocalTraining(apply, categorical(), optax.sgd(learning_rate), epochs, BATCH)
     optimizer = optax.adam(0.01) if server == "adam" else None
-    plan = rounds.Plan(train, rule_of(method, apply), sampled, optimizer, barrier=True)
+    federation = Federation(training, rule_of(method, apply), sampled, optimizer, barrier=True)
     init_key, key, tune_key, split_key = jax.random.split(jax.random.key(seed), 4)
-    state = rounds.init(plan, here.network.init(init_key), len(who.size), key)
+    state = rounds.init(federation, here.network.init(init_key), len(who.sizes), key)
     found: dict[str, list[float]] = {"accuracy": [], "barrier_loss": [], "barrier_accuracy": []}
     for _ in range(num_rounds):
-        state, metrics = rounds.step(plan, state, x, y, who)
+        state, report = rounds.step(federation, state, who)
         found["accuracy"].append(float(evaluate(apply, categorical(), state.params, test_x, test_y).accuracy))
         for name in ("barrier_loss", "barrier_accuracy"):
-            found[name].append(float(getattr(metrics, name)))
+            found[name].append(float(getattr(report, name)))
     shuffle = np.random.default_rng(int(jax.random.randint(split_key, (), 0, 2**31 - 1)))
     halves = [np.array_split(shuffle.permutation(parts[i]), 2) for i in held if len(parts[i]) >= 2]
-    mine, theirs = (federate.clients([pair[side] for pair in halves], max(map(len, parts))) for side in (0, 1))
-    tuning = federate.Train(apply, categorical(), TUNING, TUNED_EPOCHS, BATCH)
+    mine, theirs = (cohort(x, y, [pair[side] for pair in halves], length=longest) for side in (0, 1))
+    tuning = LocalTraining(apply, categorical(), TUNING, TUNED_EPOCHS, BATCH)
     result: dict[str, Any] = dict(found)
     for name, shots in (("all", None), ("few", SHOTS)):
-        scores = personalise(tuning, state.params, x, y, mine, theirs, tune_key, shots=shots)
+        scores = personalise(tuning, state.params, mine, theirs, tune_key, shots=shots)
         result[f"personal_before_{name}"] = float(jnp.mean(scores.accuracy_before))
         result[f"personal_{name}"] = float(jnp.mean(scores.accuracy))
     return result

@@ -16,9 +16,19 @@ import numpy as np
 import optax
 
 from experiments.lib import common
-from fedfisher_jax import categorical, data, evaluate, federate, models
-from fedfisher_jax.federate import personalise, rounds
-from fedfisher_jax.merge import every_round, fedavg, fedfish
+from fedfisher_jax import (
+    Cohort,
+    Federation,
+    LocalTraining,
+    categorical,
+    cohort,
+    data,
+    evaluate,
+    models,
+    personalise,
+    rounds,
+)
+from fedfisher_jax.merge import fedavg, fedfish
 from fedfisher_jax.models import ngram
 
 LENGTH, BATCH, SHOTS = 64, 16, 16
@@ -65,9 +75,9 @@ def text(folder: str | None, tokens: str) -> data.TextData:
     return data.text_clients(documents, tokens=tokens, length=LENGTH)
 
 
-def rows_of(parts: Sequence[np.ndarray], which: np.ndarray, limit: int) -> federate.Clients:
+def some_of(x: Any, y: Any, parts: Sequence[np.ndarray], which: np.ndarray, limit: int) -> Cohort:
     """Clients with at most `limit` windows each."""
-    return federate.clients([parts[i][:limit] for i in which], limit)
+    return cohort(x, y, [parts[i][:limit] for i in which], length=limit)
 
 
 @cache
@@ -77,12 +87,11 @@ def network_of(vocab: int, width: int) -> models.Network:
 
 
 @cache
-def plan_of(method: str, network: models.Network, epochs: int, sampled: int, server_rate: float) -> rounds.Plan:
+def federation_of(method: str, network: models.Network, epochs: int, sampled: int, server_rate: float) -> Federation:
     """The federation's settings."""
-    train = federate.Train(network.apply, categorical(), LOCAL, epochs, BATCH)
-    rule = every_round(fedavg(network.apply, categorical())) if method == "fedavg" else None
-    rule = fedfish(network.apply, categorical()) if rule is None else rule
-    return rounds.Plan(train, rule, sampled, optax.adam(server_rate) if server_rate else None, barrier=True)
+    training = LocalTraining(network.apply, categorical(), LOCAL, epochs, BATCH)
+    rule = (fedavg if method == "fedavg" else fedfish)(network.apply, categorical())
+    return Federation(training, rule, sampled, optax.adam(server_rate) if server_rate else None, barrier=True)
 
 
 def run(
@@ -102,23 +111,24 @@ def run(
     found = text(folder, tokens)
     x, y = jnp.asarray(found.x), jnp.asarray(found.y)
     network = network_of(found.vocabulary.size, width)
-    plan = plan_of(method, network, epochs, sampled, server_rate)
-    who = rows_of(found.train, found.pretrain, windows)
+    federation = federation_of(method, network, epochs, sampled, server_rate)
+    who = some_of(x, y, found.train, found.pretrain, windows)
     tested = np.concatenate([found.test[i][: windows // 4] for i in found.pretrain])
     init_key, key, tune_key = jax.random.split(jax.random.key(seed), 3)
-    state = rounds.init(plan, network.init(init_key), len(who.size), key)
+    state = rounds.init(federation, network.init(init_key), len(who.sizes), key)
     result: dict[str, Any] = {"accuracy": [], "barrier_loss": [], "barrier_accuracy": []}
     for number in range(1, num_rounds + 1):
-        state, metrics = rounds.step(plan, state, x, y, who)
+        state, report = rounds.step(federation, state, who)
         for name in ("barrier_loss", "barrier_accuracy"):
-            result[name].append(float(getattr(metrics, name)))
+            result[name].append(float(getattr(report, name)))
         if number % 10 == 0 or number == num_rounds:
             scored = evaluate(network.apply, categorical(), state.params, x[tested], y[tested], batch_size=64)
             result["accuracy"].append([number, float(scored.accuracy)])
-    mine, theirs = rows_of(found.train, found.personal, windows), rows_of(found.test, found.personal, windows // 4)
-    tuning = federate.Train(network.apply, categorical(), LOCAL, tuned_epochs, BATCH)
+    mine = some_of(x, y, found.train, found.personal, windows)
+    theirs = some_of(x, y, found.test, found.personal, windows // 4)
+    tuning = LocalTraining(network.apply, categorical(), LOCAL, tuned_epochs, BATCH)
     for name, shots in (("all", None), ("few", SHOTS)):
-        scores = personalise(tuning, state.params, x, y, mine, theirs, tune_key, shots=shots)
+        scores = personalise(tuning, state.params, mine, theirs, tune_key, shots=shots)
         result[f"before_{name}"] = float(jnp.mean(scores.accuracy_before))
         result[f"after_{name}"] = float(jnp.mean(scores.accuracy))
     return result

@@ -16,10 +16,8 @@ import numpy as np
 import optax
 
 from experiments.lib import common
-from fedfisher_jax import federate, gaussian
-from fedfisher_jax.federate import _simulate as simulate
-from fedfisher_jax.federate import rounds
-from fedfisher_jax.merge import every_round, fedavg, fedfish
+from fedfisher_jax import Examples, Federation, LocalTraining, cohort, gaussian, rounds
+from fedfisher_jax.merge import fedavg, fedfish
 
 NETWORKS: dict[str, tuple[tuple[int, ...], Callable]] = {
     "relu, two layers": ((1, 128, 128, 1), jax.nn.relu),
@@ -96,26 +94,29 @@ def federation(network: str, method: str, num_rounds: int, epochs: int, learning
     widths, activation = NETWORKS[network]
     apply, likelihood = model(activation), gaussian()
     rule = {
-        "average": lambda: every_round(fedavg(apply, likelihood)),
+        "average": lambda: fedavg(apply, likelihood),
         "fedfish": lambda: fedfish(apply, likelihood, estimator="exact"),
         "fedfish-squares": lambda: fedfish(apply, likelihood, estimator="squares"),
         "fedfish-kfac": lambda: fedfish(apply, likelihood, estimator="exact", structure="kronecker"),
     }[method]()
-    train = federate.Train(apply, likelihood, optax.adam(learning_rate), epochs, BATCH)
-    plan = rounds.Plan(train, rule, sampled=2)
-    who = jax.tree.map(jnp.asarray, federate.clients(np.split(np.arange(2 * EXAMPLES), 2)))
+    training = LocalTraining(apply, likelihood, optax.adam(learning_rate), epochs, BATCH)
+    two, parts = Federation(training, rule, sampled=2), np.split(np.arange(2 * EXAMPLES), 2)
     grid = jnp.linspace(-1, 1, GRID)[:, None]
 
     def one_seed(key: jax.Array, overlap: jax.Array) -> dict[str, jax.Array]:
         key_data, key_start, key_run = jax.random.split(key, 3)
         x, y = two_clients(key_data, overlap)
-        start = rounds.init(plan, init(widths, key_start), 2, key_run)
+        who, start = cohort(x, y, parts), rounds.init(two, init(widths, key_start), 2, key_run)
 
         def one_round(state: rounds.State, _: Any) -> tuple[rounds.State, jax.Array]:
-            state, _ = rounds.step(plan, state, x, y, who, strategy="sequential")
+            state, _ = rounds.step(two, state, who, strategy="sequential")
             return state, apply(state.params, grid)[:, 0]
 
-        alone = jax.vmap(lambda mine: train(simulate.Shared(x, y, key_run, start.params), mine).params)(who)
+        def train_alone(number: Any, rows: Any) -> Any:
+            data = Examples(x, y, rows, jnp.asarray(EXAMPLES, jnp.int32))
+            return training.fit(start.params, data, jax.random.fold_in(key_run, number)).params
+
+        alone = jax.vmap(train_alone)(jnp.arange(2), jnp.stack(parts))
         merged = jax.lax.scan(one_round, start, None, num_rounds)[1]
         inside = jnp.stack([grid[:, 0] <= overlap, grid[:, 0] >= -overlap])
         squares = (merged - function(grid)[:, 0]) ** 2

@@ -19,7 +19,6 @@ import optax
 import fedfisher_jax as ff
 from experiments.lib import common
 from fedfisher_jax import data, federate, models, payload
-from fedfisher_jax.federate import _one_shot as one_shot
 from fedfisher_jax.merge import catalogue
 from fedfisher_jax.models import torch_layout
 from fedfisher_jax.payload import plan
@@ -61,17 +60,16 @@ def digits(seed: int) -> Federation:
     """Five clients trained and measured here."""
     dataset = data.load("digits")
     parts = data.split("dirichlet-client", dataset.train_y, CLIENTS, seed=seed, alpha=0.1)
-    network, key = models.build("mlp", dataset.train_x.shape[1:], dataset.num_classes), one_shot.keys(seed)
-    start, who = network.init(key.init), federate.clients(parts)
-    x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
-    train = federate.Train(network.apply, ff.categorical(), optax.sgd(0.01, 0.9), 30, 64)
-    trained = federate.train_clients(train, start, x, y, who, key.train)[0].params
+    network, key = models.build("mlp", dataset.train_x.shape[1:], dataset.num_classes), federate.run_keys(seed)
+    start, who = network.init(key.init), ff.cohort(dataset.train_x, dataset.train_y, parts)
+    train = ff.LocalTraining(network.apply, ff.categorical(), optax.sgd(0.01, 0.9), 30, 64)
+    trained = federate.train_clients(train, start, who, key.train)[0].params
 
     def payloads(rule: ff.Rule) -> list[ff.Payload]:
-        sent, _ = federate.measure_clients(rule.measure, trained, x, y, who, key.measure)
+        sent, _ = federate.measure_clients(rule.measure, ff.Update(trained, start), who, key.measure)
         return [jax.tree.map(lambda leaf, i=i: leaf[i], sent) for i in range(CLIENTS)]
 
-    captured = ff.capture(network.apply, start, x)
+    captured = ff.capture(network.apply, start, who.x)
     return Federation(network.apply, start, captured, payloads, (dataset.test_x, dataset.test_y))
 
 
@@ -133,7 +131,7 @@ def run(source: str, seed: int, rule: str, budgets: list[float]) -> dict[str, An
     test_x, test_y = map(jnp.asarray, clients.test)
     score = jax.jit(lambda params: ff.evaluate(clients.apply, likelihood, params, test_x, test_y).accuracy)
     full = 32 * sum(leaf.size for leaf in payload.leaves(clients.start))
-    built = catalogue.build(rule, clients.apply, likelihood, offers={"captured": clients.captured})
+    built = catalogue.named_rule(rule, clients.apply, likelihood, offers={"captured": clients.captured})
     sent, points = clients.payloads(built), []
     about = [payload.About(rule, likelihood.name, fingerprint, silo=i) for i in range(CLIENTS)]
     released = [] if isinstance(sent[0].fisher, ff.curvature.LowRank) else ["authors"]  # which knows no such Fisher

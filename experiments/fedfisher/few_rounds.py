@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from experiments.lib import cells, common
-from fedfisher_jax import categorical, data, evaluate, federate
+from fedfisher_jax import Federation, categorical, cohort, data, evaluate, rounds
 from fedfisher_jax.federate import _one_shot as one_shot
-from fedfisher_jax.federate import rounds
-from fedfisher_jax.merge import catalogue, every_round
+from fedfisher_jax.federate import run_keys
+from fedfisher_jax.merge import catalogue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +51,15 @@ def run(
     parts = data.split("dirichlet-client", here.dataset.train_y, clients, seed=seed, alpha=alpha)
     train = cells.training(here.network, here.dataset.augment, epochs)
     offers = one_shot.offers(here.network.init, train, here.captured, seed)
-    built = catalogue.build(rule, here.network.apply, categorical(), offers=offers)
-    plan = rounds.Plan(train, every_round(built), rounds.fraction(participation, clients))
-    key = one_shot.keys(seed)
+    built = catalogue.named_rule(rule, here.network.apply, categorical(), offers=offers)
+    federation = Federation(train, built, rounds.fraction(participation, clients))
+    key = run_keys(seed)
     x, y, test_x, test_y = here.arrays
-    who = federate.clients(parts, len(here.dataset.train_y))
-    state = rounds.init(plan, here.network.init(key.init), clients, key.train)
+    who = cohort(x, y, parts, length=len(here.dataset.train_y))
+    state = rounds.init(federation, here.network.init(key.init), clients, key.train)
     found: dict[str, list[float]] = {"accuracy": [], "loss": []}
     for _ in range(num_rounds):
-        state, _ = rounds.step(plan, state, x, y, who)
+        state, _ = rounds.step(federation, state, who)
         loss, accuracy = evaluate(here.network.apply, categorical(), state.params, test_x, test_y)
         found["accuracy"].append(float(accuracy))
         found["loss"].append(float(loss))

@@ -17,10 +17,10 @@ import optax
 
 from experiments.fedfisher import cell_tables
 from experiments.lib import cells, common
-from fedfisher_jax import categorical, data, evaluate, federate
+from fedfisher_jax import LocalTraining, categorical, cohort, data, evaluate
 from fedfisher_jax.data import Dataset
+from fedfisher_jax.federate import Simulation, crop_and_flip, run_keys, train_clients
 from fedfisher_jax.federate import _one_shot as one_shot
-from fedfisher_jax.federate import crop_and_flip
 from fedfisher_jax.merge import catalogue
 from fedfisher_jax.models import weights
 
@@ -103,13 +103,11 @@ def digest(content: bytes) -> str:
 def pretrain(dataset: Dataset, model: str, epochs: int, seed: int, file: Path) -> float:
     """Trains a network centrally and writes its weights; its test accuracy."""
     here = cells.world_of(dataset, *cells.captured_network(model, dataset.train_x.shape[1:], dataset.num_classes))
-    key = one_shot.keys(seed)
+    key = run_keys(seed)
     train = cells.training(here.network, dataset.augment, epochs)
-    everybody = federate.clients([np.arange(len(dataset.train_y))])
     x, y, test_x, test_y = here.arrays
-    trained, _ = federate.train_clients(
-        train, here.network.init(key.init), x, y, everybody, key.train, strategy="sequential"
-    )
+    everybody = cohort(x, y, [np.arange(len(y))])
+    trained, _ = train_clients(train, here.network.init(key.init), everybody, key.train, strategy="sequential")
     params = jax.tree.map(lambda leaf: leaf[0], trained.params)
     partial = file.with_name(f".{file.stem}.partial.safetensors")
     weights.write(partial, params)
@@ -121,17 +119,18 @@ def run(here: cells.World, settings: Settings, file: Path, start: str, seed: int
     """Accuracy of every rule and reference from one start, on one split."""
     dataset, network = here.dataset, here.network
     parts = data.split("dirichlet-client", dataset.train_y, settings.clients, seed=seed, alpha=settings.alpha)
-    key = one_shot.keys(seed)
+    key = run_keys(seed)
     params = network.init(key.init)
     if start == "pre-trained":
         params = jax.tree.map(jnp.asarray, weights.read(file, params, keep=(head_of(here),)))
     rate = STARTS[start] or settings.rate
     augment = crop_and_flip() if dataset.augment else None
-    train = federate.Train(network.apply, categorical(), optax.sgd(rate, 0.9), settings.epochs, BATCH, augment)
+    train = LocalTraining(network.apply, categorical(), optax.sgd(rate, 0.9), settings.epochs, BATCH, augment)
     offers = one_shot.offers(network.init, train, here.captured, seed)
-    rules = {name: catalogue.build(name, network.apply, categorical(), offers=offers) for name in settings.rules}
-    problem = one_shot.Problem(train, params, *here.arrays, federate.clients(parts, len(dataset.train_y)))
-    found = one_shot.compare(problem, rules, key)
+    rules = {name: catalogue.named_rule(name, network.apply, categorical(), offers=offers) for name in settings.rules}
+    x, y, *test = here.arrays
+    simulation = Simulation(train, params, cohort(x, y, parts, length=len(y)), *test)
+    found = one_shot.compare(simulation, rules, key)
     return {r.name: {"accuracy": r.value["accuracy"]} for r in found if r.kind in ("rule", "reference")}
 
 

@@ -15,10 +15,9 @@ import numpy as np
 import optax
 
 from experiments.lib import common
-from fedfisher_jax import Likelihood, federate
+from fedfisher_jax import Cohort, Federation, Likelihood, LocalTraining, Rule, cohort, rounds
 from fedfisher_jax.curvature import Subspace
-from fedfisher_jax.federate import rounds
-from fedfisher_jax.merge import every_round, fedavg, fedfish, fedfisher, fipa
+from fedfisher_jax.merge import fedavg, fedfish, fedfisher, fipa
 
 PyTree = Any
 BITS = 32  # of a number that is sent
@@ -59,7 +58,7 @@ class Method(NamedTuple):
     """A rule, the numbers that it sends for d parameters, and whether it begins with rounds of FedAvg."""
 
     label: str
-    rule: Callable[[Callable, Likelihood], RoundRule]
+    rule: Callable[[Callable, Likelihood], Rule]
     numbers: Callable[[int], int]
     warm: bool = False
 
@@ -79,15 +78,14 @@ def _fipa(rank: int, label: str, **options: Any) -> Method:
     )
 
 
-def _fedfisher(apply: Callable, likelihood: Likelihood) -> RoundRule:
-    rule = fedfisher(apply, likelihood, structure="low_rank", subspace=Subspace(10), batch_size=256)
-    return every_round(rule)
+def _fedfisher(apply: Callable, likelihood: Likelihood) -> Rule:
+    return fedfisher(apply, likelihood, structure="low_rank", subspace=Subspace(10), batch_size=256)
 
 
 def methods(ranks: Sequence[int], tau: float) -> dict[str, Method]:
     """All that is compared; FIPA as derived (nothing moves outside of the span), and the damped form by its τ."""
     found = {
-        "fedavg": Method("FedAvg", lambda a, lik: every_round(fedavg(a, lik)), lambda d: d),
+        "fedavg": Method("FedAvg", fedavg, lambda d: d),
         "fedfisher": Method("FedFisher, rank 10", _fedfisher, low_rank_numbers(10)),
         "fedfish": Method("FedFish", lambda a, lik: fedfish(a, lik, estimator="exact"), lambda d: 2 * d),
     }
@@ -116,49 +114,52 @@ def network(params: PyTree, x: Any) -> Any:
     return x @ params[-1]["w"] + params[-1]["b"]
 
 
-def deal(size: int, clients: int, pieces: int) -> federate.Clients:
+def deal(size: int, clients: int, pieces: int) -> np.ndarray:
     """Places 0 … size − 1, in the order of the domain, cut into clients · pieces parts that are dealt round-robin.
+
+    Returns:
+        The clients' places, [clients, size / clients].
 
     Raises:
         ValueError: parts of different length, since all splits of a problem run one compiled program.
     """
     if pieces < 1 or clients < 1 or size % (clients * pieces):
         raise ValueError(f"pieces: got {pieces} for {clients} clients, expected equal parts of {size} places")
-    return federate.clients(list(np.arange(size).reshape(pieces, clients, -1).swapaxes(0, 1).reshape(clients, -1)))
+    return np.arange(size).reshape(pieces, clients, -1).swapaxes(0, 1).reshape(clients, -1)
 
 
-def with_shared(who: federate.Clients, shared: np.ndarray) -> federate.Clients:
-    """Clients that all hold some further examples too."""
-    more = np.broadcast_to(shared, (len(who.number), len(shared)))
-    return federate.clients(list(np.concatenate([who.indices, more], axis=1)))
+def with_shared(places: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    """The places of clients that all hold some further examples too."""
+    more = np.broadcast_to(shared, (len(places), len(shared)))
+    return np.concatenate([places, more], axis=1)
 
 
 @cache
 def federation(problem: Problem, method: Method, schedule: Schedule) -> Callable:
-    """(keys [seeds], clients) → what `follow` returns; compiled once for all splits."""
+    """(keys [seeds], clients, whose examples a key draws) → what `follow` returns; compiled once for all splits."""
     optimizer = optax.adam(schedule.learning_rate)
-    train = federate.Train(problem.apply, problem.likelihood, optimizer, schedule.epochs, schedule.batch_size)
-    average = every_round(fedavg(problem.apply, problem.likelihood))
+    training = LocalTraining(problem.apply, problem.likelihood, optimizer, schedule.epochs, schedule.batch_size)
+    average = fedavg(problem.apply, problem.likelihood)
     first = schedule.warm_up if method.warm else 0
     rule = method.rule(problem.apply, problem.likelihood)
     truth = jnp.asarray(problem.truth())
 
-    def one_seed(key: jax.Array, who: federate.Clients) -> dict[str, jax.Array]:
+    def one_seed(key: jax.Array, who: Cohort) -> dict[str, jax.Array]:
         key_data, key_init, key_run = jax.random.split(key, 3)
         x, y = problem.draw(key_data)
-        count = who.size.shape[0]
+        everyone, count = dataclasses.replace(who, x=x, y=y), len(who.sizes)
 
         def relative(params: PyTree) -> jax.Array:
             return jnp.linalg.norm(problem.field(params) - truth) / jnp.linalg.norm(truth)
 
-        state = rounds.init(rounds.Plan(train, average, count), problem.init(key_init), count, key_run)
+        state = rounds.init(Federation(training, average, count), problem.init(key_init), count, key_run)
         found, losses = [relative(state.params)[None]], []
         for used, number in ((average, first), (rule, schedule.rounds - first)):
-            plan = rounds.Plan(train, used, count)
+            here = Federation(training, used, count)
 
-            def one_round(state: rounds.State, _: Any, plan: rounds.Plan = plan) -> tuple[rounds.State, Any]:
-                state, metrics = rounds.step(plan, state, x, y, who, strategy="sequential")
-                return state, (relative(state.params), metrics.loss)
+            def one_round(state: rounds.State, _: Any, here: Federation = here) -> tuple[rounds.State, Any]:
+                state, report = rounds.step(here, state, everyone, strategy="sequential")
+                return state, (relative(state.params), report.loss)
 
             state, (error, loss) = jax.lax.scan(one_round, state, None, number)
             found, losses = [*found, error], [*losses, loss]
@@ -172,7 +173,7 @@ def federation(problem: Problem, method: Method, schedule: Schedule) -> Callable
 
 
 def follow(
-    problem: Problem, method: Method, schedule: Schedule, who: federate.Clients, seed: int, seeds: int
+    problem: Problem, method: Method, schedule: Schedule, places: np.ndarray, seed: int, seeds: int
 ) -> dict[str, Any]:
     """One method on one split.
 
@@ -181,6 +182,8 @@ def follow(
         [seeds, rounds]; the field of the first seed; bits that a client has sent by then [rounds + 1].
     """
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
+    nothing = np.zeros(places.max() + 1)  # each seed draws the examples
+    who = cohort(nothing, nothing, list(places))
     found = jax.device_get(federation(problem, method, schedule)(keys, who))
     d = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(problem.init, jax.random.key(0))))
     first = schedule.warm_up if method.warm else 0

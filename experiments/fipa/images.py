@@ -16,11 +16,10 @@ import optax
 
 from experiments.fipa.fields import BITS
 from experiments.lib import cells, common
-from fedfisher_jax import Examples, categorical, data, evaluate, federate
+from fedfisher_jax import Examples, Federation, LocalTraining, categorical, cohort, data, evaluate, rounds
 from fedfisher_jax.curvature import Subspace
-from fedfisher_jax.federate import Variant, crop_and_flip, fedprox, rounds, scaffold
-from fedfisher_jax.federate import _simulate as simulate
-from fedfisher_jax.merge import Update, every_round, fedavg, fedfish, fedfisher, fipa
+from fedfisher_jax.federate import Variant, crop_and_flip, fedprox, payload_bits, scaffold
+from fedfisher_jax.merge import Update, fedavg, fedfish, fedfisher, fipa
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +91,8 @@ def variant_of(name: str, learning_rate: float, mu: float) -> Variant | None:
 
 
 @cache
-def plans(one: Settings, variant: str, refinement: str) -> tuple[rounds.Plan, rounds.Plan]:
-    """Of the warm-up and of the rounds after it; the same objects for all seeds, so they are compiled once.
+def federations(one: Settings, variant: str, refinement: str) -> tuple[Federation, Federation]:
+    """The warm-up and the rounds after it; the same objects for all seeds, so they are compiled once.
 
     Raises:
         ValueError: unknown variant or refinement.
@@ -101,13 +100,13 @@ def plans(one: Settings, variant: str, refinement: str) -> tuple[rounds.Plan, ro
     here = world(one)
     apply, likelihood = here.network.apply, categorical()
     augment = crop_and_flip() if here.dataset.augment else None
-    train = federate.Train(apply, likelihood, optax.sgd(one.learning_rate), one.epochs, BATCH, augment)
+    training = LocalTraining(apply, likelihood, optax.sgd(one.learning_rate), one.epochs, BATCH, augment)
     chosen, sampled = variant_of(variant, one.learning_rate, one.mu), rounds.fraction(one.participation, one.clients)
-    first = rounds.Plan(train, every_round(fedavg(apply, likelihood)), sampled, variant=chosen)
+    first = Federation(training, fedavg(apply, likelihood), sampled, variant=chosen)
     if refinement == "none":
         return first, first
     if refinement == "fedfisher":
-        rule = every_round(fedfisher(apply, likelihood, structure="kronecker", captured=here.captured))
+        rule = fedfisher(apply, likelihood, structure="kronecker", captured=here.captured)
     elif refinement == "fedfish":
         rule = fedfish(apply, likelihood)
     elif refinement in REFINEMENTS:
@@ -124,14 +123,14 @@ def world(one: Settings) -> cells.World:
     return cells.world(one.dataset, cells.MODELS.get(one.dataset, cells.ELSEWHERE))
 
 
-def bits_sent(plan: rounds.Plan, params: Any, here: cells.World) -> int:
+def bits_sent(federation: Federation, params: Any, here: cells.World) -> int:
     """What a client sends in a round, from the shapes of its payload; SCAFFOLD's control variate is one more model."""
-    squares = params if plan.rule.squares else None
+    squares = params if federation.rule.squares else None
     few = Examples(*here.arrays[:2], jnp.zeros(1, jnp.int32), jnp.ones((), jnp.int32))
-    payload = jax.eval_shape(plan.rule.measure, Update(params, params, squares, 1), few, jax.random.key(0))
+    payload = jax.eval_shape(federation.rule.measure, Update(params, params, squares, 1), few, jax.random.key(0))
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), payload)
-    own = None if plan.variant is None else plan.variant.own(params)
-    return simulate.payload_bits(stacked) + BITS * sum(leaf.size for leaf in jax.tree.leaves(own))
+    own = None if federation.variant is None else federation.variant.own(params)
+    return payload_bits(stacked) + BITS * sum(leaf.size for leaf in jax.tree.leaves(own))
 
 
 def run(variant: str, refinement: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -140,18 +139,18 @@ def run(variant: str, refinement: str, seed: int, settings: dict[str, Any]) -> d
     here = world(one)
     x, y, test_x, test_y = here.arrays
     parts = data.split("dirichlet-client", here.dataset.train_y, one.clients, seed=seed, alpha=one.alpha)
-    who = federate.clients(parts)
+    who = cohort(x, y, parts)
     init_key, key = jax.random.split(jax.random.key(seed))
-    first, second = plans(one, variant, refinement)
+    first, second = federations(one, variant, refinement)
     state = rounds.init(first, here.network.init(init_key), one.clients, key)
-    before, after = (bits_sent(plan, state.params, here) for plan in (first, second))
+    before, after = (bits_sent(federation, state.params, here) for federation in (first, second))
     found: dict[str, list[float]] = {"accuracy": [], "loss": [], "joint_rank": []}
     for number in range(one.rounds):
-        state, metrics = rounds.step(first if number < one.warm_up else second, state, x, y, who)
+        state, report = rounds.step(first if number < one.warm_up else second, state, who)
         scores = evaluate(here.network.apply, categorical(), state.params, test_x, test_y)
         found["accuracy"].append(float(scores.accuracy))
         found["loss"].append(float(scores.loss))
-        found["joint_rank"].append(float(metrics.diagnostics.get("joint_rank", np.nan)))
+        found["joint_rank"].append(float(report.diagnostics.get("joint_rank", np.nan)))
     sent = np.where(np.arange(one.rounds) < one.warm_up, before, after)
     return {**found, "bits": np.cumsum(sent)}
 

@@ -198,13 +198,13 @@ def run(equation: str, method: str, pieces: int, settings: dict[str, Any]) -> di
     """One method on one equation and split; see `fields.follow`."""
     one = Settings(**settings)
     size = INTERIOR[equation]
-    who = fields.deal(one.clients * size, one.clients, pieces)
+    places = fields.deal(one.clients * size, one.clients, pieces)
     if equation == "poisson":
-        who = fields.with_shared(who, one.clients * size + np.arange(2))
-    schedule = fields.Schedule(one.rounds, one.warm_up, one.epochs, who.indices.shape[1], one.learning_rate)
+        places = fields.with_shared(places, one.clients * size + np.arange(2))
+    schedule = fields.Schedule(one.rounds, one.warm_up, one.epochs, places.shape[1], one.learning_rate)
     here = problem(equation, one.clients, one.width)
     seeds = one.seeds if equation == "poisson" else one.seeds_allen_cahn
-    return fields.follow(here, compared(one.tau)[method], schedule, who, one.seed, seeds)
+    return fields.follow(here, compared(one.tau)[method], schedule, places, one.seed, seeds)
 
 
 # ---- reports ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from experiments.fipa import fields
 from experiments.lib import common
 from fedfisher_jax import gaussian
 from fedfisher_jax.curvature import capture
-from fedfisher_jax.merge import every_round, fedfisher
+from fedfisher_jax.merge import fedfisher
 
 EXAMPLES, NOISE, BATCH, POINTS = 40, 0.01, 40, 401  # of a client; standard deviation; of local training; compared
 RANKS = (1, 5, 10, 50)
@@ -85,7 +85,7 @@ def compared(clients: int, width: int, ranks: tuple[int, ...], tau: float) -> di
     factors = sum(a * (a + 1) // 2 + g * (g + 1) // 2 for a, g in ((2, width), (width + 1, width), (width + 1, 1)))
     kronecker = fields.Method(
         "FedFisher, K-FAC",
-        lambda a, lik: every_round(fedfisher(a, lik, structure="kronecker", captured=layers)),
+        lambda a, lik: fedfisher(a, lik, structure="kronecker", captured=layers),
         lambda d: d + factors,
     )
     return {"fedavg": found.pop("fedavg"), "fedfisher-kfac": kronecker, **found}
@@ -96,8 +96,8 @@ def run(method: str, pieces: int, settings: dict[str, Any]) -> dict[str, Any]:
     one = Settings(**settings)
     schedule = fields.Schedule(one.rounds, one.warm_up, one.epochs, BATCH, one.learning_rate)
     rule = compared(one.clients, one.width, RANKS, one.tau)[method]
-    who = fields.deal(one.clients * EXAMPLES, one.clients, pieces)
-    return fields.follow(problem(one.clients, one.width), rule, schedule, who, one.seed, one.seeds)
+    places = fields.deal(one.clients * EXAMPLES, one.clients, pieces)
+    return fields.follow(problem(one.clients, one.width), rule, schedule, places, one.seed, one.seeds)
 
 
 def main() -> None:

@@ -20,12 +20,12 @@ import optax
 import rich.progress
 
 from experiments.lib import common
-from fedfisher_jax import categorical, data, federate, models
+from fedfisher_jax import Cohort, LocalTraining, categorical, cohort, data, models
 from fedfisher_jax._files import plain
 from fedfisher_jax.curvature import Capture, capture
 from fedfisher_jax.data import Dataset
+from fedfisher_jax.federate import Simulation, crop_and_flip, run_keys
 from fedfisher_jax.federate import _one_shot as one_shot
-from fedfisher_jax.federate import crop_and_flip
 from fedfisher_jax.merge import Rule, catalogue
 
 ALPHA_RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
@@ -109,9 +109,9 @@ def seed_pairs(settings: Settings) -> list[dict[str, int]]:
 
 
 @cache
-def training(network: models.Network, augment: bool, epochs: int) -> federate.Train:
+def training(network: models.Network, augment: bool, epochs: int) -> LocalTraining:
     """How the clients of a cell train; one object per setting, so that it is traced once."""
-    return federate.Train(
+    return LocalTraining(
         network.apply, categorical(), OPTIMIZER, epochs, BATCH_SIZE, crop_and_flip() if augment else None
     )
 
@@ -122,12 +122,12 @@ def _init(network: models.Network) -> Callable[[jax.Array], Any]:
 
 
 @cache
-def _rule(name: str, network: models.Network, captured: Capture, train: federate.Train, seed: int | None) -> Rule:
+def _rule(name: str, network: models.Network, captured: Capture, train: LocalTraining, seed: int | None) -> Rule:
     """One object per rule and setting: what is compiled for it serves every seed, unless it draws starts (`others`)."""
     offers: dict[str, Any] = {"captured": captured}
     if seed is not None:
         offers = one_shot.offers(network.init, train, captured, seed)
-    return catalogue.build(name, network.apply, categorical(), offers=offers)
+    return catalogue.named_rule(name, network.apply, categorical(), offers=offers)
 
 
 def compare(here: World, cell: Cell, rules: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -136,24 +136,26 @@ def compare(here: World, cell: Cell, rules: Sequence[str]) -> Iterator[tuple[str
     parts = data.split(
         "dirichlet-client", dataset.train_y, cell["clients"], seed=cell["data_seed"], alpha=cell["alpha"]
     )
-    problem = _problem(here, cell, federate.clients(parts, len(dataset.train_y)))
+    x, y, *_ = here.arrays
+    simulation = _simulation(here, cell, cohort(x, y, parts, length=len(dataset.train_y)))
     seeds = {name: cell["train_seed"] if "others" in catalogue.takes(name) else None for name in rules}
-    named = {name: _rule(name, network, here.captured, problem.train, seed) for name, seed in seeds.items()}
-    for found in one_shot.compare(problem, named, one_shot.keys(cell["train_seed"])):
+    named = {name: _rule(name, network, here.captured, simulation.training, seed) for name, seed in seeds.items()}
+    for found in one_shot.compare(simulation, named, run_keys(cell["train_seed"])):
         if found.kind != "client":
             yield "training" if found.kind == "training" else found.name, found.value
 
 
 def pooled(here: World, cell: Cell) -> dict[str, Any]:
     """Training on everybody's data, with the clients' settings."""
-    everybody = federate.clients([np.arange(len(here.dataset.train_y))])
-    return one_shot.train_pooled(_problem(here, cell, everybody), one_shot.keys(cell["train_seed"]).train)
+    x, y, *_ = here.arrays
+    everybody = cohort(x, y, [np.arange(len(y))])
+    return one_shot.train_pooled(_simulation(here, cell, everybody), run_keys(cell["train_seed"]).train)
 
 
-def _problem(here: World, cell: Cell, who: federate.Clients) -> one_shot.Problem:
+def _simulation(here: World, cell: Cell, who: Cohort) -> Simulation:
     train = training(here.network, here.dataset.augment, cell["epochs"])
-    start = _init(here.network)(one_shot.keys(cell["train_seed"]).init)
-    return one_shot.Problem(train, start, *here.arrays, who)
+    start = _init(here.network)(run_keys(cell["train_seed"]).init)
+    return Simulation(train, start, who, *here.arrays[2:])
 
 
 class Outcome(NamedTuple):

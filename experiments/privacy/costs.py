@@ -50,7 +50,7 @@ def run(seed: int, draws: int) -> dict[str, Any]:
     x, y = map(jnp.asarray, silos.test)
     score = jax.jit(lambda params: ff.evaluate(silos.apply, ff.categorical(), params, x, y).accuracy)
     for name in RULES:
-        rule = catalogue.build(name, silos.apply, ff.categorical(), offers={"captured": silos.captured})
+        rule = catalogue.named_rule(name, silos.apply, ff.categorical(), offers={"captured": silos.captured})
         sent = silos.payloads(rule)
         plain = bits.merge(rule, sent)
         found: dict[str, Any] = {"plain": 100 * float(score(plain))}

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.lib import cells
-from fedfisher_jax import categorical, data, evaluate, federate
+from fedfisher_jax import Update, categorical, cohort, data, evaluate
 from fedfisher_jax._files import plain
 from fedfisher_jax.curvature import Capture, Subspace
 from fedfisher_jax.data import Dataset
-from fedfisher_jax.federate import _one_shot as one_shot
+from fedfisher_jax.federate import measure_clients, run_keys, train_clients
 from fedfisher_jax.merge import Payload, Rule, fedavg, fedfisher, merge_payloads, regmean_kron
 from fedfisher_jax.models import Network
 from fedfisher_jax.privacy import attacks, noise
@@ -146,13 +146,13 @@ def federation(world: World, network_name: str, seed: int) -> Federation:
     parts = data.split("dirichlet-client", full.train_y[inside], world.clients, seed=seed, alpha=world.alpha)
     network, captured = network_of(network_name, world.dataset, world.hidden)
     rules = rules_of(network_name, world.dataset, world.hidden, world.rank)
-    key, who = one_shot.keys(seed), federate.clients(parts, world.examples)
+    key, who = run_keys(seed), cohort(x, y, parts, length=world.examples)
     train = cells.training(network, False, world.epochs)
     start = jax.jit(network.init)(key.init)
-    models, _ = federate.train_clients(train, start, x, y, who, key.train)
+    models, _ = train_clients(train, start, who, key.train)
     payloads = {}
     for kind, rule in rules.items():
-        sent, _ = federate.measure_clients(rule.measure, models.params, x, y, who, key.measure)
+        sent, _ = measure_clients(rule.measure, Update(models.params, start), who, key.measure)
         payloads[kind] = [jax.tree.map(lambda leaf, n=n: leaf[n], sent) for n in range(world.clients)]
     targets = [target(full, inside[part], outside, random) for part in parts[: world.attacked]]
     bounds = attacks.Bounds(float(full.train_x.min()), float(full.train_x.max()))

@@ -14,12 +14,12 @@ OWN_RULE = '''
 """Coordinate-wise median of the clients' models."""
 import jax
 import jax.numpy as jnp
-from fedfisher_jax.merge import Measure, Merged, Rule
+from fedfisher_jax.merge import MeasureFisher, Merged, Rule
 
 
 def median(apply, likelihood):
-    solve = lambda sent: Merged(jax.tree.map(lambda leaf: jnp.median(leaf, axis=0), sent.params), {})
-    return Rule("median", Measure(apply, likelihood, None), lambda payload: payload, solve, "stack")
+    solve = lambda sent, start: Merged(jax.tree.map(lambda leaf: jnp.median(leaf, axis=0), sent.params), {})
+    return Rule("median", MeasureFisher(apply, likelihood, None), lambda payload, start: payload, solve, "stack")
 '''
 
 

@@ -95,9 +95,9 @@ def test_reference_solutions_converge():
 
 @pytest.mark.parametrize("pieces", [1, 2, 4])
 def test_pieces_are_dealt_round_robin(pieces):
-    who = fields.deal(24, 3, pieces)
+    places = fields.deal(24, 3, pieces)
     owner = np.empty(24, int)
-    for number, row in enumerate(who.indices):
+    for number, row in enumerate(places):
         owner[row] = number
     np.testing.assert_array_equal(owner, np.repeat(np.tile(np.arange(3), pieces), 24 // (3 * pieces)))
     with pytest.raises(ValueError, match="pieces"):

@@ -21,7 +21,7 @@ def test_laws(law):
 
 def test_log_density_is_that_of_the_dense_matrix():
     data = federation.data(SHAPE, 0)
-    measured = jax.jit(RULE.measure)(PARAMS, data, federation.KEY).fisher[0]
+    measured = jax.jit(RULE.measure)(Update(PARAMS), data, federation.KEY).fisher[0]
     other = federation.perturbed(PARAMS, 1)
     matrix = 12 * np.asarray(measured.to_dense()) + 0.5 * np.eye(ravel_pytree(PARAMS)[0].size)
     gap = np.asarray(ravel_pytree(other)[0] - ravel_pytree(PARAMS)[0])

@@ -15,7 +15,7 @@ def silo_of(context: Context) -> flower.Silo:
     rows, budget = task.parts[number], float(context.run_config["budget"])
     x, y = task.dataset.train_x[rows], task.dataset.train_y[rows]
     chosen = partial(plan.fit, budget=budget) if budget else None
-    return flower.Silo(task.train, task.rule, x, y, number, task.start, int(context.run_config["seed"]), chosen)
+    return flower.Silo(task.training, task.rule, x, y, number, task.start, int(context.run_config["seed"]), chosen)
 
 
 app = flower.client_app(silo_of)

@@ -6,8 +6,7 @@ import optax
 from flwr.app import UserConfig  # pyright: ignore[reportMissingImports]
 
 import fedfisher_jax as ff
-from fedfisher_jax import federate
-from fedfisher_jax.federate import _one_shot as one_shot
+from fedfisher_jax.federate import run_keys
 from fedfisher_jax.merge import catalogue
 from fedfisher_jax.silos import Kind
 
@@ -17,7 +16,7 @@ class Task(NamedTuple):
 
     kind: Kind
     start: Any
-    train: federate.Train
+    training: ff.LocalTraining
     rule: ff.Rule
     layers: tuple[Any, ...]
     dataset: Any
@@ -29,10 +28,10 @@ def task_of(config: UserConfig) -> Task:
     dataset, seed = ff.data.load("digits"), int(config["seed"])
     kind = Kind("mlp", dataset.train_x.shape[1:], dataset.num_classes)
     network, likelihood = ff.models.build(kind.model, kind.input_shape, kind.outputs), ff.categorical()
-    start = network.init(one_shot.keys(seed).init)
+    start = network.init(run_keys(seed).init)
     captured = ff.capture(network.apply, start, dataset.train_x)
-    rule = catalogue.build(str(config["rule"]), network.apply, likelihood, offers={"captured": captured})
-    train = federate.Train(network.apply, likelihood, optax.sgd(0.01, 0.9), int(config["epochs"]), 64)
+    rule = catalogue.named_rule(str(config["rule"]), network.apply, likelihood, offers={"captured": captured})
+    training = ff.LocalTraining(network.apply, likelihood, optax.sgd(0.01, 0.9), int(config["epochs"]), 64)
     how = {"seed": seed, "alpha": float(config["alpha"])}
     parts = ff.data.split("dirichlet-client", dataset.train_y, int(config["nodes"]), **how)
-    return Task(kind, start, train, rule, captured.layers, dataset, parts)
+    return Task(kind, start, training, rule, captured.layers, dataset, parts)
