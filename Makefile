@@ -20,8 +20,9 @@ test: .venv/installed-tests
 newest:
 	@echo $(NEWEST)
 
+# With XLA's optimisations, which tests/conftest.py turns off to compile faster.
 test-newest: .venv/newest/installed
-	.venv/newest/bin/$(PYTEST) $(TESTS)
+	XLA_FLAGS= .venv/newest/bin/$(PYTEST) $(TESTS)
 
 test-flower: .venv/flower/installed
 	.venv/flower/bin/python -m pytest tests/test_flower.py
