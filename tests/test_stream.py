@@ -57,6 +57,7 @@ def test_resumes_to_the_same_bits(tmp_path, combine):
     chex.assert_trees_all_equal(resumed, whole)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(tmp_path):
     """A process killed in group 3 of 10 leaves a checkpoint from which another one gets the same bits."""
     script = f"""

@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 
 def test_refinement_begins_after_the_warm_up_and_is_counted(script):
@@ -23,6 +24,7 @@ def test_refinement_begins_after_the_warm_up_and_is_counted(script):
     assert f"| {label} |" in table
 
 
+@pytest.mark.slow
 def test_rivals_and_ranks_send_what_their_payloads_hold(script):
     flags = ("--quick", "--seeds", "1", "--rounds", "2", "--warm-up", "1", "--epochs", "1", "--further-ranks", "3")
     flags += ("--variants", "fedavg", "--refinements", "none", "--clients", "4", "--participation", "0.5")
@@ -41,6 +43,7 @@ def test_rivals_and_ranks_send_what_their_payloads_hold(script):
     assert "FedAvg + FIPA, last layer, rank 3" in table and "FedAvg + FedFish" in table
 
 
+@pytest.mark.slow
 def test_the_last_layer(monkeypatch):
     """By the order of layers, not of names."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "experiments"))
