@@ -4,6 +4,8 @@ Rooms, in the order in which data flow: `data` and `models`, `tracing`, `curvatu
 `payload`, `silos`, `privacy`, `theory`, `report`, `cli`. What most people need is here, under its own name.
 """
 
+__version__ = "0.2.0"  # the only place that says it
+
 import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
@@ -59,8 +61,6 @@ if _TYPE_CHECKING:
     from . import report as report
     from . import silos as silos
     from . import theory as theory
-
-__version__ = "0.2.0"
 
 _LAZY = ("cli", "data", "models", "payload", "privacy", "report", "silos", "theory")  # loaded when they are used
 

@@ -83,6 +83,7 @@ def test_own_rule(tmp_path, monkeypatch):
     assert result["rules"]["my_rules:first"]["accuracy"] == pytest.approx(result["clients"]["accuracies"][0], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_rules_that_work_on_the_host_or_bring_their_own_network(tmp_path):
     rules = ("otfusion", "pfnm", "fedbens")
     command(*QUICK, "--rules", *rules, "--out", tmp_path)
@@ -156,6 +157,7 @@ def test_list(capsys):
         assert name in printed
 
 
+@pytest.mark.slow
 def test_two_hosts_of_a_slurm_step(record, tmp_path):
     """The same command on each host, two devices each; the variables are those that Slurm sets."""
     with socket.socket() as free:

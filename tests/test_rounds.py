@@ -258,6 +258,7 @@ def test_one_program_tells_of_a_model_that_diverged_and_nothing_of_it_is_kept(pr
 # Stopped and started again.
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_parameters(problem, tmp_path):
     """A process is killed in round 7 of 10; another one goes on; the result is that of an undisturbed run."""
     worker = Path(__file__).with_name("rounds_worker.py")

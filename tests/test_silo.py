@@ -323,6 +323,7 @@ def test_bad_input_is_one_line(arguments, words, small, monkeypatch, capsys):
     assert {path.name: path.stat().st_mtime_ns for path in small.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "arrays"), [("fedavg", 0), ("fedfisher-kfac", 6)])
 def test_a_private_payload_is_clipped_noisy_and_says_so(rule, arrays, small, tmp_path, capsys, monkeypatch):
     pytest.importorskip("dp_accounting", reason="accounting needs pip install 'fedfisher-jax[privacy]'")

@@ -57,6 +57,7 @@ def test_resumes_to_the_same_bits(tmp_path, combine):
     chex.assert_trees_all_equal(resumed, whole)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(tmp_path):
     """A process killed in group 3 of 10 leaves a checkpoint from which another one gets the same bits."""
     script = f"""
@@ -65,7 +66,7 @@ import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_enable_x64", True)
 sys.path.insert(0, {str(HERE)!r})
 from test_stream import CLIENTS, SHARED, contribution
-from fedfisher_jax.federate import fold_clients
+from fedfisher_jax import fold_clients
 clients = jnp.concatenate([CLIENTS, CLIENTS])[:20]
 groups = []
 def done(number):
@@ -138,8 +139,7 @@ jax.config.update("jax_enable_x64", True)
 jax.distributed.initialize(f"127.0.0.1:{{sys.argv[1]}}", num_processes=2, process_id=int(sys.argv[2]))
 sys.path.insert(0, {str(HERE)!r})
 from test_stream import contribution
-from fedfisher_jax import map_clients
-from fedfisher_jax.federate import fold_clients
+from fedfisher_jax import fold_clients, map_clients
 clients, shared = np.random.default_rng(0).normal(size=(11, 4)), np.arange(1.0, 5.0)
 assert jax.process_count() == 2 and jax.device_count() == 4
 each = [contribution(shared, client) for client in clients]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import _compat
 from ..tracing._jaxpr import Program
 from ._pull_back import Capture, Site, activation_rows, position_rows
 
@@ -170,9 +171,8 @@ def _evaluate(program: Program, positions: Sequence[int], values: dict[int, Any]
     values = {**program.constants, **values}
     for position in positions:
         equation = program.equations[position]
-        params = equation.primitive.get_bind_params(equation.params)
-        results = equation.primitive.bind(*[values[v] for v in equation.inputs], **params)
-        values |= zip(equation.outputs, results if equation.primitive.multiple_results else [results], strict=True)
+        results = _compat.bind(equation.primitive, [values[v] for v in equation.inputs], equation.params)
+        values |= zip(equation.outputs, results, strict=True)
     return values
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .. import _compat
 from ..tracing._convolution import matrix_product, output_rows, patches
 from ..tracing._jaxpr import Program, evaluate
 from ._layers import Layer, Steps, product_steps, run, unrun
@@ -109,7 +110,7 @@ def _replacements(program: Program, sites: Sequence[Site], zeros: Sequence[Any],
         def replacement(values: list[Any]) -> list[Any]:
             if position in noted:
                 operands[position] = values[noted[position]]
-            result = compute(values)[0] if compute else equation.primitive.bind(*values, **equation.params)
+            (result,) = compute(values) if compute else _compat.bind(equation.primitive, values, equation.params)
             return [result + added[equation.outputs[0]] if equation.outputs[0] in added else result]
 
         return replacement

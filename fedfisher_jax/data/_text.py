@@ -95,7 +95,7 @@ def standard_library(folder: str | os.PathLike[str] | None = None, *, min_charac
 
     A top-level package or module with `min_characters` is a client; smaller ones are joined with their alphabetical
     neighbours until they have as many. Tests, installed packages and generated files are left out. Another version of
-    Python has other sources.
+    Python has other sources, and so may another packaging of the same one: Debian ships idlelib and tkinter apart.
 
     Args:
         folder: of the library; default that of the running Python.

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as orbax
 
 from .._files import plain, write_atomically
 from ._cohort import Cohort
@@ -47,6 +46,8 @@ def run_rounds(
         ValueError: `rounds` or `every` below 1, a checkpoint that is further than `rounds`, or a model that is not
             finite after a round, of which nothing is written.
     """
+    import orbax.checkpoint as orbax  # here, since it costs more than the rest of this library's import
+
     for name, value in (("rounds", rounds), ("every", every)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
-import scipy.sparse
+import scipy  # its parts load where they are used
 
 from .._examples import Examples
 from .._likelihood import Likelihood

@@ -1,12 +1,12 @@
 """The header of a payload file: what it says of itself, checked before anything else is looked at."""
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import __version__
 from . import _codecs as codecs
 from . import _structures as structures
 from ._codecs import Codec
@@ -62,7 +62,7 @@ def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: 
     table = list(dict.fromkeys(plan.values()))
     return {
         "format": FORMAT,
-        "library": importlib.metadata.version("fedfisher-jax"),
+        "library": __version__,
         "structure": structures.name_of(payload.fisher),
         "examples": int(payload.weight),
         "params": [[leaf.path, list(leaf.shape), leaf.dtype] for leaf in leaves(payload.params)],

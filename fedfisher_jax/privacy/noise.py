@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import ndtri
+import scipy  # its parts load where they are used
 
 from ..curvature import Diagonal, Full, Kronecker
 from ..curvature.structures._gram import Gram
@@ -209,7 +209,7 @@ def _clipped(arrays: list[np.ndarray], norm: float) -> float:
 def _gaussian(shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal numbers from the operating system's randomness."""
     words = np.frombuffer(os.urandom(8 * math.prod(shape)), np.uint64)
-    return ndtri(((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53).reshape(shape)
+    return scipy.special.ndtri(((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53).reshape(shape)
 
 
 def _accountant() -> tuple[Any, Any]:

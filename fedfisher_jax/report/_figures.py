@@ -4,12 +4,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 
 def plot_accuracy(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Bars of test accuracy: local models, rules, references."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     locals_ = record["clients"]["accuracies"]
     names = [f"client {number}" for number in range(len(locals_))] if len(locals_) <= 10 else ["best local"]
     values = list(locals_) if len(locals_) <= 10 else [max(locals_)]

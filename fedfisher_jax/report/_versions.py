@@ -5,9 +5,16 @@ import platform
 
 import jax
 
+from .. import __version__
+
 
 def versions() -> dict[str, str]:
     """Versions of Python, the platform and the packages that decide the numbers."""
-    packages = ("fedfisher-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), "platform": jax.default_backend(), **found}
+    return {
+        "python": platform.python_version(),
+        "platform": jax.default_backend(),
+        "fedfisher-jax": __version__,
+        **found,
+    }

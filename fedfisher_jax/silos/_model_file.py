@@ -5,7 +5,6 @@ layout. A file never makes anything run: a user's own network is imported only i
 """
 
 import dataclasses
-import importlib.metadata
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import __version__
 from ..models import Network, torch_layout
 from ..payload import Limits, PayloadError, leaves
 from ..payload import _container as container
@@ -54,7 +54,7 @@ def write(path: str | os.PathLike[str], kind: Kind, params: PyTree, made_by: str
         made_by: a word on where it comes from, for people.
     """
     arrays = {leaf.path: np.asarray(x) for leaf, x in zip(leaves(params), jax.tree.leaves(params), strict=True)}
-    header = {"format": FORMAT, "library": importlib.metadata.version("fedfisher-jax"), "made_by": made_by}
+    header = {"format": FORMAT, "library": __version__, "made_by": made_by}
     data = container.pack(header | dataclasses.asdict(kind), arrays)
     container.write_bytes(path, data)
     return 8 * len(data)

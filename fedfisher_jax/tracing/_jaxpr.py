@@ -8,11 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
 
-# Calls whose body is the same program written elsewhere; anything else that holds a jaxpr (loops, branches,
-# custom derivatives) is one opaque equation.
-INLINED = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
+from .. import _compat
 
 
 class Equation(NamedTuple):
@@ -62,13 +59,12 @@ def trace(function: Callable, *args: Any) -> Program:
         names = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
 
         def read(atom: Any) -> int:
-            return constant(atom.val, atom.aval) if isinstance(atom, core.Literal) else names[atom]
+            return constant(atom.val, atom.aval) if _compat.is_literal(atom) else names[atom]
 
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
-            body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-            if eqn.primitive.name in INLINED and body is not None:
-                inner, values = (body.jaxpr, body.consts) if isinstance(body, core.ClosedJaxpr) else (body, [])
+            if (body := _compat.called(eqn)) is not None:
+                inner, values = body
                 consts_inside = [constant(v, var.aval) for v, var in zip(values, inner.constvars, strict=True)]
                 results = inline(inner, consts_inside, operands)
             else:
@@ -91,9 +87,7 @@ def evaluate(program: Program, args: Sequence[Any], replacements: dict[int, Repl
         if replacements and position in replacements:
             results = replacements[position](operands)
         else:
-            params = equation.primitive.get_bind_params(equation.params)
-            results = equation.primitive.bind(*operands, **params)
-            results = results if equation.primitive.multiple_results else [results]
+            results = _compat.bind(equation.primitive, operands, equation.params)
         values |= dict(zip(equation.outputs, results, strict=True))
     return [values[v] for v in program.outputs]
 

@@ -1,6 +1,7 @@
 """FIPA as a refinement on images, at sizes of seconds."""
 
 import numpy as np
+import pytest
 
 from experiments.lib import cells
 
@@ -22,6 +23,7 @@ def test_refinement_begins_after_the_warm_up_and_is_counted(script):
     assert f"| {label} |" in table
 
 
+@pytest.mark.slow
 def test_rivals_and_ranks_send_what_their_payloads_hold(script):
     flags = ("--quick", "--seeds", "1", "--rounds", "2", "--warm-up", "1", "--epochs", "1", "--further-ranks", "3")
     flags += ("--variants", "fedavg", "--refinements", "none", "--clients", "4", "--participation", "0.5")
@@ -40,6 +42,7 @@ def test_rivals_and_ranks_send_what_their_payloads_hold(script):
     assert "FedAvg + FIPA, last layer, rank 3" in table and "FedAvg + FedFish" in table
 
 
+@pytest.mark.slow
 def test_the_last_layer():
     """By the order of layers, not of names."""
     for model, names in (("lenet", ("fc3",)), ("resnet18_pretrained", ("final",)), ("mlp", ("fc3",))):

@@ -85,6 +85,7 @@ def test_curves(script, name, axis, numbers):
     assert {line["settings"][axis] for line in lines if line["settings"]["method"] == "fedavg"} == set(numbers)
 
 
+@pytest.mark.slow
 def test_synthetic(script):
     table, summary, lines = script("fedfisher.synthetic_binary", *TINY, "--epochs", "1", "--examples", "400")
     assert summary["fedavg"] == summary["accuracy"]["α=0.1"]["fedavg"]

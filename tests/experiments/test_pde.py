@@ -104,6 +104,7 @@ def test_pieces_are_dealt_round_robin(pieces):
         fields.deal(24, 3, 5)
 
 
+@pytest.mark.slow
 def test_methods_share_the_warm_up_and_count_their_bits():
     """FIPA's first rounds are FedAvg's, number by number; then they part. d + r (d + 1) numbers a round."""
     settings = {"seeds": 2, "rounds": 3, "warm_up": 2, "epochs": 1, "width": 3, "clients": 2}

@@ -13,6 +13,7 @@ def test_few_rounds(script):
     assert len(script("fedfisher.few_rounds", *flags)[2]) == len(lines)  # nothing runs again
 
 
+@pytest.mark.slow
 def test_fedfish_images(script):
     flags = (
         "--quick",
@@ -34,6 +35,7 @@ def test_fedfish_images(script):
     assert summary["accuracy"]["fedfish"]["1"] == pytest.approx(100 * np.mean(final))
 
 
+@pytest.mark.slow
 def test_fedfish_language(script, tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -45,6 +47,7 @@ def test_fedfish_language(script, tmp_path):
     assert 0 < summary["unigram"][0] < summary["bigram"][0] < 1
 
 
+@pytest.mark.slow
 def test_pretrained(script):
     flags = ("--quick", "--epochs", "1", "--seeds", "1", "--rules", "fedavg", "fedfisher-kfac")
     table, summary, lines = script("fedfisher.pretrained", *flags, "--pretrain-epochs", "1")

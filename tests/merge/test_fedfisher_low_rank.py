@@ -32,6 +32,7 @@ def test_laws(law):
     law(rule(), "dense", atol=1e-8)
 
 
+@pytest.mark.slow
 def test_full_rank_is_the_full_fisher():
     size = explicit.flat(federation.net("dense")[1]).size
     each = (rule(rank=size), rule("full"))

@@ -123,6 +123,7 @@ def golden_payloads():
         yield Payload(jnp.asarray(golden.array("sizes")[client], jnp.float32), golden.params(client), gram)
 
 
+@pytest.mark.slow
 def test_golden_model_of_the_released_settings():
     """Convolutions agree to rounding. Dense layers cannot: of client 2 the authors take a random 16,000 examples."""
     rule = released_regmean(golden.network.apply, federation.LIKELIHOOD)
