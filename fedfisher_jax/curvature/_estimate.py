@@ -78,8 +78,8 @@ def fishers(
         subspace: rank and effort of "low_rank", and which parameters it covers.
 
     Raises:
-        ValueError: unknown structure or kind, Monte-Carlo or low rank without key, a full Fisher of a large model, `skip` outside of [0, 1) or not with
-            "exact", or with "low_rank".
+        ValueError: unknown structure or kind, Monte-Carlo or low rank without key, a full Fisher of a large model, or
+            `skip` outside of [0, 1), not with "exact", or with "low_rank".
     """
     rows_of = cotangents(likelihood, kind, key, samples)
     chosen = _chosen(structures, params, kind, skip)

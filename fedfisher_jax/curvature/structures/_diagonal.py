@@ -58,7 +58,7 @@ class Diagonal(Structure):
         return tuple(f"diagonal/{leaf.path}" for leaf in leaves)
 
     @classmethod
-    def outline(cls, static: Mapping[str, Any], leaves: Sequence[Leaf], treedef: Any) -> "Diagonal":
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Diagonal":
         """The shapes of the parameters."""
         require_static(static, set(), cls.name)
         return cls(treedef.unflatten([shaped(*leaf.shape) for leaf in leaves]))

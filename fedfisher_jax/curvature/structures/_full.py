@@ -71,7 +71,7 @@ class Full(Structure):
         return ("matrix",)
 
     @classmethod
-    def outline(cls, static: Mapping[str, Any], leaves: Sequence[Leaf], treedef: Any) -> "Full":
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Full":
         """A matrix over all parameters."""
         require_static(static, set(), cls.name)
         size = sum(leaf.size for leaf in leaves)

@@ -78,7 +78,7 @@ class Gram(Structure):
         return {"layers": layers_to_json(self.layers)}
 
     @classmethod
-    def outline(cls, static: Mapping[str, Any], leaves: Sequence[Leaf], treedef: Any) -> "Gram":
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Gram":
         """A matrix for each layer, of which there is at least one."""
         whole = Kronecker.outline(static, leaves, treedef)
         if not whole.layers:

@@ -112,7 +112,7 @@ class Kronecker(Structure):
         return {"layers": layers_to_json(self.layers)}
 
     @classmethod
-    def outline(cls, static: Mapping[str, Any], leaves: Sequence[Leaf], treedef: Any) -> "Kronecker":
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Kronecker":
         """Two matrices for each layer and a diagonal for every other leaf."""
         require_static(static, {"layers"}, cls.name)
         layers = layers_from_json(static["layers"], leaves)

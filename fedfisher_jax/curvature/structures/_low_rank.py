@@ -91,7 +91,7 @@ class LowRank(Structure):
         return {"rank": int(self.values.shape[0]), "covered": sorted(map(int, self.vectors))}
 
     @classmethod
-    def outline(cls, static: Mapping[str, Any], leaves: Sequence[Leaf], treedef: Any) -> "LowRank":
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "LowRank":
         """Eigenvalues, and a part of every vector for each covered leaf."""
         require_static(static, {"rank", "covered"}, cls.name)
         rank, covered = static["rank"], static["covered"]

@@ -1,7 +1,8 @@
 """What every Fisher structure offers: an algebra, named arrays, a spectrum and how it is estimated."""
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,26 +22,32 @@ Spectral = Callable[[jax.Array, Any, int], Any]  # (eigenvalues, size of their r
 class Fisher(Protocol):
     """The algebra of a Fisher; v and the result of `matvec` are trees like the parameters."""
 
+    @abc.abstractmethod
     def matvec(self, v: PyTree) -> PyTree:
         """F v."""
         ...
 
+    @abc.abstractmethod
     def diagonal(self) -> PyTree:
         """The diagonal of F as a tree like the parameters."""
         ...
 
+    @abc.abstractmethod
     def scale(self, factor: Any) -> "Fisher":
         """Factor · F."""
         ...
 
+    @abc.abstractmethod
     def blocks(self) -> Blocks:
         """Numbers of the parameter leaves that F couples with each other; F is block-diagonal between them."""
         ...
 
+    @abc.abstractmethod
     def to_dense(self) -> jax.Array:
         """F as [d, d] in the order of `ravel_pytree`, for small models."""
         ...
 
+    @abc.abstractmethod
     def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
         """The map v → f(F) v: every eigenvalue replaced, the eigenvectors kept. Decomposes once, here.
 
@@ -53,7 +60,7 @@ class Fisher(Protocol):
         ...
 
 
-class Structure(Fisher, Protocol):
+class Structure(Fisher):
     """What a Fisher structure offers to estimates, files, noise and attacks: to be inherited by frozen dataclasses.
 
     A structure is a pytree. Its arrays are its pytree's leaves, which `names` names, so whoever stores or changes
@@ -65,6 +72,7 @@ class Structure(Fisher, Protocol):
     additive: ClassVar[bool]  # whether F is linear in its arrays: clients' Fishers then add up array by array
     reads: ClassVar[Literal["layers", "gradients"]] = "layers"  # what `sums` is given
 
+    @abc.abstractmethod
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
         """The names of the arrays in the order of the pytree's leaves: "kind" or "kind/path of a parameter"."""
         ...
@@ -74,7 +82,8 @@ class Structure(Fisher, Protocol):
         return {}
 
     @classmethod
-    def outline(cls, static: Mapping[str, Any], leaves: Sequence[Leaf], treedef: Any) -> Self:
+    @abc.abstractmethod
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> Any:
         """The structure with `jax.ShapeDtypeStruct` in the place of arrays: all that a file has to agree with.
 
         Args:
@@ -101,7 +110,7 @@ class Structure(Fisher, Protocol):
                 "layers": the captured layers' activations and output gradients, and the gradients of the other leaves;
                 where it is "gradients", the gradients of all leaves, [n, K, *leaf] each, as `pulled.leaves`.
         """
-        ...
+        raise NotImplementedError(f"{cls.__name__}: has no sums over batches")
 
     @classmethod
     def input_sums(cls, activations: Sequence[jax.Array]) -> PyTree:
@@ -113,11 +122,11 @@ class Structure(Fisher, Protocol):
         return ()
 
     @classmethod
-    def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> Self:
+    def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> Any:
         """The structure from the means over examples of `sums` and `input_sums`."""
-        ...
+        raise NotImplementedError(f"{cls.__name__}: has no sums over batches")
 
-    def balanced(self) -> Self:
+    def balanced(self) -> Any:
         """The same F in arrays whose norms do not depend on how F is written: these are clipped before noise."""
         return self
 
@@ -200,16 +209,18 @@ def mean_diagonals(fisher: Fisher) -> list[jax.Array]:
     ]
 
 
-def damped_inverse(fisher: Fisher, damping: float) -> Callable[[PyTree], PyTree]:
-    """The map v → (F + λ)⁻¹ v, exactly; λ of a block is `damping` times the mean diagonal entry of the block.
+def damped_inverse(fisher: Fisher, shifts: Any) -> Callable[[PyTree], PyTree]:
+    """The map v → (F + λ)⁻¹ v, exactly.
 
-    Where F + λ is zero, in blocks of which F knows nothing, the result is zero.
+    Args:
+        fisher: F.
+        shifts: [blocks], λ of each of F's `blocks()`, not negative. Where it is zero the pseudo-inverse is taken.
     """
-    means = mean_diagonals(fisher)
 
     def invert(values: jax.Array, noise: Any, block: int) -> jax.Array:
-        total = values + (damping * means[block]).astype(values.dtype)
-        return jnp.where(total > noise, 1 / jnp.where(total > noise, total, 1), 0)
+        shift = jnp.asarray(shifts[block], values.dtype)
+        kept = values > jnp.where(shift > 0, -1, noise)
+        return jnp.where(kept, 1 / jnp.where(kept, values + shift, 1), 0)
 
     return fisher.spectral(invert)
 

@@ -41,13 +41,17 @@ def by_name(name: str) -> type[Structure]:
     return STRUCTURES[name]
 
 
+def is_known(fisher: Any) -> bool:
+    """Whether a Fisher's structure is registered."""
+    return STRUCTURES.get(getattr(type(fisher), "name", "")) is type(fisher)
+
+
 def require_known(fisher: Any) -> Structure:
     """The Fisher itself, if its structure is registered.
 
     Raises:
         ValueError: it is not.
     """
-    if STRUCTURES.get(getattr(type(fisher), "name", "")) is not type(fisher):
-        known = ", ".join(structure.__name__ for structure in STRUCTURES.values())
-        raise ValueError(f"fisher: got {type(fisher).__name__}, expected one of {known}, or a registered structure")
+    if not is_known(fisher):
+        raise ValueError(f"fisher: got {type(fisher).__name__}, expected one of {', '.join(STRUCTURES)}")
     return fisher
