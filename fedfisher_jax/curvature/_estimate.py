@@ -93,7 +93,7 @@ def fishers(
     if not summed:
         return result
     layers = capture(apply, params, data.x) if captured is None else captured
-    readers = {"layers": layers, "gradients": None}
+    readers = {"layers": layers}
     if any(structure.reads == "gradients" for structure in summed.values()):
         readers["gradients"] = capture(apply, params, data.x, structured=False)
     columns = heaviest(apply, likelihood, params, data, batch_size, skip) if skip else None
@@ -119,7 +119,7 @@ def _chosen(names: Sequence[str], params: PyTree, kind: str, skip: float) -> dic
 
 def _one_pass(
     structures: Mapping[str, Any],
-    readers: Mapping[str, Capture | None],
+    readers: Mapping[str, Capture],
     params: PyTree,
     data: Examples,
     batch_size: int,

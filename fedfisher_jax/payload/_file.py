@@ -212,8 +212,8 @@ def _decode(
     plan = header.plan
     expected = {f"params/{leaf.path}": (leaf.shape, leaf.dtype) for leaf in header.leaves}
     shapes = structures.expected(_outline(header), header.leaves)
-    signs = {name: structures.sign(header.structure, name) for name in expected | shapes}
     expected |= {name: (shape, header.fisher_dtype) for name, shape in shapes.items()}
+    signs: dict[str, Sign] = {name: structures.sign(header.structure, name) for name in expected}
     if set(plan) - set(expected):
         raise PayloadError(f"{file}: encoded: no entry {sorted(set(plan) - set(expected))[0][:80]!r}")
     for name in sorted(set(expected) ^ set(arrays)):

@@ -73,8 +73,7 @@ def fit(payload: Payload, about: file.About, budget: float, *, stochastic: bool 
     largest = max((array.shape[-1] for entry, array in arrays.items() if is_matrix(name, entry)), default=0)
 
     def plan(width: int, rank: int | None) -> dict[str, Codec]:
-        signs = {entry: structures.sign(name, entry) for entry in arrays}
-        return {entry: _codec(signs[entry], array, width, rank, stochastic) for entry, array in arrays.items()}
+        return {n: _codec(structures.sign(name, n), array, width, rank, stochastic) for n, array in arrays.items()}
 
     def bits(width: int, rank: int | None) -> int:
         return file.size_bits(payload, about, plan(width, rank))

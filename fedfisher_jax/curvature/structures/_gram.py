@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from .._layers import Layer, layers_to_json
+from .._layers import Layer
 from .._leaves import Leaf
 from .._pull_back import Capture, Pulled
 from ._kronecker import Kronecker, factor_of, layer_blocks
@@ -75,7 +75,7 @@ class Gram(Structure):
 
     def static(self) -> dict[str, Any]:
         """The layers."""
-        return {"layers": layers_to_json(self.layers)}
+        return self.kronecker().static()
 
     @classmethod
     def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Gram":

@@ -203,10 +203,9 @@ def num_bytes(fisher: Fisher) -> int:
 def mean_diagonals(fisher: Fisher) -> list[jax.Array]:
     """The mean diagonal entry of each of F's blocks."""
     leaves = jax.tree.leaves(fisher.diagonal())
-    return [
-        sum(jnp.sum(leaves[leaf]) for leaf in block) / sum(leaves[leaf].size for leaf in block)
-        for block in fisher.blocks()
-    ]
+    sums = [sum(jnp.sum(leaves[leaf]) for leaf in block) for block in fisher.blocks()]
+    sizes = [sum(leaves[leaf].size for leaf in block) for block in fisher.blocks()]
+    return [jnp.asarray(total / size) for total, size in zip(sums, sizes, strict=True)]
 
 
 def damped_inverse(fisher: Fisher, shifts: Any) -> Callable[[PyTree], PyTree]:
