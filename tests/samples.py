@@ -9,9 +9,7 @@ import safetensors
 
 import fedfisher_jax as ff
 from fedfisher_jax import payload as files
-from fedfisher_jax.curvature import Diagonal, Full, Kronecker, Layer
-from fedfisher_jax.curvature.structures._gram import Gram
-from fedfisher_jax.curvature.structures._low_rank import LowRank
+from fedfisher_jax.curvature import Diagonal, Full, Gram, Kronecker, Layer, LowRank
 from fedfisher_jax.payload import _container as container
 
 SHAPES = {"conv": {"kernel": (2, 3, 4)}, "fc": {"bias": (3,), "kernel": (4, 3)}, "scale": (5,)}

@@ -70,7 +70,7 @@ def indefinite(structure, silo):
     """A file whose first matrix is no Fisher information, which only decoding finds."""
 
     def change(header, arrays):
-        name = next(name for name in arrays if files._structures.is_matrix(name))
+        name = next(name for name in arrays if plan.is_matrix(structure, name))
         arrays[name] = -arrays[name]
 
     return resealed(files.dumps(payload(structure, silo), about(structure, silo, rule="fedfisher-kfac")), change)

@@ -9,6 +9,7 @@ from ._estimate import fishers as fishers
 from ._layers import Layer as Layer
 from ._pull_back import Capture as Capture
 from ._pull_back import activations as activations
+from .structures import STRUCTURES as STRUCTURES
 from .structures import Diagonal as Diagonal
 from .structures import Fisher as Fisher
 from .structures import Full as Full
@@ -16,7 +17,11 @@ from .structures import Gram as Gram
 from .structures import Kronecker as Kronecker
 from .structures import LowRank as LowRank
 from .structures import Mixture as Mixture
+from .structures import Structure as Structure
+from .structures import damped_inverse as damped_inverse
 from .structures import num_bytes as num_bytes
 from .structures import quadratic as quadratic
 from .structures import recompress as recompress
+from .structures import register as register
+from .structures import shaped as shaped
 from .structures import trace as trace

@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._leaves import Leaf
+
 Steps = tuple[tuple[str, tuple[int, ...]], ...]  # ("transpose", axes) and ("reshape", shape)
+MAX_AXES, MAX_SIZE, MAX_STEPS = 32, 2**40, 64  # of shapes in files, and of a layer's way from its weight to its matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,14 @@ class Layer:
         """Leaf numbers, weight first."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
+    @property
+    def matrix_shape(self) -> tuple[int, ...]:
+        """The shape of the layer's matrix: [(groups,) inputs, outputs], the bias being one more input."""
+        shape = self.shape
+        for kind, argument in self.steps:
+            shape = tuple(shape[axis] for axis in argument) if kind == "transpose" else argument
+        return (*shape[:-2], shape[-2] + (self.bias is not None), shape[-1])
+
     def to_matrix(self, leaves: Sequence[Any]) -> jax.Array:
         """The matrix of a whole tree's leaves."""
         matrix = run(self.steps, jnp.asarray(leaves[self.weight]))
@@ -46,6 +57,47 @@ class Layer:
             return {self.weight: unrun(self.steps, self.shape, matrix)}
         weight = unrun(self.steps, self.shape, matrix[..., :-1, :])
         return {self.weight: weight, self.bias: matrix[..., -1, :].reshape(self.bias_shape)}
+
+
+def layers_to_json(layers: Sequence[Layer]) -> list[dict[str, Any]]:
+    """Layers as JSON, for files."""
+    return [
+        {
+            "weight": int(layer.weight),
+            "bias": None if layer.bias is None else int(layer.bias),
+            "groups": int(layer.groups),
+            "steps": [[kind, [int(n) for n in argument]] for kind, argument in layer.steps],
+        }
+        for layer in layers
+    ]
+
+
+def layers_from_json(value: Any, leaves: Sequence[Leaf]) -> tuple[Layer, ...]:
+    """Layers from the JSON of a file that nobody vouches for, checked against the parameters' shapes.
+
+    Raises:
+        ValueError: no list, or a layer that does not fit the parameters, or two that share one.
+    """
+    if not isinstance(value, list):
+        raise ValueError("layers: expected a list")
+    layers, seen = [], set()
+    for number, entry in enumerate(value):
+        try:
+            layer = _layer(entry, leaves)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"layers[{number}]: {error}") from error
+        if seen & set(layer.leaves):
+            raise ValueError(f"layers[{number}]: its parameters belong to another layer, too")
+        seen |= set(layer.leaves)
+        layers.append(layer)
+    return tuple(layers)
+
+
+def numbered(shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
+    """Leaves of these shapes that hold each parameter's place in the order of `ravel_pytree`."""
+    sizes = [math.prod(shape) for shape in shapes]
+    ends = np.cumsum(sizes)
+    return [jnp.arange(e - n, e).reshape(shape) for e, n, shape in zip(ends, sizes, shapes, strict=True)]
 
 
 def run(steps: Steps, array: Any) -> Any:
@@ -71,3 +123,35 @@ def product_steps(shape: Sequence[int], contracting: Sequence[int]) -> Steps:
     inputs = math.prod(shape[axis] for axis in contracting)
     outputs = math.prod(shape[axis] for axis in free)
     return (("transpose", (*contracting, *free)), ("reshape", (inputs, outputs)))
+
+
+def _layer(entry: Any, leaves: Sequence[Leaf]) -> Layer:
+    if not isinstance(entry, dict) or set(entry) != {"weight", "bias", "groups", "steps"}:
+        raise ValueError("expected weight, bias, groups and steps")
+    weight, bias, groups = entry["weight"], entry["bias"], entry["groups"]
+    for number in (weight,) if bias is None else (weight, bias):
+        if type(number) is not int or not 0 <= number < len(leaves):
+            raise ValueError(f"expected numbers of parameters, 0 to {len(leaves) - 1}, got {str(number)[:40]!r}")
+    if type(groups) is not int or groups < 1 or weight == bias:
+        raise ValueError("expected at least one group, and a bias that is not the weight")
+    if len(entry["steps"]) > MAX_STEPS:
+        raise ValueError(f"steps: got {len(entry['steps'])}, expected at most {MAX_STEPS}")
+    shape, steps = leaves[weight].shape, []
+    for step in entry["steps"]:
+        kind, argument = step
+        if len(argument) > MAX_AXES or not all(type(n) is int and 0 <= n < MAX_SIZE for n in argument):
+            raise ValueError(f"steps: expected lists of at most {MAX_AXES} sizes or axes, each below {MAX_SIZE}")
+        argument = tuple(argument)
+        if kind == "transpose" and sorted(argument) == list(range(len(shape))):
+            shape = tuple(shape[axis] for axis in argument)
+        elif kind == "reshape" and Leaf("", argument, "").size == Leaf("", shape, "").size:
+            shape = argument
+        else:
+            raise ValueError(f"steps: {str(kind)[:40]!r} {str(argument)[:80]} does not fit shape {shape}")
+        steps.append((kind, argument))
+    if len(shape) != (2 if groups == 1 else 3) or (groups > 1 and shape[0] != groups):
+        raise ValueError(f"steps: they lead to shape {shape}, expected a matrix for each of {groups} groups")
+    if bias is not None and leaves[bias].size != groups * shape[-1]:
+        raise ValueError(f"bias: {leaves[bias].path} has not one entry for each of {groups * shape[-1]} outputs")
+    bias_shape = () if bias is None else leaves[bias].shape
+    return Layer(weight, bias, leaves[weight].shape, bias_shape, tuple(steps), groups)

@@ -5,6 +5,8 @@ header, every number for being finite, every Fisher for being one, before anythi
 file, entry and reason.
 """
 
+import functools
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..curvature import Layer
+from ..curvature.structures._signs import Sign, nearest_semidefinite, require_sign
 from ..merge._rule import Payload
 from . import _codecs as codecs
 from . import _container as container
@@ -51,10 +54,11 @@ def dumps(payload: Payload, about: About, plan: Plan | None = None, random: np.r
     """
     plan = plan or {}
     arrays = _entries(payload, plan)
+    kinds = functools.partial(structures.sign, structures.name_of(payload.fisher))
     stored: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         try:
-            _require_sound(name, array)
+            _require_sound(kinds(name), array)
             codec = plan.get(name, Raw())
             stored[name] = codecs.join(codec, codecs.encode(codec, array, random))
         except ValueError as error:
@@ -113,7 +117,7 @@ def loads(
     except ValueError as error:
         raise PayloadError(f"{file}: {error}") from error
     treedef = jax.tree.structure(params)
-    fisher = structures.build(header.structure, header.static, header.leaves, decoded, treedef)
+    fisher = structures.filled(_outline(header, treedef), header.leaves, decoded)
     return Payload(jnp.asarray(header.examples, jnp.result_type(float)), params, fisher), header
 
 
@@ -195,7 +199,7 @@ def _opened(
         if like is not None:
             require_start(header, like)
         if layers is not None:
-            structures.require_layers(header.static.layers, layers)
+            structures.require_layers(_outline(header), layers)
     except (ValueError, OverflowError) as error:
         raise PayloadError(f"{file}: header: {error}") from error
     return header, arrays
@@ -207,8 +211,9 @@ def _decode(
     """Every entry's array; sizes first, then numbers."""
     plan = header.plan
     expected = {f"params/{leaf.path}": (leaf.shape, leaf.dtype) for leaf in header.leaves}
-    shapes = structures.expected(header.structure, header.static, header.leaves)
+    shapes = structures.expected(_outline(header), header.leaves)
     expected |= {name: (shape, header.fisher_dtype) for name, shape in shapes.items()}
+    signs: dict[str, Sign] = {name: structures.sign(header.structure, name) for name in expected}
     if set(plan) - set(expected):
         raise PayloadError(f"{file}: encoded: no entry {sorted(set(plan) - set(expected))[0][:80]!r}")
     for name in sorted(set(expected) ^ set(arrays)):
@@ -222,8 +227,9 @@ def _decode(
         if arrays[name].shape != size or arrays[name].dtype != kind:
             given = f"{arrays[name].dtype} {arrays[name].shape}"
             raise PayloadError(f"{file}: {name}: got {given}, the header announces {kind} {size}")
-        needed = WORKING[not structures.is_matrix(name)] * math.prod(shape)
-        if needed > limits.working_bytes and (name in plan or structures.is_matrix(name)):
+        matrix = signs[name] == "semidefinite"
+        needed = WORKING[not matrix] * math.prod(shape)
+        if needed > limits.working_bytes and (name in plan or matrix):
             raise PayloadError(f"{file}: {name}: {needed} bytes to decode and check, the cap is {limits.working_bytes}")
     total = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in expected.values())
     if total > limits.decoded_bytes:
@@ -236,9 +242,9 @@ def _decode(
                 value = codecs.decode(codec, codecs.split(codec, arrays[name], shape, dtype), shape, dtype)
             if isinstance(codec, Singular):
                 _require_finite(value)
-                value = value if parity else structures.nearest_semidefinite(value)
+                value = value if parity else nearest_semidefinite(value)
             else:
-                _require_sound(name, value)
+                _require_sound(signs[name], value)
             with np.errstate(all="ignore"):
                 decoded[name] = jnp.asarray(value)  # a narrower type, where jax has no float64
             if decoded[name].dtype != value.dtype:
@@ -253,7 +259,10 @@ def _require_finite(array: np.ndarray) -> None:
         raise ValueError("expected finite numbers, got NaN or infinity")
 
 
-def _require_sound(name: str, array: np.ndarray) -> None:
+def _require_sound(sign: Sign, array: np.ndarray) -> None:
     _require_finite(array)
-    if name.startswith("fisher/"):
-        structures.require_semidefinite(name, array)
+    require_sign(sign, array)
+
+
+def _outline(header: Header, treedef: Any = None) -> Any:
+    return structures.outline(header.structure, json.loads(header.static), header.leaves, treedef)

@@ -1,6 +1,7 @@
 """The header of a payload file: what it says of itself, checked before anything else is looked at."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class Header(NamedTuple):
     examples: int
     structure: str | None
     leaves: tuple[Leaf, ...]
-    static: structures.Static
+    static: str  # JSON: what the structure is beside its arrays, see `structures.outline`
     plan: dict[str, Codec]
     fisher_dtype: str
     library: str
@@ -66,7 +67,7 @@ def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: 
         "structure": structures.name_of(payload.fisher),
         "examples": int(payload.weight),
         "params": [[leaf.path, list(leaf.shape), leaf.dtype] for leaf in leaves(payload.params)],
-        "static": structures.static_json(payload.fisher),
+        "static": {} if payload.fisher is None else payload.fisher.static(),
         "fisher_dtype": fisher[0] if fisher else None,
         "codecs": [codecs.to_json(codec) for codec in table],
         "encoded": {name: table.index(codec) for name, codec in plan.items()},
@@ -102,7 +103,8 @@ def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
         raise ValueError("privacy: expected an object or null")
     described = _leaves(raw["params"], limits)
     _require_printable(raw, described)
-    static = structures.static_from_json(raw["structure"], raw["static"], described)
+    structures.outline(raw["structure"], raw["static"], described)
+    static = json.dumps(raw["static"], sort_keys=True)
     plan = _plan(raw["codecs"], raw["encoded"])
     fields = {field.name: raw[field.name] for field in dataclasses.fields(About)}
     about = About(**fields)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..curvature.structures._signs import Sign
 from ..merge._rule import Payload
 from . import _codecs as codecs
 from . import _file as file
@@ -12,6 +13,9 @@ from ._codecs import Cholesky, Codec, Eigen, Root, Singular, Uniform
 MOST, LEAST = 16, 4  # bits of a number
 FINE = 8  # below so many bits small eigenvalues are left out instead of making numbers coarser,
 KEPT = 16  # but not so many of them: with fewer kept, coarser numbers cost less (experiments/fedfisher/bits.py)
+
+
+PUBLISHED = ("diagonal", "kronecker", "gram")  # the structures of the authors' scheme
 
 
 def none(payload: Payload) -> dict[str, Codec]:
@@ -27,16 +31,16 @@ def authors(payload: Payload) -> dict[str, Codec]:
     1.034 × FedAvg's 32 bits per parameter. RegMean's sums run over its one factor; FedAvg's parameters stay raw.
 
     Raises:
-        ValueError: a full or low-rank Fisher, which the authors do not compress.
+        ValueError: a Fisher of another structure than the `PUBLISHED` ones, which the authors do not compress.
     """
     name = structures.name_of(payload.fisher)
     if name is None:
         return {}
-    if name in ("full", "low_rank"):
+    if name not in PUBLISHED:
         raise ValueError(f"compression: the authors' scheme has no {name} Fisher")
     arrays = file.entries(payload)
     size = sum(array.size for entry, array in arrays.items() if entry.startswith("params/"))
-    factors = {entry: array.shape[-1] for entry, array in arrays.items() if structures.is_matrix(entry)}
+    factors = {entry: array.shape[-1] for entry, array in arrays.items() if is_matrix(name, entry)}
     plan: dict[str, Codec] = {entry: Uniform(15) for entry in arrays if entry not in factors}
     if factors:
         rank = max(1, int(2 * size / sum(2 * n + 1 for n in factors.values())))
@@ -65,10 +69,11 @@ def fit(payload: Payload, about: file.About, budget: float, *, stochastic: bool 
         raise ValueError(f"budget: got {budget}, expected a positive multiple of 32 bits per parameter")
     arrays = file.entries(payload)
     full = 32 * sum(array.size for entry, array in arrays.items() if entry.startswith("params/"))
-    largest = max((array.shape[-1] for entry, array in arrays.items() if structures.is_matrix(entry)), default=0)
+    name = structures.name_of(payload.fisher)
+    largest = max((array.shape[-1] for entry, array in arrays.items() if is_matrix(name, entry)), default=0)
 
     def plan(width: int, rank: int | None) -> dict[str, Codec]:
-        return {entry: _codec(entry, array, width, rank, stochastic) for entry, array in arrays.items()}
+        return {n: _codec(structures.sign(name, n), array, width, rank, stochastic) for n, array in arrays.items()}
 
     def bits(width: int, rank: int | None) -> int:
         return file.size_bits(payload, about, plan(width, rank))
@@ -93,12 +98,15 @@ def describe(plan: dict[str, Codec]) -> Iterator[str]:
     return (f"{kind}: {codec}" for kind, codec in seen.items())
 
 
-def _codec(entry: str, array: Any, width: int, rank: int | None, stochastic: bool) -> Codec:
+def is_matrix(structure: str | None, entry: str) -> bool:
+    """Whether a file's array is a semi-definite matrix."""
+    return structures.sign(structure, entry) == "semidefinite"
+
+
+def _codec(sign: Sign, array: Any, width: int, rank: int | None, stochastic: bool) -> Codec:
     signed, positive = Uniform(width - 1, True, stochastic), Uniform(width, False, stochastic)
-    if structures.is_positive(entry):
-        return Root(positive)
-    if not structures.is_matrix(entry):
-        return signed
+    if sign != "semidefinite":
+        return Root(positive) if sign == "nonnegative" else signed
     whole = Cholesky(signed)
     if rank is None:
         return whole

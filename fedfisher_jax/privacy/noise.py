@@ -7,7 +7,6 @@ the number of examples, and that the silo took part, are taken as public. (docs/
 
 import math
 import os
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts load where they are used
 
-from ..curvature import Diagonal, Full, Kronecker
-from ..curvature.structures._gram import Gram
+from ..curvature._leaves import leaves as described
+from ..curvature.structures import _signs as signs
+from ..curvature.structures._protocol import named, sign_of, with_arrays
+from ..curvature.structures._registry import STRUCTURES, is_known
 from ..merge._rule import Payload
-from ..payload import _structures as structures
 
 PyTree = Any
-CLIPPED = (Diagonal, Full, Gram, Kronecker)
 SENSITIVITY = 2.0  # of a block clipped to norm one, when all of a silo's data are replaced
 
 
@@ -77,17 +76,25 @@ def noise_for(
 def require_defined(fisher: Any) -> None:
     """Refuse Fisher information that noise is not defined for; arrays or their shapes.
 
+    Noise is defined where every array is semi-definite or not negative. Eigenvectors, which one example can turn round,
+    are neither.
+
     Raises:
-        ValueError: low-rank Fisher information, whose eigenvectors one example can turn round, or another structure.
+        ValueError: low-rank Fisher information, another structure with such arrays, or one that is not registered.
     """
-    if fisher is not None and not isinstance(fisher, CLIPPED):
-        raise ValueError(_undefined(fisher))
+    if fisher is not None and (not is_known(fisher) or "any" in fisher.signs.values()):
+        allowed = ", ".join(one.__name__ for one in STRUCTURES.values() if "any" not in one.signs.values())
+        raise ValueError(f"epsilon: no noise is defined for {type(fisher).__name__}; allowed are no Fisher, {allowed}")
 
 
 def losses(payload: Payload, start: PyTree, guarantee: Guarantee) -> str:
-    """What clipping takes from a payload, and the noise, in words: for the silo alone, for these numbers are exact."""
-    arrays, _ = _blocks(payload.fisher)
-    move = _norm([np.subtract(*pair) for pair in _pairs(payload.params, start)])
+    """What clipping takes from a payload, and the noise, in words: for the silo alone, for these numbers are exact.
+
+    Raises:
+        ValueError: as `privatise`.
+    """
+    moved, arrays = _moved(payload, start), _arrays(payload)
+    move = _norm(moved)
     cut = sum(_norm([array]) > guarantee.clip_fisher for array in arrays.values())
     size, bound = sum(leaf.size for leaf in jax.tree.leaves(start)), guarantee.clip_params
     std = _scale(guarantee, len(arrays)) * bound
@@ -109,86 +116,57 @@ def privatise(payload: Payload, start: PyTree, guarantee: Guarantee) -> Payload:
         guarantee: of `noise_for`.
 
     Raises:
-        ValueError: a structure of Fisher information that has no such form.
+        ValueError: an entry that is not finite, whose norm could not be clipped, by name; or a structure of Fisher
+            information that has no such form.
     """
-    arrays, rebuild = _blocks(payload.fisher)
+    moved, arrays = _moved(payload, start), _arrays(payload)
     scale = _scale(guarantee, len(arrays))
     leaves, treedef = jax.tree.flatten(payload.params)
-    begins = [begin for _, begin in _pairs(payload.params, start)]
-    moved = [trained - begin for trained, begin in _pairs(payload.params, start)]
-    moved = [_clipped(moved, guarantee.clip_params) * move for move in moved]
-    noisy = [m + scale * guarantee.clip_params * _gaussian(m.shape) for m in moved]
+    factor = _clipped(moved, guarantee.clip_params)
+    noisy = [factor * move + scale * guarantee.clip_params * _gaussian(move.shape) for move in moved]
+    begins = [np.asarray(begin, np.float64) for begin in jax.tree.leaves(start)]
     params = [jnp.asarray(b + n, leaf.dtype) for b, n, leaf in zip(begins, noisy, leaves, strict=True)]
-    released = {}
+    released = []
     for name, array in arrays.items():
         wide = np.asarray(array, np.float64)
         wide = wide * _clipped([wide], guarantee.clip_fisher)
         std = scale * guarantee.clip_fisher
-        if structures.is_matrix(name):
+        if sign_of(type(payload.fisher), name) == "semidefinite":
             noise = _gaussian(wide.shape)  # symmetric, of the same size in every direction of symmetric matrices
-            wide = structures.nearest_semidefinite(wide + std * (noise + np.swapaxes(noise, -1, -2)) / 2)
+            wide = signs.nearest_semidefinite(wide + std * (noise + np.swapaxes(noise, -1, -2)) / 2)
         else:
             wide = np.maximum(wide + std * _gaussian(wide.shape), 0)
-        released[name] = jnp.asarray(wide, array.dtype)
-    return Payload(payload.weight, treedef.unflatten(params), rebuild(released))
+        released.append(jnp.asarray(wide, array.dtype))
+    return Payload(payload.weight, treedef.unflatten(params), with_arrays(payload.fisher, released))
 
 
-def _blocks(fisher: Any) -> tuple[dict[str, Any], Any]:
-    """The arrays to clip, each with a norm of its own, and how to put them back."""
-    match fisher:
-        case None:
-            return {}, lambda arrays: None
-        case Diagonal():
-            leaves, treedef = jax.tree.flatten(fisher.values)
-            names = [f"fisher/diagonal/{n}" for n in range(len(leaves))]
-            back = lambda arrays: Diagonal(treedef.unflatten([arrays[name] for name in names]))  # noqa: E731
-            return dict(zip(names, leaves, strict=True)), back
-        case Full():
-            return {"fisher/matrix": fisher.matrix}, lambda a: Full(a["fisher/matrix"], fisher.shapes, fisher.treedef)
-        case Gram():
-            return _named("inputs", fisher.inputs), lambda arrays: Gram(
-                _listed("inputs", arrays), fisher.layers, fisher.shapes, fisher.treedef
-            )
-        case Kronecker():
-            pairs = [_balanced(a, g) for a, g in zip(fisher.inputs, fisher.outputs, strict=True)]
-            arrays = _named("inputs", [a for a, _ in pairs]) | _named("outputs", [g for _, g in pairs])
-            arrays |= {f"fisher/rest/{leaf}": value for leaf, value in fisher.rest.items()}
-
-            def rebuild(found: Mapping[str, Any]) -> Kronecker:
-                rest = {leaf: found[f"fisher/rest/{leaf}"] for leaf in fisher.rest}
-                factors = _listed("inputs", found), _listed("outputs", found)
-                return Kronecker(*factors, rest, fisher.layers, fisher.treedef)
-
-            return arrays, rebuild
-    raise ValueError(_undefined(fisher))
+def _moved(payload: Payload, start: PyTree) -> list[np.ndarray]:
+    """Trained minus starting parameters in float64, finite."""
+    moved = []
+    both = zip(described(payload.params), jax.tree.leaves(payload.params), jax.tree.leaves(start), strict=True)
+    for leaf, trained, begin in both:
+        _require_finite(f"params/{leaf.path}", trained)
+        _require_finite(f"start/{leaf.path}", begin)
+        moved.append(np.asarray(trained, np.float64) - np.asarray(begin, np.float64))
+    return moved
 
 
-def _undefined(fisher: Any) -> str:
-    allowed = ", ".join(structure.__name__ for structure in CLIPPED)
-    return f"epsilon: no noise is defined for {type(fisher).__name__}; allowed are no Fisher, {allowed}"
+def _arrays(payload: Payload) -> dict[str, Any]:
+    """The Fisher's arrays to clip, each with a norm of its own, finite."""
+    require_defined(payload.fisher)
+    if payload.fisher is None:
+        return {}
+    leaves = described(payload.params)
+    for fisher in (payload.fisher, payload.fisher.balanced()):
+        arrays = named(fisher, leaves)
+        for name, array in arrays.items():
+            _require_finite(f"fisher/{name}", array)
+    return arrays
 
 
-def _named(kind: str, arrays: Any) -> dict[str, Any]:
-    return {f"fisher/{kind}/{number}": array for number, array in enumerate(arrays)}
-
-
-def _listed(kind: str, arrays: Mapping[str, Any]) -> tuple[Any, ...]:
-    count = sum(name.startswith(f"fisher/{kind}/") for name in arrays)
-    return tuple(arrays[f"fisher/{kind}/{number}"] for number in range(count))
-
-
-def _balanced(a: Any, g: Any) -> tuple[Any, Any]:
-    """The same A ⊗ G with factors of one norm: what one is clipped by, the other is, too."""
-    sizes = jnp.linalg.norm(a), jnp.linalg.norm(g)
-    known = (sizes[0] > 0) & (sizes[1] > 0)
-    factor = jnp.where(known, jnp.sqrt(sizes[1] / jnp.where(known, sizes[0], 1)), 1)
-    return factor * a, g / factor
-
-
-def _pairs(params: PyTree, start: PyTree) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Leaves of both, in float64."""
-    both = zip(jax.tree.leaves(params), jax.tree.leaves(start), strict=True)
-    return [(np.asarray(leaf, np.float64), np.asarray(begin, np.float64)) for leaf, begin in both]
+def _require_finite(name: str, array: Any) -> None:
+    if not np.isfinite(np.asarray(array, np.float64)).all():
+        raise ValueError(f"payload: {name}: got NaN or infinity, expected finite numbers: others cannot be clipped")
 
 
 def _scale(guarantee: Guarantee, arrays: int) -> float:

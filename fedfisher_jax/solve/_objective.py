@@ -9,6 +9,7 @@ import optax
 
 from .._trees import wide
 from ..curvature import Fisher, Mixture
+from ..curvature.structures._protocol import mean_diagonals
 
 PyTree = Any
 
@@ -52,13 +53,10 @@ def objective(fishers: Any, params: PyTree, weights: Any) -> Objective:
 
 def _mean_diagonals(problem: Objective) -> PyTree:
     """The mean diagonal entry of each leaf's block."""
-    leaves, treedef = jax.tree.flatten(problem.curvature.diagonal())
-    means: list[Any] = [0.0] * len(leaves)
-    for block in problem.curvature.blocks():
-        mean = sum(jnp.sum(leaves[leaf]) for leaf in block) / sum(leaves[leaf].size for leaf in block)
-        for leaf in block:
-            means[leaf] = mean
-    return jax.tree.unflatten(treedef, means)
+    by_leaf = {}
+    for block, mean in zip(problem.curvature.blocks(), mean_diagonals(problem.curvature), strict=True):
+        by_leaf |= dict.fromkeys(block, mean)
+    return jax.tree.structure(problem.anchor).unflatten([by_leaf[leaf] for leaf in range(len(by_leaf))])
 
 
 def _shifts(problem: Objective, damping: float) -> PyTree:

@@ -18,6 +18,7 @@ import numpy as np
 import samples
 
 from fedfisher_jax import payload as files
+from fedfisher_jax.curvature.structures._signs import require_sign
 from fedfisher_jax.payload import _container as container
 from fedfisher_jax.payload import _file as file
 from fedfisher_jax.payload import _structures as structures
@@ -183,7 +184,7 @@ def judge(data, original, layers):
     for name, array in file.entries(got).items():
         assert np.isfinite(array).all(), name
         if name.startswith("fisher/"):
-            structures.require_semidefinite(name, array)
+            require_sign(structures.sign(header.structure, name), array)
     assert header.examples >= 1
     return "sound"
 

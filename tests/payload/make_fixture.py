@@ -11,7 +11,6 @@ from samples import STRUCTURES, about, payload
 from fedfisher_jax.payload import Eigen, Uniform, plan
 from fedfisher_jax.payload import _file as file
 from fedfisher_jax.payload import _header as header
-from fedfisher_jax.payload import _structures as structures
 
 FOLDER = Path(__file__).parent / "fixtures"
 
@@ -27,7 +26,7 @@ def main():
     said = about("kronecker", silo=3, compression="authors", kind="exact", privacy={"epsilon": 8.0})
     save("kronecker_authors", sent, said, plan.authors(sent))
     eigen = Eigen(2, Uniform(7), Uniform(8, signed=False))
-    low_rank = {name: eigen for name in file.entries(sent) if structures.is_matrix(name)}
+    low_rank = {name: eigen for name in file.entries(sent) if plan.is_matrix("kronecker", name)}
     save("kronecker_eigen", sent, said, low_rank | {"params/scale": Uniform(5, stochastic=True)})
 
 

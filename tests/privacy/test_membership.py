@@ -8,7 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import fedfisher_jax as ff
-from fedfisher_jax.curvature import Subspace
+from fedfisher_jax.curvature import Gram, Subspace
 from fedfisher_jax.merge import regmean_kron
 from fedfisher_jax.privacy import attacks
 from fedfisher_jax.privacy.attacks import labels, membership
@@ -116,20 +116,14 @@ def test_inverse_quadratics_against_dense_matrices():
     for name, fisher in fishers.items():
         dense = np.asarray(fisher.to_dense())
         damped = dense + damping * np.trace(dense) / len(dense) * np.eye(len(dense))
-        if name == "kronecker":
-            blocks = {}
-            for layer, a, g in zip(fisher.layers, fisher.inputs, fisher.outputs, strict=True):
-                sides = [m + damping * np.trace(m) / len(m) * np.eye(len(m)) for m in (np.asarray(a), np.asarray(g))]
-                blocks[layer.weight] = np.kron(*sides)
-            first = blocks[0]  # leaves are in the order of their names: v before w
-            damped = np.block(
-                [
-                    [first, np.zeros((len(first), len(blocks[1])))],
-                    [np.zeros((len(blocks[1]), len(first))), blocks[1]],
-                ]
-            )
         expected = flat @ np.linalg.solve(damped, flat)
         assert float(membership.inverse_quadratic(fisher, damping)(v)) == pytest.approx(expected, rel=1e-7), name
+    first = fishers["kronecker"].layers[:1]
+    moment, shapes = x.T @ x / len(x), tuple(leaf.shape for leaf in jax.tree.leaves(SMALL))
+    one = Gram((moment,), first, shapes, jax.tree.structure(SMALL))  # knows nothing of the second layer
+    inside = np.linalg.inv(np.asarray(moment) + damping * np.trace(moment) / 4 * np.eye(4))
+    expected = float(jnp.sum(v["w"] * (inside @ v["w"])))
+    assert float(membership.inverse_quadratic(one, damping)(v)) == pytest.approx(expected, rel=1e-9)
     with pytest.raises(ValueError, match="fisher: got NoneType"):
         membership.inverse_quadratic(None, damping)
 

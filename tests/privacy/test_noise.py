@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,10 @@ pytest.importorskip("dp_accounting", reason="accounting needs pip install 'fedfi
 
 from samples import START, STRUCTURES, payload  # noqa: E402
 
+from fedfisher_jax.curvature import Gram, Layer  # noqa: E402
+from fedfisher_jax.curvature.structures import _signs as signs  # noqa: E402
 from fedfisher_jax.payload import _file as file  # noqa: E402
-from fedfisher_jax.payload import _structures as structures
+from fedfisher_jax.payload import _structures as structures  # noqa: E402
 from fedfisher_jax.privacy import noise  # noqa: E402
 
 SILENT = noise.Guarantee(1.0, 1e-5, 1, 0.0, clip_params=2.0, clip_fisher=0.5)  # clips, adds nothing
@@ -81,13 +85,13 @@ def test_noisy_payloads_are_payloads(structure):
     assert jax.tree.structure(first) == jax.tree.structure(MOVED[structure])
     for name, array in file.entries(first).items():
         if name.startswith("fisher/"):
-            structures.require_semidefinite(name, array)
+            signs.require_sign(structures.sign(structure, name), array)
     assert not np.array_equal(first.params["scale"], second.params["scale"])  # no seed
 
 
 def gram(tree, matrix):
-    layer = structures.Layer(0, None, matrix.shape, (), ())
-    return noise.Gram((matrix,), (layer,), (matrix.shape,), jax.tree.structure(tree))
+    layer = Layer(0, None, matrix.shape, (), ())
+    return Gram((matrix,), (layer,), (matrix.shape,), jax.tree.structure(tree))
 
 
 def test_noise_has_the_announced_size():
@@ -104,12 +108,12 @@ def test_noise_has_the_announced_size():
 
 def test_symmetric_noise_is_isotropic(monkeypatch):
     """Before projecting: ⟨noise, D⟩ has the same variance for diagonal and off-diagonal directions D of norm one."""
-    monkeypatch.setattr(structures, "nearest_semidefinite", lambda array: array)
+    monkeypatch.setattr(signs, "nearest_semidefinite", lambda array: array)
     n, guarantee = 12, SILENT._replace(noise_multiplier=1.0)
     tree = {"w": jnp.zeros((n, n))}
-    layer = structures.Layer(0, None, (n, n), (), ())
+    layer = Layer(0, None, (n, n), (), ())
     sent = noise.Payload(
-        jnp.asarray(9.0), tree, noise.Gram((jnp.zeros((n, n)),), (layer,), ((n, n),), jax.tree.structure(tree))
+        jnp.asarray(9.0), tree, Gram((jnp.zeros((n, n)),), (layer,), ((n, n),), jax.tree.structure(tree))
     )
     draws = np.stack([np.asarray(noise.privatise(sent, tree, guarantee).fisher.inputs[0]) for _ in range(400)])
     std = noise.SENSITIVITY * np.sqrt(2) * guarantee.clip_fisher
@@ -148,6 +152,39 @@ def test_structures_without_noise_are_refused():
                 noise.require_defined(payload(structure).fisher)
         else:
             noise.require_defined(payload(structure).fisher)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_what_is_to_be_private_must_be_finite(odd):
+    """One NaN makes a norm of NaN, which clips nothing."""
+    spoilt = lambda leaf: leaf.at[(0,) * leaf.ndim].set(odd)  # noqa: E731
+    sent, guarantee = MOVED["kronecker"], SILENT._replace(noise_multiplier=1.0)
+    bias = {**sent.params["fc"], "bias": spoilt(sent.params["fc"]["bias"])}
+    inputs, rest = sent.fisher.inputs, {3: spoilt(sent.fisher.rest[3])}
+    cases = {
+        "params/fc/bias": (sent._replace(params=sent.params | {"fc": bias}), START),
+        "start/scale": (sent, START | {"scale": spoilt(START["scale"])}),
+        "fisher/inputs/fc/kernel": (
+            sent._replace(fisher=replace(sent.fisher, inputs=(inputs[0], spoilt(inputs[1])))),
+            START,
+        ),
+        "fisher/rest/scale": (sent._replace(fisher=replace(sent.fisher, rest=rest)), START),
+    }
+    for entry, (spoiled, start) in cases.items():
+        for function in (noise.privatise, noise.losses):
+            with pytest.raises(ValueError, match=f"payload: {entry}: got NaN or infinity"):
+                function(spoiled, start, guarantee)
+
+
+def test_huge_factors_are_clipped_like_others():
+    """Norms of float32 factors whose squares overflow are finite, and one factor may be as small as the other large."""
+    fisher = MOVED["kronecker"].fisher
+    pairs = {"inputs": [a * 1e25 for a in fisher.inputs], "outputs": [g * 1e-25 for g in fisher.outputs]}
+    turned = replace(fisher, **{side: tuple(factors) for side, factors in pairs.items()})
+    got = noise.privatise(MOVED["kronecker"]._replace(fisher=turned), START, SILENT).fisher
+    plain = noise.privatise(MOVED["kronecker"], START, SILENT).fisher
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_what_clipping_takes_is_told():

@@ -1,8 +1,9 @@
 """Fisher information matrices as positive semi-definite operators on parameter trees.
 
-All have one small algebra: `matvec`, `quadratic`, `diagonal`, `trace`, `scale`, `to_dense`, `num_bytes` and `blocks`
-(the leaves that it couples). They are frozen pytrees: a leading client axis is `vmap`. None is normalised beyond "mean
-over examples"; their number is the client's weight, kept beside them.
+All have one small algebra: `matvec`, `quadratic`, `diagonal`, `trace`, `scale`, `to_dense`, `num_bytes`, `blocks` (the
+leaves that it couples) and `spectral` (any function of F). They are frozen pytrees: a leading client axis is `vmap`.
+None is normalised beyond "mean over examples"; their number is the client's weight, kept beside them. Files, noise and
+attacks take a structure by its named arrays; `register` makes one of your own known to all of them.
 """
 
 from ._diagonal import Diagonal as Diagonal
@@ -15,6 +16,11 @@ from ._low_rank import recompress as recompress
 from ._mixture import Mixture as Mixture
 from ._protocol import Blocks as Blocks
 from ._protocol import Fisher as Fisher
+from ._protocol import Structure as Structure
+from ._protocol import damped_inverse as damped_inverse
 from ._protocol import num_bytes as num_bytes
 from ._protocol import quadratic as quadratic
+from ._protocol import shaped as shaped
 from ._protocol import trace as trace
+from ._registry import STRUCTURES as STRUCTURES
+from ._registry import register as register

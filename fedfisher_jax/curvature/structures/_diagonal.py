@@ -1,21 +1,29 @@
 """A diagonal Fisher information matrix."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from ._protocol import Blocks
+from .._leaves import Leaf
+from .._pull_back import Capture, Pulled
+from ._protocol import Blocks, Spectral, Structure, require_static, shaped
+from ._signs import Sign
 
 PyTree = Any
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Diagonal:
+class Diagonal(Structure):
     """diag(values)."""
+
+    name: ClassVar[str] = "diagonal"
+    signs: ClassVar[Mapping[str, Sign]] = {"diagonal": "nonnegative"}
+    additive: ClassVar[bool] = True
 
     values: PyTree
 
@@ -38,3 +46,47 @@ class Diagonal:
     def to_dense(self) -> jax.Array:
         """[d, d] in the order of `ravel_pytree`."""
         return jnp.diag(ravel_pytree(self.values)[0])
+
+    def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
+        """Entry by entry; the entries are exact, whatever the cutoff."""
+        del cutoff
+        leaves, treedef = jax.tree.flatten(self.values)
+        return Diagonal(treedef.unflatten([function(leaf, 0, number) for number, leaf in enumerate(leaves)])).matvec
+
+    def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
+        """One array for each leaf."""
+        return tuple(f"diagonal/{leaf.path}" for leaf in leaves)
+
+    @classmethod
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Diagonal":
+        """The shapes of the parameters."""
+        require_static(static, set(), cls.name)
+        return cls(treedef.unflatten([shaped(*leaf.shape) for leaf in leaves]))
+
+    @classmethod
+    def sums(cls, pulled: Pulled) -> PyTree:
+        """Squared gradients."""
+        return {
+            "rest": [jnp.sum(g**2, axis=(0, 1)) for g in pulled.leaves],
+            "squares": [_squares(a, g) for a, g in zip(pulled.activations, pulled.gradients, strict=True)],
+        }
+
+    @classmethod
+    def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> "Diagonal":
+        """The means of squared gradients, leaf by leaf."""
+        del inputs
+        by_leaf = dict(zip(captured.fallback_leaves, mean["rest"], strict=True))
+        for layer, squares in zip(captured.layers, mean["squares"], strict=True):
+            by_leaf |= layer.from_matrix(squares)
+        return cls(jax.tree.unflatten(jax.tree.structure(params), [by_leaf[n] for n in range(len(by_leaf))]))
+
+    def moment(self, layer: Any, side: int) -> jax.Array:
+        """A diagonal matrix."""
+        return jnp.diag(jnp.sum(layer.to_matrix(jax.tree.leaves(self.values)), axis=1 - side))
+
+
+def _squares(a: jax.Array, g: jax.Array) -> jax.Array:
+    """Σ_n Σ_k (Σ_t a_ti g_kto)² as [(groups,) inputs, outputs]: a [n, …, t, i], g [n, k, …, t, o]."""
+    if a.shape[-2] == 1:  # one position: the square of the product is the product of the squares
+        return jnp.einsum("n...i,n...o->...io", a[..., 0, :] ** 2, jnp.sum(g[..., 0, :] ** 2, axis=1))
+    return jnp.sum(jnp.einsum("n...ti,nk...to->nk...io", a, g) ** 2, axis=(0, 1))

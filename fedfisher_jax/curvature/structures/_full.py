@@ -1,23 +1,32 @@
 """A dense Fisher information matrix."""
 
 import dataclasses
-import math
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ._protocol import Blocks
+from .._layers import Layer, numbered
+from .._leaves import Leaf
+from .._pull_back import Capture, Pulled
+from ._protocol import Blocks, Spectral, Structure, eigenpairs, require_static, shaped
+from ._signs import Sign
 
 PyTree = Any
+MAX_FULL = 20_000  # parameters: 1.6 GB in float32
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Full:
+class Full(Structure):
     """A dense matrix [d, d] in the order of `ravel_pytree(params)`."""
+
+    name: ClassVar[str] = "full"
+    signs: ClassVar[Mapping[str, Sign]] = {"matrix": "semidefinite"}
+    additive: ClassVar[bool] = True
+    reads: ClassVar[Literal["layers", "gradients"]] = "gradients"
 
     matrix: Any
     shapes: tuple[tuple[int, ...], ...] = dataclasses.field(metadata={"static": True})  # of the parameters' leaves
@@ -30,10 +39,8 @@ class Full:
 
     def diagonal(self) -> PyTree:
         """The matrix's diagonal."""
-        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
-        pieces = jnp.split(jnp.diagonal(self.matrix), ends[:-1])
-        leaves = [piece.reshape(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
-        return jax.tree.unflatten(self.treedef, leaves)
+        diagonal = jnp.diagonal(self.matrix)
+        return jax.tree.unflatten(self.treedef, [diagonal[where] for where in numbered(self.shapes)])
 
     def scale(self, factor: Any) -> "Full":
         """Factor · F."""
@@ -46,3 +53,55 @@ class Full:
     def to_dense(self) -> jax.Array:
         """The matrix."""
         return self.matrix
+
+    def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
+        """By the eigendecomposition of the matrix."""
+        values, vectors, noise = eigenpairs(self.matrix, cutoff)
+        factors = function(values, noise, 0)
+
+        def apply(v: PyTree) -> PyTree:
+            flat, unravel = ravel_pytree(v)
+            return unravel(vectors @ (factors * (vectors.T @ flat)))
+
+        return apply
+
+    def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
+        """One array."""
+        del leaves
+        return ("matrix",)
+
+    @classmethod
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Full":
+        """A matrix over all parameters."""
+        require_static(static, set(), cls.name)
+        size = sum(leaf.size for leaf in leaves)
+        return cls(shaped(size, size), tuple(leaf.shape for leaf in leaves), treedef)
+
+    @classmethod
+    def require(cls, params: PyTree) -> None:
+        """At most `MAX_FULL` parameters."""
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        if size > MAX_FULL:
+            raise ValueError(
+                f"structure: a full Fisher of {size} parameters is {size}² numbers; at most {MAX_FULL} allowed"
+            )
+
+    @classmethod
+    def sums(cls, pulled: Pulled) -> PyTree:
+        """Products of all gradients."""
+        rows = [g.reshape(g.shape[0] * g.shape[1], -1) for g in pulled.leaves]
+        jacobian = jnp.concatenate(rows, axis=-1)
+        return jacobian.T @ jacobian
+
+    @classmethod
+    def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> "Full":
+        """The mean of the products."""
+        del inputs, captured
+        leaves, treedef = jax.tree.flatten(params)
+        return cls(mean, tuple(jnp.shape(leaf) for leaf in leaves), treedef)
+
+    def moment(self, layer: Layer, side: int) -> jax.Array:
+        """Partial traces of the layer's block."""
+        where = layer.to_matrix(numbered(self.shapes))
+        block = self.matrix[where.reshape(-1, 1), where.reshape(1, -1)].reshape(*where.shape, *where.shape)
+        return jnp.einsum("iojo->ij" if side == 0 else "ioip->op", block)

@@ -1,26 +1,45 @@
 """Second moments of layers' inputs as a curvature: a Kronecker product with the identity."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from .._layers import Layer
-from ._protocol import Blocks
+from .._leaves import Leaf
+from .._pull_back import Capture, Pulled
+from ._kronecker import Kronecker, factor_of, layer_blocks
+from ._protocol import Blocks, Spectral, Structure
+from ._signs import Sign
 
 PyTree = Any
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Gram:
+class Gram(Structure):
     """A ⊗ I per layer, zero for every other leaf (where the anchor, the average, stays)."""
 
-    inputs: tuple[Any, ...]  # per layer [inputs, inputs]
+    name: ClassVar[str] = "gram"
+    signs: ClassVar[Mapping[str, Sign]] = {"inputs": "semidefinite"}
+    additive: ClassVar[bool] = True
+
+    inputs: tuple[Any, ...]  # per layer [(groups,) inputs, inputs]
     layers: tuple[Layer, ...] = dataclasses.field(metadata={"static": True})
     shapes: tuple[tuple[int, ...], ...] = dataclasses.field(metadata={"static": True})  # of the parameters' leaves
     treedef: Any = dataclasses.field(metadata={"static": True})
+
+    def kronecker(self) -> Kronecker:
+        """The same with its identities and zeros written out."""
+        dtype, outputs = self.inputs[0].dtype, [layer.matrix_shape[-1] for layer in self.layers]
+        identities = [
+            jnp.broadcast_to(jnp.eye(n, dtype=dtype), (*a.shape[:-2], n, n))
+            for a, n in zip(self.inputs, outputs, strict=True)
+        ]
+        rest = {leaf: jnp.zeros(self.shapes[leaf], dtype) for leaf in self._others()}
+        return Kronecker(self.inputs, tuple(identities), rest, self.layers, self.treedef)
 
     def matvec(self, v: PyTree) -> PyTree:
         """A V per layer."""
@@ -32,13 +51,7 @@ class Gram:
 
     def diagonal(self) -> PyTree:
         """diag(A) for each of a layer's outputs."""
-        leaves = [jnp.zeros(shape, self.inputs[0].dtype) for shape in self.shapes]
-        result = dict(enumerate(leaves))
-        for layer, a in zip(self.layers, self.inputs, strict=True):
-            outputs = jax.eval_shape(layer.to_matrix, leaves).shape[-1]
-            diagonal = jnp.diagonal(a, axis1=-2, axis2=-1)[..., None]
-            result |= layer.from_matrix(jnp.broadcast_to(diagonal, (*diagonal.shape[:-1], outputs)))
-        return jax.tree.unflatten(self.treedef, [result[leaf] for leaf in range(len(leaves))])
+        return self.kronecker().diagonal()
 
     def scale(self, factor: Any) -> "Gram":
         """Factor · F."""
@@ -46,6 +59,58 @@ class Gram:
 
     def blocks(self) -> Blocks:
         """A layer's leaves together; every other leaf alone."""
+        return layer_blocks(self.layers, self._others())
+
+    def to_dense(self) -> jax.Array:
+        """[d, d] in the order of `ravel_pytree`."""
+        return self.kronecker().to_dense()
+
+    def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
+        """By the eigendecompositions of the A."""
+        return self.kronecker().spectral(function, cutoff)
+
+    def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
+        """A matrix for each layer, by its weight."""
+        return tuple(f"inputs/{leaves[layer.weight].path}" for layer in self.layers)
+
+    def static(self) -> dict[str, Any]:
+        """The layers."""
+        return self.kronecker().static()
+
+    @classmethod
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Gram":
+        """A matrix for each layer, of which there is at least one."""
+        whole = Kronecker.outline(static, leaves, treedef)
+        if not whole.layers:
+            raise ValueError("layers: expected a list, of a gram at least one layer")
+        return cls(whole.inputs, whole.layers, tuple(leaf.shape for leaf in leaves), treedef)
+
+    @classmethod
+    def sums(cls, pulled: Pulled) -> PyTree:
+        """Nothing: gradients do not matter."""
+        del pulled
+        return ()
+
+    @classmethod
+    def input_sums(cls, activations: Sequence[jax.Array]) -> PyTree:
+        """Second moments of activations."""
+        return Kronecker.input_sums(activations)
+
+    @classmethod
+    def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> "Gram":
+        """The second moments of every captured layer's inputs."""
+        del mean
+        if not captured.layers:
+            raise ValueError(f"structure: a gram needs a model with a layer, none was found: {captured.fallback}")
+        leaves, treedef = jax.tree.flatten(params)
+        return cls(tuple(inputs), captured.layers, tuple(jnp.shape(leaf) for leaf in leaves), treedef)
+
+    def moment(self, layer: Layer, side: int) -> jax.Array:
+        """A itself."""
+        if side:
+            raise ValueError("fisher: a Gram has no gradients, expected a structure that has")
+        return factor_of(self.layers, self.inputs, layer)
+
+    def _others(self) -> list[int]:
         covered = {leaf for layer in self.layers for leaf in layer.leaves}
-        alone = tuple((leaf,) for leaf in range(len(self.shapes)) if leaf not in covered)
-        return tuple(layer.leaves for layer in self.layers) + alone
+        return [leaf for leaf in range(len(self.shapes)) if leaf not in covered]

@@ -1,27 +1,38 @@
 """Kronecker-factored Fisher information: K-FAC (arXiv 1503.05671; 2403.12329, section 4)."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from .._layers import Layer
-from ._protocol import Blocks
+from .._layers import Layer, layers_from_json, layers_to_json, numbered
+from .._leaves import Leaf
+from .._pull_back import Capture, Pulled
+from ._protocol import Blocks, Spectral, Structure, eigenpairs, require_static, shaped
+from ._signs import Sign
 
 PyTree = Any
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Kronecker:
+class Kronecker(Structure):
     """A ⊗ G per captured layer, a diagonal elsewhere (arXiv 2403.12329, section 4).
 
     `inputs[l]` is A [(groups,) inputs, inputs], the second moment of the layer's activations summed over positions;
     `outputs[l]` is G [(groups,) outputs, outputs], of the gradients at its output, averaged over positions. On the
     layer's matrix V [inputs, outputs] the block acts as A V G; papers, whose weights are [out, in], write G ⊗ A.
     """
+
+    name: ClassVar[str] = "kronecker"
+    signs: ClassVar[Mapping[str, Sign]] = {
+        "inputs": "semidefinite",
+        "outputs": "semidefinite",
+        "rest": "nonnegative",
+    }
+    additive: ClassVar[bool] = False
 
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
@@ -31,11 +42,11 @@ class Kronecker:
 
     def matvec(self, v: PyTree) -> PyTree:
         """A V G per layer."""
-        leaves, treedef = jax.tree.flatten(v)
+        leaves = jax.tree.leaves(v)
         result = {leaf: value * leaves[leaf] for leaf, value in self.rest.items()}
         for layer, a, g in zip(self.layers, self.inputs, self.outputs, strict=True):
             result |= layer.from_matrix(a @ layer.to_matrix(leaves) @ g)
-        return jax.tree.unflatten(treedef, [result[leaf] for leaf in range(len(leaves))])
+        return self._tree(v, result)
 
     def diagonal(self) -> PyTree:
         """diag(A) diag(G)ᵀ per layer."""
@@ -53,14 +64,13 @@ class Kronecker:
 
     def blocks(self) -> Blocks:
         """A layer's weight and bias together; every other leaf alone."""
-        return tuple(layer.leaves for layer in self.layers) + tuple((leaf,) for leaf in sorted(self.rest))
+        return layer_blocks(self.layers, sorted(self.rest))
 
     def to_dense(self) -> jax.Array:
         """[d, d] in the order of `ravel_pytree`, from explicit Kronecker products."""
         leaves = jax.tree.leaves(self.diagonal())
-        ends = np.cumsum([leaf.size for leaf in leaves])
-        numbers = [jnp.arange(e - leaf.size, e).reshape(leaf.shape) for e, leaf in zip(ends, leaves, strict=True)]
-        dense = jnp.zeros((ends[-1], ends[-1]), jnp.result_type(*leaves))
+        numbers, size = numbered([leaf.shape for leaf in leaves]), sum(leaf.size for leaf in leaves)
+        dense = jnp.zeros((size, size), jnp.result_type(*leaves))
         for leaf, value in self.rest.items():
             where = numbers[leaf].ravel()
             dense = dense.at[where, where].set(value.ravel())
@@ -70,3 +80,111 @@ class Kronecker:
             for rows, left, right in groups:
                 dense = dense.at[rows.ravel()[:, None], rows.ravel()].set(jnp.kron(left, right))
         return dense
+
+    def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
+        """By the eigendecompositions of the factors: a block's eigenvalues are all products of theirs."""
+        count = len(self.layers)
+        rest = {leaf: function(self.rest[leaf], 0, count + n) for n, leaf in enumerate(sorted(self.rest))}
+        parts = []
+        for number, (a, g) in enumerate(zip(self.inputs, self.outputs, strict=True)):
+            (left, u, left_noise), (right, w, right_noise) = eigenpairs(a, cutoff), eigenpairs(g, cutoff)
+            left, right = left[..., :, None], right[..., None, :]
+            noise = jnp.maximum(left_noise[..., None] * right, left * right_noise[..., None])
+            parts.append((u, function(left * right, noise, number), w))
+
+        def apply(v: PyTree) -> PyTree:
+            leaves = jax.tree.leaves(v)
+            result = {leaf: factor * leaves[leaf] for leaf, factor in rest.items()}
+            for layer, (u, factors, w) in zip(self.layers, parts, strict=True):
+                turned = jnp.swapaxes(u, -1, -2) @ layer.to_matrix(leaves) @ w
+                result |= layer.from_matrix(u @ (factors * turned) @ jnp.swapaxes(w, -1, -2))
+            return self._tree(v, result)
+
+        return apply
+
+    def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
+        """Two matrices for each layer, by its weight, and a diagonal for every other leaf."""
+        sides = tuple(f"{side}/{leaves[n.weight].path}" for side in ("inputs", "outputs") for n in self.layers)
+        return sides + tuple(f"rest/{leaves[leaf].path}" for leaf in sorted(self.rest))
+
+    def static(self) -> dict[str, Any]:
+        """The layers."""
+        return {"layers": layers_to_json(self.layers)}
+
+    @classmethod
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Kronecker":
+        """Two matrices for each layer and a diagonal for every other leaf."""
+        require_static(static, {"layers"}, cls.name)
+        layers = layers_from_json(static["layers"], leaves)
+        shapes = [(layer.matrix_shape[:-2], *layer.matrix_shape[-2:]) for layer in layers]
+        covered = {leaf for layer in layers for leaf in layer.leaves}
+        return cls(
+            tuple(shaped(*groups, inputs, inputs) for groups, inputs, _ in shapes),
+            tuple(shaped(*groups, outputs, outputs) for groups, _, outputs in shapes),
+            {n: shaped(*leaf.shape) for n, leaf in enumerate(leaves) if n not in covered},
+            layers,
+            treedef,
+        )
+
+    @classmethod
+    def sums(cls, pulled: Pulled) -> PyTree:
+        """Second moments of output gradients, and squared gradients of the leaves that are in no layer."""
+        return {
+            "rest": [jnp.sum(g**2, axis=(0, 1)) for g in pulled.leaves],
+            "outputs": [jnp.einsum("nk...to,nk...tp->...op", g, g) / g.shape[-2] for g in pulled.gradients],
+        }
+
+    @classmethod
+    def input_sums(cls, activations: Sequence[jax.Array]) -> PyTree:
+        """Second moments of activations, [(groups,) inputs, inputs] each."""
+        return [second_moment(a) for a in activations]
+
+    @classmethod
+    def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> "Kronecker":
+        """The factors are the means."""
+        rest = dict(zip(captured.fallback_leaves, mean["rest"], strict=True))
+        return cls(tuple(inputs), tuple(mean["outputs"]), rest, captured.layers, jax.tree.structure(params))
+
+    def balanced(self) -> "Kronecker":
+        """Both factors of a layer have one norm: what one is clipped by, the other is, too."""
+        pairs = [_balanced(a, g) for a, g in zip(self.inputs, self.outputs, strict=True)]
+        return dataclasses.replace(self, inputs=tuple(a for a, _ in pairs), outputs=tuple(g for _, g in pairs))
+
+    def moment(self, layer: Layer, side: int) -> jax.Array:
+        """The factor itself: A, or G."""
+        return factor_of(self.layers, (self.inputs, self.outputs)[side], layer)
+
+    def _tree(self, v: PyTree, result: dict[int, Any]) -> PyTree:
+        return jax.tree.unflatten(jax.tree.structure(v), [result[leaf] for leaf in range(len(result))])
+
+
+def layer_blocks(layers: Sequence[Layer], others: Sequence[int]) -> Blocks:
+    """A layer's leaves together; every other leaf alone."""
+    return tuple(layer.leaves for layer in layers) + tuple((leaf,) for leaf in others)
+
+
+def second_moment(a: jax.Array) -> jax.Array:
+    """Σ_n Σ_t a aᵀ as [(groups,) inputs, inputs]: a [n, …, t, i]."""
+    return jnp.einsum("n...ti,n...tj->...ij", a, a)
+
+
+def factor_of(layers: Sequence[Layer], factors: Sequence[Any], layer: Layer) -> jax.Array:
+    """The factor that belongs to a layer.
+
+    Raises:
+        ValueError: there is none.
+    """
+    by_weight = {one.weight: factor for one, factor in zip(layers, factors, strict=True)}
+    if layer.weight not in by_weight:
+        raise ValueError(f"fisher: has no factors of the layer of leaf {layer.weight}")
+    return by_weight[layer.weight]
+
+
+def _balanced(a: Any, g: Any) -> tuple[Any, Any]:
+    norms = []
+    for factor in (a, g):
+        largest = jnp.max(jnp.abs(factor))  # the squares of large numbers overflow
+        norms.append(largest * jnp.linalg.norm(factor / jnp.where(largest > 0, largest, 1)))
+    known = (norms[0] > 0) & (norms[1] > 0)
+    ratio = jnp.where(known, jnp.sqrt(norms[1]) / jnp.sqrt(jnp.where(known, norms[0], 1)), 1)
+    return ratio * a, g / ratio

@@ -2,22 +2,29 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._protocol import Blocks
+from .._leaves import Leaf
+from ._protocol import Blocks, Spectral, Structure, require_static, shaped
+from ._signs import Sign
 
 PyTree = Any
+MAX_RANK = 4096  # of files
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LowRank:
+class LowRank(Structure):
     """Σ_j values_j u_j u_jᵀ with orthonormal u_j over some leaves of the parameters; zero on the others."""
+
+    name: ClassVar[str] = "low_rank"
+    signs: ClassVar[Mapping[str, Sign]] = {"values": "nonnegative", "vectors": "any"}
+    additive: ClassVar[bool] = False
 
     values: Any  # [r], descending, not negative
     vectors: dict[int, Any]  # leaf number → [r, *leaf]
@@ -57,6 +64,58 @@ class LowRank:
             zeros[leaf] = u.reshape(self.values.size, -1)
         rows = jnp.concatenate(zeros, axis=1)
         return rows.T @ (self.values[:, None] * rows)
+
+    def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
+        """In the vectors' span and, where the eigenvalue is zero, around it."""
+        del cutoff
+        zero = jnp.zeros((), self.values.dtype)
+        others = [leaf for leaf in range(len(self.shapes)) if leaf not in self.vectors]
+        outside = dict.fromkeys(self.vectors, function(zero, 0, 0))
+        inside = function(self.values, 0, 0) - function(zero, 0, 0)
+        outside |= {leaf: function(zero, 0, number) for number, leaf in enumerate(others, start=1)}
+
+        def apply(v: PyTree) -> PyTree:
+            along = dataclasses.replace(self, values=inside).matvec(v)
+            leaves = enumerate(jax.tree.leaves(v))
+            around = [(outside[n] * leaf.astype(zero.dtype)).astype(leaf.dtype) for n, leaf in leaves]
+            return jax.tree.map(jnp.add, along, jax.tree.unflatten(self.treedef, around))
+
+        return apply
+
+    def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
+        """The eigenvalues, and the vectors' parts in each leaf that they cover."""
+        return "values", *(f"vectors/{leaves[leaf].path}" for leaf in sorted(self.vectors))
+
+    def static(self) -> dict[str, Any]:
+        """The rank and the numbers of the leaves that the vectors cover."""
+        return {"rank": int(self.values.shape[0]), "covered": sorted(map(int, self.vectors))}
+
+    @classmethod
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "LowRank":
+        """Eigenvalues, and a part of every vector for each covered leaf."""
+        require_static(static, {"rank", "covered"}, cls.name)
+        rank, covered = static["rank"], static["covered"]
+        if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+            raise ValueError(f"rank: expected 1 to {MAX_RANK}, got {str(rank)[:40]!r}")
+        numbers = isinstance(covered, list) and all(type(n) is int and 0 <= n < len(leaves) for n in covered)
+        if not numbers or not covered or covered != sorted(set(covered)):
+            raise ValueError("covered: expected numbers of parameters, at least one, in order")
+        vectors = {n: shaped(rank, *leaves[n].shape) for n in covered}
+        return cls(shaped(rank), vectors, tuple(leaf.shape for leaf in leaves), treedef)
+
+    @classmethod
+    def estimate(cls, *args: Any, **options: Any) -> "LowRank":
+        """By passes of its own over the data: `top_eigenpairs`, with its arguments."""
+        from .._eigenpairs import top_eigenpairs  # which makes this structure
+
+        return top_eigenpairs(*args, **options).fisher
+
+    def moment(self, layer: Any, side: int) -> jax.Array:
+        """Sums over the eigenvectors."""
+        if any(leaf not in self.vectors for leaf in layer.leaves):
+            raise ValueError(f"fisher: its vectors do not cover the layer of leaf {layer.weight}")
+        stack = jax.vmap(lambda u: layer.to_matrix([u.get(n) for n in range(len(self.shapes))]))(self.vectors)
+        return jnp.einsum("r,rio,rjo->ij" if side == 0 else "r,rio,rip->op", self.values, stack, stack)
 
 
 class Recompressed(NamedTuple):

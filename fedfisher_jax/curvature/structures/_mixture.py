@@ -1,12 +1,13 @@
 """The curvature of the aggregated objective: a weighted sum of clients' Fishers."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ._protocol import Blocks
+from ._protocol import Blocks, Spectral
 
 PyTree = Any
 
@@ -40,6 +41,18 @@ class Mixture:
         count = self.weights.shape[0]
         each = [jax.tree.map(lambda leaf, i=i: leaf[i], self.fishers).to_dense() for i in range(count)]
         return jnp.tensordot(self.weights, jnp.stack(each), axes=1)
+
+    def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
+        """That of the sum, where the structure's arrays add up.
+
+        Raises:
+            TypeError: they do not: eigenvalues of such a sum are known from its dense matrix alone.
+        """
+        if not self.fishers.additive:
+            raise TypeError(
+                f"curvature: a sum of {self.fishers.name} Fishers has no known spectrum, expected arrays that add up"
+            )
+        return self._mean(self.fishers).spectral(function, cutoff)
 
     def _mean(self, stacked: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.tensordot(self.weights.astype(leaf.dtype), leaf, axes=1), stacked)

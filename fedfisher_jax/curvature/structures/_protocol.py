@@ -1,34 +1,188 @@
-"""What every Fisher structure offers."""
+"""What every Fisher structure offers: an algebra, named arrays, a spectrum and how it is estimated."""
 
-from typing import Any, Protocol, runtime_checkable
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from .._layers import Layer
+from .._leaves import Leaf
+from .._pull_back import Capture, Pulled
+from ._signs import Sign
+
 PyTree = Any
 Blocks = tuple[tuple[int, ...], ...]
+Spectral = Callable[[jax.Array, Any, int], Any]  # (eigenvalues, size of their rounding errors, block) → new eigenvalues
 
 
 @runtime_checkable
 class Fisher(Protocol):
-    """What every structure offers; v and the result of `matvec` are trees like the parameters."""
+    """The algebra of a Fisher; v and the result of `matvec` are trees like the parameters."""
 
+    @abc.abstractmethod
     def matvec(self, v: PyTree) -> PyTree:
         """F v."""
         ...
 
+    @abc.abstractmethod
     def diagonal(self) -> PyTree:
         """The diagonal of F as a tree like the parameters."""
         ...
 
+    @abc.abstractmethod
     def scale(self, factor: Any) -> "Fisher":
         """Factor · F."""
         ...
 
+    @abc.abstractmethod
     def blocks(self) -> Blocks:
         """Numbers of the parameter leaves that F couples with each other; F is block-diagonal between them."""
         ...
+
+    @abc.abstractmethod
+    def to_dense(self) -> jax.Array:
+        """F as [d, d] in the order of `ravel_pytree`, for small models."""
+        ...
+
+    @abc.abstractmethod
+    def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
+        """The map v → f(F) v: every eigenvalue replaced, the eigenvectors kept. Decomposes once, here.
+
+        Args:
+            function: (eigenvalues of a block, below which size they are rounding errors, the block's number in
+                `blocks()`) → what to put in their place, elementwise. Eigenvalues are not negative.
+            cutoff: eigenvalues of a decomposed matrix count as rounding errors below this multiple of its largest; by
+                default n times the relative precision of its numbers, for [n, n]. Stored eigenvalues have no errors.
+        """
+        ...
+
+
+class Structure(Fisher):
+    """What a Fisher structure offers to estimates, files, noise and attacks: to be inherited by frozen dataclasses.
+
+    A structure is a pytree. Its arrays are its pytree's leaves, which `names` names, so whoever stores or changes
+    arrays needs to know no more of it. `registry.register` makes it known by its name everywhere.
+    """
+
+    name: ClassVar[str]
+    signs: ClassVar[Mapping[str, Sign]]  # first part of an array's name → what its entries may be
+    additive: ClassVar[bool]  # whether F is linear in its arrays: clients' Fishers then add up array by array
+    reads: ClassVar[Literal["layers", "gradients"]] = "layers"  # what `sums` is given
+
+    @abc.abstractmethod
+    def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
+        """The names of the arrays in the order of the pytree's leaves: "kind" or "kind/path of a parameter"."""
+        ...
+
+    def static(self) -> dict[str, Any]:
+        """What the structure is beside its arrays, as JSON."""
+        return {}
+
+    @classmethod
+    @abc.abstractmethod
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> Any:
+        """The structure with `jax.ShapeDtypeStruct` in the place of arrays: all that a file has to agree with.
+
+        Args:
+            static: what `static` gave, or anything: it may come from a file that nobody vouches for.
+            leaves: the parameters' leaves.
+            treedef: of the parameters' tree.
+
+        Raises:
+            ValueError: `static` does not fit the parameters; why.
+        """
+        ...
+
+    @classmethod
+    def require(cls, params: PyTree) -> None:
+        """Refuse to estimate this structure for these parameters, by a ValueError, before any work."""
+        del params
+
+    @classmethod
+    def sums(cls, pulled: Pulled) -> PyTree:
+        """What a batch of n examples adds to the estimate, as sums over its examples and output cotangents.
+
+        Args:
+            pulled: with two leading axes [n, K] (activations: [n]), zero where an example is padding. Where `reads` is
+                "layers": the captured layers' activations and output gradients, and the gradients of the other leaves;
+                where it is "gradients", the gradients of all leaves, [n, K, *leaf] each, as `pulled.leaves`.
+        """
+        raise NotImplementedError(f"{cls.__name__}: has no sums over batches")
+
+    @classmethod
+    def input_sums(cls, activations: Sequence[jax.Array]) -> PyTree:
+        """What a batch adds that depends on activations alone, [n, (groups,) T, inputs] of each captured layer.
+
+        It is asked of structures that read layers.
+        """
+        del activations
+        return ()
+
+    @classmethod
+    def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> Any:
+        """The structure from the means over examples of `sums` and `input_sums`."""
+        raise NotImplementedError(f"{cls.__name__}: has no sums over batches")
+
+    def balanced(self) -> Any:
+        """The same F in arrays whose norms do not depend on how F is written: these are clipped before noise."""
+        return self
+
+    def moment(self, layer: Layer, side: int) -> jax.Array:
+        """A layer's block summed over its outputs (side 0: [inputs, inputs]) or over its inputs (side 1).
+
+        This is the second moment of its inputs, or of its output gradients, in some weights. This slow general form
+        takes a product with F for every parameter of the layer.
+
+        Raises:
+            ValueError: the structure has no such moment.
+        """
+        zeros = [jnp.zeros_like(leaf) for leaf in jax.tree.leaves(self.diagonal())]
+        treedef = jax.tree.structure(self.diagonal())
+
+        def column(number: jax.Array) -> jax.Array:
+            unit = jnp.zeros(layer.matrix_shape, zeros[layer.weight].dtype).ravel().at[number].set(1)
+            leaves = dict(enumerate(zeros)) | layer.from_matrix(unit.reshape(layer.matrix_shape))
+            product = self.matvec(treedef.unflatten([leaves[n] for n in range(len(leaves))]))
+            rows, columns = layer.matrix_shape
+            matrix = layer.to_matrix(jax.tree.leaves(product))
+            return matrix[:, number % columns] if side == 0 else matrix[number // columns]
+
+        shape = layer.matrix_shape
+        found = jax.lax.map(column, jnp.arange(shape[0] * shape[1]), batch_size=64).reshape(*shape, -1)
+        return jnp.sum(found, axis=1 - side)
+
+
+def named(fisher: Structure, leaves: Sequence[Leaf]) -> dict[str, Any]:
+    """A structure's arrays by their names."""
+    return dict(zip(fisher.names(leaves), jax.tree.leaves(fisher), strict=True))
+
+
+def with_arrays(fisher: Any, arrays: Sequence[Any]) -> Any:
+    """A structure with other arrays in the place of its own (or of its outline's), in the order of `names`."""
+    return jax.tree.unflatten(jax.tree.structure(fisher), arrays)
+
+
+def sign_of(structure: type[Structure], name: str) -> Sign:
+    """What the entries of an array of this name may be."""
+    return structure.signs[name.split("/")[0]]
+
+
+def shaped(*shape: int) -> jax.ShapeDtypeStruct:
+    """An array in an outline; its type says nothing."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def require_static(static: Any, keys: set[str], name: str) -> None:
+    """Refuse static JSON that has not these keys.
+
+    Raises:
+        ValueError: it is no object, lacks a key or has another one.
+    """
+    if not isinstance(static, Mapping) or set(static) != keys:
+        raise ValueError(f"static: expected {', '.join(sorted(keys)) or 'nothing'} for {name}")
 
 
 def quadratic(fisher: Fisher, v: PyTree) -> jax.Array:
@@ -44,3 +198,34 @@ def trace(fisher: Fisher) -> jax.Array:
 def num_bytes(fisher: Fisher) -> int:
     """Bytes of the arrays that represent F."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(fisher))
+
+
+def mean_diagonals(fisher: Fisher) -> list[jax.Array]:
+    """The mean diagonal entry of each of F's blocks."""
+    leaves = jax.tree.leaves(fisher.diagonal())
+    sums = [sum(jnp.sum(leaves[leaf]) for leaf in block) for block in fisher.blocks()]
+    sizes = [sum(leaves[leaf].size for leaf in block) for block in fisher.blocks()]
+    return [jnp.asarray(total / size) for total, size in zip(sums, sizes, strict=True)]
+
+
+def damped_inverse(fisher: Fisher, shifts: Any) -> Callable[[PyTree], PyTree]:
+    """The map v → (F + λ)⁻¹ v, exactly.
+
+    Args:
+        fisher: F.
+        shifts: [blocks], λ of each of F's `blocks()`, not negative. Where it is zero the pseudo-inverse is taken.
+    """
+
+    def invert(values: jax.Array, noise: Any, block: int) -> jax.Array:
+        shift = jnp.asarray(shifts[block], values.dtype)
+        kept = values > jnp.where(shift > 0, -1, noise)
+        return jnp.where(kept, 1 / jnp.where(kept, values + shift, 1), 0)
+
+    return fisher.spectral(invert)
+
+
+def eigenpairs(matrix: jax.Array, cutoff: float | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Eigenvalues [..., n], not negative, eigenvectors, and the size [..., 1] of the eigenvalues' rounding errors."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    relative = values.shape[-1] * jnp.finfo(values.dtype).eps if cutoff is None else cutoff
+    return jnp.maximum(values, 0), vectors, jnp.maximum(relative * values[..., -1:], 0)

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from ..._likelihood import Likelihood
-from ...curvature import Capture, Diagonal, Full, Kronecker, Layer, LowRank, activations
-from ...curvature.structures._gram import Gram
+from ...curvature import Capture, Layer, activations
+from ...curvature.structures._registry import require_known
 from ...tracing._convolution import for_loops
 from .descent import Weights
 from .model_inversion import image_prior
@@ -46,7 +46,7 @@ def input_moment(fisher: Any, layer: Layer) -> jax.Array:
     """The second moment of a layer's inputs that a Fisher contains, [i, i]; its scale means nothing.
 
     Args:
-        fisher: a Diagonal, Kronecker, LowRank, Full or Gram.
+        fisher: of any registered structure.
         layer: one of the model's, from `capture`.
 
     Raises:
@@ -61,54 +61,22 @@ def output_moment(fisher: Any, layer: Layer) -> jax.Array:
     Raises:
         ValueError: as `input_moment`, or a Gram, which has no such thing.
     """
-    if isinstance(fisher, Gram):
-        raise ValueError("fisher: a Gram has no gradients, expected a Diagonal, Kronecker, LowRank or Full")
     return _moment(fisher, layer, 1)
 
 
 def _moment(fisher: Any, layer: Layer, side: int) -> jax.Array:
     if layer.groups != 1:
         raise ValueError(f"layer: expected one without groups, got {layer.groups}")
-    match fisher:
-        case Kronecker() | Gram():
-            by_weight = {one.weight: number for number, one in enumerate(fisher.layers)}
-            if layer.weight not in by_weight:
-                raise ValueError(f"fisher: has no factors of the layer of leaf {layer.weight}")
-            factors = fisher.outputs if side and isinstance(fisher, Kronecker) else fisher.inputs
-            return factors[by_weight[layer.weight]]
-        case Diagonal():
-            return jnp.diag(jnp.sum(layer.to_matrix(jax.tree.leaves(fisher.values)), axis=1 - side))
-        case LowRank():
-            if any(leaf not in fisher.vectors for leaf in layer.leaves):
-                raise ValueError(f"fisher: its vectors do not cover the layer of leaf {layer.weight}")
-            stack = jax.vmap(lambda u: layer.to_matrix([u.get(n) for n in range(len(fisher.shapes))]))(fisher.vectors)
-            return jnp.einsum("r,rio,rjo->ij" if side == 0 else "r,rio,rip->op", fisher.values, stack, stack)
-        case Full():
-            numbers = _numbers(fisher)
-            where = layer.to_matrix(numbers)
-            block = fisher.matrix[where.reshape(-1, 1), where.reshape(1, -1)].reshape(*where.shape, *where.shape)
-            return jnp.einsum("iojo->ij" if side == 0 else "ioip->op", block)
-    raise ValueError(f"fisher: got {type(fisher).__name__}, expected Diagonal, Kronecker, LowRank, Full or Gram")
-
-
-def _numbers(fisher: Full) -> list[jax.Array]:
-    """Leaves that hold each parameter's place in the order of `ravel_pytree`."""
-    leaves, begin = [], 0
-    for shape in fisher.shapes:
-        size = 1
-        for length in shape:
-            size *= length
-        leaves.append(jnp.arange(begin, begin + size).reshape(shape))
-        begin += size
-    return leaves
+    return require_known(fisher).moment(layer, side)
 
 
 def inputs_of(fisher: Any, layer: Layer, like: jax.Array) -> Inputs:
     """Mean and covariance of a layer's inputs.
 
-    With a bias both are exact (for Kronecker, of a dense layer, while nothing was done to the payload). Without, the
-    strongest eigenvector of E[x xᵀ] = m mᵀ + covariance stands for the mean m, which outweighs the rest; its sign is
-    that of `like`. From a diagonal, the root mean square stands for the mean, its signs those of `like`.
+    With a bias both are exact (for Kronecker, of a dense layer, while nothing was done to the payload). Without, or
+    where a structure does not tell how inputs and bias go together, the strongest eigenvector of E[x xᵀ] = m mᵀ +
+    covariance stands for the mean m, which outweighs the rest; its sign is that of `like`. From a diagonal, the root
+    mean square stands for the mean, its signs those of `like`.
 
     Args:
         fisher: as for `input_moment`.
@@ -123,15 +91,21 @@ def inputs_of(fisher: Any, layer: Layer, like: jax.Array) -> Inputs:
     if layer.bias is not None:  # noise may have brought the last entry, which counts examples, to zero
         scale = jnp.maximum(moment[-1, -1], jnp.maximum(1e-6 * jnp.trace(moment) / len(moment), tiny))
         moment, row = moment[:-1, :-1] / scale, moment[:-1, -1] / scale
-        if not isinstance(fisher, Diagonal):
-            return Inputs(row, moment - jnp.outer(row, row))
-    if isinstance(fisher, Diagonal):
-        root = jnp.sqrt(jnp.maximum(jnp.diagonal(moment), 0))
-        return Inputs(jnp.where(like < 0, -root, root), moment)
-    values, vectors = jnp.linalg.eigh(moment)
-    mean = jnp.sqrt(jnp.maximum(values[-1], 0)) * vectors[:, -1]
-    mean = jnp.where(jnp.vdot(mean, like.astype(mean.dtype)) < 0, -mean, mean)
-    return Inputs(mean, moment - jnp.outer(mean, mean))
+    else:
+        row = jnp.zeros_like(moment[0])
+    root = jnp.sqrt(jnp.maximum(jnp.diagonal(moment), 0))
+
+    def from_moment() -> Inputs:
+        values, vectors = jnp.linalg.eigh(moment)
+        mean = jnp.sqrt(jnp.maximum(values[-1], 0)) * vectors[:, -1]
+        mean = jnp.where(jnp.vdot(mean, like.astype(mean.dtype)) < 0, -mean, mean)
+        return Inputs(mean, moment - jnp.outer(mean, mean))
+
+    def without_row() -> Inputs:
+        coupled = jnp.any(moment != jnp.diag(jnp.diagonal(moment)))
+        return jax.lax.cond(coupled, from_moment, lambda: Inputs(jnp.where(like < 0, -root, root), moment))
+
+    return jax.lax.cond(jnp.any(row != 0), lambda: Inputs(row, moment - jnp.outer(row, row)), without_row)
 
 
 def principal(inputs: Inputs, count: int) -> Principal:

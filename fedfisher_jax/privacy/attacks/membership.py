@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ..._likelihood import Likelihood
-from ...curvature import Capture, Diagonal, Full, Kronecker, LowRank, activations
-from ...curvature.structures._gram import Gram
+from ...curvature import Capture, activations, damped_inverse
+from ...curvature.structures._protocol import mean_diagonals
+from ...curvature.structures._registry import require_known
 from ...tracing._convolution import for_loops
 
 PyTree = Any
@@ -57,14 +57,14 @@ def fisher_scores(
         apply: the model.
         likelihood: what was fitted.
         params: as the server sees them.
-        fisher: Diagonal, Kronecker, LowRank, Full or Gram.
+        fisher: of any registered structure.
         x: [n, ...].
         y: [n].
-        damping: ε relative to the mean diagonal entry of F, or of each factor.
+        damping: ε relative to the mean diagonal entry of F.
         batch_size: examples at once.
 
     Raises:
-        ValueError: another structure.
+        ValueError: a structure that is not registered.
     """
     plain = for_loops(apply)
     quadratic = inverse_quadratic(fisher, damping)
@@ -114,49 +114,19 @@ def leverage_scores(
 
 
 def inverse_quadratic(fisher: Any, damping: float) -> Callable[[PyTree], jax.Array]:
-    """The function v → vᵀ (F + ε)⁻¹ v. A Kronecker block has each factor damped on its own."""
-    match fisher:
-        case Diagonal():
-            floor = damping * _mean(fisher.values)
-            return lambda v: jnp.asarray(
-                optax.tree.sum(jax.tree.map(lambda f, g: g**2 / (f + floor), fisher.values, v))
-            )
-        case LowRank():
-            floor = damping * jnp.sum(fisher.values) / sum(leaf.size // len(leaf) for leaf in fisher.vectors.values())
-            floor = jnp.maximum(floor, jnp.finfo(fisher.values.dtype).tiny)
+    """The function v → vᵀ (F + ε)⁻¹ v, ε relative to the mean diagonal entry of F.
 
-            def low_rank(v: PyTree) -> jax.Array:
-                leaves = jax.tree.leaves(v)
-                covered = {n: leaves[n] for n in fisher.vectors}
-                along = sum(jnp.tensordot(u, covered[n], axes=covered[n].ndim) for n, u in fisher.vectors.items())
-                kept = fisher.values / (fisher.values + floor)
-                return (optax.tree.norm(covered, squared=True) - jnp.sum(kept * along**2)) / floor
+    Blocks where F is zero, of which it knows nothing, do not count.
 
-            return low_rank
-        case Full():
-            inverse = _inverse(fisher.matrix, damping)
-
-            def full(v: PyTree) -> jax.Array:
-                flat = ravel_pytree(v)[0]
-                return flat @ inverse @ flat
-
-            return full
-        case Kronecker() | Gram():
-            factors = fisher.outputs if isinstance(fisher, Kronecker) else [None] * len(fisher.layers)
-            pairs = [
-                (_inverse(a, damping), None if g is None else _inverse(g, damping))
-                for a, g in zip(fisher.inputs, factors, strict=True)
-            ]
-
-            def kronecker(v: PyTree) -> jax.Array:
-                leaves, total = jax.tree.leaves(v), jnp.zeros((), pairs[0][0].dtype)
-                for layer, (a, g) in zip(fisher.layers, pairs, strict=True):
-                    matrix = layer.to_matrix(leaves)
-                    total += jnp.sum((a @ matrix) * (matrix if g is None else matrix @ g))
-                return total
-
-            return kronecker
-    raise ValueError(f"fisher: got {type(fisher).__name__}, expected Diagonal, Kronecker, LowRank, Full or Gram")
+    Raises:
+        ValueError: no registered structure.
+    """
+    means, leaves = jnp.stack(mean_diagonals(require_known(fisher))), jax.tree.leaves(fisher.diagonal())
+    sizes = jnp.array([sum(leaves[n].size for n in block) for block in fisher.blocks()], means.dtype)
+    known = means > 0
+    floor = damping * jnp.sum(sizes * means) / jnp.maximum(jnp.sum(jnp.where(known, sizes, 0)), 1)
+    inverse = damped_inverse(fisher, jnp.where(known, jnp.maximum(floor, jnp.finfo(floor.dtype).tiny), 0))
+    return lambda v: jnp.asarray(optax.tree.vdot(v, inverse(v)))
 
 
 def _inverse(matrix: jax.Array, damping: float) -> jax.Array:
@@ -165,9 +135,3 @@ def _inverse(matrix: jax.Array, damping: float) -> jax.Array:
     floor = jnp.maximum(damping * jnp.mean(values, axis=-1, keepdims=True), jnp.finfo(values.dtype).tiny)
     scaled = vectors / (jnp.maximum(values, 0) + floor)[..., None, :]
     return scaled @ jnp.swapaxes(vectors, -1, -2)
-
-
-def _mean(tree: PyTree) -> jax.Array:
-    leaves = jax.tree.leaves(tree)
-    mean = sum(jnp.sum(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
-    return jnp.maximum(mean, jnp.finfo(leaves[0].dtype).tiny)

@@ -1,0 +1,57 @@
+"""The Fisher structures by their names; `register` adds a user's own."""
+
+from typing import Any, TypeVar
+
+from ._diagonal import Diagonal
+from ._full import Full
+from ._gram import Gram
+from ._kronecker import Kronecker
+from ._low_rank import LowRank
+from ._protocol import Structure
+
+STRUCTURES: dict[str, type[Structure]] = {
+    structure.name: structure for structure in (Diagonal, Full, Kronecker, Gram, LowRank)
+}
+T = TypeVar("T", bound=type[Structure])
+
+
+def register(structure: T) -> T:
+    """Make a structure known by its name to estimates, files, compression, noise and attacks. A class decorator.
+
+    Args:
+        structure: a frozen dataclass, registered as a pytree, that inherits from `Structure`.
+
+    Raises:
+        ValueError: another structure has its name.
+    """
+    taken = STRUCTURES.setdefault(structure.name, structure)
+    if taken is not structure:
+        raise ValueError(f"name: got {structure.name!r}, which is that of {taken.__name__}, expected another one")
+    return structure
+
+
+def by_name(name: str) -> type[Structure]:
+    """The structure of a name.
+
+    Raises:
+        ValueError: there is none; the known ones are named.
+    """
+    if name not in STRUCTURES:
+        raise ValueError(f"structure: got {name!r}, expected one of {', '.join(STRUCTURES)}")
+    return STRUCTURES[name]
+
+
+def is_known(fisher: Any) -> bool:
+    """Whether a Fisher's structure is registered."""
+    return STRUCTURES.get(getattr(type(fisher), "name", "")) is type(fisher)
+
+
+def require_known(fisher: Any) -> Structure:
+    """The Fisher itself, if its structure is registered.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not is_known(fisher):
+        raise ValueError(f"fisher: got {type(fisher).__name__}, expected one of {', '.join(STRUCTURES)}")
+    return fisher
