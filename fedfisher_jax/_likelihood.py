@@ -34,8 +34,8 @@ class Likelihood:
         sample: (key, outputs) -> a target drawn from the model.
         mean: outputs -> mean parameters of the same shape (probabilities, or the mean itself).
         link: mean parameters -> outputs that have them; inverse of `mean` (up to a constant for categorical).
-        mix: (outputs of m models [m, *outputs.shape], shares [m] that sum to one) -> outputs whose mean parameters are the
-            models' average ones. Computed from logarithms: a probability that rounds to 0 or 1 keeps its distance.
+        mix: (outputs of m models [m, *outputs.shape], shares [m] that sum to one) -> outputs whose mean parameters are
+            the models' average ones; from logarithms, so that a probability that rounds to 0 or 1 keeps its distance.
         correct: (outputs, target) -> fraction of positions, or of binary outputs, that are predicted right; None where
             right or wrong makes no sense.
     """
@@ -69,7 +69,7 @@ def _log(p: Outputs) -> Outputs:
 
 
 def _mean_log(logs: Members, shares: Float[Array, " m"]) -> Outputs:
-    """log Σ_m shares_m exp(logs_m), which does not underflow."""
+    """Log of Σ_m shares_m exp(logs_m), which does not underflow."""
     return jax.nn.logsumexp(logs, axis=0, b=shares.reshape(-1, *(1,) * (logs.ndim - 1)))
 
 
@@ -77,9 +77,9 @@ def _mean_log(logs: Members, shares: Float[Array, " m"]) -> Outputs:
 def categorical() -> Likelihood:
     """Softmax over the last axis; targets are integers, a scalar for [C] and [T] for [T, C].
 
-    The factor has the rows sqrt(p_c) (e_c - p), so that the Fisher is diag(p) - ppᵀ. The loss is log(1 + Σ e^(z_c - z_y))
-    over the classes c other than the target y: its gradient never is the difference p_y - 1, which would lose its digits
-    where p_y rounds to 1.
+    The factor has the rows sqrt(p_c) (e_c - p), so that the Fisher is diag(p) - ppᵀ. The loss is
+    log(1 + Σ e^(z_c - z_y)) over the classes c other than the target y, so that its gradient never is the difference p_y - 1, which loses its
+    digits where p_y rounds to 1.
     """
 
     def nll(outputs: Outputs, target: Shaped[Array, "*positions"]) -> Scalar:
@@ -142,7 +142,7 @@ def gaussian(variance: float = 1.0) -> Likelihood:
 def bernoulli() -> Likelihood:
     """Independent binary outputs given as log-odds; targets are 0 or 1 in the shape of the outputs.
 
-    The factor has the rows sqrt(p (1 - p)) e_c. The loss is summed from log(1 + e^z) and log(1 + e^-z), never from their
+    The factor has the rows sqrt(p (1 - p)) e_c. The loss is a sum of log(1 + e^z) and log(1 + e^-z), never their
     difference, so that loss and gradient keep their digits where p rounds to 0 or 1.
     """
 
