@@ -78,8 +78,8 @@ def categorical() -> Likelihood:
     """Softmax over the last axis; targets are integers, a scalar for [C] and [T] for [T, C].
 
     The factor has the rows sqrt(p_c) (e_c - p), so that the Fisher is diag(p) - ppᵀ. The loss is
-    log(1 + Σ e^(z_c - z_y)) over the classes c other than the target y, so that its gradient never is the difference p_y - 1, which loses its
-    digits where p_y rounds to 1.
+    log(1 + Σ e^(z_c - z_y)) over the classes c other than the target y, so that its gradient never is the difference
+    p_y - 1, which loses its digits where p_y rounds to 1.
     """
 
     def nll(outputs: Outputs, target: Shaped[Array, "*positions"]) -> Scalar:
