@@ -24,10 +24,11 @@ def from_vector(vector: np.ndarray, like: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(like)
     ends = np.cumsum([leaf.size for leaf in leaves])
     pieces = np.split(vector, ends[:-1])
-    shaped = [
-        jnp.asarray(x.reshape(leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
-        for x, leaf in zip(pieces, leaves, strict=True)
-    ]
+    with np.errstate(over="ignore"):  # beyond a narrow type is infinite
+        shaped = [
+            jnp.asarray(x.reshape(leaf.shape).astype(jax.dtypes.canonicalize_dtype(leaf.dtype)))
+            for x, leaf in zip(pieces, leaves, strict=True)
+        ]
     return treedef.unflatten(shaped)
 
 

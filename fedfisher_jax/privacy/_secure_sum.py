@@ -58,7 +58,7 @@ def share(settings: Round, secrets: Secrets, keys: Mapping[int, Keys]) -> dict[i
     require_client(settings, secrets, keys)
     holders = sorted(keys)
     seeds = shamir.split(secrets.seed, settings.threshold, holders)
-    maskings = shamir.split(secrets.masking.private_bytes_raw(), settings.threshold, holders)
+    maskings = shamir.split(_clamped(secrets.masking.private_bytes_raw()), settings.threshold, holders)
     sealed = {}
     for holder in holders:
         nonce = os.urandom(NONCE_BYTES)
@@ -169,7 +169,7 @@ def unmask(
         total = total - _stream(_derived(settings, seed, b"own"), total.size)
     for number in set(keys) - set(masked):
         shares = {holder: answer.maskings.get(number) for holder, answer in revealed.items()}
-        is_key = lambda secret, n=number: _public(secret) == keys[n].masking  # noqa: E731
+        is_key = lambda secret, n=number: secret == _clamped(secret) and _public(secret) == keys[n].masking  # noqa: E731
         masking = X25519PrivateKey.from_private_bytes(_restored(settings, "masking key", number, shares, is_key))
         for other in masked:
             total = total + _signed(settings, masking, keys[other], number, other, total.size)
@@ -290,6 +290,11 @@ def _restored(
         if secret_of({other: share for other, share in given.items() if other != holder}) is not None:
             raise ValueError(f"revealed: client {holder} sent a wrong share of client {number}'s {what}")
     raise ValueError(f"revealed: the shares of client {number}'s {what} by {_listed(given)} do not give what it said")
+
+
+def _clamped(masking: bytes) -> bytes:
+    """The one of 32 private keys of the same effect that X25519 computes with, so that no changed bit goes unseen."""
+    return bytes([masking[0] & 248]) + masking[1:31] + bytes([masking[31] & 127 | 64])
 
 
 def _public(masking: bytes) -> bytes:
