@@ -105,7 +105,7 @@ def measure(settings: Measure) -> None:
 def _one(settings: Measure, start: model_file.Model, guarantee: noise.Guarantee | None) -> None:
     x, y = silo_data.read(settings.data, "train")
     apply, likelihood = start.network.apply, likelihood_of(start.kind.likelihood)
-    silo_data.require_targets(settings.data, likelihood, outputs_of(apply, start.params, x), y)
+    y = silo_data.targets_of(settings.data, likelihood, outputs_of(apply, start.params, x), y)
     captured = capture(apply, start.params, x)
     offers = {"captured": captured, "kind": settings.kind, "samples": settings.samples}
     rule = catalogue.build(settings.rule, apply, likelihood, offers=offers)
