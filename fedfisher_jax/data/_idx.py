@@ -41,8 +41,8 @@ def read(folder: Path, spec: Spec) -> Images:
     """Read the four files of a folder that `find` returned.
 
     Raises:
-        ValueError: a file is damaged or larger than `MOST_BYTES`, images are not of the set's size, or images and labels
-            differ in number.
+        ValueError: a file is damaged or larger than `MOST_BYTES`, images are not of the set's size, or images and
+            labels differ in number.
     """
     train_x, train_y, test_x, test_y = (parse(_content(_file(folder, name) or folder / name), name) for name in FILES)
     for images, labels, name in ((train_x, train_y, FILES[0]), (test_x, test_y, FILES[2])):

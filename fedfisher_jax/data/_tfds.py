@@ -20,7 +20,7 @@ import numpy as np
 
 from ._pictures import decode
 from ._specs import Images, Spec
-from ._where import DataNotFoundError, data_folders
+from ._where import DataNotFoundError, data_folders, expanded
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _CHUNK = 1024  # records per read
@@ -80,8 +80,8 @@ def prepare(spec: Spec, data_dir: str | os.PathLike[str] | None) -> Path:
     import tensorflow_datasets as tfds
 
     named = data_dir or os.environ.get("FEDFISHER_DATA") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    builder = tfds.builder(str(spec.tfds), data_dir=Path(named).expanduser(), file_format="array_record")
-    _check_network(builder, Path(named).expanduser() / "downloads" / "manual")
+    builder = tfds.builder(str(spec.tfds), data_dir=expanded(named), file_format="array_record")
+    _check_network(builder, expanded(named) / "downloads" / "manual")
     try:
         builder.download_and_prepare(file_format="array_record")
     except (requests.RequestException, tfds.download.DownloadError) as error:

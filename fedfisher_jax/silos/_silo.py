@@ -12,6 +12,7 @@ from ..federate._one_shot import Keys
 from ..merge._rule import Payload
 
 PyTree = Any
+MOST_PADDED = 1024  # rows that a silo of fewer examples is filled up to: a batch of a million is one of all its rows
 
 
 def train_and_measure(
@@ -35,13 +36,13 @@ def train_and_measure(
         y: [n, ...].
         number: of the silo; its keys are folded with it.
         key: of the round.
-        batch_size: of training, for a row of examples that is no shorter: fewer examples make a smaller program, whose
-            sums round differently.
+        batch_size: of training, for a row of examples that is no shorter, up to `MOST_PADDED`: fewer examples make a
+            smaller program, whose sums round differently.
 
     Raises:
         ValueError: parameters or payload are not finite.
     """
-    who = simulate.clients([np.arange(len(x))], length=batch_size)
+    who = simulate.clients([np.arange(len(x))], length=min(batch_size, MOST_PADDED))
     who = who._replace(number=np.array([number], np.int32))
     x, y = jnp.asarray(x), jnp.asarray(y)
     if train is None:

@@ -8,6 +8,7 @@ import numpy as np
 from .. import data
 from .._likelihood import Likelihood, check_targets
 from ..data._arrays import read_arrays
+from ..data._where import expanded
 
 
 def read(source: str, part: str, data_dir: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +28,7 @@ def read(source: str, part: str, data_dir: Path | None = None) -> tuple[np.ndarr
     if not source.endswith(".npz"):
         found = data.load(source, data_dir=data_dir)
         return getattr(found, f"{part}_x"), getattr(found, f"{part}_y")
-    path = Path(source).expanduser()
+    path = expanded(source)
     pairs = (f"{part}_x", f"{part}_y"), ("x", "y")
 
     def pair_of(names: list[str]) -> tuple[str, str]:
