@@ -1,7 +1,8 @@
-"""Payload files of a malicious or careless silo: each is refused in a line that names the file, soon and in little memory."""
+"""Payload files of a malicious or careless silo: refused in a line that names the file, soon and in little memory."""
 
 import json
 import resource
+import shutil
 import time
 from pathlib import Path
 
@@ -9,22 +10,33 @@ import numpy as np
 import pytest
 from commands import command, refused
 
-from fedfisher_jax.payload import Limits, PayloadError, Singular, Uniform, header_of
+from fedfisher_jax.payload import Limits, PayloadError, Singular, Uniform, header_of, read
 from fedfisher_jax.payload import _codecs as codecs
 from fedfisher_jax.payload import _container as container
 
+NETWORK = ("--model", "mlp", "--input-shape", 8, "--outputs", 3)
 RULE = ("--epochs", 1, "--rule", "fedavg")
 
 
-@pytest.fixture
-def good(folder):
-    """Two payloads; the outline, the body, the header and the arrays of the first."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A start and the payloads of two silos."""
+    folder = tmp_path_factory.mktemp("made")
+    assert command("init", *NETWORK, "--out", folder / "start.safetensors")[0] == 0
     for silo in range(2):
         random = np.random.default_rng(silo)
-        np.savez(f"d{silo}.npz", x=random.normal(size=(60, 8)).astype(np.float32), y=random.integers(0, 3, 60))
-        assert (
-            command("measure", "--data", f"d{silo}.npz", "--silo", silo, *RULE, "--out", f"p{silo}.safetensors")[0] == 0
-        )
+        x, y = random.normal(size=(60, 8)).astype(np.float32), random.integers(0, 3, 60)
+        np.savez(folder / f"d{silo}.npz", x=x, y=y)
+        words = ("--data", folder / f"d{silo}.npz", "--silo", silo, *RULE, "--start", folder / "start.safetensors")
+        assert command("measure", *words, "--out", folder / f"p{silo}.safetensors")[0] == 0
+    return folder
+
+
+@pytest.fixture
+def good(made, tmp_path, monkeypatch):
+    """These files in a new current folder; the outline, the body, the header and the arrays of the first payload."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     data = Path("p0.safetensors").read_bytes()
     size = int.from_bytes(data[:8], "little")
     header, arrays = container.unpack(data, Limits(), "p0")
@@ -74,18 +86,19 @@ def test_entries_that_are_none(entry, good):
     is_refused(raw({"__metadata__": good[0]["__metadata__"], "z": entry}, b""))
 
 
-@pytest.mark.parametrize("depth", [31, 33, 300, 600, 5000])
+def nested(kind, depth, text):
+    first, last = ('{"a":', "}") if kind is dict else ("[", "]")
+    return first * depth + text + last * depth
+
+
 @pytest.mark.parametrize("kind", [dict, list])
 @pytest.mark.parametrize("field", ["privacy", "static", "name", "codecs", "more"])
-def test_fields_that_are_nested_deep(field, kind, depth, good):
-    header = {**good[2], field: "deep"}
-    nested = (
-        (lambda n, text: '{"a":' * n + text + "}" * n) if kind is dict else (lambda n, text: "[" * n + text + "]" * n)
-    )
-    text = json.dumps(header).replace('"deep"', nested(depth, "1"), 1)
-    outline = {**good[0], "__metadata__": {container.KEY: text}}
-    is_refused(raw(outline, good[1]))
-    is_refused(raw(good[0], good[1]).replace(b'"F32"', nested(depth, '"F32"').encode(), 1))
+def test_fields_that_are_nested_deep(field, kind, good):
+    for depth in (31, 33, 300, 600, 5000):
+        text = json.dumps({**good[2], field: "deep"}).replace('"deep"', nested(kind, depth, "1"), 1)
+        is_refused(raw({**good[0], "__metadata__": {container.KEY: text}}, good[1]))
+        outline, size = json.dumps(good[0]).replace('"F32"', nested(kind, depth, '"F32"'), 1).encode(), len(good[1])
+        is_refused(len(outline).to_bytes(8, "little") + outline + good[1][:size])
 
 
 def test_privacy_is_flat(good):
@@ -136,14 +149,12 @@ def announced(header, n, how, layers=1):
 
 
 @pytest.mark.parametrize("how", ["singular", "eigen"])
-@pytest.mark.parametrize(("n", "layers"), [(3000, 1), (9000, 1), (300, 3000), (1000, 30)])
+@pytest.mark.parametrize(("n", "layers"), [(3000, 1), (9000, 1), (1000, 30)])
 def test_few_bytes_that_announce_much_work(n, layers, how, good):
     Path("large.safetensors").write_bytes(announced(good[2], n, how, layers))
     begun = time.process_time()
     with pytest.raises(PayloadError, match="large.safetensors: .*Σ n³|bytes to decode"):
-        from fedfisher_jax import payload
-
-        payload.read("large.safetensors")
+        read("large.safetensors")
     assert time.process_time() - begun < 5  # half a minute and more, if it were done
 
 
