@@ -1,11 +1,12 @@
 """Files that are written whole or not at all."""
 
+import contextlib
 import json
 import math
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     Its permissions are those of any new file, by the user's umask; when this returns it survives a loss of power.
     """
     target = Path(path)
-    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}"
+    temporary = target.parent / f".fedfisher.{secrets.token_hex(8)}"  # short, however long the name is
     try:
         with temporary.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -69,3 +70,51 @@ def require_folder(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise ValueError(f"out: cannot write to {folder}: {error.strerror or error}") from error
     return folder
+
+
+def require_file(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Prove, before any work, that a file can be written there, and that it is none of the inputs under any name.
+
+    Raises:
+        ValueError: its folder is not there or cannot be written to, its name is none, it is a folder, or an input.
+    """
+    target = Path(path)
+    if "\0" in str(target) or not target.name or target.is_dir():
+        raise ValueError(f"out: got {str(target)[:200]!r}, expected the name of a file")
+    try:
+        if not target.parent.is_dir():
+            raise ValueError(f"out: cannot write {target}: no folder {target.parent}")
+        with contextlib.suppress(FileNotFoundError):
+            target.lstat()  # OSError where the name is too long
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+        for taken in map(Path, inputs):
+            if target.resolve() == taken.resolve() or (target.exists() and taken.exists() and target.samefile(taken)):
+                raise ValueError(f"out: got {target}, which would write over {taken}")
+    except OSError as error:
+        raise ValueError(f"out: cannot write {str(target)[:200]}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def only_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes that ask for the same folder out of it; nothing is left behind, however this one ends.
+
+    Raises:
+        ValueError: another one is writing there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"out: another run is writing to {folder}") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)

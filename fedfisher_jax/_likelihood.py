@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Shaped
 
 Outputs = Float[Array, "*positions c"]
 Rows = Float[Array, "k *positions c"]
+Members = Float[Array, "m *positions c"]
 Scalar = Float[Array, ""]
 
 
@@ -33,6 +34,8 @@ class Likelihood:
         sample: (key, outputs) -> a target drawn from the model.
         mean: outputs -> mean parameters of the same shape (probabilities, or the mean itself).
         link: mean parameters -> outputs that have them; inverse of `mean` (up to a constant for categorical).
+        mix: (outputs of m models [m, *outputs.shape], shares [m] that sum to one) -> outputs whose mean parameters are
+            the models' average ones; from logarithms, so that a probability that rounds to 0 or 1 keeps its distance.
         correct: (outputs, target) -> fraction of positions, or of binary outputs, that are predicted right; None where
             right or wrong makes no sense.
     """
@@ -43,6 +46,7 @@ class Likelihood:
     sample: Callable[[Any, Any], Any]
     mean: Callable[[Any], Any]
     link: Callable[[Any], Any]
+    mix: Callable[[Any, Any], Any]
     correct: Callable[[Any, Any], Any] | None
 
 
@@ -60,19 +64,32 @@ def _diagonal(scale: Outputs) -> Rows:
 
 
 def _log(p: Outputs) -> Outputs:
-    """Logarithm that is finite at p = 0: an ensemble that rules a class out must still score a target of that class."""
+    """Logarithm that is finite at p = 0."""
     return jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny))
+
+
+def _mean_log(logs: Members, shares: Float[Array, " m"]) -> Outputs:
+    """Log of Σ_m shares_m exp(logs_m), which does not underflow."""
+    return jax.nn.logsumexp(logs, axis=0, b=shares.reshape(-1, *(1,) * (logs.ndim - 1)))
 
 
 @cache
 def categorical() -> Likelihood:
     """Softmax over the last axis; targets are integers, a scalar for [C] and [T] for [T, C].
 
-    The factor has the rows sqrt(p_c) (e_c - p), so that the Fisher is diag(p) - ppᵀ.
+    The factor has the rows sqrt(p_c) (e_c - p), so that the Fisher is diag(p) - ppᵀ. The loss is
+    log(1 + Σ e^(z_c - z_y)) over the classes c other than the target y, so that its gradient never is the difference
+    p_y - 1, which loses its digits where p_y rounds to 1.
     """
 
     def nll(outputs: Outputs, target: Shaped[Array, "*positions"]) -> Scalar:
-        return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(outputs), target[..., None], -1))
+        chosen = jnp.take_along_axis(outputs, target[..., None], -1)
+        other = jnp.arange(outputs.shape[-1]) != target[..., None]
+        above = jnp.where(other, outputs - chosen, -jnp.inf)
+        largest = jax.lax.stop_gradient(above.max(-1, initial=0))
+        largest = jnp.where(jnp.isfinite(largest), largest, 0)
+        odds = jnp.sum(jnp.exp(above - largest[..., None]), -1)  # of another class, divided by e^largest
+        return jnp.sum(largest + jnp.log1p(jnp.expm1(-largest) + odds))
 
     def fisher_factor(outputs: Outputs) -> Rows:
         p = jax.nn.softmax(outputs)
@@ -85,7 +102,10 @@ def categorical() -> Likelihood:
     def correct(outputs: Outputs, target: Shaped[Array, "*positions"]) -> Scalar:
         return jnp.mean(jnp.argmax(outputs, -1) == target, dtype=outputs.dtype)
 
-    return Likelihood("categorical", nll, fisher_factor, sample, jax.nn.softmax, _log, correct)
+    def mix(outputs: Members, shares: Float[Array, " m"]) -> Outputs:
+        return _mean_log(jax.nn.log_softmax(outputs), shares)
+
+    return Likelihood("categorical", nll, fisher_factor, sample, jax.nn.softmax, _log, mix, correct)
 
 
 @cache
@@ -112,18 +132,23 @@ def gaussian(variance: float = 1.0) -> Likelihood:
     def identity(outputs: Outputs) -> Outputs:
         return outputs
 
-    return Likelihood("gaussian", nll, fisher_factor, sample, identity, identity, None)
+    def mix(outputs: Members, shares: Float[Array, " m"]) -> Outputs:
+        return jnp.tensordot(shares, outputs, 1)
+
+    return Likelihood("gaussian", nll, fisher_factor, sample, identity, identity, mix, None)
 
 
 @cache
 def bernoulli() -> Likelihood:
     """Independent binary outputs given as log-odds; targets are 0 or 1 in the shape of the outputs.
 
-    The factor has the rows sqrt(p (1 - p)) e_c.
+    The factor has the rows sqrt(p (1 - p)) e_c. The loss is a sum of log(1 + e^z) and log(1 + e^-z), never their
+    difference, so that loss and gradient keep their digits where p rounds to 0 or 1.
     """
 
     def nll(outputs: Outputs, target: Shaped[Array, "*positions c"]) -> Scalar:
-        return jnp.sum(jax.nn.softplus(outputs) - target.astype(outputs.dtype) * outputs)
+        ones = target.astype(outputs.dtype)
+        return jnp.sum(ones * jax.nn.softplus(-outputs) + (1 - ones) * jax.nn.softplus(outputs))
 
     def fisher_factor(outputs: Outputs) -> Rows:
         return _diagonal(jnp.sqrt(jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs)))
@@ -137,7 +162,10 @@ def bernoulli() -> Likelihood:
     def correct(outputs: Outputs, target: Shaped[Array, "*positions c"]) -> Scalar:
         return jnp.mean((outputs > 0) == (target > 0), dtype=outputs.dtype)
 
-    return Likelihood("bernoulli", nll, fisher_factor, sample, jax.nn.sigmoid, link, correct)
+    def mix(outputs: Members, shares: Float[Array, " m"]) -> Outputs:
+        return _mean_log(jax.nn.log_sigmoid(outputs), shares) - _mean_log(jax.nn.log_sigmoid(-outputs), shares)
+
+    return Likelihood("bernoulli", nll, fisher_factor, sample, jax.nn.sigmoid, link, mix, correct)
 
 
 def check_targets(likelihood: Likelihood, outputs_shape: tuple[int, ...], y: Any) -> None:

@@ -84,8 +84,10 @@ def ensemble_apply(apply: Apply, likelihood: Likelihood, weights: Float[Array, "
     """
 
     def joint(stacked_params: Any, x: Shaped[Array, "n ..."]) -> Float[Array, "n ..."]:
-        means = jax.lax.map(lambda params: jax.vmap(likelihood.mean)(apply(params, x)), stacked_params)
-        return jax.vmap(likelihood.link)(jnp.average(means, 0, weights))
+        outputs = jax.lax.map(lambda params: apply(params, x), stacked_params)  # [m, n, ...]
+        given = jnp.ones(len(outputs)) if weights is None else jnp.asarray(weights)
+        shares = (given / given.sum()).astype(outputs.dtype)
+        return jax.vmap(likelihood.mix, (1, None))(outputs, shares)
 
     return joint
 

@@ -1,7 +1,9 @@
 """The `fedfisher` command: a thin face over the library."""
 
+import contextlib
 import dataclasses
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from ..merge import catalogue
 from ..merge._rule import Rule
 from ..solve._conjugate_gradients import conjugate_gradients
 from ._commands import COMMANDS
+from ._one_line import fit_terminal, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +86,10 @@ class List:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exits with 2 and one line on bad input."""
+    """Entry point: exits with 2 and one line, whatever the input is; `--debug` shows Python's trace, too."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    debug, arguments = "--debug" in arguments, [word for word in arguments if word != "--debug"]
+    fit_terminal()
     command = tyro.extras.subcommand_cli_from_dict(
         {"run": Run, "list": List} | {name: settings for name, (settings, _) in COMMANDS.items()},
         args=arguments,
@@ -103,14 +108,21 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             function = next(function for settings, function in COMMANDS.values() if isinstance(command, settings))
             function(command)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"fedfisher: {' '.join(str(error).split())}", file=sys.stderr)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"fedfisher: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def run(settings: Run) -> dict[str, Any]:
     """One one-shot federation; returns the record that `result.json` holds."""
     _check(settings)
+    with contextlib.ExitStack() as held:
+        return _run(settings, held)
+
+
+def _run(settings: Run, held: contextlib.ExitStack) -> dict[str, Any]:
     first = jax.process_index() == 0
     console = Console(stderr=True, quiet=not first)
     dataset = data.load(settings.dataset, data_dir=settings.data_dir)
@@ -142,6 +154,8 @@ def run(settings: Run) -> dict[str, Any]:
     offers = offers_of(network.init, training, captured, settings.seed, kind=settings.kind, samples=settings.samples)
     rules = _rules(settings, apply, likelihood, offers, x, y, key.pick)
     out = _files.require_folder(settings.out)
+    if first:
+        held.enter_context(_files.only_writer(out))
 
     counts = data.label_counts(dataset.train_y, parts, dataset.num_classes)
     record: dict[str, Any] = {

@@ -32,7 +32,7 @@ def evaluate(settings: Evaluate) -> dict[str, float]:
     found = model_file.read(settings.file, settings.model)
     likelihood = likelihood_of(found.kind.likelihood)
     x, y = silo_data.read(settings.data, settings.part)
-    silo_data.require_targets(settings.data, likelihood, outputs_of(found.network.apply, found.params, x), y)
+    y = silo_data.targets_of(settings.data, likelihood, outputs_of(found.network.apply, found.params, x), y)
     scores = metrics.evaluate(found.network.apply, likelihood, found.params, jnp.asarray(x), jnp.asarray(y))
     result = metrics.as_numbers(scores)
     print(f"{settings.file}: {len(x)} examples, " + ", ".join(f"{name} {value:.4f}" for name, value in result.items()))

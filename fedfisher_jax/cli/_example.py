@@ -13,6 +13,7 @@ from .. import data
 from .._files import require_folder
 
 CLIENTS, ALPHA = 5, 0.1
+MARK = ".fedfisher-example"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,16 @@ def example(settings: Example) -> None:
     if settings.epochs < 1 or settings.seed < 0:
         raise ValueError("epochs, seed: expected a positive and a non-negative integer")
     out, dataset = require_folder(settings.out), data.load("digits")
+    if any(out.iterdir()) and not (out / MARK).exists():  # somebody's silo0.npz may lie there
+        raise ValueError(f"out: got {out}, expected a folder that is empty, or that an example made")
+    (out / MARK).touch()
     parts = data.split("dirichlet-client", dataset.train_y, CLIENTS, seed=settings.seed, alpha=ALPHA)
     for number, part in enumerate(parts):
         np.savez(out / f"silo{number}.npz", train_x=dataset.train_x[part], train_y=dataset.train_y[part])
     np.savez(out / "test.npz", test_x=dataset.test_x, test_y=dataset.test_y)
 
     seed = ["--seed", str(settings.seed)]
-    _command(out, "init", "--model", "mlp", "--input-shape", "8", "8", "1", "--outputs", "10", *seed)
+    _command(out, "init", "--model", "mlp", "--input-shape", "8", "8", "1", "--outputs", "10", "--overwrite", *seed)
     payloads = [f"payload{number}.safetensors" for number in range(CLIENTS)]
     for number, file in enumerate(payloads):
         mine = ["--data", f"silo{number}.npz", "--silo", str(number), "--out", file]

@@ -6,11 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from .. import _files
+from ..data._where import expanded
 from ..federate import run_keys
 from ..payload import fingerprint
 from ..silos import _model_file as model_file
 from ..silos import _silo_data as silo_data
-from ..silos._network import likelihood_of, network_of
+from ..silos._network import likelihood_of, network_of, require_sizes, template_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +37,19 @@ class Init:
     """Of the initialisation, as in `fedfisher run`."""
     checkpoint: Path | None = None
     """A safetensors file of this network to start from instead."""
+    overwrite: bool = False
+    """Replace a start that is there already: payloads that were made from it then cannot be merged any more."""
 
 
 def init(settings: Init) -> None:
     """Write the start.
 
     Raises:
-        ValueError: a network, shape or file that does not work.
+        ValueError: a network, shape or file that does not work, or a start that is there already.
     """
+    _files.require_file(settings.out, [expanded(path) for path in (settings.data, settings.checkpoint) if path])
+    if settings.out.exists() and not settings.overwrite:
+        raise ValueError(f"out: {settings.out} is there already; a federation may have agreed on it: say --overwrite")
     shape, outputs = settings.input_shape, settings.outputs
     if settings.seed < 0:
         raise ValueError(f"seed: got {settings.seed}, expected a non-negative integer")
@@ -52,14 +59,17 @@ def init(settings: Init) -> None:
         shape = shape or x.shape[1:]
         if outputs is None and settings.likelihood == "categorical" and np.issubdtype(y.dtype, np.integer):
             outputs = int(y.max()) + 1
+    shape = tuple(int(size) for size in shape)
     if not shape or outputs is None or outputs < 1 or min(shape) < 1:
         raise ValueError("input_shape, outputs: expected positive sizes, or data to read them from")
     kind = model_file.Kind(settings.model, tuple(shape), outputs, settings.bias, settings.likelihood)
+    require_sizes(kind.input_shape, kind.outputs)
     network = network_of(kind.model, kind.input_shape, kind.outputs, kind.bias)
+    template_of(network)
     params = network.init(run_keys(settings.seed).init)
     made_by = f"init, seed {settings.seed}"
     if settings.checkpoint is not None:
-        params, made_by = model_file.read_checkpoint(settings.checkpoint, params), f"init, {settings.checkpoint.name}"
+        params, made_by = model_file.read_checkpoint(settings.checkpoint, params), "init, a checkpoint"
     model_file.write(settings.out, kind, params, made_by)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{settings.out}: {kind.model}, {size} parameters, {fingerprint(params)[:12]}")

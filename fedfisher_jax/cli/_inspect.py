@@ -16,6 +16,8 @@ from ..payload import _container as container
 from ..payload import _file as file
 from ..silos import _model_file as model_file
 
+MOST_SHOWN = 2000  # characters of what a file says
+
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
@@ -66,7 +68,8 @@ def _facts(path: Path, said: dict[str, Any]) -> Table:
 def literal(value: Any) -> Text:
     """What a file says as a terminal may show it: no markup, nothing that moves the cursor."""
     text = str(value)
-    return Text(text if text.isprintable() else repr(text))
+    text = text if text.isprintable() else ascii(text)
+    return Text(text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…")
 
 
 def _entries(rows: list[tuple[str, np.ndarray, str, int]]) -> Table:

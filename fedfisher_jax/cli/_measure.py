@@ -8,13 +8,15 @@ import jax
 import numpy as np
 import optax
 
-from .. import payload
+from .. import _files, payload
 from .._examples import examples
 from ..curvature import capture
+from ..data._where import expanded
 from ..federate import LocalTraining, crop_and_flip, run_keys
 from ..merge import Update, catalogue
 from ..payload import _structures as structures
 from ..payload import plan
+from ..payload._header import MOST_TEXT
 from ..privacy import noise
 from ..silos import _model_file as model_file
 from ..silos import _silo_data as silo_data
@@ -39,7 +41,7 @@ class Measure:
     silo: int = 0
     """This silo's number: different ones in a federation."""
     name: str = ""
-    """What people call it."""
+    """What people call it; not written unless given."""
     rule: str = "fedfisher-kfac"
     """What to measure for: a name of `fedfisher list`."""
     checkpoint: Path | None = None
@@ -84,26 +86,42 @@ def measure(settings: Measure) -> None:
         ValueError: data, start, checkpoint or settings that do not work, named.
     """
     _check(settings)
+    each = _each(settings)
+    inputs = [settings.start, *(expanded(path) for one in each for path in (one.data, one.checkpoint) if path)]
+    for one in each:
+        _files.require_file(one.out, inputs)
     start = model_file.read(settings.start, settings.model)
     guarantee = _guarantee(settings)
+    for one in each:
+        _one(one, start, guarantee)
+
+
+def _each(settings: Measure) -> list[Measure]:
+    """The settings of every payload: one, or one for each checkpoint of a folder."""
     if settings.checkpoint is None or not settings.checkpoint.is_dir():
-        _one(settings, start, guarantee)
-        return
+        return [settings]
     found = sorted(settings.checkpoint.glob("*.safetensors"))
     if not found:
         raise ValueError(f"checkpoint: no .safetensors file in {settings.checkpoint}")
-    settings.out.mkdir(parents=True, exist_ok=True)
-    for number, file in enumerate(found, settings.silo):
-        out, source = settings.out / file.name, str(Path(settings.data) / f"{file.stem}.npz")
-        name = settings.name or file.stem
-        one = dataclasses.replace(settings, checkpoint=file, data=source, out=out, silo=number, name=name)
-        _one(one, start, guarantee)
+    if settings.silo + len(found) > 2**31:
+        raise ValueError(f"silo: got {settings.silo}, expected room for {len(found)} numbers below 2^31")
+    _files.require_folder(settings.out)
+    return [
+        dataclasses.replace(
+            settings,
+            checkpoint=file,
+            data=str(Path(settings.data) / f"{file.stem}.npz"),
+            out=settings.out / file.name,
+            silo=number,
+        )
+        for number, file in enumerate(found, settings.silo)
+    ]
 
 
 def _one(settings: Measure, start: model_file.Model, guarantee: noise.Guarantee | None) -> None:
     x, y = silo_data.read(settings.data, "train")
     apply, likelihood = start.network.apply, likelihood_of(start.kind.likelihood)
-    silo_data.require_targets(settings.data, likelihood, outputs_of(apply, start.params, x), y)
+    y = silo_data.targets_of(settings.data, likelihood, outputs_of(apply, start.params, x), y)
     captured = capture(apply, start.params, x)
     offers = {"captured": captured, "kind": settings.kind, "samples": settings.samples}
     rule = catalogue.named_rule(settings.rule, apply, likelihood, offers=offers)
@@ -178,12 +196,11 @@ def _check(settings: Measure) -> None:
         raise ValueError(f"{given}: with a checkpoint nothing is trained")
     if settings.seed < 0 or settings.silo < 0 or settings.silo >= 2**31:
         raise ValueError("seed, silo: expected non-negative integers")
+    if len(settings.name) > MOST_TEXT or not settings.name.isprintable():
+        raise ValueError(f"name: got {settings.name[:40]!r}, expected at most {MOST_TEXT} printable characters")
     if settings.budget is not None and settings.compression != "none":
         raise ValueError("budget, compression: give one of them")
     if settings.budget is not None and not 0 < settings.budget < float("inf"):
         raise ValueError(f"budget: got {settings.budget}, expected a positive number")
     if settings.stochastic and settings.budget is None:
         raise ValueError("stochastic: needs a budget")
-    folder = settings.out if settings.checkpoint and settings.checkpoint.is_dir() else settings.out.parent
-    if not folder.exists() and folder != settings.out or (folder.exists() and not folder.is_dir()):
-        raise ValueError(f"out: no folder {folder}")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,8 @@ from ..silos import _model_file as model_file
 from ..silos._network import likelihood_of
 from ..solve._conjugate_gradients import conjugate_gradients
 from ._inspect import literal
+
+MOST_REPORT = 2**26  # bytes of an older report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +58,9 @@ def merge(settings: Merge) -> dict[str, Any]:
         raise ValueError(f"damping: got {settings.damping}, expected a number of at least 0")
     if settings.max_bytes < 1:
         raise ValueError(f"max_bytes: got {settings.max_bytes}, expected at least 1")
-    if not settings.out.parent.is_dir():
-        raise ValueError(f"out: no folder {settings.out.parent}")
+    _files.require_file(settings.out)
     files, described = _paths(settings.files), settings.out.with_suffix(".json")
-    _require_free(settings.out, described, (settings.start, *files))
+    _require_free(settings.out, described, [settings.start, *files])
     room = 2 * settings.max_bytes
     working = max(room, Limits().working_bytes)
     limits = Limits(file_bytes=settings.max_bytes, decoded_bytes=room, working_bytes=working)
@@ -83,21 +86,30 @@ def merge(settings: Merge) -> dict[str, Any]:
     if merged.apply is not None:
         raise ValueError(f"rule: {name} makes another network, for which there is no model file")
     record = _record(name, start.params, found, merged)
-    model_file.write(settings.out, start.kind, merged.params, f"merge of {len(found)} payloads by {name}")
-    record["sha256"] = hashlib.sha256(settings.out.read_bytes()).hexdigest()
+    data = model_file.write(settings.out, start.kind, merged.params, f"merge of {len(found)} payloads by {name}")
+    record["sha256"] = hashlib.sha256(data).hexdigest()  # of what was written, whatever has been there since
     _files.write_json(described, record)
+    for doubled in record["same_arrays"]:
+        print(f"silos {' and '.join(map(str, doubled))} sent the same arrays: is one counted twice?", file=sys.stderr)
     Console().print(_table(record))
     print(f"{settings.out}, {described}")
     return record
 
 
-def _require_free(out: Path, described: Path, taken: tuple[Path, ...]) -> None:
-    """Refuse to write over the report, the start or a payload."""
+def _require_free(out: Path, described: Path, taken: list[Path]) -> None:
+    """Refuse to write over the report, the start, a payload, or a .json beside the model that is no report."""
     if out == described:
         raise ValueError(f"out: got {out}, expected another ending than that of the report, .json")
-    for path in taken:
-        if path.resolve() in (out.resolve(), described.resolve()):
-            raise ValueError(f"out: got {out}, which would write over {path}")
+    for path in (out, described):
+        _files.require_file(path, taken)
+    if not described.exists():
+        return
+    try:
+        older = json.loads(described.read_bytes()[:MOST_REPORT])
+    except (ValueError, RecursionError):
+        older = None
+    if not isinstance(older, dict) or not {"rule", "contributors", "sha256"} <= set(older):
+        raise ValueError(f"out: got {out}, whose report would write over {described}, which is no report")
 
 
 def _paths(given: tuple[Path, ...]) -> list[Path]:
@@ -151,6 +163,7 @@ def _record(name: str, start: Any, found: list[tuple[Any, Header]], merged: Any)
             "rule": name,
             "start": found[0][1].about.start,
             "contributors": contributors,
+            "same_arrays": _same_arrays(found),
             "examples": total,
             "bits": sum(header.bits for _, header in found),
             "fedavg_bits": full * len(found),
@@ -158,6 +171,17 @@ def _record(name: str, start: Any, found: list[tuple[Any, Header]], merged: Any)
             "versions": report.versions(),
         }
     )
+
+
+def _same_arrays(found: list[tuple[Any, Header]]) -> list[list[int]]:
+    """Numbers of silos that sent the same arrays, as one silo does that takes several numbers."""
+    groups: dict[str, list[int]] = {}
+    for sent, header in found:
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves((sent.params, sent.fisher)):
+            digest.update(np.asarray(leaf).tobytes())
+        groups.setdefault(digest.hexdigest(), []).append(header.about.silo)
+    return [numbers for numbers in groups.values() if len(numbers) > 1]
 
 
 def _table(record: dict[str, Any]) -> Table:

@@ -68,7 +68,11 @@ def _by_annotations(folder: Path, names: list[str]) -> Labelled:
     """Lines of `file name <tab> class <tab> box`; the files are in `images/`."""
     labels = {name: label for label, name in enumerate(names)}
     files: Labelled = []
-    for number, line in enumerate((folder / _ANNOTATIONS).read_text().splitlines(), start=1):
+    try:
+        lines = (folder / _ANNOTATIONS).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{folder / _ANNOTATIONS} is no text: {error}") from error
+    for number, line in enumerate(lines, start=1):
         fields = line.split("\t")
         if len(fields) < 2 or fields[1] not in labels:
             raise ValueError(f"{folder / _ANNOTATIONS} line {number} names no class of train/: {line[:80]!r}")

@@ -5,6 +5,7 @@ The format: two zero bytes, a type byte, the rank, the dimensions as big-endian 
 """
 
 import gzip
+import math
 import os
 import struct
 import zlib
@@ -22,6 +23,8 @@ FILES = (
     "t10k-labels-idx1-ubyte",
 )
 
+MOST_BYTES = 2**30  # of one file, unpacked
+
 DEBIAN_FOLDER = "/usr/share/datasets"
 """Where Debian's `dataset-fashion-mnist` puts its folder."""
 
@@ -38,7 +41,8 @@ def read(folder: Path, spec: Spec) -> Images:
     """Read the four files of a folder that `find` returned.
 
     Raises:
-        ValueError: a file is damaged, images are not of the set's size, or images and labels differ in number.
+        ValueError: a file is damaged or larger than `MOST_BYTES`, images are not of the set's size, or images and
+            labels differ in number.
     """
     train_x, train_y, test_x, test_y = (parse(_content(_file(folder, name) or folder / name), name) for name in FILES)
     for images, labels, name in ((train_x, train_y, FILES[0]), (test_x, test_y, FILES[2])):
@@ -64,9 +68,11 @@ def parse(content: bytes, name: str) -> np.ndarray:
     if len(content) < header:
         raise ValueError(f"{name} is truncated: {len(content)} bytes, its header alone has {header}")
     shape = struct.unpack(f">{content[3]}I", content[4:header])
-    expected = header + int(np.prod(shape, dtype=np.uint64))
+    expected = header + math.prod(shape)
     if len(content) != expected:
         raise ValueError(f"{name} is truncated or damaged: {len(content)} bytes, its header says {expected}")
+    if len(shape) > 32 or math.prod(n for n in shape if n) >= 2**31:  # a size of 0 hides the others
+        raise ValueError(f"{name} announces the shape {str(shape)[:80]}, which no array has")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -75,10 +81,11 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def _content(path: Path) -> bytes:
-    if path.suffix != ".gz":
-        return path.read_bytes()
     try:
-        with gzip.open(path) as file:
-            return file.read()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file: {error}") from error
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{path} has more than {MOST_BYTES} bytes when unpacked, which is the cap")
+    return content

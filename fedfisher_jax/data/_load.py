@@ -1,7 +1,6 @@
 """A data set by name: the first of its sources that is on this machine, or an error that says what to do."""
 
 import os
-from pathlib import Path
 
 from . import _folders as folders
 from . import _idx as idx
@@ -10,7 +9,7 @@ from ._dataset import Dataset
 from ._digits import read_digits
 from ._npz import read_npz
 from ._specs import SPECS, Images, Spec, normalise
-from ._where import COMMON_FOLDERS, DataNotFoundError
+from ._where import COMMON_FOLDERS, DataNotFoundError, expanded
 
 DATASETS: tuple[str, ...] = ("digits", *SPECS)
 """The names that `load` knows; a path that ends in .npz is one too."""
@@ -39,7 +38,7 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, download:
             a FileNotFoundError and a ValueError.
     """
     if name.endswith(".npz"):
-        return read_npz(Path(name).expanduser())
+        return read_npz(expanded(name))
     if name == "digits":
         return read_digits()
     if name not in SPECS:

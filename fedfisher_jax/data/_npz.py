@@ -1,15 +1,16 @@
 """A user's own arrays in a .npz file: train_x, train_y, test_x, test_y and, for a natural split, groups."""
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from ._arrays import read_arrays
 from ._dataset import Dataset
 from ._where import DataNotFoundError
 
 _NEEDED = ("train_x", "train_y", "test_x", "test_y")
+MOST_CLASSES = 2**24  # of labels: a network has an output for each
 
 
 def read_npz(path: Path) -> Dataset:
@@ -26,18 +27,12 @@ def read_npz(path: Path) -> Dataset:
         raise DataNotFoundError(
             f"{path} does not exist: a .npz data set holds the arrays {', '.join(_NEEDED)} [groups]"
         )
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} cannot be read as a data set: it is no .npz archive")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in _NEEDED if name not in file]
-            if missing:
-                raise ValueError(f"missing arrays {', '.join(missing)}; it has {', '.join(file.files) or 'none'}")
-            arrays = {name: file[name] for name in file.files if name in (*_NEEDED, "groups")}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        arrays = read_arrays(path, _chosen)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as a data set: {error}") from error
     train_y, test_y = (_labels(path, name, arrays[name]) for name in ("train_y", "test_y"))
-    groups = np.unique(arrays["groups"], return_inverse=True)[1] if "groups" in arrays else None
+    groups = _groups(path, arrays["groups"]) if "groups" in arrays else None
     return Dataset(
         name=path.stem,
         train_x=_numbers(path, "train_x", arrays["train_x"]),
@@ -59,6 +54,20 @@ def _numbers(path: Path, name: str, x: np.ndarray) -> np.ndarray:
 def _labels(path: Path, name: str, y: np.ndarray) -> np.ndarray:
     if y.dtype.kind not in "biu":
         raise ValueError(f"{path}: {name} must hold integer labels, got {y.dtype}")
-    if y.size and (int(y.min()) < 0 or int(y.max()) >= 2**31 - 1):
-        raise ValueError(f"{path}: {name} must hold labels 0 … C − 1, got labels from {y.min()} to {y.max()}")
+    if y.size and (int(y.min()) < 0 or int(y.max()) >= MOST_CLASSES):
+        given = f"from {y.min()} to {y.max()}"
+        raise ValueError(f"{path}: {name} must hold labels 0 … C − 1, got labels {given}; C is at most {MOST_CLASSES}")
     return y.astype(np.int32)
+
+
+def _groups(path: Path, groups: np.ndarray) -> np.ndarray:
+    if groups.dtype.kind not in "biuSU" or groups.ndim != 1:
+        given = f"{groups.dtype} {groups.shape}"
+        raise ValueError(f"{path}: groups must have one entry per training example, integers or strings, got {given}")
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def _chosen(names: list[str]) -> list[str]:
+    if missing := [name for name in _NEEDED if name not in names]:
+        raise ValueError(f"missing arrays {', '.join(missing)}; it has {', '.join(names) or 'none'}")
+    return [name for name in names if name in (*_NEEDED, "groups")]

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._where import expanded
+
 Documents = dict[str, tuple[str, ...]]
 
 TOKENS = ("bytes", "characters")
@@ -139,7 +141,7 @@ def text_folder(folder: str | os.PathLike[str], pattern: str = "*") -> Documents
     Raises:
         ValueError: no such folder, no file in it, or a file that is no UTF-8 text; the file is named.
     """
-    root = Path(folder).expanduser()
+    root = expanded(folder)
     if not root.is_dir():
         raise ValueError(f"folder: expected a folder of text files, got {root}")
     result: Documents = {}

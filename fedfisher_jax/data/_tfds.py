@@ -20,10 +20,11 @@ import numpy as np
 
 from ._pictures import decode
 from ._specs import Images, Spec
-from ._where import DataNotFoundError, data_folders
+from ._where import DataNotFoundError, data_folders, expanded
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _CHUNK = 1024  # records per read
+_MOST_EXAMPLES = 2**23  # of a split
 
 
 def find(spec: Spec, data_dir: str | os.PathLike[str] | None) -> Path | None:
@@ -43,11 +44,17 @@ def read(folder: Path, spec: Spec) -> Images:
     """Read a prepared set (array_record or tfrecord files) with its features `image` and `label`, without tensorflow.
 
     Raises:
-        ValueError: a split is missing, a record is damaged, or an image has another size than the set's.
+        ValueError: a split is missing, a record is damaged, an image has another size than the set's, or a label is
+            no class.
     """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(folder)
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # its parsers fail in many ways at what is damaged
+        raise ValueError(
+            f"{folder} cannot be read, prepare the set again: {' '.join(str(error).split())[:200]}"
+        ) from error
     for split in ("train", spec.test_split):
         if split not in builder.info.splits:
             raise ValueError(
@@ -73,8 +80,8 @@ def prepare(spec: Spec, data_dir: str | os.PathLike[str] | None) -> Path:
     import tensorflow_datasets as tfds
 
     named = data_dir or os.environ.get("FEDFISHER_DATA") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    builder = tfds.builder(str(spec.tfds), data_dir=Path(named).expanduser(), file_format="array_record")
-    _check_network(builder, Path(named).expanduser() / "downloads" / "manual")
+    builder = tfds.builder(str(spec.tfds), data_dir=expanded(named), file_format="array_record")
+    _check_network(builder, expanded(named) / "downloads" / "manual")
     try:
         builder.download_and_prepare(file_format="array_record")
     except (requests.RequestException, tfds.download.DownloadError) as error:
@@ -107,10 +114,15 @@ def _folders(data_dir: str | os.PathLike[str] | None) -> list[Path]:
 def _read_split(builder: Any, split: str, spec: Spec) -> tuple[np.ndarray, np.ndarray]:
     """One split: uint8 [N, H, W, C] and int32 [N]."""
     count = builder.info.splits[split].num_examples
+    if not 0 < count <= _MOST_EXAMPLES:
+        raise ValueError(f"{builder.data_dir}: split {split!r} announces {count} examples, the cap is {_MOST_EXAMPLES}")
     images, labels = np.empty((count, *spec.shape), np.uint8), np.empty(count, np.int32)
     done = 0
     for example in itertools.islice(_examples(builder, split), count):
-        images[done], labels[done] = decode(example["image"], spec.shape, resize=spec.resize), example["label"]
+        label = int(example["label"])
+        if not 0 <= label < spec.num_classes:  # before it is cast, or it wraps
+            raise ValueError(f"{builder.data_dir}: split {split!r}: label {label}, expected 0 … {spec.num_classes - 1}")
+        images[done], labels[done] = decode(example["image"], spec.shape, resize=spec.resize), label
         done += 1
     if done != count:
         raise ValueError(f"{builder.data_dir}: split {split!r} has {done} examples, not {count}: prepare the set again")
@@ -134,10 +146,12 @@ def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
 
 def _tfrecords(path: Path) -> Iterator[bytes]:
     """The records of a tfrecord file: length (8 bytes, little endian), checksum (4), record, checksum (4)."""
+    left = path.stat().st_size
     with path.open("rb") as file:
         while header := file.read(12):
             length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
-            record = file.read(length + 4)
+            left -= 12 + length + 4
+            record = file.read(length + 4) if left >= 0 else b""  # or a damaged length asks for all memory
             if len(header) < 12 or len(record) < length + 4:
                 raise ValueError(f"{path} is truncated: prepare the set again")
             yield record[:length]

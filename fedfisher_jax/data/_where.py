@@ -13,9 +13,10 @@ class DataNotFoundError(FileNotFoundError, ValueError):
 def data_folders(data_dir: str | os.PathLike[str] | None, *more: str) -> list[Path]:
     """Folders to look in: only `data_dir` where it is given, else $FEDFISHER_DATA, the common ones, and `more`."""
     if data_dir is not None:
-        return [Path(data_dir).expanduser()]
+        return [expanded(data_dir)]
     named = os.environ.get("FEDFISHER_DATA")
-    return [Path(folder).expanduser() for folder in ([named] if named else []) + [*COMMON_FOLDERS, *more]]
+    common = [folder for folder in (*COMMON_FOLDERS, *more) if not folder.startswith("~") or _has_home()]
+    return [expanded(folder) for folder in ([named] if named else []) + common]
 
 
 def candidates(data_dir: str | os.PathLike[str] | None, names: tuple[str, ...], *more: str) -> list[Path]:
@@ -25,4 +26,24 @@ def candidates(data_dir: str | os.PathLike[str] | None, names: tuple[str, ...], 
     files of different sets have the same names (MNIST and Fashion-MNIST do).
     """
     found = [folder / name for folder in data_folders(data_dir, *more) for name in names]
-    return found if data_dir is None else [*found, Path(data_dir).expanduser()]
+    return found if data_dir is None else [*found, expanded(data_dir)]
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with ~ and ~user replaced by home folders.
+
+    Raises:
+        ValueError: there is no such home folder, as in some containers.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: there is no home folder: {error}") from error
+
+
+def _has_home() -> bool:
+    try:
+        Path.home()
+    except RuntimeError:
+        return False
+    return True

@@ -5,6 +5,7 @@ The seal finds damage, not malice: who writes a file can seal it. What a file cl
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from .._files import write_atomically
 from ._tree import little_endian
 
 KEY = "fedfisher"  # of the metadata
+MAX_AXES, MAX_SIZE = 32, 2**40  # of a tensor's shape
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -38,8 +40,9 @@ class PayloadError(ValueError):
 class Limits(NamedTuple):
     """What a reader takes at most of a file.
 
-    Memory stays below 3 `file_bytes` + 2 `decoded_bytes` + `working_bytes` + 32 `header_bytes` (Python's objects). Time
-    grows with the cube of a matrix' side, which `working_bytes` bounds: by default to 9,459.
+    Memory stays below 3 times the file's bytes (at most `file_bytes`) + 2 `decoded_bytes` + `working_bytes` + 32
+    `header_bytes` (Python's objects). Time grows with the cubes of the matrices' sides n: Σ n³ stays below `cubes`
+    times 1 + bytes / 2^17, for an uncompressed matrix has 4 n² bytes, but two kilobytes may announce any number.
     """
 
     file_bytes: int = 2**31
@@ -47,6 +50,8 @@ class Limits(NamedTuple):
     entries: int = 50_000
     decoded_bytes: int = 2**32  # arrays of one file after decompression
     working_bytes: int = 2**32  # to decompress and check one entry, see `file.WORKING`
+    cubes: int = 2**33  # Σ n³ of matrices to check, see above; an eigendecomposition counts `file.EIGEN` times
+    depth: int = 32  # of what is nested in a header
     files: int = 10_000  # of one merge
 
 
@@ -77,11 +82,11 @@ def unpack(data: bytes, limits: Limits, file: str) -> tuple[dict[str, Any], dict
     text, arrays = tensors(data, limits, file)
     if text is None:
         raise PayloadError(f"{file}: no header {KEY!r} in its metadata: not a file of this library")
-    header = _json(text, f"{file}: header")
+    header = _json(text, f"{file}: header", limits)
     seal = header.pop("sha256", None)
     try:
         right = seal == _seal(header, arrays)
-    except ValueError as error:  # 1e999 is read as infinity
+    except (ValueError, RecursionError) as error:  # 1e999 is read as infinity
         raise PayloadError(f"{file}: header: {error}") from error
     if not right:
         raise PayloadError(f"{file}: sha256: its content is not what was written: damaged or changed")
@@ -117,15 +122,18 @@ def read_bytes(path: str | os.PathLike[str], limits: Limits) -> bytes:
         PayloadError: no such file, not a regular one, or too large.
     """
     file = Path(path)
-    if not file.is_file():
-        raise PayloadError(f"{file}: no such file")
     try:
+        if not file.is_file():
+            raise PayloadError(f"{file}: no such file")
         with file.open("rb") as handle:
-            data = handle.read(limits.file_bytes + 1) if file.stat().st_size <= limits.file_bytes else None
+            size = os.fstat(handle.fileno()).st_size
+            data = handle.read(size + 1) if size <= limits.file_bytes else None  # asks for as much memory as there is
     except OSError as error:
         raise PayloadError(f"{file}: cannot be read: {error.strerror or error}") from error
-    if data is None or len(data) > limits.file_bytes:
+    if data is None:
         raise PayloadError(f"{file}: more than {limits.file_bytes} bytes, which is the cap")
+    if len(data) > size:
+        raise PayloadError(f"{file}: grew while it was being read")
     return data
 
 
@@ -152,15 +160,27 @@ def _outline(data: bytes, limits: Limits, file: str) -> dict[str, Any]:
         text = data[8 : 8 + size].decode()
     except UnicodeDecodeError as error:
         raise PayloadError(f"{file}: its header is not text: {error}") from error
-    outline = _json(text, file)
+    outline = _json(text, file, limits)
     if len(outline) > limits.entries:
         raise PayloadError(f"{file}: {len(outline)} entries, the cap is {limits.entries}")
     if not isinstance(outline.get("__metadata__", {}), dict):
         raise PayloadError(f"{file}: __metadata__: expected an object")
+    for name, entry in outline.items():
+        if name != "__metadata__" and not _is_entry(entry):
+            shape = f"of at most {MAX_AXES} sizes below 2^40, together below 2^62"
+            raise PayloadError(f"{file}: {_short(name)}: expected type, place and a shape {shape}")
     return outline
 
 
-def _json(text: str, where: str) -> dict[str, Any]:
+def _is_entry(entry: Any) -> bool:
+    """Whether a tensor's shape is one that arrays can have, also where a size of 0 hides the others."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("shape"), list) or len(entry["shape"]) > MAX_AXES:
+        return False
+    sizes = entry["shape"]
+    return all(type(n) is int and 0 <= n < MAX_SIZE for n in sizes) and math.prod(max(n, 1) for n in sizes) < 2**62
+
+
+def _json(text: str, where: str, limits: Limits) -> dict[str, Any]:
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is no JSON number")
 
@@ -176,7 +196,24 @@ def _json(text: str, where: str) -> dict[str, Any]:
         raise PayloadError(f"{where}: not JSON: {_short(str(error), 120)}") from error
     if not isinstance(value, dict):
         raise PayloadError(f"{where}: expected a JSON object")
+    if _is_deeper(value, limits.depth):
+        raise PayloadError(f"{where}: nested more than {limits.depth} deep, which is the cap")
     return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects lie more than `depth` deep in each other; level by level, not by recursion."""
+    level = [value]
+    for _ in range(depth):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _seal(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:

@@ -28,6 +28,7 @@ from ._header import About, Header, Plan, from_json, require_same, require_start
 from ._tree import leaves, nested
 
 PyTree = Any
+EIGEN = 16  # an eigendecomposition for as many Cholesky factorisations
 WORKING = 8 * 6, 8 * 4  # bytes a number that decoding and checking hold: of a matrix, of other encoded entries
 
 
@@ -159,7 +160,7 @@ def read_all(
     limits: Limits = Limits(),
     parity: bool = False,
 ) -> list[tuple[Payload, Header]]:
-    """The files of one merge, in the order of the silos' numbers and names, whatever the order of `paths`.
+    """The files of one merge, in the order of the silos' numbers, whatever the order of `paths`.
 
     All headers are compared before the first array is decoded: each file is opened twice.
 
@@ -171,14 +172,14 @@ def read_all(
     if len(paths) > limits.files:
         raise PayloadError(f"files: {len(paths)} payloads, the cap is {limits.files}")
     headers: list[Header] = []
-    seen: dict[tuple[int, str], str] = {}
+    seen: dict[int, str] = {}
     for path in paths:
         data = container.read_bytes(path, limits)
         header = header_of(data, like, layers=layers, limits=limits, file=str(path))
-        who = header.about.silo, header.about.name
-        if who in seen:
-            raise PayloadError(f"{path}: silo: number {who[0]} {who[1]!r} is in {seen[who]}, too")
-        seen[who] = str(path)
+        number = header.about.silo
+        if number in seen:
+            raise PayloadError(f"{path}: silo: number {number} is in {seen[number]}, too, and a silo counts once")
+        seen[number] = str(path)
         if headers:
             require_same(header, headers[0], str(path), str(paths[0]))
         headers.append(header)
@@ -187,7 +188,7 @@ def read_all(
         found.append(read(path, like, layers=layers, limits=limits, parity=parity))
         if found[-1][1] != header:
             raise PayloadError(f"{path}: changed while it was being read")
-    return sorted(found, key=lambda pair: (pair[1].about.silo, pair[1].about.name))
+    return sorted(found, key=lambda pair: pair[1].about.silo)
 
 
 def _opened(
@@ -231,6 +232,10 @@ def _decode(
         needed = WORKING[not matrix] * math.prod(shape)
         if needed > limits.working_bytes and (name in plan or matrix):
             raise PayloadError(f"{file}: {name}: {needed} bytes to decode and check, the cap is {limits.working_bytes}")
+    matrices = {name: shape for name, (shape, _) in expected.items() if signs[name] == "semidefinite"}
+    cubes = sum(math.prod(s) * s[-1] * (EIGEN if isinstance(plan.get(n), Singular) else 1) for n, s in matrices.items())
+    if cubes > limits.cubes * (1 + header.bits / 8 / 2**17):
+        raise PayloadError(f"{file}: Σ n³ of the matrices that it announces is {cubes}, too much for its few bytes")
     total = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in expected.values())
     if total > limits.decoded_bytes:
         raise PayloadError(f"{file}: {total} bytes after decompression, the cap is {limits.decoded_bytes}")

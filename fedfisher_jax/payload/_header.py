@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +20,8 @@ PyTree = Any
 FORMAT = 1
 OPTIONAL = ("structure", "kind")  # texts that may be null
 TEXTS = ("library", "rule", "structure", "kind", "likelihood", "name", "start", "compression")
+MOST_TEXT = 1000  # characters of a text
+MOST_FACTS = 64  # of `privacy`
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 Plan = Mapping[str, Codec]  # entry → codec; entries that are not in it stay raw
 
@@ -54,14 +58,14 @@ def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: 
     """The header of a payload with these entries.
 
     Raises:
-        ValueError: its Fisher has arrays of different types, or a text or path is not printable.
+        ValueError: its Fisher has arrays of different types, or what readers would refuse, such as texts that are too
+            long or not printable.
     """
     fisher = sorted({array.dtype.name for name, array in arrays.items() if name.startswith("fisher/")})
     if len(fisher) > 1:
         raise ValueError(f"payload.fisher: expected one type of numbers, got {', '.join(fisher)}")
-    _require_printable(dataclasses.asdict(about), leaves(payload.params))
     table = list(dict.fromkeys(plan.values()))
-    return {
+    header = {
         "format": FORMAT,
         "library": __version__,
         "structure": structures.name_of(payload.fisher),
@@ -73,6 +77,8 @@ def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: 
         "encoded": {name: table.index(codec) for name, codec in plan.items()},
         **dataclasses.asdict(about),
     }
+    from_json(header, 0, Limits(decoded_bytes=sys.maxsize))  # readers' caps on bytes are theirs to choose
+    return header
 
 
 def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
@@ -90,7 +96,7 @@ def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
     if set(raw) != wanted:
         raise ValueError(f"{sorted(map(repr, set(raw) ^ wanted))[0][:80]}: missing, or unknown to this version")
     for key in TEXTS:
-        if not (isinstance(raw[key], str) and len(raw[key]) <= 1000 or (raw[key] is None and key in OPTIONAL)):
+        if not (isinstance(raw[key], str) and len(raw[key]) <= MOST_TEXT or (raw[key] is None and key in OPTIONAL)):
             raise ValueError(f"{key}: expected a text, got {str(raw[key])[:80]!r}")
     for key, least in (("examples", 1), ("silo", 0)):
         if type(raw[key]) is not int or not least <= raw[key] < 2**53:
@@ -99,8 +105,7 @@ def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
         raise ValueError(f"structure: got {raw['structure']!r}, known are {', '.join(structures.STRUCTURES)}")
     if raw["fisher_dtype"] not in (DTYPES if raw["structure"] else (None,)):
         raise ValueError(f"fisher_dtype: got {str(raw['fisher_dtype'])[:40]!r}")
-    if not isinstance(raw["privacy"], dict | None):
-        raise ValueError("privacy: expected an object or null")
+    _require_flat(raw["privacy"])
     described = _leaves(raw["params"], limits)
     _require_printable(raw, described)
     structures.outline(raw["structure"], raw["static"], described)
@@ -111,6 +116,21 @@ def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
     return Header(
         about, raw["examples"], raw["structure"], described, static, plan, raw["fisher_dtype"], raw["library"], 8 * size
     )
+
+
+def _require_flat(privacy: Any) -> None:
+    """Refuse what is no object of names and single values, as `privacy.noise.Guarantee` is."""
+    if privacy is None:
+        return
+    if not isinstance(privacy, Mapping) or len(privacy) > MOST_FACTS:
+        raise ValueError(f"privacy: expected null, or an object of at most {MOST_FACTS} values")
+    for key, value in privacy.items():
+        texts = all(isinstance(x, str) and len(x) <= MOST_TEXT and x.isprintable() for x in (key, value))
+        number = type(value) is int and abs(value) < 2**53 or type(value) is float and math.isfinite(value)
+        if not (
+            texts or (isinstance(key, str) and key.isprintable() and (number or value is None or type(value) is bool))
+        ):
+            raise ValueError(f"privacy: {str(key)[:40]!r}: expected a number, a text, a truth value or null")
 
 
 def _require_printable(texts: Mapping[str, Any], described: Sequence[Leaf]) -> None:

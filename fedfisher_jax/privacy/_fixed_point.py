@@ -10,9 +10,10 @@ def exponent(values: np.ndarray) -> int:
     """The least e with all |v| < 2^e, for which a client's numbers have room; `ZERO` where all are zero.
 
     Raises:
-        ValueError: a number that is not finite.
+        ValueError: a number that is not finite, or not real.
     """
-    largest = float(np.abs(values).max(initial=0))
+    _require_real(values)
+    largest = float(np.abs(np.asarray(values, np.float64)).max(initial=0))
     if not np.isfinite(largest):
         raise ValueError(f"values: expected finite numbers, got {largest}")
     return int(np.frexp(largest)[1]) if largest else ZERO
@@ -35,8 +36,10 @@ def encode(values: np.ndarray, clients: int, fraction_bits: int | np.ndarray = F
         fraction_bits: of the resolution 2^-fraction_bits, one for all or one for each; the same at all clients.
 
     Raises:
-        ValueError: a number that is not finite, or too large for the sum.
+        ValueError: a number that is not finite or not real, too large for the sum, or an integer beyond 2^53, of which
+            float64 would lose the last digits.
     """
+    _require_real(values)
     if clients < 1:
         raise ValueError(f"clients: got {clients}, expected at least 1")
     with np.errstate(over="ignore"):  # infinite, and refused
@@ -53,5 +56,22 @@ def encode(values: np.ndarray, clients: int, fraction_bits: int | np.ndarray = F
 
 
 def decode(total: np.ndarray, fraction_bits: int | np.ndarray = FRACTION_BITS) -> np.ndarray:
-    """The float64 numbers that a sum of encoded ones stands for."""
-    return np.ldexp(total.view(np.int64).astype(np.float64), -np.asarray(fraction_bits))
+    """The float64 numbers that a sum of encoded ones stands for.
+
+    Raises:
+        ValueError: not uint64.
+    """
+    if np.asarray(total).dtype != np.uint64:
+        raise ValueError(f"total: got {np.asarray(total).dtype}, expected uint64")
+    with np.errstate(over="ignore"):  # a sum beyond float64 is infinite
+        return np.ldexp(total.view(np.int64).astype(np.float64), -np.asarray(fraction_bits))
+
+
+def _require_real(values: np.ndarray) -> None:
+    dtype = np.asarray(values).dtype
+    if not np.can_cast(dtype, np.float64, "same_kind"):
+        raise ValueError(f"values: got {dtype}, expected real numbers")
+    if dtype.kind in "iu" and np.asarray(values).size:
+        low, high = int(np.min(values)), int(np.max(values))
+        if max(-low, high) > 2**53:
+            raise ValueError(f"values: got integers from {low} to {high}, expected at most 2^53")

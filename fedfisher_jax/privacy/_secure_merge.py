@@ -24,7 +24,11 @@ def from_vector(vector: np.ndarray, like: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(like)
     ends = np.cumsum([leaf.size for leaf in leaves])
     pieces = np.split(vector, ends[:-1])
-    shaped = [jnp.asarray(x.reshape(leaf.shape), leaf.dtype) for x, leaf in zip(pieces, leaves, strict=True)]
+    with np.errstate(over="ignore"):  # beyond a narrow type is infinite
+        shaped = [
+            jnp.asarray(x.reshape(leaf.shape).astype(jax.dtypes.canonicalize_dtype(leaf.dtype)))
+            for x, leaf in zip(pieces, leaves, strict=True)
+        ]
     return treedef.unflatten(shaped)
 
 
@@ -35,18 +39,57 @@ def total(contributions: Sequence[PyTree], **options: Any) -> PyTree:
     how large its largest number is, as a power of two, and the largest of these sets the resolution for all.
 
     Args:
-        contributions: a tree of each client, of equal structure and shapes.
+        contributions: a tree of floating-point arrays of each client, of equal structure, shapes and types.
         options: of `secure_sum`.
 
     Raises:
-        ValueError: a number that is not finite.
+        ValueError: trees that differ, numbers that are not finite, integers (whose sum could wrap), complex numbers, or
+            a sum beyond an array's type; client and array are named.
         RoundVoid: too many clients dropped out.
     """
+    _require_alike(contributions)
     count, sizes = len(contributions), [leaf.size for leaf in jax.tree.leaves(contributions[0])]
-    announced = [[fixed_point.exponent(np.asarray(leaf)) for leaf in jax.tree.leaves(one)] for one in contributions]
+    announced = [
+        [_exponent(f"contributions[{n}]: {path}", leaf) for path, leaf in _named(tree)]
+        for n, tree in enumerate(contributions)
+    ]
     bits = np.repeat([fixed_point.finest(max(each), count) for each in zip(*announced, strict=True)], sizes)
     encoded = [fixed_point.encode(to_vector(one), count, bits) for one in contributions]
-    return from_vector(fixed_point.decode(secure_sum(encoded, **options).total, bits), contributions[0])
+    summed = from_vector(fixed_point.decode(secure_sum(encoded, **options).total, bits), contributions[0])
+    for path, leaf in _named(summed):
+        if not np.isfinite(np.asarray(leaf, np.float64)).all():
+            raise ValueError(f"contributions: {path}: the sum is beyond {leaf.dtype}")
+    return summed
+
+
+def _named(tree: PyTree) -> list[tuple[str, Any]]:
+    keyed = jax.tree.leaves_with_path(tree)
+    return [(jax.tree_util.keystr(keys, simple=True, separator="/"), leaf) for keys, leaf in keyed]
+
+
+def _exponent(name: str, leaf: Any) -> int:
+    try:
+        return fixed_point.exponent(np.asarray(leaf))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _require_alike(contributions: Sequence[PyTree]) -> None:
+    """Refuse trees that cannot be added, leaf by leaf, without a word being lost."""
+    if not contributions or not jax.tree.leaves(contributions[0]):
+        raise ValueError("contributions: expected trees with at least one array, got none")
+    first = _named(contributions[0])
+    for number, tree in enumerate(contributions):
+        if jax.tree.structure(tree) != jax.tree.structure(contributions[0]):
+            raise ValueError(f"contributions[{number}]: another tree than contributions[0]")
+        for (path, leaf), (_, like) in zip(_named(tree), first, strict=True):
+            dtype = getattr(leaf, "dtype", None)
+            if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+                given = type(leaf).__name__ if dtype is None else dtype
+                raise ValueError(f"contributions[{number}]: {path}: got {given}, expected a floating-point array")
+            if leaf.shape != like.shape or dtype != like.dtype:
+                given, wanted = f"{dtype} {leaf.shape}", f"{like.dtype} {like.shape}"
+                raise ValueError(f"contributions[{number}]: {path}: got {given}, expected {wanted}")
 
 
 def secure_merge(rule: Rule, payloads: Sequence[Any], start: PyTree = None, **options: Any) -> Merged:

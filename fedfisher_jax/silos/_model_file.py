@@ -18,7 +18,7 @@ from ..models import Network, torch_layout
 from ..payload import Limits, PayloadError, leaves
 from ..payload import _container as container
 from ..payload._tree import Leaf
-from ._network import likelihood_of, network_of
+from ._network import likelihood_of, network_of, require_sizes, template_of
 
 PyTree = Any
 FORMAT = 1
@@ -44,20 +44,24 @@ class Model(NamedTuple):
     made_by: str
 
 
-def write(path: str | os.PathLike[str], kind: Kind, params: PyTree, made_by: str) -> int:
-    """Write a model whole or not at all; returns the file's bits.
+def write(path: str | os.PathLike[str], kind: Kind, params: PyTree, made_by: str) -> bytes:
+    """Write a model whole or not at all; returns the bytes that were written.
 
     Args:
         path: the file.
         kind: which network.
         params: its parameters.
-        made_by: a word on where it comes from, for people.
+        made_by: a word on where it comes from, for people; no names of files, which tell more than was meant.
+
+    Raises:
+        ValueError: what `read` would refuse, or a folder that cannot be written to.
     """
+    require_sizes(kind.input_shape, kind.outputs)
     arrays = {leaf.path: np.asarray(x) for leaf, x in zip(leaves(params), jax.tree.leaves(params), strict=True)}
     header = {"format": FORMAT, "library": __version__, "made_by": made_by}
     data = container.pack(header | dataclasses.asdict(kind), arrays)
     container.write_bytes(path, data)
-    return 8 * len(data)
+    return data
 
 
 def read(path: str | os.PathLike[str], model: str | None = None, limits: Limits = Limits()) -> Model:
@@ -80,7 +84,7 @@ def read(path: str | os.PathLike[str], model: str | None = None, limits: Limits 
         raise PayloadError(f"{path}: model: it is of {kind.model[:80]!r}; say --model {kind.model[:80]} to import that")
     network = network_of(kind.model, kind.input_shape, kind.outputs, kind.bias)
     likelihood_of(kind.likelihood)
-    template = jax.eval_shape(network.init, jax.random.key(0))
+    template = template_of(network)
     return Model(kind, network, _filled(template, arrays, str(path), exact=True), str(header["made_by"])[:200])
 
 
@@ -122,7 +126,7 @@ def _checked(template: PyTree, values: list[Any], described: tuple[Leaf, ...], f
 def _from_torch(template: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree | None:
     try:
         return torch_layout.from_torch(template, arrays)
-    except (ValueError, AttributeError):  # not a tree of dictionaries of kernels and biases, or other names
+    except Exception:  # not a tree of dictionaries of kernels and biases, other names, or shapes that fit nowhere
         return None
 
 
@@ -136,10 +140,12 @@ def _kind(header: Mapping[str, Any], file: str) -> Kind:
     if set(header) != wanted:
         raise PayloadError(f"{file}: header: expected {', '.join(sorted(wanted))}")
     shape, outputs = header["input_shape"], header["outputs"]
-    if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**20 for n in shape) or len(shape) > 8:
-        raise PayloadError(f"{file}: input_shape: expected a list of sizes, got {str(shape)[:80]}")
-    if type(outputs) is not int or not 0 < outputs < 2**24 or type(header["bias"]) is not bool:
-        raise PayloadError(f"{file}: outputs, bias: expected a number and true or false")
-    if not isinstance(header["likelihood"], str):
-        raise PayloadError(f"{file}: likelihood: expected a name")
+    if not isinstance(shape, list) or type(header["bias"]) is not bool:
+        raise PayloadError(f"{file}: input_shape, bias: expected a list of sizes, and true or false")
+    try:
+        require_sizes(shape, outputs)
+    except ValueError as error:
+        raise PayloadError(f"{file}: {error}") from error
+    if not isinstance(header["likelihood"], str) or not isinstance(header["made_by"], str):
+        raise PayloadError(f"{file}: likelihood, made_by: expected texts")
     return Kind(header["model"], tuple(shape), outputs, header["bias"], header["likelihood"])

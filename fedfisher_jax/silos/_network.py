@@ -1,6 +1,7 @@
 """The network that a command works with: one of ours by name, or a user's own as module:function."""
 
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 from .. import models
 from .._likelihood import Likelihood, bernoulli, categorical, gaussian
 
+MOST_OUTPUTS, MOST_SIZE, MOST_AXES = 2**24, 2**20, 8  # of a network, and of its examples' shape
+MOST_BYTES = 2**31  # of parameters
 LIKELIHOODS = {"categorical": categorical, "bernoulli": bernoulli, "gaussian": gaussian}
 
 
@@ -45,12 +48,12 @@ def network_of(name: str, input_shape: Sequence[int], outputs: int, bias: bool) 
         sys.path.append(here)
     try:
         constructor = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model: cannot import {name!r}: {error}") from error
+    except (Exception, SystemExit) as error:  # a user's own module may fail in any way, or leave
+        raise ValueError(f"model: cannot import {name!r}: {said(error)}") from error
     try:
         made = constructor(tuple(input_shape), outputs)
-    except Exception as error:  # a user's own function may fail in any way
-        raise ValueError(f"model: {name}({tuple(input_shape)}, {outputs}) failed: {error!s:.200}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"model: {name}({tuple(input_shape)}, {outputs}) failed: {said(error)}") from error
     if not (isinstance(made, tuple) and len(made) >= 2 and callable(made[0]) and callable(made[1])):
         raise ValueError(f"model: {name} returned {type(made).__name__}, expected a pair of functions (init, apply)")
     return models.Network(made[0], made[1], name)
@@ -64,5 +67,43 @@ def outputs_of(apply: Callable, params: Any, x: Any) -> tuple[int, ...]:
     """
     try:
         return jax.eval_shape(apply, params, jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))).shape
-    except Exception as error:  # a user's own function may fail in any way
-        raise ValueError(f"data: the model cannot take examples of shape {x.shape[1:]}: {error!s:.200}") from error
+    except (Exception, SystemExit) as error:  # a user's own function may fail in any way
+        raise ValueError(f"data: the model cannot take examples of shape {x.shape[1:]}: {said(error)}") from error
+
+
+def template_of(network: models.Network) -> Any:
+    """Shapes of a network's parameters, without computing them.
+
+    Raises:
+        ValueError: it cannot be initialised, or would take more than `MOST_BYTES`.
+    """
+    try:
+        template = jax.eval_shape(network.init, jax.random.key(0))
+        size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
+    except (Exception, SystemExit) as error:  # a user's own function may fail in any way
+        raise ValueError(f"model: {network.name} cannot be initialised: {said(error)}") from error
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"model: {network.name} of these sizes has parameters of {size} bytes, the cap is {MOST_BYTES}"
+        )
+    return template
+
+
+def require_sizes(input_shape: Sequence[int], outputs: int) -> None:
+    """Refuse sizes that no model file may have.
+
+    Raises:
+        ValueError: which one.
+    """
+    sized = all(type(n) is int and 0 < n < MOST_SIZE for n in input_shape)
+    if not sized or not 1 <= len(input_shape) <= MOST_AXES:
+        raise ValueError(
+            f"input_shape: got {str(list(input_shape))[:80]}, expected at most {MOST_AXES} sizes below {MOST_SIZE}"
+        )
+    if type(outputs) is not int or not 0 < outputs < MOST_OUTPUTS:
+        raise ValueError(f"outputs: got {str(outputs)[:40]}, expected a number from 1 to below {MOST_OUTPUTS}")
+
+
+def said(error: BaseException) -> str:
+    """What an exception of somebody's code says, in a few words."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -10,6 +10,7 @@ from ..federate import Cohort, LocalTraining, RunKeys, cohort, measure_clients, 
 from ..merge import Payload, Rule, Update
 
 PyTree = Any
+MOST_PADDED = 1024  # rows that a silo of fewer examples is filled up to: a batch of a million is one of all its rows
 
 
 def silo_cohort(x: Any, y: Any, number: int, batch_size: int) -> Cohort:
@@ -19,10 +20,10 @@ def silo_cohort(x: Any, y: Any, number: int, batch_size: int) -> Cohort:
         x: [n, ...] this silo's examples alone.
         y: [n, ...].
         number: the silo's; its keys are folded with it.
-        batch_size: of training, for a row of examples that is no shorter: fewer examples make a smaller program, whose
-            sums round differently.
+        batch_size: of training, for a row of examples that is no shorter, up to `MOST_PADDED`: fewer examples make a
+            smaller program, whose sums round differently.
     """
-    return cohort(x, y, [np.arange(len(x))], numbers=[number], length=batch_size)
+    return cohort(x, y, [np.arange(len(x))], numbers=[number], length=min(batch_size, MOST_PADDED))
 
 
 def train_and_measure(

@@ -1,17 +1,18 @@
 """A silo's examples: a .npz file, or a data set by name."""
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from .. import data
 from .._likelihood import Likelihood, check_targets
+from ..data._arrays import read_arrays
+from ..data._where import expanded
 
 
 def read(source: str, part: str, data_dir: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [N, ...] in float32 and targets [N, ...].
+    """Inputs [N, ...] in float32, and targets [N, ...] as they are in the file, for `targets_of`.
 
     A .npz file holds `train_x`, `train_y` or `test_x`, `test_y`, whichever is asked for, or just `x`, `y`; nothing is
     unpickled and nothing normalised. A data set by name comes as `data.load` gives it.
@@ -27,36 +28,51 @@ def read(source: str, part: str, data_dir: Path | None = None) -> tuple[np.ndarr
     if not source.endswith(".npz"):
         found = data.load(source, data_dir=data_dir)
         return getattr(found, f"{part}_x"), getattr(found, f"{part}_y")
-    path = Path(source).expanduser()
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        raise ValueError(f"data: {path} is not there, or no .npz archive")
+    path = expanded(source)
+    pairs = (f"{part}_x", f"{part}_y"), ("x", "y")
+
+    def pair_of(names: list[str]) -> tuple[str, str]:
+        found = next((pair for pair in pairs if set(pair) <= set(names)), None)
+        if found is None:
+            raise ValueError(f"expected {part}_x, {part}_y or x, y; it has {', '.join(names) or 'none'}")
+        return found
+
     try:
-        with np.load(path, allow_pickle=False) as file:
-            pairs = (f"{part}_x", f"{part}_y"), ("x", "y")
-            names = next((pair for pair in pairs if set(pair) <= set(file.files)), None)
-            if names is None:
-                raise ValueError(f"expected {part}_x, {part}_y or x, y; it has {', '.join(file.files) or 'none'}")
-            x, y = (file[name] for name in names)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        (name, x), (_, y) = read_arrays(path, pair_of).items()
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"data: {path}: {error}") from error
     if x.dtype.kind not in "biuf" or y.dtype.kind not in "biuf":
         raise ValueError(f"data: {path}: expected real numbers, got {x.dtype} and {y.dtype}")
-    if x.ndim < 2 or not len(x) or len(x) != len(y):
+    if x.ndim < 2 or y.ndim < 1 or not x.size or len(x) != len(y):
         raise ValueError(f"data: {path}: expected [N, ...] inputs and N targets, got shapes {x.shape} and {y.shape}")
     with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused
         x = x.astype(np.float32)
     if not np.isfinite(x).all():
-        raise ValueError(f"data: {path}: {names[0]} has NaN or infinite values")
-    return x, y.astype(np.int32 if y.dtype.kind in "biu" else np.float32)
+        raise ValueError(f"data: {path}: {name} has NaN or infinite values")
+    return x, y.astype(np.uint8) if y.dtype.kind == "b" else y
 
 
-def require_targets(source: str, likelihood: Likelihood, outputs: tuple[int, ...], y: np.ndarray) -> None:
-    """Refuse targets that the likelihood cannot have for outputs of this shape.
+def targets_of(source: str, likelihood: Likelihood, outputs: tuple[int, ...], y: np.ndarray) -> np.ndarray:
+    """Targets as the likelihood takes them: integers in int32, numbers to regress on in float32.
+
+    Their values are checked before anything is cast, so that no integer wraps.
+
+    Args:
+        source: what messages call the data.
+        likelihood: what they are fitted with.
+        outputs: shape of the network's outputs for all of them.
+        y: as `read` returns them.
 
     Raises:
         ValueError: what is wrong with them.
     """
     try:
         check_targets(likelihood, outputs, y)
+        if likelihood.name != "gaussian":
+            return y.astype(np.int32)
+        with np.errstate(over="ignore"):
+            numbers = y.astype(np.float32)
+        check_targets(likelihood, outputs, numbers)  # 1e300 is finite, but not as float32
+        return numbers
     except ValueError as error:
         raise ValueError(f"data: {source}: {error}") from error

@@ -51,7 +51,7 @@ def test_images_and_no_groups(tmp_path):
         ({"test_x": np.zeros((2, 4))}, "examples of one shape"),
         ({"test_x": np.zeros((0, 3)), "test_y": np.zeros(0, int)}, "test_x is empty"),
         ({"groups": np.arange(5)}, "groups must have one entry per training example"),
-        ({"train_x": np.array([{}] * 6)}, "cannot be read as a data set: Object arrays"),
+        ({"train_x": np.array([{}] * 6)}, "cannot be read as a data set: train_x: cannot be read: Python objects"),
     ],
 )
 def test_faults_are_named(tmp_path, changes, message):

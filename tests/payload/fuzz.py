@@ -2,8 +2,9 @@
 
     PYTHONPATH=tests python tests/payload/fuzz.py 20000
 
-Files are mutated as bytes (the seal must find that) and, as a malicious writer would, in header and arrays before they
-are sealed again (then an accepted file must be a sound payload: of the announced shapes, finite, semi-definite).
+Files are mutated as bytes (the seal must find that) and, as a malicious writer would, in fields, shapes, codecs,
+nesting and sizes before they are sealed again (then an accepted file must be a sound payload: of the announced shapes,
+finite, semi-definite). Half are read with small caps, half with those that readers have by default.
 """
 
 import collections
@@ -19,6 +20,7 @@ import samples
 
 from fedfisher_jax import payload as files
 from fedfisher_jax.curvature.structures._signs import require_sign
+from fedfisher_jax.payload import _codecs as codecs
 from fedfisher_jax.payload import _container as container
 from fedfisher_jax.payload import _file as file
 from fedfisher_jax.payload import _structures as structures
@@ -146,14 +148,87 @@ def stepped(data, draw):
     return container.pack(header, arrays)
 
 
-def _change(value, draw):
-    """Replace, drop or copy something somewhere in a JSON value."""
+def nested(data, draw):
+    """A value somewhere in the header lies deep in lists or objects; as text, for Python's own writer would stop."""
+    size = int.from_bytes(data[:8], "little")
+    outline = json.loads(data[8 : 8 + size])
+    header = json.loads(outline["__metadata__"]["fedfisher"])
+    _change(header, draw, replace="deep")
+    first, last = ('{"a":', "}") if draw.random() < 0.5 else ("[", "]")
+    depth = int(2 ** draw.uniform(0, 13))
+    deep = first * depth + draw.choice(("1", "{}", "[]", '"x"')) + last * depth
+    outline["__metadata__"]["fedfisher"] = json.dumps(header).replace('"deep"', deep)
+    text = json.dumps(outline).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def recoded(data, draw):
+    """Entries encoded otherwise: by codecs of any rank and width, in each other, with parts of the size they say."""
+    header, arrays = samples.opened(data)
+    header.pop("sha256")
+    header["codecs"] = [_codec(draw, 3) for _ in range(draw.integers(1, 4))]
+    header["encoded"] = {name: int(draw.integers(len(header["codecs"]))) for name in arrays if draw.random() < 0.7}
+    try:
+        shapes = {name: np.shape(value) for name, value in file.entries(files.loads(data)[0]).items()}
+        for name, number in header["encoded"].items():
+            dtype = np.float32 if draw.random() < 0.9 else np.float64
+            codec = codecs.from_json(header["codecs"][number])
+            size, kind = codecs.joined_layout(codec, shapes[name], dtype)
+            arrays[name] = (
+                draw.integers(0, 256, size, np.uint8).astype(kind) if draw.random() < 0.8 else np.zeros(size, kind)
+            )
+    except ValueError:  # no such codec for this shape: as it is
+        pass
+    return container.pack(header, arrays)
+
+
+def announcing(data, draw):
+    """A few kilobytes that announce large matrices, all sizes right."""
+    header, _ = samples.opened(data)
+    header.pop("sha256")
+    n, count = int(2 ** draw.uniform(1, 13)), int(draw.integers(1, 4))
+    rank = int(draw.integers(1, 3))
+    codes = codecs.Uniform(1), codecs.Uniform(1, False)
+    wide = (codecs.Singular(rank, codes[0]), codecs.Eigen(rank, *codes), codecs.Cholesky(codes[0]))[draw.integers(3)]
+    names = [f"w{number}" for number in range(count)]
+    entries = {f"params/{name}": (codes[0], (n, 1)) for name in names}
+    entries |= {f"fisher/inputs/{name}": (wide, (n, n)) for name in names}
+    header |= {"structure": "gram", "fisher_dtype": "float32", "params": [[name, [n, 1], "float32"] for name in names]}
+    header["static"] = {"layers": [{"weight": k, "bias": None, "groups": 1, "steps": []} for k in range(count)]}
+    header["codecs"] = [codecs.to_json(codes[0]), codecs.to_json(wide)]
+    header["encoded"] = {name: int(codec is wide) for name, (codec, _) in entries.items()}
+    layouts = {name: codecs.joined_layout(codec, shape, np.float32) for name, (codec, shape) in entries.items()}
+    return container.pack(header, {name: np.zeros(size, kind) for name, (size, kind) in layouts.items()})
+
+
+def _codec(draw, depth):
+    """A codec as JSON, perhaps one that is none."""
+    name = ("raw", "uniform", "root", "cholesky", "eigen", "singular")[draw.integers(6 if depth else 2)]
+    inner = lambda: _codec(draw, depth - 1)  # noqa: E731
+    rank = int(draw.choice((0, 1, 2, 3, 50, 2**20, 2**20 + 1)))
+    if name == "raw":
+        return {"codec": name}
+    if name == "uniform":
+        width = int(draw.choice((0, 1, 7, 8, 15, 30, 31, 32, 64)))
+        return {"codec": name, "bits": width, "signed": bool(draw.integers(2)), "stochastic": bool(draw.integers(2))}
+    if name in ("root", "cholesky"):
+        return {"codec": name, "inner": inner()}
+    if name == "singular":
+        return {"codec": name, "rank": rank, "inner": inner()}
+    return {"codec": name, "rank": rank, "vectors": inner(), "values": inner(), "tail": bool(draw.integers(2))}
+
+
+def _change(value, draw, replace=None):
+    """Replace, drop or copy something somewhere in a JSON value; or put `replace` there."""
     keys = list(value) if isinstance(value, dict) else range(len(value))
     if not len(keys):
         return
     key = keys[draw.integers(len(keys))]
     if isinstance(value[key], dict | list) and value[key] and draw.random() < 0.8:
-        return _change(value[key], draw)
+        return _change(value[key], draw, replace)
+    if replace is not None:
+        value[key] = replace
+        return
     match draw.integers(4):
         case 0:
             del value[key]
@@ -165,11 +240,11 @@ def _change(value, draw):
             value[key] = copy.deepcopy(value[keys[draw.integers(len(keys))]])
 
 
-def judge(data, original, layers):
+def judge(data, original, layers, limits):
     """ "equal", "sound" (another payload, but a sound one) or the reason; anything else raises."""
     try:
         start = samples.START if original["known"] else None
-        got, header = files.loads(data, start, layers=layers, limits=LIMITS, file="f")
+        got, header = files.loads(data, start, layers=layers, limits=limits, file="f")
     except files.PayloadError as error:
         assert str(error).startswith("f: ") and str(error).isprintable() and len(str(error)) < 1000, error
         return str(error)
@@ -189,8 +264,12 @@ def judge(data, original, layers):
     return "sound"
 
 
+WAYS = as_bytes, as_text, sealed, stepped, nested, recoded, announcing
+SHARES = 0.15, 0.15, 0.3, 0.15, 0.1, 0.13, 0.02
+
+
 def run(count, seed=0):
-    """Outcomes of `count` mutated files, the slowest one's seconds, and how the process grew, in MiB."""
+    """Outcomes of `count` mutated files, the slowest one's seconds of this process, and how it grew, in MiB."""
     draw, outcomes, slowest = np.random.default_rng(seed), collections.Counter(), 0.0
     pool = []
     for number, data in enumerate(originals()):
@@ -201,12 +280,14 @@ def run(count, seed=0):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(count):
         original = pool[number % len(pool)]
-        way = (as_bytes, as_text, sealed, sealed, stepped)[draw.integers(5)]
+        way = WAYS[draw.choice(len(WAYS), p=SHARES)]
         mutated = way(original["data"], draw)
-        began = time.perf_counter()
-        outcome = judge(mutated, original, samples.LAYERS if number // len(pool) % 2 else None)  # as a merge knows them
-        slowest = max(slowest, time.perf_counter() - began)
-        assert way in (sealed, stepped) or outcome != "sound", "a changed file was accepted"
+        layers = samples.LAYERS if number // len(pool) % 2 and way is not announcing else None  # as a merge knows them
+        known = original if way is not announcing else original | {"known": False}
+        began = time.process_time()
+        outcome = judge(mutated, known, layers, LIMITS if draw.random() < 0.5 else files.Limits())
+        slowest = max(slowest, time.process_time() - began)
+        assert way not in (as_bytes, as_text) or outcome != "sound", "a changed file was accepted"
         outcomes[(way.__name__, outcome if outcome in ("equal", "sound") else "refused")] += 1
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return outcomes, slowest, grown

@@ -161,7 +161,7 @@ def test_a_merge_has_an_order_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"silo": 0, "name": "a"}, "silo: number 0 'a' is in"),
+        ({"silo": 0, "name": "b"}, "silo: number 0 is in"),
         ({"start": "0" * 64}, "start: "),
         ({"rule": "fedavg"}, "rule: 'fedavg', but 'fedfisher-kfac' in "),
         ({"likelihood": "gaussian"}, "likelihood: "),
