@@ -131,7 +131,7 @@ def test_the_merge_of_compressed_files_is_near_that_of_the_files_as_they_are(rul
         for number, path in enumerate(files_of(silos)):
             sent, header = payload.read(path)
             about = dataclasses.replace(header.about, rule=rule)
-            sent = sent if rule == RULE else sent._replace(fisher=None)
+            sent = sent if rule == RULE else sent._replace(statistics=None)
             chosen = plan.fit(sent, about, budget) if name == "small" else {}
             payload.write(tmp_path / f"{name}{number}", sent, about, chosen)
             for leaf, value in zip(header.leaves, jax.tree.leaves(sent.params), strict=True):
@@ -191,7 +191,7 @@ def test_a_folder_of_checkpoints_of_a_network_of_ones_own(tmp_path, monkeypatch)
     np.testing.assert_array_equal(found[0][0].params[1]["w"], first["1.w"])
     command("merge", "payloads", "--rule", "fisher-merge", *like)
     merged = safetensors.numpy.load_file("global.safetensors")["0/w"]
-    fishers = np.stack([np.asarray(sent.fisher.values[0]["w"], float) for sent, _ in found])
+    fishers = np.stack([np.asarray(sent.statistics.values[0]["w"], float) for sent, _ in found])
     models = np.stack([np.asarray(sent.params[0]["w"], float) for sent, _ in found])
     np.testing.assert_allclose(merged, (fishers * models).sum(0) / fishers.sum(0), rtol=1e-4)
     with pytest.raises(SystemExit):

@@ -134,7 +134,7 @@ def run(source: str, seed: int, rule: str, budgets: list[float]) -> dict[str, An
     built = catalogue.named_rule(rule, clients.apply, likelihood, offers={"captured": clients.captured})
     sent, points = clients.payloads(built), []
     about = [payload.About(rule, likelihood.name, fingerprint, silo=i) for i in range(CLIENTS)]
-    released = [] if isinstance(sent[0].fisher, ff.curvature.LowRank) else ["authors"]  # which knows no such Fisher
+    released = [] if isinstance(sent[0].statistics, ff.curvature.LowRank) else ["authors"]  # which knows no such Fisher
     for scheme in ["none", *released, *budgets]:
         try:
             files = [payload.dumps(p, a, _plan(p, a, scheme)) for p, a in zip(sent, about, strict=True)]

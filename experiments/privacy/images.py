@@ -108,7 +108,7 @@ def layer_inputs(here: Federation, view: Payload) -> list[attacks.Inputs]:
     """What the view's Fisher tells of each layer's inputs; signs that it leaves open are those of public images."""
     likes = _averages(here.captured)(jax.tree.leaves(view.params), here.public[:500])
     pairs = zip(here.captured.layers, likes, strict=True)
-    return [attacks.inputs_of(view.fisher, layer, like) for layer, like in pairs]
+    return [attacks.inputs_of(view.statistics, layer, like) for layer, like in pairs]
 
 
 def sees_images(here: Federation) -> bool:
@@ -131,7 +131,7 @@ def fisher_inversion(*cell: Any) -> dict[str, Any]:
         if sees_images(here):
             inputs = layer_inputs(here, views[number])
         else:  # about zero: the strongest eigenvector of features is too bad a mean (measured: 9 against 14 dB)
-            moments = [attacks.input_moment(views[number].fisher, everything[n]) for n in layers]
+            moments = [attacks.input_moment(views[number].statistics, everything[n]) for n in layers]
             inputs = [attacks.Inputs(jnp.zeros_like(a[0]), a) for a in moments]
         given = attacks.Given(views[number].params, targets, [attacks.whitener(one) for one in inputs])
         if sees_images(here):

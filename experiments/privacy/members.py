@@ -35,7 +35,7 @@ def membership_loss(*cell: Any) -> dict[str, float]:
 def membership_fisher(*cell: Any) -> dict[str, float]:
     """By the gradient in the metric of the inverse Fisher."""
     score = attacks.fisher_scores
-    return _membership(lambda h, v, x, y: score(h.network.apply, categorical(), v.params, v.fisher, x, y), *cell)
+    return _membership(lambda h, v, x, y: score(h.network.apply, categorical(), v.params, v.statistics, x, y), *cell)
 
 
 def membership_leverage(*cell: Any) -> dict[str, float]:
@@ -44,7 +44,7 @@ def membership_leverage(*cell: Any) -> dict[str, float]:
     def scores(here: Federation, view: Payload, x: Any, y: Any) -> jax.Array:
         del y
         layers = (0,) if sees_images(here) else tuple(range(len(here.captured.layers)))
-        moments = [attacks.input_moment(view.fisher, here.captured.layers[n]) for n in layers]
+        moments = [attacks.input_moment(view.statistics, here.captured.layers[n]) for n in layers]
         return attacks.leverage_scores(here.captured, layers, view.params, moments, x)
 
     return _membership(scores, *cell)
@@ -66,7 +66,7 @@ def labels_output(*cell: Any) -> dict[str, float]:
     """From the last layer's gradients."""
 
     def guess(here: Federation, view: Payload) -> jax.Array:
-        return labels.of_output_moment(attacks.output_moment(view.fisher, here.captured.layers[-1]))
+        return labels.of_output_moment(attacks.output_moment(view.statistics, here.captured.layers[-1]))
 
     return _labels(guess, *cell)
 

@@ -129,9 +129,9 @@ def _one(settings: Measure, start: model_file.Model, guarantee: noise.Guarantee 
     promised = jax.eval_shape(
         rule.measure, Update(start.params, start.params, start.params), examples(x, y), key.measure
     )
-    structures.name_of(promised.fisher)  # before training: what has no form in files, or no noise
+    structures.name_of(promised.statistics)  # before training: what has no form in files, or no noise
     if guarantee is not None:
-        noise.require_defined(promised.fisher)
+        noise.require_defined(promised.statistics)
     params, training = None, None
     if settings.checkpoint is not None:
         params = model_file.read_checkpoint(settings.checkpoint, start.params)
@@ -165,7 +165,7 @@ def _write(settings: Measure, start: model_file.Model, sent: Any, guarantee: noi
         rule=settings.rule,
         likelihood=start.kind.likelihood,
         start=payload.fingerprint(start.params),
-        kind=settings.kind if sent.fisher is not None else None,
+        kind=settings.kind if sent.statistics is not None else None,
         silo=settings.silo,
         name=settings.name,
         privacy=None if guarantee is None else guarantee._asdict(),

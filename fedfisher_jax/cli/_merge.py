@@ -178,7 +178,7 @@ def _same_arrays(found: list[tuple[Any, Header]]) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
     for sent, header in found:
         digest = hashlib.sha256()
-        for leaf in jax.tree.leaves((sent.params, sent.fisher)):
+        for leaf in jax.tree.leaves((sent.params, sent.statistics)):
             digest.update(np.asarray(leaf).tobytes())
         groups.setdefault(digest.hexdigest(), []).append(header.about.silo)
     return [numbers for numbers in groups.values() if len(numbers) > 1]

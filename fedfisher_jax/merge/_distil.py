@@ -118,10 +118,10 @@ def dense(
 def _distil(
     apply: Callable, s: DenseSettings, validation: Callable | None, payloads: Payload, shares: Any, start: PyTree
 ) -> Merged:
-    example = payloads.fisher["example"]
+    example = payloads.statistics["example"]
     shape, dtype = example.shape[2:], example.dtype
     if s.bounds is None:
-        low, high = jnp.min(payloads.fisher["low"]), jnp.max(payloads.fisher["high"])
+        low, high = jnp.min(payloads.statistics["low"]), jnp.max(payloads.statistics["high"])
     else:
         low, high = jnp.asarray(s.bounds[0], dtype), jnp.asarray(s.bounds[1], dtype)
     network = Generator(shape, s.width)

@@ -47,7 +47,7 @@ class MeasureModes:
     def of(self, modes: tuple[PyTree, ...], data: Examples, key: jax.Array) -> Payload:
         """The payload of given local models."""
         sent = [self.one(Update(params), data, jax.random.fold_in(key, n)) for n, params in enumerate(modes)]
-        return Payload(sent[0].weight, tuple(p.params for p in sent), tuple(p.fisher for p in sent))
+        return Payload(sent[0].weight, tuple(p.params for p in sent), tuple(p.statistics for p in sent))
 
 
 def fedbens(
@@ -157,7 +157,7 @@ def _log_determinant(fisher: Kronecker, weight: Any, precision: Any) -> jax.Arra
 def _log_determinants(payloads: Payload, precision: Any, temperature: Any) -> list[jax.Array]:
     """Per local mode, those of all clients."""
     weights = payloads.weight / temperature
-    return [jax.vmap(lambda f, w: _log_determinant(f, w, precision))(fisher, weights) for fisher in payloads.fisher]
+    return [jax.vmap(lambda f, w: _log_determinant(f, w, precision))(fisher, weights) for fisher in payloads.statistics]
 
 
 @partial(jax.jit, static_argnames=("optimizer", "steps"))
@@ -181,7 +181,7 @@ def _modes(
 
         each = [
             (constant - jax.vmap(squares)(fisher, means, weights)) / 2
-            for constant, fisher, means in zip(constants, payloads.fisher, payloads.params, strict=True)
+            for constant, fisher, means in zip(constants, payloads.statistics, payloads.params, strict=True)
         ]
         away = jax.tree.map(jnp.subtract, params, center)
         prior = -precision * optax.tree.vdot(away, away) / 2

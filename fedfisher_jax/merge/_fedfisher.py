@@ -68,19 +68,19 @@ def with_fisher(payload: Payload, start: PyTree = None) -> Payload:
     Raises:
         ValueError: it has no Fisher.
     """
-    if payload.fisher is None:
-        raise ValueError("payload.fisher: this rule needs each client's Fisher information, got None")
+    if payload.statistics is None:
+        raise ValueError("payload.statistics: this rule needs each client's Fisher information, got None")
     return payload
 
 
 def lift_sums(payload: Payload, start: PyTree = None) -> dict[str, Any]:
     """The sums from which Q follows: w, wθ, wF, wFθ, wθᵀFθ. What a secure sum would carry."""
     payload = with_fisher(payload)
-    weight, applied = payload.weight, payload.fisher.matvec(payload.params)
+    weight, applied = payload.weight, payload.statistics.matvec(payload.params)
     return {
         "weight": weight,
         "params": scaled(weight, payload.params),
-        "fisher": scaled(weight, payload.fisher),
+        "fisher": scaled(weight, payload.statistics),
         "product": scaled(weight, applied),
         "constant": weight * optax.tree.vdot(payload.params, applied),
     }
@@ -97,7 +97,7 @@ def summed(summary: dict[str, Any]) -> Objective:
 
 def stacked(payloads: Payload) -> Objective:
     """Q from stacked payloads."""
-    return objective(payloads.fisher, payloads.params, payloads.weight)
+    return objective(payloads.statistics, payloads.params, payloads.weight)
 
 
 def _merged(solver: Solver, problem: Objective) -> Merged:

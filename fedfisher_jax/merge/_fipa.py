@@ -91,7 +91,7 @@ def joint_step(
     Costs a QR decomposition [d, M r] and matrices of size M r, or with a bound R one of [d, R + r] for each client;
     arguments as in `fipa`.
     """
-    fishers, treedef = payloads.fisher, jax.tree.structure(payloads.params)
+    fishers, treedef = payloads.statistics, jax.tree.structure(payloads.params)
     shares = payloads.weight / jnp.sum(payloads.weight)
     leaves, covered = jax.tree.leaves(payloads.params), sorted(fishers.vectors)
     count, rank = fishers.values.shape

@@ -32,8 +32,8 @@ def chain_of(apply: Callable, payloads: Payload, captured: Capture | None) -> ch
     """
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), payloads.params)
     if captured is None:
-        shape = payloads.fisher["example"].shape[2:]
-        captured = capture(apply, one, jnp.zeros((1, *shape), payloads.fisher["example"].dtype))
+        shape = payloads.statistics["example"].shape[2:]
+        captured = capture(apply, one, jnp.zeros((1, *shape), payloads.statistics["example"].dtype))
     return chain.find(captured, jax.tree.structure(one))
 
 

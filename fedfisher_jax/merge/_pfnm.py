@@ -79,7 +79,7 @@ def pfnm(
         order = np.argsort(-np.asarray(payloads.weight), kind="stable")
         unstacked = models(chain, payloads)
         clients = [unstacked[number] for number in order]
-        shares = _class_shares(np.asarray(payloads.fisher["counts"])[order])
+        shares = _class_shares(np.asarray(payloads.statistics["counts"])[order])
         layers = match_layers(clients, shares, prior or Prior(), iterations, np.random.default_rng(seed))
         return _merged(chain, layers)
 
@@ -97,7 +97,7 @@ def released_pfnm(apply: Callable, likelihood: Likelihood, *, seed: int = 0, cap
     def solve(payloads: Payload, start: PyTree) -> Merged:
         chain = chain_of(apply, payloads, captured)
         clients = [[_with_bias(layer) for layer in layers] for layers in models(chain, payloads)]
-        shares = _class_shares(np.asarray(payloads.fisher["counts"]))
+        shares = _class_shares(np.asarray(payloads.statistics["counts"]))
         prior = Prior(mean=0.1, popularity=1.0, most=10.0, posterior=True)
         draw = np.random.default_rng(seed)
         return _merged(chain, match_layers(clients, shares, prior, 5, draw, misplaced=True))

@@ -90,8 +90,8 @@ def regmean(
 
     def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
         sent = payload if compression is None else _compressed(payload, compression)
-        gram = _shrunk(sent.fisher, off_diagonal)
-        return lift_sums(sent._replace(fisher=gram)) | {"count": jnp.ones_like(sent.weight), "plain": sent.params}
+        gram = _shrunk(sent.statistics, off_diagonal)
+        return lift_sums(sent._replace(statistics=gram)) | {"count": jnp.ones_like(sent.weight), "plain": sent.params}
 
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         solution = (solver or least_squares())(summed(summary))
@@ -139,7 +139,7 @@ def regmean_kron(
     _check_factor(off_diagonal)
 
     def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
-        return lift_sums(payload._replace(fisher=_shrunk(payload.fisher, off_diagonal)))
+        return lift_sums(payload._replace(statistics=_shrunk(payload.statistics, off_diagonal)))
 
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         return Merged(*(solver or conjugate_gradients())(summed(summary)))
@@ -155,7 +155,7 @@ def low_rank(moment: jax.Array, rank: int) -> jax.Array:
 
 def _compressed(payload: Payload, compression: Compression) -> Payload:
     """Parameters in 16 bits each, second moments in as many bits again (int(2d / Σ (2b + 1)) of each one's b pairs)."""
-    gram = payload.fisher
+    gram = payload.statistics
     size = sum(math.prod(shape) for shape in gram.shapes)
     rank = int(2 * size / sum(2 * a.shape[-1] + 1 for a in gram.inputs))
     params = jax.tree.map(lambda leaf: _quantised(leaf, 15), payload.params)

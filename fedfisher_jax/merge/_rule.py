@@ -29,7 +29,7 @@ class Payload(NamedTuple):
 
     weight: Any  # its number of examples
     params: PyTree
-    fisher: Any = None
+    statistics: Any = None  # what the rule measured: a Fisher, second moments of inputs, counts, or nothing
 
 
 class Merged(NamedTuple):
@@ -185,11 +185,11 @@ def check_payload(payload: Payload, like: Payload, name: str = "payload") -> Non
     if not float(payload.weight) > 0:
         raise ValueError(f"{name}.weight: expected a positive number of examples, got {payload.weight}")
     structured = lambda node: hasattr(node, "diagonal") and not hasattr(node, "dtype")  # noqa: E731
-    for at, node in jax.tree.leaves_with_path(payload.fisher, is_leaf=structured):
+    for at, node in jax.tree.leaves_with_path(payload.statistics, is_leaf=structured):
         if structured(node):
             for path, leaf in jax.tree.leaves_with_path(node.diagonal()):
                 if float(jnp.min(leaf)) < 0:
                     where = jax.tree_util.keystr((*at, *path))
                     raise ValueError(
-                        f"{name}.fisher{where}: expected no negative diagonal entry, got {float(jnp.min(leaf)):g}"
+                        f"{name}.statistics{where}: expected no negative diagonal entry, got {float(jnp.min(leaf)):g}"
                     )

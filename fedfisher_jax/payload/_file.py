@@ -36,7 +36,7 @@ def entries(payload: Payload) -> dict[str, np.ndarray]:
     """Every array of a payload by its name in files."""
     described = leaves(payload.params)
     params = {f"params/{leaf.path}": x for leaf, x in zip(described, jax.tree.leaves(payload.params), strict=True)}
-    fisher = structures.arrays_of(payload.fisher, described)
+    fisher = structures.arrays_of(payload.statistics, described)
     return {name: np.asarray(value) for name, value in (params | fisher).items()}
 
 
@@ -55,7 +55,7 @@ def dumps(payload: Payload, about: About, plan: Plan | None = None, random: np.r
     """
     plan = plan or {}
     arrays = _entries(payload, plan)
-    kinds = functools.partial(structures.sign, structures.name_of(payload.fisher))
+    kinds = functools.partial(structures.sign, structures.name_of(payload.statistics))
     stored: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         try:

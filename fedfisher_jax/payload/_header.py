@@ -63,15 +63,15 @@ def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: 
     """
     fisher = sorted({array.dtype.name for name, array in arrays.items() if name.startswith("fisher/")})
     if len(fisher) > 1:
-        raise ValueError(f"payload.fisher: expected one type of numbers, got {', '.join(fisher)}")
+        raise ValueError(f"payload.statistics: expected one type of numbers, got {', '.join(fisher)}")
     table = list(dict.fromkeys(plan.values()))
     header = {
         "format": FORMAT,
         "library": __version__,
-        "structure": structures.name_of(payload.fisher),
+        "structure": structures.name_of(payload.statistics),
         "examples": int(payload.weight),
         "params": [[leaf.path, list(leaf.shape), leaf.dtype] for leaf in leaves(payload.params)],
-        "static": {} if payload.fisher is None else payload.fisher.static(),
+        "static": {} if payload.statistics is None else payload.statistics.static(),
         "fisher_dtype": fisher[0] if fisher else None,
         "codecs": [codecs.to_json(codec) for codec in table],
         "encoded": {name: table.index(codec) for name, codec in plan.items()},

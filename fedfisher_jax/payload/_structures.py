@@ -29,7 +29,7 @@ def name_of(fisher: Any) -> str | None:
         return None
     if not is_known(fisher):
         known = ", ".join(STRUCTURES)
-        raise ValueError(f"payload.fisher: {type(fisher).__name__} has no form in files; known are {known}")
+        raise ValueError(f"payload.statistics: {type(fisher).__name__} has no form in files; known are {known}")
     return fisher.name
 
 

@@ -33,7 +33,7 @@ def authors(payload: Payload) -> dict[str, Codec]:
     Raises:
         ValueError: a Fisher of another structure than the `PUBLISHED` ones, which the authors do not compress.
     """
-    name = structures.name_of(payload.fisher)
+    name = structures.name_of(payload.statistics)
     if name is None:
         return {}
     if name not in PUBLISHED:
@@ -69,7 +69,7 @@ def fit(payload: Payload, about: file.About, budget: float, *, stochastic: bool 
         raise ValueError(f"budget: got {budget}, expected a positive multiple of 32 bits per parameter")
     arrays = file.entries(payload)
     full = 32 * sum(array.size for entry, array in arrays.items() if entry.startswith("params/"))
-    name = structures.name_of(payload.fisher)
+    name = structures.name_of(payload.statistics)
     largest = max((array.shape[-1] for entry, array in arrays.items() if is_matrix(name, entry)), default=0)
 
     def plan(width: int, rank: int | None) -> dict[str, Codec]:

@@ -131,13 +131,13 @@ def privatise(payload: Payload, start: PyTree, guarantee: Guarantee) -> Payload:
         wide = np.asarray(array, np.float64)
         wide = wide * _clipped([wide], guarantee.clip_fisher)
         std = scale * guarantee.clip_fisher
-        if sign_of(type(payload.fisher), name) == "semidefinite":
+        if sign_of(type(payload.statistics), name) == "semidefinite":
             noise = _gaussian(wide.shape)  # symmetric, of the same size in every direction of symmetric matrices
             wide = signs.nearest_semidefinite(wide + std * (noise + np.swapaxes(noise, -1, -2)) / 2)
         else:
             wide = np.maximum(wide + std * _gaussian(wide.shape), 0)
         released.append(jnp.asarray(wide, array.dtype))
-    return Payload(payload.weight, treedef.unflatten(params), with_arrays(payload.fisher, released))
+    return Payload(payload.weight, treedef.unflatten(params), with_arrays(payload.statistics, released))
 
 
 def _moved(payload: Payload, start: PyTree) -> list[np.ndarray]:
@@ -153,11 +153,11 @@ def _moved(payload: Payload, start: PyTree) -> list[np.ndarray]:
 
 def _arrays(payload: Payload) -> dict[str, Any]:
     """The Fisher's arrays to clip, each with a norm of its own, finite."""
-    require_defined(payload.fisher)
-    if payload.fisher is None:
+    require_defined(payload.statistics)
+    if payload.statistics is None:
         return {}
     leaves = described(payload.params)
-    for fisher in (payload.fisher, payload.fisher.balanced()):
+    for fisher in (payload.statistics, payload.statistics.balanced()):
         arrays = named(fisher, leaves)
         for name, array in arrays.items():
             _require_finite(f"fisher/{name}", array)

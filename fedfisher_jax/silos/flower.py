@@ -128,7 +128,7 @@ def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
             rule=rule.name,
             likelihood=node.training.likelihood.name,
             start=payload.fingerprint(start),
-            kind=None if sent.fisher is None else getattr(rule.measure, "kind", None),
+            kind=None if sent.statistics is None else getattr(rule.measure, "kind", None),
             silo=node.number,
             compression="none" if node.plan is None else "planned",
         )

@@ -174,7 +174,7 @@ def test_a_file_brings_it_back(fisher, like):
     data = files.dumps(sent(fisher), about())
     got, header = files.loads(data, like)
     assert header.structure == "leaf_blocks" and jax.tree.structure(got) == jax.tree.structure(sent(fisher))
-    np.testing.assert_array_equal(got.fisher.to_dense(), fisher.to_dense())
+    np.testing.assert_array_equal(got.statistics.to_dense(), fisher.to_dense())
     assert set(file.entries(got)) == {f"{kind}/{p}" for kind in ("params", "fisher/blocks") for p in "bvw"}
 
 
@@ -192,7 +192,7 @@ def test_compression_knows_its_matrices(fisher):
     got, header = files.loads(files.dumps(sent(fisher), said, chosen), PARAMS)
     assert header.bits <= 32 * budget * sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
     dense = np.asarray(fisher.to_dense())
-    assert 0 < np.abs(got.fisher.to_dense() - dense).max() < 1e-3 * np.abs(dense).max()
+    assert 0 < np.abs(got.statistics.to_dense() - dense).max() < 1e-3 * np.abs(dense).max()
     with pytest.raises(ValueError, match="the authors' scheme has no leaf_blocks"):
         plan.authors(sent(fisher))
 
@@ -200,10 +200,10 @@ def test_compression_knows_its_matrices(fisher):
 def test_noise_clips_each_block_and_keeps_it_semi_definite(fisher):
     start = jax.tree.map(jnp.zeros_like, PARAMS)
     silent = noise.Guarantee(1.0, 1e-5, 1, 0.0, clip_params=2.0, clip_fisher=1e-3)
-    clipped = noise.privatise(sent(fisher), start, silent).fisher
+    clipped = noise.privatise(sent(fisher), start, silent).statistics
     for got, matrix in zip(clipped.matrices, fisher.matrices, strict=True):
         np.testing.assert_allclose(got, matrix * 1e-3 / np.linalg.norm(matrix), rtol=1e-6, atol=1e-12)
-    noisy = noise.privatise(sent(fisher), start, silent._replace(noise_multiplier=2.0)).fisher
+    noisy = noise.privatise(sent(fisher), start, silent._replace(noise_multiplier=2.0)).statistics
     for got, matrix in zip(noisy.matrices, clipped.matrices, strict=True):
         assert np.linalg.eigvalsh(got)[0] > -1e-9 and np.abs(got - matrix).max() > 1e-4
 

@@ -97,10 +97,10 @@ def test_bounds_leave_padding_out():
     data = federation.data((5,), 0)
     size = federation.SIZES[0]
     spoilt = data._replace(x=data.x.at[size:].set(100.0))
-    sent = MeasureBounds(False)(Update(None), spoilt, None).fisher
+    sent = MeasureBounds(False)(Update(None), spoilt, None).statistics
     assert (sent["low"], sent["high"]) == (data.x[:size].min(), data.x[:size].max())
     assert sent["example"].shape == (0, 5)
-    assert "low" not in MeasureBounds(True)(Update(None), spoilt, None).fisher
+    assert "low" not in MeasureBounds(True)(Update(None), spoilt, None).statistics
 
 
 @pytest.mark.parametrize("shape", [(5,), (6, 7, 2), (3, 4)])

@@ -21,7 +21,7 @@ def test_laws(law):
 
 def test_log_density_is_that_of_the_dense_matrix():
     data = federation.data(SHAPE, 0)
-    measured = jax.jit(RULE.measure)(Update(PARAMS), data, federation.KEY).fisher[0]
+    measured = jax.jit(RULE.measure)(Update(PARAMS), data, federation.KEY).statistics[0]
     other = federation.perturbed(PARAMS, 1)
     matrix = 12 * np.asarray(measured.to_dense()) + 0.5 * np.eye(ravel_pytree(PARAMS)[0].size)
     gap = np.asarray(ravel_pytree(other)[0] - ravel_pytree(PARAMS)[0])
@@ -34,7 +34,7 @@ def test_one_mode_each_goes_to_the_mode_of_the_product():
     sent = federation.payloads(rule.measure, "dense")
     merged = merge_payloads(rule, sent)
     vectors = np.stack([ravel_pytree(payload.params[0])[0] for payload in sent])
-    matrices = [float(payload.weight) * np.asarray(payload.fisher[0].to_dense()) for payload in sent]
+    matrices = [float(payload.weight) * np.asarray(payload.statistics[0].to_dense()) for payload in sent]
     right = sum(m @ v for m, v in zip(matrices, vectors, strict=True))
     right += 10 * (vectors.sum(0) - 2 * np.median(vectors, 0))
     expected = np.linalg.solve(sum(matrices) + 10 * np.eye(len(right)), right)
@@ -56,7 +56,9 @@ def test_far_modes_are_merged_apart_and_predict_together():
     merged = merge_payloads(RULE, sent)
     for number in range(2):
         alone = [
-            payload._replace(params=payload.params[number : number + 1], fisher=payload.fisher[number : number + 1])
+            payload._replace(
+                params=payload.params[number : number + 1], statistics=payload.statistics[number : number + 1]
+            )
             for payload in sent
         ]
         federation.close(merged.params[number], merge_payloads(RULE, alone).params, 1e-6)
@@ -71,7 +73,7 @@ def test_near_modes_share_what_they_know():
     """Two copies of every local model are one: log ½ + log ½ is all they change."""
     sent = list(two_modes(0.0))
     doubled = merge_payloads(RULE, sent)
-    alone = merge_payloads(RULE, [p._replace(params=p.params[:1], fisher=p.fisher[:1]) for p in sent])
+    alone = merge_payloads(RULE, [p._replace(params=p.params[:1], statistics=p.statistics[:1]) for p in sent])
     federation.close(doubled.params[0], alone.params, 1e-6)
     federation.close(doubled.params[1], alone.params, 1e-6)
 
@@ -87,7 +89,7 @@ def test_clients_train_from_further_starts():
         expected = train(starts[number - 1], data, jax.random.fold_in(federation.KEY, number))
         federation.close(sent.params[number], expected, 1e-12)
     own = fisher(APPLY, federation.LIKELIHOOD, sent.params[2], data, structure="kronecker", captured=CAPTURED)
-    federation.close(sent.fisher[2], own, 1e-10)
+    federation.close(sent.statistics[2], own, 1e-10)
 
 
 def test_fresh_starts_are_common_to_clients():

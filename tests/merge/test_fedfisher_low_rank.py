@@ -47,7 +47,7 @@ def test_the_merge_minimises_the_objective():
     sent = federation.payloads(rule(rank=4).measure, "dense")
     weights = np.array(federation.SIZES) / sum(federation.SIZES)
     params = np.stack([explicit.flat(payload.params) for payload in sent])
-    fishers = np.stack([payload.fisher.to_dense() for payload in sent])
+    fishers = np.stack([payload.statistics.to_dense() for payload in sent])
     curvature, anchor = np.einsum("m,mij->ij", weights, fishers), weights @ params
     pull = np.einsum("m,mij,mj->i", weights, fishers, params - anchor)
     shift = 0.3 * np.trace(curvature) / len(curvature)

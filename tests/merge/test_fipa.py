@@ -78,7 +78,7 @@ def test_the_step_is_that_of_explicit_matrices(off_span, tau, rank, random_paylo
     payloads = random_payloads
     if rank < SIZE:
         payloads = payloads_of(fipa(apply, GAUSSIAN, rank=rank), RANDOM)
-    matrices = np.asarray(jax.vmap(lambda f: f.to_dense())(payloads.fisher))
+    matrices = np.asarray(jax.vmap(lambda f: f.to_dense())(payloads.statistics))
     total = np.tensordot(WEIGHTS, matrices, 1)
     pull = np.einsum("m,mpq,mq->p", WEIGHTS, matrices, RANDOM)
     mean = WEIGHTS @ RANDOM
@@ -101,7 +101,7 @@ def test_much_damping_is_fedavg(random_payloads):
 def test_one_client_returns_its_model_where_the_span_reaches_and_everywhere_with_fedavg():
     one = jax.tree.map(lambda leaf: leaf[:1], payloads_of(fipa(apply, GAUSSIAN, rank=3), RANDOM))
     np.testing.assert_allclose(step_of(one, off_span="fedavg"), RANDOM[0], rtol=1e-9, atol=1e-12)
-    basis = np.asarray(jax.vmap(lambda u: ravel_pytree(u)[0])({k: v[0] for k, v in one.fisher.vectors.items()}))
+    basis = np.asarray(jax.vmap(lambda u: ravel_pytree(u)[0])({k: v[0] for k, v in one.statistics.vectors.items()}))
     np.testing.assert_allclose(step_of(one), basis.T @ (basis @ RANDOM[0]), rtol=1e-9, atol=1e-12)
 
 
@@ -109,7 +109,7 @@ def test_the_rank_is_the_subspaces_unless_it_is_given():
     ranks = {None: 3, 2: 2}
     for given, expected in ranks.items():
         rule = fipa(apply, GAUSSIAN, rank=given, subspace=Subspace(3))
-        assert payloads_of(rule, RANDOM).fisher.values.shape[-1] == expected
+        assert payloads_of(rule, RANDOM).statistics.values.shape[-1] == expected
     with pytest.raises(ValueError, match="bound: got 2, expected at least the rank, 3"):
         fipa(apply, GAUSSIAN, bound=2, subspace=Subspace(3))
 
@@ -152,7 +152,7 @@ def test_a_bound_that_nothing_exceeds_changes_nothing(off_span):
 @pytest.mark.parametrize("bound", [4, 7])
 def test_a_bounded_span_is_cut_client_by_client_and_tells_how_much(bound):
     payloads = payloads_of(fipa(apply, GAUSSIAN, rank=4), RANDOM)
-    matrices = WEIGHTS[:, None, None] * np.asarray(jax.vmap(lambda f: f.to_dense())(payloads.fisher))
+    matrices = WEIGHTS[:, None, None] * np.asarray(jax.vmap(lambda f: f.to_dense())(payloads.statistics))
     kept, dropped = np.zeros((SIZE, SIZE)), 0.0
     for matrix in matrices:
         sizes, turn = np.linalg.eigh(kept + matrix)

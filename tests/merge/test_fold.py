@@ -106,7 +106,7 @@ def test_only_the_ratio_of_weights_counts(name):
 def test_a_client_that_knows_nothing_moves_only_the_anchor(name):
     """Its Fisher is zero: without damping only null directions of the others' curvature can feel its parameters."""
     known = payloads(name)
-    silent = known[0]._replace(fisher=known[0].fisher.scale(0.0), weight=known[0].weight)
+    silent = known[0]._replace(statistics=known[0].statistics.scale(0.0), weight=known[0].weight)
     r = rule(name)
     if name != "fisher-merge":
         r = catalogue.named_rule(
@@ -127,15 +127,17 @@ def _folded(r, clients):
 @pytest.mark.parametrize("name", ["fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfisher-full"])
 def test_a_rule_that_needs_fishers_says_so(name):
     bare = [ff.Payload(1.0, params) for params in MODELS]
-    with pytest.raises(ValueError, match="payload.fisher: this rule needs each client's Fisher information, got None"):
+    with pytest.raises(
+        ValueError, match="payload.statistics: this rule needs each client's Fisher information, got None"
+    ):
         ff.merge_payloads(rule(name), bare)
 
 
 def test_weights_of_a_payload_are_its_examples():
     assert [float(payload.weight) for payload in payloads("fedavg")] == [4, 8, 1, 12]
-    assert all(payload.fisher is None for payload in payloads("fedavg"))
-    assert isinstance(payloads("fisher-merge")[0].fisher, Diagonal)
-    assert isinstance(payloads("fedfisher-full")[0].fisher, Full)
+    assert all(payload.statistics is None for payload in payloads("fedavg"))
+    assert isinstance(payloads("fisher-merge")[0].statistics, Diagonal)
+    assert isinstance(payloads("fedfisher-full")[0].statistics, Full)
 
 
 def test_merging_again_traces_nothing():

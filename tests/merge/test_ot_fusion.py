@@ -95,7 +95,7 @@ def test_without_permutations_it_is_fedavg():
     apply, params, shape, _ = federation.net("dense")
     near = [federation.perturbed(params, i, 0.01) for i in range(3)]
     sent = [outline(p, federation.data(shape, i)) for i, p in enumerate(near)]
-    average = merge_payloads(fedavg(apply, federation.LIKELIHOOD), [p._replace(fisher=None) for p in sent]).params
+    average = merge_payloads(fedavg(apply, federation.LIKELIHOOD), [p._replace(statistics=None) for p in sent]).params
     federation.close(merge_payloads(fusion("dense"), sent).params, average)
     federation.close(merge_payloads(fusion("dense", align_output=True), sent).params, average)
 

@@ -40,7 +40,7 @@ def test_counts_of_classes_are_measured():
     sent = federation.payloads(rule("dense").measure, "dense")
     for client, size in enumerate(federation.SIZES):
         y = np.asarray(federation.data((5,), client).y)[:size]
-        np.testing.assert_array_equal(sent[client].fisher["counts"], np.bincount(y, minlength=3))
+        np.testing.assert_array_equal(sent[client].statistics["counts"], np.bincount(y, minlength=3))
 
 
 @pytest.mark.parametrize("length", [4, 5])
@@ -48,7 +48,7 @@ def test_counts_of_classes_of_sequences(length):
     y = np.tile([0, 0, 1, 0, 1][:length], (4, 1))
     data = Examples(jnp.zeros((4, length, 2)), jnp.asarray(y), jnp.arange(4), jnp.asarray(3))  # one is padding
     sent = MeasureCounts(lambda p, x: x @ p, federation.LIKELIHOOD)(Update(jnp.ones((2, 2))), data, None)
-    np.testing.assert_array_equal(sent.fisher["counts"], 3 * np.bincount(y[0]))
+    np.testing.assert_array_equal(sent.statistics["counts"], 3 * np.bincount(y[0]))
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -73,7 +73,7 @@ def test_without_matches_it_is_the_clients_side_by_side(name):
     own = chained(name).units
     assert [int(merged.diagnostics[f"units_{i}"]) for i in range(len(own) - 1)] == [3 * n for n in own[:-1]]
     x = np.random.default_rng(0).normal(size=(6, *shape))
-    counts = np.stack([payload.fisher["counts"] for payload in sent])
+    counts = np.stack([payload.statistics["counts"] for payload in sent])
     outputs = np.stack([apply(federation.perturbed(params, i), x) for i in range(3)])
     expected = np.einsum("jc,jnc->nc", counts / counts.sum(0), outputs)
     federation.close(merged.apply(merged.params, x), expected)

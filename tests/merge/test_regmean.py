@@ -90,7 +90,7 @@ def test_padding_is_not_measured():
 
 def test_gram_algebra_agrees_with_its_matrix():
     apply, params, _, captured = federation.net("dense")
-    gram = federation.payloads(MeasureGrams(apply, True, captured=captured), "dense")[0].fisher
+    gram = federation.payloads(MeasureGrams(apply, True, captured=captured), "dense")[0].statistics
     assert isinstance(gram, Gram)
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     dense = np.stack([jax.flatten_util.ravel_pytree(gram.matvec(unravel(row)))[0] for row in np.eye(flat.size)])
@@ -106,7 +106,9 @@ def test_a_factor_out_of_range_is_refused():
 
 def test_golden_second_moments_are_measured():
     data = examples(*golden.data(3))
-    grams = jax.jit(MeasureGrams(golden.network.apply, True, 512))(golden.params(3), data, federation.KEY).fisher.inputs
+    grams = jax.jit(MeasureGrams(golden.network.apply, True, 512))(
+        golden.params(3), data, federation.KEY
+    ).statistics.inputs
     for name, gram in zip(("fc1", "fc2", "fc3"), grams, strict=True):  # theirs carry √10 for ten classes
         expected = golden.array(f"client3/kfac_A/{name}") / np.sqrt(10)
         np.testing.assert_allclose(gram, expected, rtol=0, atol=1e-5 * expected.max())

@@ -69,8 +69,8 @@ def test_fedavg_weighs_by_examples():
 
 def test_fisher_merge_is_the_quotient():
     rule, payloads = rule_and_payloads("fisher-merge")
-    top = sum(p.weight * p.fisher.values["w"] * p.params["w"] for p in payloads)
-    expected = top / sum(p.weight * p.fisher.values["w"] for p in payloads)
+    top = sum(p.weight * p.statistics.values["w"] * p.params["w"] for p in payloads)
+    expected = top / sum(p.weight * p.statistics.values["w"] for p in payloads)
     np.testing.assert_allclose(ff.merge_payloads(rule, payloads).params["w"], expected, rtol=1e-9)
 
 
@@ -86,7 +86,7 @@ BROKEN = {
     ),
     r"params\['b'\]: expected finite": lambda p: p._replace(params=p.params | {"b": p.params["b"] * jnp.nan}),
     "weight: expected a positive": lambda p: p._replace(weight=jnp.zeros(())),
-    r"fisher\['b'\]: expected no negative": lambda p: p._replace(fisher=p.fisher.scale(-1.0)),
+    r"statistics\['b'\]: expected no negative": lambda p: p._replace(statistics=p.statistics.scale(-1.0)),
 }
 
 
@@ -99,10 +99,12 @@ def test_refusals_name_the_entry(words):
 
 def test_every_fisher_of_a_payload_is_looked_at():
     rule, payloads = rule_and_payloads("fedfisher-diag")
-    modes = [p._replace(fisher=(p.fisher, {"more": p.fisher})) for p in payloads]
-    broken = modes[1]._replace(fisher=(modes[1].fisher[0], {"more": modes[1].fisher[1]["more"].scale(-1.0)}))
+    modes = [p._replace(statistics=(p.statistics, {"more": p.statistics})) for p in payloads]
+    broken = modes[1]._replace(
+        statistics=(modes[1].statistics[0], {"more": modes[1].statistics[1]["more"].scale(-1.0)})
+    )
     check_payload(modes[1], modes[0])
-    with pytest.raises(ValueError, match=r"payload.fisher\[1\]\['more'\]\['b'\]: expected no negative"):
+    with pytest.raises(ValueError, match=r"payload.statistics\[1\]\['more'\]\['b'\]: expected no negative"):
         check_payload(broken, modes[0])
 
 

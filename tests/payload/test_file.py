@@ -26,7 +26,7 @@ def test_uncompressed_is_bit_for_bit(structure, dtype):
     if (
         dtype == jnp.bfloat16
     ):  # rounded to bfloat16 a matrix of the samples is not semi-definite: float32 as in practice
-        sent = sent._replace(fisher=payload(structure).fisher)
+        sent = sent._replace(statistics=payload(structure).statistics)
     got, header = files.loads(files.dumps(sent, about(structure)))
     assert same(got, sent)
     assert header.about == about(structure) and header.examples == 12 and header.plan == {}
@@ -87,9 +87,9 @@ def test_other_trees_need_the_start():
     [
         (payload(None)._replace(weight=2.5), "weight"),
         (payload(None)._replace(weight=0.0), "weight"),
-        (payload(None)._replace(fisher={"example": jnp.zeros(3)}), "dict has no form"),
+        (payload(None)._replace(statistics={"example": jnp.zeros(3)}), "dict has no form"),
         (payload(None)._replace(params={"w": jnp.array([jnp.nan])}), "params/w: expected finite"),
-        (payload("diagonal")._replace(fisher=ff.Diagonal(params())), "fisher/diagonal/.*: expected no negative"),
+        (payload("diagonal")._replace(statistics=ff.Diagonal(params())), "fisher/diagonal/.*: expected no negative"),
         (payload(None)._replace(params={"w": jnp.array([1])}), "int"),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_merge_has_an_order_of_its_own(tmp_path):
         ({"likelihood": "gaussian"}, "likelihood: "),
         ({"kind": "empirical"}, "kind: "),
         ({"structure": "diagonal", "rule": "fedfisher-kfac"}, "structure: "),
-        ({"sent": payload("kronecker")._replace(params={"w": jnp.ones(3)}, fisher=None)}, "structure: "),
+        ({"sent": payload("kronecker")._replace(params={"w": jnp.ones(3)}, statistics=None)}, "structure: "),
     ],
 )
 def test_files_of_different_merges(changes, words, tmp_path):

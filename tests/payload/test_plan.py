@@ -57,10 +57,10 @@ def test_authors_scheme_costs_what_the_paper_says():
     rank = int(2 * SIZE / (2 * sum([25 + 6, 150 + 16, 256 + 120, 120 + 84, 84 + 10]) + 2 * 5))
     assert rank == 50 and {c.rank for c in chosen.values() if isinstance(c, files.Singular)} == {50}
     assert data_bits(sent, chosen) / (32 * SIZE) == pytest.approx(1.034, abs=5e-4)
-    diagonal = sent._replace(fisher=ff.Diagonal(jax.tree.map(jnp.square, sent.params)))
+    diagonal = sent._replace(statistics=ff.Diagonal(jax.tree.map(jnp.square, sent.params)))
     scales = 2 * 5 * 32
     assert data_bits(diagonal, plan.authors(diagonal)) == 32 * SIZE + scales
-    assert plan.authors(sent._replace(fisher=None)) == {}
+    assert plan.authors(sent._replace(statistics=None)) == {}
 
 
 @pytest.mark.parametrize("client", [0, 3])
@@ -69,8 +69,8 @@ def test_authors_scheme_gives_their_factors(client):
     sent = payloads(kronecker)[client]
     got, _ = files.loads(files.dumps(sent, saying(), plan.authors(sent)), START, parity=True)
     share = golden.array("p")[client]
-    for side, factors in (("A", got.fisher.inputs), ("G", got.fisher.outputs)):
-        for layer, ours in zip(got.fisher.layers, factors, strict=True):
+    for side, factors in (("A", got.statistics.inputs), ("G", got.statistics.outputs)):
+        for layer, ours in zip(got.statistics.layers, factors, strict=True):
             name = ("conv1", "conv2", "fc1", "fc2", "fc3")[layer.weight]
             theirs = golden.array(f"client{client}/kfac_comp_{side}/{name}") / share
             theirs = offsets_first(theirs, name) if side == "A" else theirs

@@ -160,8 +160,10 @@ def test_what_moves_a_terminal_is_not_written():
 def test_numbers_beyond_the_type_that_jax_has():
     """A float64 file in a process without float64: finite in the file is not finite in use."""
     sent = payload("diagonal", dtype=jnp.float64)
-    data = files.dumps(sent._replace(fisher=jax.tree.map(lambda leaf: leaf * 1e60, sent.fisher)), about("diagonal"))
-    assert files.loads(data)[0].fisher.values["scale"].dtype == jnp.float64
+    data = files.dumps(
+        sent._replace(statistics=jax.tree.map(lambda leaf: leaf * 1e60, sent.statistics)), about("diagonal")
+    )
+    assert files.loads(data)[0].statistics.values["scale"].dtype == jnp.float64
     with jax.enable_x64(False), pytest.raises(PayloadError, match="fisher/diagonal/conv/kernel: expected finite"):
         files.loads(data)
 
@@ -184,7 +186,7 @@ def test_decompression_has_a_cap():
         files.loads(data, limits=Limits(decoded_bytes=100_000))
     with pytest.raises(PayloadError, match="fisher/inputs/w: 48000000 bytes to decode and check, the cap is 47999999"):
         files.loads(data, limits=Limits(working_bytes=48 * n**2 - 1))
-    assert files.loads(data, limits=Limits(working_bytes=48 * n**2))[0].fisher.inputs[0].shape == (n, n)
+    assert files.loads(data, limits=Limits(working_bytes=48 * n**2))[0].statistics.inputs[0].shape == (n, n)
 
 
 def grows(small, data, limits, found):

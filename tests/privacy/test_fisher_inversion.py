@@ -71,7 +71,7 @@ def test_mean_image_of_digits_in_single_precision():
     for rule in (ff.fedfisher(network.apply, LIKELIHOOD), regmean_kron(network.apply, LIKELIHOOD)):
         sent = jax.jit(lambda p, rule=rule: rule.measure(ff.Update(p), ff.examples(x, y), jax.random.key(1)))(params)
         layer = ff.capture(network.apply, params, x).layers[0]
-        found = attacks.inputs_of(sent.fisher, layer, jnp.zeros(64)).mean
+        found = attacks.inputs_of(sent.statistics, layer, jnp.zeros(64)).mean
         np.testing.assert_allclose(found.reshape(8, 8, 1), np.asarray(x, float).mean(0), atol=1e-6)
 
 
@@ -185,7 +185,7 @@ def test_fisher_aware_inversion_sees_more_than_weights_show():
 
 
 def test_what_is_refused():
-    gram = regmean_kron(apply, LIKELIHOOD).measure(ff.Update(PARAMS), ff.examples(X, Y), jax.random.key(0)).fisher
+    gram = regmean_kron(apply, LIKELIHOOD).measure(ff.Update(PARAMS), ff.examples(X, Y), jax.random.key(0)).statistics
     with pytest.raises(ValueError, match="a Gram has no gradients"):
         attacks.output_moment(gram, FIRST)
     with pytest.raises(ValueError, match="fisher: got NoneType"):

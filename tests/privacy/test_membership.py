@@ -79,7 +79,7 @@ def test_leverage_tells_members_of_small_clients_without_any_training():
         gram = (
             regmean_kron(NETWORK.apply, LIKELIHOOD)
             .measure(ff.Update(START), ff.examples(X[:size]), jax.random.key(0))
-            .fisher
+            .statistics
         )
         moment = attacks.input_moment(gram, CAPTURED.layers[0])
         scores = [

@@ -73,8 +73,8 @@ def test_within_the_clip_nothing_changes(structure):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     if structure is not None:
         probe = jax.tree.map(jnp.ones_like, v)
-        expected = MOVED[structure].fisher.matvec(probe)
-        for ours, theirs in zip(jax.tree.leaves(got.fisher.matvec(probe)), jax.tree.leaves(expected), strict=True):
+        expected = MOVED[structure].statistics.matvec(probe)
+        for ours, theirs in zip(jax.tree.leaves(got.statistics.matvec(probe)), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
@@ -98,7 +98,7 @@ def test_noise_has_the_announced_size():
     n, guarantee = 60, SILENT._replace(noise_multiplier=1.3, clip_params=0.5, clip_fisher=3.0)
     tree = {"w": jnp.zeros((n, n))}
     sent = noise.Payload(jnp.asarray(9.0), tree, gram(tree, jnp.eye(n) * 1e9))
-    clipped = np.asarray(noise.privatise(sent, tree, guarantee._replace(noise_multiplier=0.0)).fisher.inputs[0])
+    clipped = np.asarray(noise.privatise(sent, tree, guarantee._replace(noise_multiplier=0.0)).statistics.inputs[0])
     std = guarantee.noise_multiplier * noise.SENSITIVITY * np.sqrt(2)
     got = noise.privatise(sent, tree, guarantee)
     drawn = np.ravel(got.params["w"]) / (std * 0.5)
@@ -115,7 +115,7 @@ def test_symmetric_noise_is_isotropic(monkeypatch):
     sent = noise.Payload(
         jnp.asarray(9.0), tree, Gram((jnp.zeros((n, n)),), (layer,), ((n, n),), jax.tree.structure(tree))
     )
-    draws = np.stack([np.asarray(noise.privatise(sent, tree, guarantee).fisher.inputs[0]) for _ in range(400)])
+    draws = np.stack([np.asarray(noise.privatise(sent, tree, guarantee).statistics.inputs[0]) for _ in range(400)])
     std = noise.SENSITIVITY * np.sqrt(2) * guarantee.clip_fisher
     lower = np.tril_indices(n, -1)
     diagonal = draws[:, range(n), range(n)].ravel() / std
@@ -149,9 +149,9 @@ def test_structures_without_noise_are_refused():
             with pytest.raises(
                 ValueError, match="epsilon: no noise is defined for LowRank; allowed are no Fisher, Diag"
             ):
-                noise.require_defined(payload(structure).fisher)
+                noise.require_defined(payload(structure).statistics)
         else:
-            noise.require_defined(payload(structure).fisher)
+            noise.require_defined(payload(structure).statistics)
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
@@ -160,15 +160,15 @@ def test_what_is_to_be_private_must_be_finite(odd):
     spoilt = lambda leaf: leaf.at[(0,) * leaf.ndim].set(odd)  # noqa: E731
     sent, guarantee = MOVED["kronecker"], SILENT._replace(noise_multiplier=1.0)
     bias = {**sent.params["fc"], "bias": spoilt(sent.params["fc"]["bias"])}
-    inputs, rest = sent.fisher.inputs, {3: spoilt(sent.fisher.rest[3])}
+    inputs, rest = sent.statistics.inputs, {3: spoilt(sent.statistics.rest[3])}
     cases = {
         "params/fc/bias": (sent._replace(params=sent.params | {"fc": bias}), START),
         "start/scale": (sent, START | {"scale": spoilt(START["scale"])}),
         "fisher/inputs/fc/kernel": (
-            sent._replace(fisher=replace(sent.fisher, inputs=(inputs[0], spoilt(inputs[1])))),
+            sent._replace(statistics=replace(sent.statistics, inputs=(inputs[0], spoilt(inputs[1])))),
             START,
         ),
-        "fisher/rest/scale": (sent._replace(fisher=replace(sent.fisher, rest=rest)), START),
+        "fisher/rest/scale": (sent._replace(statistics=replace(sent.statistics, rest=rest)), START),
     }
     for entry, (spoiled, start) in cases.items():
         for function in (noise.privatise, noise.losses):
@@ -178,11 +178,11 @@ def test_what_is_to_be_private_must_be_finite(odd):
 
 def test_huge_factors_are_clipped_like_others():
     """Norms of float32 factors whose squares overflow are finite, and one factor may be as small as the other large."""
-    fisher = MOVED["kronecker"].fisher
+    fisher = MOVED["kronecker"].statistics
     pairs = {"inputs": [a * 1e25 for a in fisher.inputs], "outputs": [g * 1e-25 for g in fisher.outputs]}
     turned = replace(fisher, **{side: tuple(factors) for side, factors in pairs.items()})
-    got = noise.privatise(MOVED["kronecker"]._replace(fisher=turned), START, SILENT).fisher
-    plain = noise.privatise(MOVED["kronecker"], START, SILENT).fisher
+    got = noise.privatise(MOVED["kronecker"]._replace(statistics=turned), START, SILENT).statistics
+    plain = noise.privatise(MOVED["kronecker"], START, SILENT).statistics
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -192,7 +192,7 @@ def test_what_clipping_takes_is_told():
     size = sum(leaf.size for leaf in jax.tree.leaves(START))
     guarantee = SILENT._replace(noise_multiplier=1.5)
     told = noise.losses(sent, START, guarantee)
-    norms = [np.linalg.norm(leaf) for leaf in jax.tree.leaves(sent.fisher.values)]
+    norms = [np.linalg.norm(leaf) for leaf in jax.tree.leaves(sent.statistics.values)]
     assert f"moved by {2 * np.sqrt(size):.3g}, clipped to 2;" in told
     assert f"{sum(n > 0.5 for n in norms)} of {len(norms)} Fisher arrays clipped to 0.5" in told
     assert f"noise of norm {1.5 * 2 * np.sqrt(1 + len(norms)) * 2 * np.sqrt(size):.3g} on" in told

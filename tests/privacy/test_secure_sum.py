@@ -168,8 +168,8 @@ def test_small_and_large_fishers_are_summed_as_well(scale):
     """The merged model does not depend on the Fisher's scale, and so must not the sum's resolution."""
     rule = ff.fisher_merge(nothing, ff.categorical())
     sent = [payload("diagonal", seed, jnp.float64) for seed in range(3)]
-    scaled = [one._replace(fisher=one.fisher.scale(scale)) for one in sent]
-    scaled[1] = scaled[1]._replace(fisher=jax.tree.map(jnp.zeros_like, scaled[1].fisher))  # of no scale at all
+    scaled = [one._replace(statistics=one.statistics.scale(scale)) for one in sent]
+    scaled[1] = scaled[1]._replace(statistics=jax.tree.map(jnp.zeros_like, scaled[1].statistics))  # of no scale at all
     merged, plain = secure_merge(rule, scaled, threshold=2), ff.merge_payloads(rule, scaled)
     for ours, theirs in zip(jax.tree.leaves(merged.params), jax.tree.leaves(plain.params), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-9)

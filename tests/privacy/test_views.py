@@ -56,7 +56,7 @@ def test_a_compressed_payload_still_shows_the_mean(payloads):
     ours, theirs = (ravel_pytree(one.params)[0] for one in (seen, sent))
     error = float(jnp.max(jnp.abs(ours - theirs)))
     assert 0 < error < 0.01 * float(jnp.max(jnp.abs(theirs)))
-    exact, coarse = (np.abs(mean_image(one.fisher) - real_mean(1, 60)).max() for one in (sent, seen))
+    exact, coarse = (np.abs(mean_image(one.statistics) - real_mean(1, 60)).max() for one in (sent, seen))
     assert exact < 1e-6 < coarse < 0.2
     with pytest.raises(ValueError, match="budget: got 0.01"):
         views.quantised(sent, "fedfisher-kfac", "categorical", START, CAPTURED, 0.01)
@@ -73,7 +73,7 @@ def test_a_secure_sum_shows_the_weighted_mean_alone(payloads, kind):
 
 
 def test_the_mean_image_of_a_sum_is_everybodys(payloads):
-    found = mean_image(views.summed(RULES["gram"], payloads["gram"]).fisher)
+    found = mean_image(views.summed(RULES["gram"], payloads["gram"]).statistics)
     everybody = sum(share * real_mean(n, 30 * (n + 1)) for n, share in enumerate((1 / 6, 1 / 3, 1 / 2)))
     np.testing.assert_allclose(found, everybody, atol=1e-5)
     assert all(np.abs(found - real_mean(n, 30 * (n + 1))).max() > 0.3 for n in range(3))
@@ -83,9 +83,9 @@ def test_noise_hides_the_mean(payloads):
     sent = payloads["kronecker"][1]
     silent = noise.Guarantee(1.0, 1e-5, 1, 0.0, clip_params=1.0, clip_fisher=1.0)
     clipped = noise.privatise(sent, START, silent)  # clipping alone hides nothing: scales do not matter
-    np.testing.assert_allclose(mean_image(clipped.fisher), real_mean(1, 60), atol=1e-3)
+    np.testing.assert_allclose(mean_image(clipped.statistics), real_mean(1, 60), atol=1e-3)
     seen = noise.privatise(sent, START, silent._replace(noise_multiplier=1.0))
-    found = mean_image(seen.fisher)
+    found = mean_image(seen.statistics)
     assert np.isfinite(found).all()
     assert abs(np.corrcoef(found, real_mean(1, 60))[0, 1]) < 0.6
 
