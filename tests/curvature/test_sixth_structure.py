@@ -2,21 +2,25 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import explicit
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import zoo
 
 import fedfisher_jax as ff
+from fedfisher_jax import cli
 from fedfisher_jax import payload as files
 from fedfisher_jax.curvature import STRUCTURES, Structure, damped_inverse, register, shaped
 from fedfisher_jax.payload import _file as file
 from fedfisher_jax.payload import plan
 from fedfisher_jax.privacy import attacks, noise
+from fedfisher_jax.silos import _model_file as model_file
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -206,6 +210,106 @@ def test_noise_clips_each_block_and_keeps_it_semi_definite(fisher):
     noisy = noise.privatise(sent(fisher), start, silent._replace(noise_multiplier=2.0)).statistics
     for got, matrix in zip(noisy.matrices, clipped.matrices, strict=True):
         assert np.linalg.eigvalsh(got)[0] > -1e-9 and np.abs(got - matrix).max() > 1e-4
+
+
+# A rule with this structure, defined here too: the mean of models, entry by entry in each leaf's own metric.
+
+SPLIT = [np.arange(0, 5), np.arange(5, 17)]
+TRAINING = ff.LocalTraining(apply, LIKELIHOOD, optax.sgd(0.1), epochs=2, batch_size=4)
+STILL = ff.conjugate_gradients(damping=0.1, tolerance=1e-12)
+
+
+def leaf_rule(apply, likelihood):
+    measure = ff.merge.MeasureFisher(apply, likelihood, "leaf_blocks", batch_size=4)
+
+    def lift(payload, start):
+        w, fisher = payload.weight, payload.statistics
+        parts = {"weight": w, "fisher": fisher.scale(w), "params": jax.tree.map(lambda leaf: w * leaf, payload.params)}
+        return parts | {"product": jax.tree.map(lambda leaf: w * leaf, fisher.matvec(payload.params))}
+
+    def solve(summary, start):
+        mean = lambda tree: jax.tree.map(lambda leaf: leaf / summary["weight"], tree)  # noqa: E731
+        anchor, fisher = mean(summary["params"]), mean(summary["fisher"])
+        pull = jax.tree.map(jnp.subtract, mean(summary["product"]), fisher.matvec(anchor))
+        return ff.Merged(*STILL(ff.solve.Objective(fisher, pull, anchor, jnp.zeros(()))))
+
+    return ff.Rule("leaf-blocks", measure, lift, solve, "add")
+
+
+@pytest.fixture(scope="module")
+def one_shot(registered):
+    """(rule, cohort, payloads, the model that they should merge to by dense matrices)."""
+    rule, cohort, key = leaf_rule(apply, LIKELIHOOD), ff.cohort(X, Y, SPLIT), jax.random.key(3)
+    trained, _ = ff.federate.train_clients(TRAINING, PARAMS, cohort, key, strategy="sequential")
+    update = ff.Update(trained.params, PARAMS)
+    payloads, _ = ff.federate.measure_clients(rule.measure, update, cohort, key, strategy="sequential")
+    sent = [jax.tree.map(lambda leaf, n=n: leaf[n], payloads) for n in range(2)]
+    shares = [len(part) / 17 for part in SPLIT]
+    dense = sum(w * np.asarray(p.statistics.to_dense()) for w, p in zip(shares, sent, strict=True))
+    anchor = sum(w * explicit.flat(p.params) for w, p in zip(shares, sent, strict=True))
+    pulled = sum(
+        w * np.asarray(p.statistics.to_dense()) @ explicit.flat(p.params) for w, p in zip(shares, sent, strict=True)
+    )
+    sizes = [leaf.size for leaf in jax.tree.leaves(PARAMS)]
+    means = [block.mean() for block in np.split(np.diag(dense), np.cumsum(sizes)[:-1])]
+    shift = np.diag(np.repeat(0.1 * np.array(means), sizes))
+    expected = anchor + np.linalg.solve(dense + shift, pulled - dense @ anchor)
+    return rule, cohort, sent, payloads, expected
+
+
+def test_a_rule_of_ones_own_in_one_shot_and_by_a_secure_sum(one_shot):
+    rule, _, sent, payloads, expected = one_shot
+    merged = {
+        "stacked": ff.federate.merge_clients(rule, payloads),
+        "listed": ff.merge_payloads(rule, sent),
+    }
+    for found in merged.values():
+        np.testing.assert_allclose(explicit.flat(found.params), expected, rtol=1e-7, atol=1e-9)
+    pytest.importorskip("cryptography")
+    from fedfisher_jax.privacy._secure_merge import secure_merge
+
+    np.testing.assert_allclose(explicit.flat(secure_merge(rule, sent).params), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_rule_of_ones_own_over_two_rounds(one_shot):
+    rule, cohort, _, _, _ = one_shot
+    federation = ff.Federation(TRAINING, rule, sampled=2)
+    first = ff.rounds.init(federation, PARAMS, 2, jax.random.key(5))
+    state, _ = ff.rounds.scan(federation, first, cohort, 2)
+    by_hand = PARAMS
+    for number in range(2):
+        key = jax.random.fold_in(jax.random.fold_in(first.key, number), 1)
+        trained, _ = ff.federate.train_clients(TRAINING, by_hand, cohort, key, strategy="sequential")
+        update = ff.Update(trained.params, by_hand)
+        payloads, _ = ff.federate.measure_clients(rule.measure, update, cohort, key, strategy="sequential")
+        by_hand = ff.federate.merge_clients(rule, payloads, by_hand).params
+    np.testing.assert_allclose(explicit.flat(state.params), explicit.flat(by_hand), rtol=1e-8, atol=1e-10)
+
+
+def test_a_rule_of_ones_own_through_the_commands(registered, tmp_path, monkeypatch):
+    """init, measure and merge, with the network and the rule named as module:function."""
+    monkeypatch.chdir(tmp_path)
+    for number, part in enumerate(SPLIT):
+        np.savez(f"silo{number}.npz", x=np.asarray(X[part], np.float32), y=np.asarray(Y[part]))
+    here = "test_sixth_structure"
+    cli.main(["init", "--model", f"{here}:network", "--input-shape", "4", "--outputs", "3"])
+    for number in range(2):
+        own = ["--data", f"silo{number}.npz", "--silo", str(number), "--out", f"payload{number}.safetensors"]
+        cli.main(["measure", *own, "--rule", f"{here}:leaf_rule", "--epochs", "2", "--model", f"{here}:network"])
+    rule = ["--rule", f"{here}:leaf_rule", "--model", f"{here}:network"]
+    cli.main(["merge", "payload0.safetensors", "payload1.safetensors", *rule])
+    start = model_file.read(Path("start.safetensors"), f"{here}:network").params
+    sent = [files.read(f"payload{number}.safetensors", start)[0] for number in range(2)]
+    assert {type(one.statistics) for one in sent} == {LeafBlocks}
+    merged = model_file.read(Path("global.safetensors"), f"{here}:network").params
+    expected = ff.merge_payloads(leaf_rule(apply, LIKELIHOOD), sent).params
+    np.testing.assert_allclose(explicit.flat(merged), explicit.flat(expected), rtol=1e-5, atol=1e-6)
+
+
+def network(input_shape, outputs):
+    """For `--model`: (init, apply) of the network above."""
+    assert (tuple(input_shape), outputs) == ((4,), 3)
+    return lambda key: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), PARAMS), apply
 
 
 def test_attacks_read_it(fisher):
