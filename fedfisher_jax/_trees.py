@@ -24,9 +24,9 @@ def stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def client(stacked: PyTree, number: Any) -> PyTree:
-    """One client's part of a tree whose leaves have a leading axis of clients; `number` may also be many numbers."""
-    return jax.tree.map(lambda leaf: leaf[number], stacked)
+def pick(stacked: PyTree, where: Any) -> PyTree:
+    """One client's part, or that of many, of a tree whose leaves have a leading axis of clients."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[where], stacked)
 
 
 def weighted_sum(weights: Any, stacked: PyTree) -> PyTree:

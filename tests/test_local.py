@@ -4,9 +4,10 @@ import numpy as np
 import optax
 import pytest
 
+from fedfisher_jax._augment import crop_and_flip
 from fedfisher_jax._examples import Examples
 from fedfisher_jax._likelihood import categorical
-from fedfisher_jax.federate._local import crop_and_flip, train
+from fedfisher_jax.federate._local import train
 
 RANDOM = np.random.default_rng(0)
 X, Y = jnp.asarray(RANDOM.normal(size=(30, 3))), jnp.asarray(RANDOM.integers(0, 4, 30))

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import _files, payload, report
+from .._trees import stack
 from ..curvature import capture
 from ..federate import merge_clients
 from ..merge import catalogue
@@ -124,7 +125,7 @@ def _paths(given: tuple[Path, ...]) -> list[Path]:
 
 def _merged(rule: Any, payloads: list[Any], start: Any, structure: str | None) -> Any:
     """The same program as in memory, so that the result is the same, bit for bit."""
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *payloads)
+    stacked = stack(payloads)
     try:
         merged = merge_clients(rule, stacked, start)
     except (AttributeError, TypeError, KeyError) as error:

@@ -1,5 +1,6 @@
 """Clients at work: local training and its variants, many clients at once, one shot, rounds, personalisation."""
 
+from .._augment import crop_and_flip as crop_and_flip
 from . import rounds as rounds
 from ._checkpoints import run_rounds as run_rounds
 from ._cohort import Client as Client
@@ -7,7 +8,6 @@ from ._cohort import Cohort as Cohort
 from ._cohort import cohort as cohort
 from ._fold_clients import fold_clients as fold_clients
 from ._local import Trained as Trained
-from ._local import crop_and_flip as crop_and_flip
 from ._local import train as train
 from ._map_clients import CohortReport as CohortReport
 from ._map_clients import map_clients as map_clients

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._examples import Examples
+from .._trees import pick
 
 PyTree = Any
 SHORTEST, RATIO = 256, 16  # rows come in lengths that differ by this ratio, since each is a program of its own
@@ -69,7 +70,7 @@ class Cohort:
 
     def sample(self, chosen: Any) -> "Cohort":
         """The clients at these places, in this order; may be traced."""
-        return dataclasses.replace(self, clients=jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], self.members))
+        return dataclasses.replace(self, clients=pick(self.members, chosen))
 
 
 def cohort(

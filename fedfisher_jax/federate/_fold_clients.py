@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from .._files import write_atomically
+from .._trees import pick
 from ._map_clients import (
     CohortReport,
     clients_mesh,
@@ -81,17 +82,17 @@ def fold_clients(
     path = None if checkpoint is None else Path(checkpoint)
     if path and not path.parent.is_dir():
         raise ValueError(f"checkpoint: no folder {path.parent}")
-    shape = jax.eval_shape(function, shared, jax.tree.map(lambda leaf: leaf[0], clients))
+    shape = jax.eval_shape(function, shared, pick(clients, 0))
     mark = _fingerprint((shared, clients), shape, group, combine) if path else ""
     finished, summary = _read(path, mark, shape) if path and path.exists() else (0, None)
     report = CohortReport(strategy, 1, group, 0.0)
     for start in range(finished, count, group):
         rows = np.arange(start, min(start + group, count))
-        part = jax.tree.map(lambda leaf, rows=rows: leaf[rows], clients)
+        part = pick(clients, rows)
         if combine == "add":
             # The last group is filled up with copies that weigh nothing, so that it is no new program.
             fill = np.minimum(np.arange(start, start + group), count - 1)
-            part = jax.tree.map(lambda leaf, fill=fill: leaf[fill], clients)
+            part = pick(clients, fill)
             count_in = jnp.arange(group) < len(rows)
             result, _, workers = jax.block_until_ready(
                 sum_clients(_Summand(function), strategy, shared, part, count_in)
@@ -151,9 +152,9 @@ def sum_clients(
     deal = np.arange(-(-group // workers) * workers).reshape(-1, workers).T  # [workers, rows]: like cards
     back = np.argsort(deal.ravel())[:group]
     real = jnp.asarray(deal < group) & valid[np.minimum(deal, group - 1)]
-    dealt = jax.tree.map(lambda leaf: leaf[np.minimum(deal, group - 1)], clients)
+    dealt = pick(clients, np.minimum(deal, group - 1))
     if strategy == "threads":
-        hands = [jax.tree.map(lambda leaf, w=w: leaf[w], (dealt, real)) for w in range(workers)]
+        hands = [pick((dealt, real), w) for w in range(workers)]
         program = compiled(_running_sum, function, shared, *hands[0])
         with ThreadPoolExecutor(workers) as pool:
             results = list(pool.map(lambda hand: jax.block_until_ready(program(shared, *hand)), hands))
@@ -164,7 +165,7 @@ def sum_clients(
         mesh = clients_mesh(workers)
         sums, kept = _device_sums(function, workers, *replicate(mesh, (shared, dealt, real)))
         total = this_copy(everywhere(workers, sums, total=True))
-        return total, jax.tree.map(lambda leaf: leaf[back], this_copy(everywhere(workers, kept))), workers
+        return total, pick(this_copy(everywhere(workers, kept)), back), workers
     raise ValueError(f"strategy: got {strategy!r}, expected sequential, threads, vectorised or devices to add")
 
 
@@ -181,7 +182,7 @@ def _running_sum(function: Callable, shared: PyTree, clients: PyTree, valid: Any
         result, kept = jax.lax.cond(real, lambda: function(shared, who), lambda: zeros)
         return jax.tree.map(jnp.add, total, result), kept
 
-    shapes = jax.eval_shape(function, shared, jax.tree.map(lambda leaf: leaf[0], clients))
+    shapes = jax.eval_shape(function, shared, pick(clients, 0))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zeros[0], (clients, valid))
 
@@ -191,7 +192,7 @@ def _device_sums(function: Callable, workers: int, shared: PyTree, dealt: PyTree
     """Each device's sum and what is kept of its clients, along the mesh axis."""
 
     def on_device(everyone: PyTree, mine: PyTree, valid: Any) -> tuple[PyTree, PyTree]:
-        hand = jax.tree.map(lambda leaf: leaf[0], mine)
+        hand = pick(mine, 0)
         total, kept = _running_sum(function, everyone, hand, valid[0])
         return jax.tree.map(lambda leaf: leaf[None], total), kept
 

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._augment import Augment
 from .._examples import Batch, Examples, take
 from .._likelihood import Likelihood
 from .._trees import wide
 from ..tracing._convolution import for_loops
 
 PyTree = Any
-Augment = Callable[[jax.Array, Any], Any]  # (key, one example) → one example
 
 
 class Trained(NamedTuple):
@@ -108,16 +108,3 @@ def train(
     start = (params, optimizer.init(params), no_loss, no_squares)
     trained, _, last, gathered = jax.lax.fori_loop(0, epochs, epoch, start)
     return Trained(trained, last, gathered)
-
-
-def crop_and_flip(pad: int = 4) -> Augment:
-    """Random crop after zero padding and random horizontal flip of an image [h, w, c], as the paper augments."""
-
-    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
-        crop_key, flip_key = jax.random.split(key)
-        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-        top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
-        cropped = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
-        return jnp.where(jax.random.bernoulli(flip_key), cropped[:, ::-1], cropped)
-
-    return augment

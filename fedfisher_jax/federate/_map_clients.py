@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from .._trees import pick, stack
+
 PyTree = Any
 STRATEGIES = ("sequential", "threads", "vectorised", "devices", "pmap")
 
@@ -74,7 +76,7 @@ def map_clients(
     count = _check(clients, strategy, group, steps)
     work = np.ones(count) if steps is None else np.asarray(steps, float)
     order = np.argsort(-work, kind="stable")
-    ordered = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], clients)
+    ordered = pick(clients, order)
     tell = done or (lambda _: None)
     waste, workers, size = 0.0, 1, 1
     if strategy == "sequential":
@@ -92,7 +94,7 @@ def map_clients(
         # Deal clients out like cards, so that every device gets long and short ones.
         rows = -(-count // workers)
         deal = np.arange(rows * workers).reshape(rows, workers).T.ravel()
-        padded = jax.tree.map(lambda leaf: leaf[np.minimum(deal, count - 1)], ordered)
+        padded = pick(ordered, np.minimum(deal, count - 1))
         spread = _pmapped if strategy == "pmap" else _sharded
         dealt = spread(function, shared, padded, workers)
         tell(count)
@@ -100,7 +102,7 @@ def map_clients(
         load = work[order][np.minimum(deal, count - 1)].reshape(workers, rows).sum(1)
         waste = _waste(work.sum(), load.max() * workers)
     back = np.argsort(order)
-    return jax.tree.map(lambda leaf: leaf[back], results), CohortReport(strategy, workers, size, waste)
+    return pick(results, back), CohortReport(strategy, workers, size, waste)
 
 
 def padding_waste(steps: Sequence[int] | np.ndarray, group: int) -> float:
@@ -134,7 +136,7 @@ def _threads(function: Callable, shared: PyTree, clients: PyTree, workers: int, 
     shared = jax.tree.map(jnp.asarray, shared)
 
     def client(number: int) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf[number], clients)
+        return pick(clients, number)
 
     program = compiled(_one, function, shared, client(0))
 
@@ -165,7 +167,7 @@ def _vectorised(function: Callable, shared: PyTree, clients: PyTree, group: int,
     parts = []
     for start in range(0, count, group):
         rows = np.minimum(np.arange(start, start + group), count - 1)  # the last group repeats its last client
-        part = _group(function, shared, jax.tree.map(lambda leaf, rows=rows: leaf[rows], clients))
+        part = _group(function, shared, pick(clients, rows))
         kept = min(group, count - start)
         parts.append(jax.block_until_ready(jax.tree.map(lambda leaf, kept=kept: leaf[:kept], part)))
         tell(kept)
@@ -227,7 +229,7 @@ def everywhere(workers: int, results: PyTree, total: bool = False) -> PyTree:
 def _everywhere(workers: int, total: bool, results: PyTree) -> PyTree:
     def exchange(mine: PyTree) -> PyTree:
         if total:
-            return jax.lax.psum(jax.tree.map(lambda leaf: leaf[0], mine), "clients")
+            return jax.lax.psum(pick(mine, 0), "clients")
         return jax.lax.all_gather(mine, "clients", tiled=True)
 
     each, all_ = PartitionSpec("clients"), PartitionSpec()
@@ -248,7 +250,7 @@ def _pmap(function: Callable) -> Callable:
 
 
 def _stack(results: list[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+    return stack(results)
 
 
 def cores() -> int:

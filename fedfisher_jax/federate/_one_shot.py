@@ -11,7 +11,7 @@ import numpy as np
 
 from .._examples import Examples
 from .._metrics import as_numbers, ensemble, evaluate
-from .._trees import client
+from .._trees import pick
 from ..curvature import Capture
 from ..merge import FreshModes, Merged, Rule, Update, exchanges
 from ._cohort import Cohort, cohort
@@ -150,7 +150,7 @@ def train_pooled(simulation: Simulation, key: jax.Array) -> dict[str, float]:
     everyone = simulation.cohort
     pooled = cohort(everyone.x, everyone.y, [np.asarray(everyone.rows)])
     trained, _ = train_clients(simulation.training, simulation.start, pooled, key, strategy="sequential")
-    return score(simulation, client(trained.params, 0))
+    return score(simulation, pick(trained.params, 0))
 
 
 def score(simulation: Simulation, params: PyTree, apply: Callable | None = None) -> dict[str, float]:
@@ -189,7 +189,7 @@ def _judge_locals(simulation: Simulation, stacked: PyTree, done: Callable[..., N
     """Every local model, the best of them and their ensembles, with equal weights and weighted by examples."""
     sizes, scores = np.asarray(simulation.cohort.sizes), []
     for number in range(len(sizes)):
-        scores.append(score(simulation, client(stacked, number)))
+        scores.append(score(simulation, pick(stacked, number)))
         yield Result("client", str(number), scores[-1])
         if done:
             done()

@@ -16,6 +16,7 @@ import optax
 
 from .._examples import Examples
 from .._likelihood import Likelihood
+from .._trees import pick
 from ..merge import Merged, Rule, Update, fold
 from ..merge._rule import lift, merge_summary
 from . import _local as local
@@ -134,7 +135,7 @@ def map_cohort(
         return map_clients(function, shared, with_more(cohort.members, more), steps=steps, strategy=strategy, **how)
     found, reports, order, work = [], [], [], []
     for part, places in by_length(cohort):
-        mine = with_more(part.members, jax.tree.map(lambda leaf, p=places: jnp.asarray(leaf)[p], more))
+        mine = with_more(part.members, pick(more, places))
         same = shared._replace(cohort=part.shared)
         result, report = map_clients(function, same, mine, steps=np.asarray(steps)[places], strategy=strategy, **how)
         found, reports, order = [*found, result], [*reports, report], [*order, places]

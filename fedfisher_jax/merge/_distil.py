@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._augment import crop_and_flip
 from .._examples import Examples
 from .._likelihood import Likelihood
-from ..federate._local import crop_and_flip
+from .._trees import weighted_sum
 from ..models._generator import Generator
 from ..tracing._convolution import for_loops
 from ._outline import outline
@@ -109,7 +110,7 @@ def dense(
 
     def solve(payloads: Payload, start: PyTree) -> Merged:
         shares = payloads.weight / jnp.sum(payloads.weight)
-        student = jax.tree.map(lambda leaf: jnp.tensordot(shares.astype(leaf.dtype), leaf, axes=1), payloads.params)
+        student = weighted_sum(shares, payloads.params)
         return _distil(apply, chosen, validation, payloads, shares, student)
 
     return Rule("dense", MeasureBounds(chosen.bounds is not None), lambda payload, start: payload, solve, "stack")

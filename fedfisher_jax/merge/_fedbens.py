@@ -24,6 +24,7 @@ import optax
 from .._examples import Examples
 from .._likelihood import Likelihood
 from .._metrics import ensemble_apply
+from .._trees import stack
 from ..curvature import Kronecker
 from ._rule import MeasureFisher, Merged, Payload, Rule, Update
 
@@ -208,4 +209,4 @@ def _modes(
 
 
 def _stack(modes: tuple[PyTree, ...]) -> PyTree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *modes)
+    return stack(modes)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._examples import Examples
+from .._trees import pick
 from ..curvature import Capture, capture
 from ..curvature import _chain as chain
 from ._rule import Payload
@@ -40,4 +41,4 @@ def chain_of(apply: Callable, payloads: Payload, captured: Capture | None) -> ch
 def models(found: chain.Chain, payloads: Payload) -> list[list[chain.Units]]:
     """Each client's layers."""
     count = payloads.weight.shape[0]
-    return [found.split(jax.tree.map(lambda leaf, i=i: leaf[i], payloads.params)) for i in range(count)]
+    return [found.split(pick(payloads.params, i)) for i in range(count)]

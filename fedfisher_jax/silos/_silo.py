@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._trees import client
+from .._trees import pick
 from ..federate import Cohort, LocalTraining, RunKeys, cohort, measure_clients, train_clients
 from ..merge import Payload, Rule, Update
 
@@ -53,4 +53,4 @@ def train_and_measure(
         trained, _ = train_clients(training, start, silo, key.train, strategy="threads")
         update = Update(trained.params, start, trained.squares, training.steps(np.asarray(silo.sizes)))
     sent, _ = measure_clients(rule.measure, update, silo, key.measure, strategy="threads")
-    return client(sent, 0)
+    return pick(sent, 0)

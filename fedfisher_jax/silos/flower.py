@@ -29,6 +29,7 @@ from flwr.serverapp.strategy import FedAvg  # pyright: ignore[reportMissingImpor
 
 from .. import payload
 from .._metrics import as_numbers, evaluate
+from .._trees import stack
 from ..curvature import Layer
 from ..federate import LocalTraining, RunKeys, merge_clients, run_keys
 from ..merge import Rule, exchanges
@@ -228,7 +229,7 @@ class FedFisher(FedAvg):
         if len(found) < self.quorum:
             LOG.warning("round %s: %s payloads, fewer than %s: no merge", server_round, len(found), self.quorum)
             return None, None
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(sent for sent, _ in found))
+        stacked = stack([sent for sent, _ in found])
         merged = merge_clients(rule, stacked, self.start_of_round)
         if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(merged.params)):
             LOG.warning("round %s: the merged model is not finite: no merge", server_round)

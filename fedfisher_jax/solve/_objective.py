@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._trees import wide
+from .._trees import weighted_sum, wide
 from ..curvature import Fisher, Mixture
 from ..curvature.structures._protocol import mean_diagonals
 
@@ -42,10 +42,10 @@ Solver = Callable[[Objective], Solution]
 def objective(fishers: Any, params: PyTree, weights: Any) -> Objective:
     """Q from stacked clients: `fishers` and `params` have a leading client axis, `weights` [M] need not sum to 1."""
     shares = weights / jnp.sum(weights)
-    anchor = jax.tree.map(lambda leaf: jnp.tensordot(shares.astype(leaf.dtype), leaf, axes=1), params)
+    anchor = weighted_sum(shares, params)
     gaps = jax.tree.map(jnp.subtract, params, anchor)
     pulls = jax.vmap(lambda fisher, gap: fisher.matvec(gap))(fishers, gaps)
-    pull = jax.tree.map(lambda leaf: jnp.tensordot(shares.astype(leaf.dtype), leaf, axes=1), pulls)
+    pull = weighted_sum(shares, pulls)
     values = jax.vmap(optax.tree.vdot)(gaps, pulls)
     at_anchor = jnp.tensordot(shares.astype(jnp.result_type(values)), values, axes=1)
     return Objective(Mixture(fishers, shares), pull, anchor, at_anchor)

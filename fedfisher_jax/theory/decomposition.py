@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._trees import pick
 from . import merges, rows, sample_space, two_layer
 from .two_layer import Clients, Params, Scaling
 
@@ -124,7 +125,7 @@ def diagnose(
     """
     local = two_layer.train(start, data, steps, step_size, scaling, train_output)
     pooled = two_layer.train(start, two_layer.pool(data), steps, step_size, scaling, train_output)
-    pooled = jax.tree.map(lambda leaf: leaf[0], pooled)
+    pooled = pick(pooled, 0)
     problem = merges.full_problem(local, data, scaling, train_output)
     models = {rule: merges.merge(rule, problem, local, data) for rule in rules} | {"pooled": pooled}
     found = {k: errors(p, local, pooled, start, problem, data, test, scaling) for k, p in models.items()}

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._trees import pick
 from . import sample_space
 
 Apply = Callable[[Any, Array], Array]  # (params, x [n, ...]) -> outputs [n, C]
@@ -188,7 +189,7 @@ def diagnose(
     rate = step_size / largest
     local = train(apply, start, data, steps, rate)
     merged = Clients(*(leaf.reshape(1, -1, *leaf.shape[2:]) for leaf in data))
-    pooled = jax.tree.map(lambda leaf: leaf[0], train(apply, start, merged, steps, rate))
+    pooled = pick(train(apply, start, merged, steps, rate), 0)
     models, spectrum = merge(apply, local, data, chunk)
     local_outputs = outputs(apply, local, data)
     total = partial(jnp.einsum, "in,inc->", data.weights)

@@ -19,7 +19,7 @@ RULE = ("--epochs", 1, "--rule", "fedavg")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def sent(tmp_path_factory):
     """A start and the payloads of two silos."""
     folder = tmp_path_factory.mktemp("made")
     assert command("init", *NETWORK, "--out", folder / "start.safetensors")[0] == 0
@@ -33,9 +33,9 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def good(made, tmp_path, monkeypatch):
+def good(sent, tmp_path, monkeypatch):
     """These files in a new current folder; the outline, the body, the header and the arrays of the first payload."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(sent, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     data = Path("p0.safetensors").read_bytes()
     size = int.from_bytes(data[:8], "little")

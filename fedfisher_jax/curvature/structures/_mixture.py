@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..._trees import pick, weighted_sum
 from ._protocol import Blocks, Spectral
 
 PyTree = Any
@@ -39,7 +40,7 @@ class Mixture:
     def to_dense(self) -> jax.Array:
         """The mixture of the dense matrices."""
         count = self.weights.shape[0]
-        each = [jax.tree.map(lambda leaf, i=i: leaf[i], self.fishers).to_dense() for i in range(count)]
+        each = [pick(self.fishers, i).to_dense() for i in range(count)]
         return jnp.tensordot(self.weights, jnp.stack(each), axes=1)
 
     def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
@@ -55,4 +56,4 @@ class Mixture:
         return self._mean(self.fishers).spectral(function, cutoff)
 
     def _mean(self, stacked: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.tensordot(self.weights.astype(leaf.dtype), leaf, axes=1), stacked)
+        return weighted_sum(self.weights, stacked)
