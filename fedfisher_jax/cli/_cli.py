@@ -28,6 +28,8 @@ from ..solve._conjugate_gradients import conjugate_gradients
 from ._commands import COMMANDS
 from ._one_line import fit_terminal, one_line
 
+INTERRUPTED = 130  # the exit code of shells for Ctrl-C
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -86,7 +88,7 @@ class List:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exits with 2 and one line, whatever the input is; `--debug` shows Python's trace, too."""
+    """Exit with 2, or 130 after Ctrl-C, and one line, whatever the input is; `--debug` shows Python's trace, too."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug, arguments = "--debug" in arguments, [word for word in arguments if word != "--debug"]
     fit_terminal()
@@ -112,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         print(f"fedfisher: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2) from None
 
 
 def run(settings: Run) -> dict[str, Any]:

@@ -328,7 +328,7 @@ def test_a_capture_can_be_handed_in():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"structures": ("diag",)}, "structure.*'diag'.*diagonal, kronecker, full"),
+        ({"structures": ("diag",)}, "structure.*'diag'.*diagonal, full, kronecker"),
         ({"kind": "true"}, "kind: got 'true', expected one of exact, monte_carlo, empirical"),
         ({"kind": "monte_carlo"}, "key: monte_carlo draws targets and needs a random key, got None"),
         ({"kind": "monte_carlo", "key": jax.random.key(0), "samples": 0}, "samples: got 0, expected at least 1"),

@@ -107,7 +107,7 @@ def test_a_factor_out_of_range_is_refused():
 def test_golden_second_moments_are_measured():
     data = examples(*golden.data(3))
     grams = jax.jit(MeasureGrams(golden.network.apply, True, 512))(
-        golden.params(3), data, federation.KEY
+        Update(golden.params(3)), data, federation.KEY
     ).statistics.inputs
     for name, gram in zip(("fc1", "fc2", "fc3"), grams, strict=True):  # theirs carry √10 for ten classes
         expected = golden.array(f"client3/kfac_A/{name}") / np.sqrt(10)

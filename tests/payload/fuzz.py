@@ -186,10 +186,10 @@ def announcing(data, draw):
     """A few kilobytes that announce large matrices, all sizes right."""
     header, _ = samples.opened(data)
     header.pop("sha256")
-    n, count = int(2 ** draw.uniform(1, 13)), int(draw.integers(1, 4))
-    rank = int(draw.integers(1, 3))
+    rank, count = int(draw.integers(1, 3)), int(draw.integers(1, 4))
     codes = codecs.Uniform(1), codecs.Uniform(1, False)
     wide = (codecs.Singular(rank, codes[0]), codecs.Eigen(rank, *codes), codecs.Cholesky(codes[0]))[draw.integers(3)]
+    n = int(2 ** draw.uniform(1, 10 if isinstance(wide, codecs.Cholesky) else 13))  # a triangle takes n² / 2 bits
     names = [f"w{number}" for number in range(count)]
     entries = {f"params/{name}": (codes[0], (n, 1)) for name in names}
     entries |= {f"fisher/inputs/{name}": (wide, (n, n)) for name in names}
