@@ -185,7 +185,7 @@ def test_a_folder_of_checkpoints_of_a_network_of_ones_own(tmp_path, monkeypatch)
     found = payload.read_all(
         sorted((tmp_path / "payloads").iterdir()), model_file.read("start.safetensors", *like[1:]).params
     )
-    assert [(header.about.silo, header.about.name) for _, header in found] == [(0, "a"), (1, "b"), (2, "c")]
+    assert [(header.about.silo, header.about.name) for _, header in found] == [(0, ""), (1, ""), (2, "")]
     first = safetensors.numpy.load_file("checkpoints/a.safetensors")
     np.testing.assert_array_equal(found[0][0].params[1]["w"], first["1.w"])
     command("merge", "payloads", "--rule", "fisher-merge", *like)
@@ -236,17 +236,18 @@ def small(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["init"], "input_shape, outputs: expected"),
-        (["init", "--data", "digits", "--model", "nothing"], "name: got 'nothing'"),
-        (["init", "--data", "digits", "--model", "no_such:net"], "model: cannot import"),
-        (["init", "--data", "digits", "--model", "math:remainder"], "model: math:remainder"),
-        (["init", "--data", "digits", "--model", "operator:eq"], "returned bool, expected a pair of functions"),
-        (["init", "--data", "digits", "--model", "math:prod"], "model: math:prod((8, 8, 1), 10) failed"),
-        (["init", "--data", "digits", "--likelihood", "x"], "likelihood: got 'x'"),
-        (["init", "--data", "digits", "--seed", "-1"], "seed"),
+        (["init", "--out", "new"], "input_shape, outputs: expected"),
+        (["init", "--data", "digits", "--out", "new", "--model", "nothing"], "name: got 'nothing'"),
+        (["init", "--data", "digits", "--out", "new", "--model", "no_such:net"], "model: cannot import"),
+        (["init", "--data", "digits", "--out", "new", "--model", "math:remainder"], "model: math:remainder"),
+        (["init", "--data", "digits", "--out", "new", "--model", "operator:eq"], "returned bool, expected a pair of functions"),
+        (["init", "--data", "digits", "--out", "new", "--model", "math:prod"], "model: math:prod((8, 8, 1), 10) failed"),
+        (["init", "--data", "digits", "--out", "new", "--likelihood", "x"], "likelihood: got 'x'"),
+        (["init", "--data", "digits", "--out", "new", "--seed", "-1"], "seed"),
         (["init", "--data", "digits", "--out", "nothing/start"], "out: cannot write"),
-        (["init", "--data", "digits", "--checkpoint", "other.safetensors"], "other.safetensors: parameters: missing"),
-        (["init", "--data", "digits", "--checkpoint", "broken.safetensors"], "broken.safetensors: not a safetensors"),
+        (["init", "--data", "digits"], "start.safetensors is there already"),
+        (["init", "--data", "digits", "--out", "new", "--checkpoint", "other.safetensors"], "other.safetensors: parameters: missing"),
+        (["init", "--data", "digits", "--out", "new", "--checkpoint", "broken.safetensors"], "broken.safetensors: not a safetensors"),
         (["measure", "--data", "nothing.npz"], "data: nothing.npz"),
         (["measure", "--data", "nothing"], "unknown data set 'nothing'"),
         (["measure", "--data", "no.npz"], "data: no.npz"),
@@ -285,7 +286,7 @@ def small(tmp_path_factory):
         (["measure", "--data", "data.npz", "--epsilon", "8", "--clip-fisher", "nan"], "clip_fisher: got nan"),
         (["measure", "--data", "data.npz", "--delta", "1e-6", "--rounds", "2"], "delta, rounds: needs epsilon"),
         (["measure", "--data", "data.npz", "--clip-params", "2"], "clip_params: needs epsilon"),
-        (["measure", "--data", "data.npz", "--out", "nothing/p"], "out: no folder nothing"),
+        (["measure", "--data", "data.npz", "--out", "nothing/p"], "no folder nothing"),
         (["measure", "--data", "data.npz", "--checkpoint", "other.safetensors"], "parameters: missing"),
         (["measure", "--data", "data.npz", "--checkpoint", "folder", "--out", "folder"], "no .safetensors file in"),
         (["merge", "folder"], "files: no .safetensors file in folder"),
@@ -297,7 +298,7 @@ def small(tmp_path_factory):
         (["merge", "one.safetensors", "--damping", "-1"], "damping: got -1"),
         (["merge", "one.safetensors", "--rule", "fedfisher-diag"], "fisher"),
         (["merge", "one.safetensors", "--max-bytes", "10"], "more than 10 bytes"),
-        (["merge", "one.safetensors", "--out", "nothing/g"], "out: no folder"),
+        (["merge", "one.safetensors", "--out", "nothing/g"], "no folder nothing"),
         (["merge", "one.safetensors", "--out", "g.json"], "out: got g.json, expected another ending"),
         (["merge", "one.safetensors", "--out", "one.safetensors"], "which would write over one.safetensors"),
         (["merge", "one.safetensors", "--out", "folder/../start.safetensors"], "write over start.safetensors"),
