@@ -146,13 +146,19 @@ def test_a_failure_that_nobody_foresaw_says_that_it_is_a_bug(folder, monkeypatch
     assert "KeyError" in line and "This is a bug" in line and "--debug" in line and line.isprintable()
     status, text = command("inspect", "x", "--debug")
     assert status == 2 and "Traceback" in text and "in fails" in text and text.count("\nfedfisher: ") == 1
-    for error in (MemoryError(), RecursionError("deep"), SystemExit(0), KeyboardInterrupt(), AssertionError()):
+    for error in (MemoryError(), RecursionError("deep"), SystemExit(0), AssertionError()):
 
         def other(settings, error=error):
             raise error
 
         monkeypatch.setitem(_commands.COMMANDS, "inspect", (_commands.COMMANDS["inspect"][0], other))
         refused("inspect", "x")
+
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(_commands.COMMANDS, "inspect", (_commands.COMMANDS["inspect"][0], interrupted))
+    assert command("inspect", "x") == (130, "fedfisher: interrupted\n")
 
 
 def test_no_home(monkeypatch):
