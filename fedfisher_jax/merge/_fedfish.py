@@ -65,6 +65,17 @@ def fedfish(
     Raises:
         ValueError: unknown estimator or structure, or a pair of them that does not exist; negative eps or floor;
             options for squares, which read none.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> clients = [(jnp.zeros((1, 1)), jnp.ones((1, 1))), (jnp.full((1, 1), 5.0), jnp.full((1, 1), 2.0))]  # (w, x)
+        >>> rule = ff.fedfish(lambda w, x: x @ w, ff.gaussian(), estimator="exact")
+        >>> start = jnp.zeros((1, 1))
+        >>> payloads = [rule.measure(ff.Update(w, start), ff.examples(x), jax.random.key(0)) for w, x in clients]
+        >>> print(f"{ff.merge_payloads(rule, payloads, start).params.item():.4f}")  # (1² · 0 + 2² · 5) / (1² + 2²)
+        4.0000
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: got {estimator!r}, expected one of {', '.join(ESTIMATORS)}")

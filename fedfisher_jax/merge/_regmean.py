@@ -84,6 +84,16 @@ def regmean(
         compression: what a client does to A (and, as that code, 15-bit quantisation to its parameters) before sending.
         solver: default `least_squares()`.
         options: of `MeasureGrams`: batch_size, captured.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> clients = [(jnp.zeros((1, 1)), jnp.ones((1, 1))), (jnp.full((1, 1), 5.0), jnp.full((1, 1), 2.0))]  # (w, x)
+        >>> rule = ff.merge.regmean(lambda w, x: x @ w, ff.gaussian())
+        >>> payloads = [rule.measure(ff.Update(w), ff.examples(x), jax.random.key(0)) for w, x in clients]
+        >>> print(f"{ff.merge_payloads(rule, payloads).params.item():.4f}")  # (1² · 0 + 2² · 5) / (1² + 2²)
+        4.0000
     """
     _check_factor(off_diagonal)
     measure = MeasureGrams(apply, True, **options)

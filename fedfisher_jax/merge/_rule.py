@@ -63,6 +63,13 @@ def then(first: Rule, second: Rule) -> Rule:
 
     Raises:
         ValueError: the second reads gradients of a training.
+
+    Example:
+        >>> import fedfisher_jax as ff
+        >>> model = (lambda w, x: x @ w, ff.categorical())
+        >>> rule = ff.then(ff.fedavg(*model), ff.fedfisher(*model))
+        >>> rule.name, len(ff.merge.exchanges(rule))
+        ('fedavg+fedfisher-kfac', 2)
     """
     if second.squares:
         raise ValueError(f"second: {second.name} reads gradients of local training, got it after another rule")
@@ -155,6 +162,15 @@ def merge_payloads(rule: Rule, payloads: Sequence[Any], start: PyTree = None) ->
     Raises:
         ValueError: no payload, trees or shapes that do not match, non-finite or negative entries (the client is named),
             several exchanges, or no start where the rule reads it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> rule = ff.fisher_merge(lambda w, x: x @ w, ff.categorical())
+        >>> sure = ff.Payload(jnp.asarray(10.0), jnp.zeros(1), ff.Diagonal(jnp.full(1, 3.0)))
+        >>> unsure = ff.Payload(jnp.asarray(10.0), jnp.ones(1), ff.Diagonal(jnp.ones(1)))
+        >>> ff.merge_payloads(rule, [sure, unsure]).params.tolist()  # (3 · 0 + 1 · 1) / (3 + 1)
+        [0.25]
     """
     if not payloads:
         raise ValueError("payloads: expected at least one, got none")
