@@ -87,10 +87,9 @@ def top_eigenpairs(
         >>> import jax.numpy as jnp
         >>> import fedfisher_jax as ff
         >>> x = jnp.asarray([[1.0, 0.0], [0.0, 2.0]])  # for y = x w with noise of variance 1, H = xᵀx / 2
-        >>> rank_one = ff.curvature.Subspace(rank=1)
-        >>> found = ff.curvature.top_eigenpairs(
-        ...     lambda w, x: x @ w, ff.gaussian(), jnp.zeros((2, 1)), ff.examples(x), jax.random.key(0), subspace=rank_one
-        ... )
+        >>> model = (lambda w, x: x @ w, ff.gaussian(), jnp.zeros((2, 1)))
+        >>> subspace = ff.curvature.Subspace(rank=1)
+        >>> found = ff.curvature.top_eigenpairs(*model, ff.examples(x), jax.random.key(0), subspace=subspace)
         >>> print(f"{found.fisher.values[0]:.3f}", bool(found.residuals[0] < 1e-5))
         2.000 True
     """

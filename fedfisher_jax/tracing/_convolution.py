@@ -88,7 +88,7 @@ def as_matrix_products(apply: Callable) -> Callable:
         >>> rewritten = ff.as_matrix_products(apply)
         >>> bool(jnp.allclose(rewritten(kernel, x), apply(kernel, x)))
         True
-        >>> "conv" in str(jax.make_jaxpr(rewritten)(kernel, x))
+        >>> "conv_general_dilated" in str(jax.make_jaxpr(rewritten)(kernel, x))
         False
     """
 
