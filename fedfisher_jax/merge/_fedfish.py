@@ -19,7 +19,7 @@ from ..curvature import Diagonal
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Solver
 from ._fedfisher import DAMPING, lift_sums, stacked
-from ._rule import MeasureFisher, Merged, Payload, Rule, Update, moved, require_start
+from ._rule import MeasureFisher, Merged, Payload, Rule, Update, moved, require_options, require_start
 
 PyTree = Any
 ESTIMATORS = ("exact", "monte_carlo", "empirical", "squares")
@@ -86,6 +86,7 @@ def fedfish(
     for name, value in (("eps", eps), ("floor", floor)):
         if not value >= 0:
             raise ValueError(f"{name}: got {value}, expected a number of at least 0")
+    require_options(options, fedfish, MeasureFisher, "kind")
     gathered = estimator == "squares"
     if gathered and options:
         raise ValueError(f"options: got {', '.join(options)}, which the estimator squares does not read")

@@ -16,7 +16,7 @@ from .._trees import scaled
 from ..solve._closed_form import closed_form
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Objective, Solver, objective
-from ._rule import MeasureFisher, Merged, Payload, Rule
+from ._rule import MeasureFisher, Merged, Payload, Rule, require_options
 
 PyTree = Any
 
@@ -59,6 +59,7 @@ def fedfisher(
     names = {name: f"fedfisher-{word}" for name, word in short.items()}
     if structure not in names:
         raise ValueError(f"structure: got {structure!r}, expected one of {', '.join(names)}")
+    require_options(options, fedfisher, MeasureFisher)
     measure = MeasureFisher(apply, likelihood, structure, **options)
     chosen = conjugate_gradients(damping=DAMPING[structure]) if solver is None else solver
     if structure in ("kronecker", "low_rank"):
@@ -88,6 +89,7 @@ def fisher_merge(apply: Callable, likelihood: Likelihood, *, floor: float = 0.0,
         >>> print(f"{ff.merge_payloads(rule, payloads).params.item():.4f}")  # (1² · 0 + 2² · 5) / (1² + 2²)
         4.0000
     """
+    require_options(options, fisher_merge, MeasureFisher)
     measure = MeasureFisher(apply, likelihood, "diagonal", **options)
     return Rule("fisher-merge", measure, lift_sums, lambda s, _: _merged(closed_form(floor=floor), summed(s)), "add")
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from .._likelihood import Likelihood
 from ..curvature import Subspace
 from ..curvature.structures._low_rank import LowRank, joined, recompress, split
-from ._rule import MeasureFisher, Merged, Payload, Rule, moved
+from ._rule import MeasureFisher, Merged, Payload, Rule, moved, require_options
 
 PyTree = Any
 OFF_SPAN = ("stay", "fedavg")
@@ -79,6 +79,7 @@ def fipa(
         chosen = dataclasses.replace(chosen, rank=rank)
     if bound is not None and bound < chosen.rank:
         raise ValueError(f"bound: got {bound}, expected at least the rank, {chosen.rank}")
+    require_options(options, fipa, MeasureFisher, "at")
     measure = MeasureFisher(apply, likelihood, "low_rank", subspace=chosen, at="start", **options)
 
     def solve(payloads: Payload, start: PyTree) -> Merged:

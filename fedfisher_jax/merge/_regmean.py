@@ -21,7 +21,7 @@ from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._least_squares import least_squares
 from ..solve._objective import Solver
 from ._fedfisher import lift_sums, summed
-from ._rule import Merged, Payload, Rule, Update
+from ._rule import Merged, Payload, Rule, Update, require_options
 
 PyTree = Any
 Compression = Callable[[jax.Array, int], jax.Array]  # (second moment, rank) → what is left of it
@@ -96,6 +96,7 @@ def regmean(
         4.0000
     """
     _check_factor(off_diagonal)
+    require_options(options, regmean, MeasureGrams)
     measure = MeasureGrams(apply, True, **options)
 
     def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
@@ -147,6 +148,7 @@ def regmean_kron(
         options: of `MeasureGrams`: batch_size, captured.
     """
     _check_factor(off_diagonal)
+    require_options(options, regmean_kron, MeasureGrams)
 
     def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
         return lift_sums(payload._replace(statistics=_shrunk(payload.statistics, off_diagonal)))

@@ -1,7 +1,8 @@
 """What a merge rule is: measure at the client, lift into the fold, solve at the server."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -108,6 +109,26 @@ class MeasureFisher:
         options = {name: getattr(self, name) for name in names}
         model = update.params if self.at == "params" else require_start(update.start)
         return Payload(weight, update.params, fisher(self.apply, self.likelihood, model, data, key=key, **options))
+
+
+def require_options(options: Mapping[str, Any], rule: Callable, measure: type, *taken: str) -> None:
+    """Refuse options that neither a rule's constructor nor what it measures with has.
+
+    Args:
+        options: what the constructor was given beside its own arguments.
+        rule: the constructor.
+        measure: the dataclass that the options are for.
+        taken: names of options that the rule itself decides.
+
+    Raises:
+        TypeError: an unknown option; the known ones are named.
+    """
+    own = {name for name, given in inspect.signature(rule).parameters.items() if given.kind is given.KEYWORD_ONLY}
+    passed = {field.name for field in dataclasses.fields(measure) if field.default is not dataclasses.MISSING}
+    known = sorted((own | passed) - set(taken))
+    for name in options:
+        if name not in known:
+            raise TypeError(f"option: got {name!r}, expected one of {', '.join(known)}")
 
 
 def require_start(start: PyTree) -> PyTree:
