@@ -46,6 +46,13 @@ def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
 
     Raises:
         ValueError: lengths differ, or there is no example. A mask that is traced is not looked into.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> data = ff.examples(jnp.ones((4, 2)), mask=jnp.asarray([True, False, True, False]))
+        >>> int(data.size), data.indices[:2].tolist()
+        (2, [0, 2])
     """
     x = jnp.asarray(x)
     y = jnp.zeros(x.shape[:1], jnp.int32) if y is None else jnp.asarray(y)

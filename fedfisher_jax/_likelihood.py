@@ -80,6 +80,15 @@ def categorical() -> Likelihood:
     The factor has the rows sqrt(p_c) (e_c - p), so that the Fisher is diag(p) - ppᵀ. The loss is
     log(1 + Σ e^(z_c - z_y)) over the classes c other than the target y, so that its gradient never is the difference
     p_y - 1, which loses its digits where p_y rounds to 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> print(f"{ff.categorical().nll(jnp.zeros(3), jnp.asarray(1)):.4f}")  # log 3
+        1.0986
+        >>> rows = ff.categorical().fisher_factor(jnp.zeros(2))
+        >>> jnp.round(rows.T @ rows, 4).tolist()  # diag(p) - ppᵀ for p = (1/2, 1/2)
+        [[0.25, -0.25], [-0.25, 0.25]]
     """
 
     def nll(outputs: Outputs, target: Shaped[Array, "*positions"]) -> Scalar:
@@ -116,6 +125,12 @@ def gaussian(variance: float = 1.0) -> Likelihood:
 
     Raises:
         ValueError: if the variance is not positive and finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> float(ff.gaussian(variance=4.0).nll(jnp.zeros(2), jnp.ones(2)))  # (1 + 1) / (2 · 4)
+        0.25
     """
     if not 0 < variance < float("inf"):
         raise ValueError(f"variance: got {variance}, allowed are positive finite numbers")
@@ -144,6 +159,12 @@ def bernoulli() -> Likelihood:
 
     The factor has the rows sqrt(p (1 - p)) e_c. The loss is a sum of log(1 + e^z) and log(1 + e^-z), never their
     difference, so that loss and gradient keep their digits where p rounds to 0 or 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> print(f"{ff.bernoulli().nll(jnp.zeros(2), jnp.asarray([0, 1])):.4f}")  # 2 log 2
+        1.3863
     """
 
     def nll(outputs: Outputs, target: Shaped[Array, "*positions c"]) -> Scalar:

@@ -49,6 +49,14 @@ def evaluate(
 
     Raises:
         ValueError: if lengths differ, there is no example, or the batch size is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> x, y = jnp.eye(2), jnp.asarray([0, 1])
+        >>> scores = ff.evaluate(lambda params, x: x @ params, ff.categorical(), 5 * jnp.eye(2), x, y)
+        >>> print(f"{scores.loss:.4f} nats, {scores.accuracy:.0%} right")
+        0.0067 nats, 100% right
     """
     n = x.shape[0]
     if n < 1 or y.shape[0] != n or (mask is not None and mask.shape != (n,)):
@@ -108,6 +116,15 @@ def ensemble(
 
     Raises:
         ValueError: as `evaluate`, or if there is not one weight for each member.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> x, y = jnp.eye(2), jnp.asarray([0, 1])
+        >>> members = jnp.stack([5 * jnp.eye(2), -5 * jnp.eye(2)])  # they contradict each other
+        >>> scores = ff.ensemble(lambda params, x: x @ params, ff.categorical(), members, x, y)
+        >>> print(f"{scores.loss:.4f}")  # log 2
+        0.6931
     """
     members = jax.tree.leaves(stacked_params)[0].shape[0]
     if weights is not None and weights.shape != (members,):

@@ -25,3 +25,31 @@ from .structures import recompress as recompress
 from .structures import register as register
 from .structures import shaped as shaped
 from .structures import trace as trace
+
+__all__ = [
+    "Capture",
+    "Diagonal",
+    "Eigenpairs",
+    "Fisher",
+    "Full",
+    "Gram",
+    "Kronecker",
+    "Layer",
+    "LowRank",
+    "Mixture",
+    "STRUCTURES",
+    "Structure",
+    "Subspace",
+    "activations",
+    "capture",
+    "damped_inverse",
+    "fisher",
+    "fishers",
+    "num_bytes",
+    "quadratic",
+    "recompress",
+    "register",
+    "shaped",
+    "top_eigenpairs",
+    "trace",
+]

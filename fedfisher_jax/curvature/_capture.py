@@ -39,6 +39,15 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
     Raises:
         TypeError: a leaf of `params` is not floating-point.
         ValueError: `apply` does not return one array of at least two axes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> params = {"bias": jnp.zeros(2), "scale": jnp.ones(2), "weight": jnp.zeros((3, 2))}
+        >>> apply = lambda p, x: (x @ p["weight"] + p["bias"]) * p["scale"]
+        >>> found = ff.capture(apply, params, jnp.zeros((1, 3)))
+        >>> [layer.matrix_shape for layer in found.layers], list(found.fallback)  # the bias is one more input
+        ([(4, 2)], ["['scale']"])
     """
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]

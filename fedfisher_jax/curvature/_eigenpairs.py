@@ -81,6 +81,17 @@ def top_eigenpairs(
     Raises:
         ValueError: no key, an unknown kind, a rank above the number of parameters or another number out of range, or no
             parameter that `where` names.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> x = jnp.asarray([[1.0, 0.0], [0.0, 2.0]])  # for y = x w with noise of variance 1, H = xᵀx / 2
+        >>> model = (lambda w, x: x @ w, ff.gaussian(), jnp.zeros((2, 1)))
+        >>> subspace = ff.curvature.Subspace(rank=1)
+        >>> found = ff.curvature.top_eigenpairs(*model, ff.examples(x), jax.random.key(0), subspace=subspace)
+        >>> print(f"{found.fisher.values[0]:.3f}", bool(found.residuals[0] < 1e-5))
+        2.000 True
     """
     if key is None:
         raise ValueError("key: low_rank starts from random vectors and needs a random key, got None")

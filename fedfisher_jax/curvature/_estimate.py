@@ -37,7 +37,18 @@ def fisher(
     structure: str = "diagonal",
     **options: Any,
 ) -> Any:
-    """One structure of Fisher information: see `fishers` for the arguments."""
+    """Estimate one structure of Fisher information, as a mean over examples.
+
+    Args and Raises as in `fishers`, which gives several structures at once.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> x = jnp.asarray([[1.0, 0.0], [0.0, 2.0]])
+        >>> f = ff.fisher(lambda w, x: x @ w, ff.gaussian(), jnp.zeros((2, 1)), ff.examples(x), structure="full")
+        >>> f.matrix.tolist()  # xᵀx / 2
+        [[0.5, 0.0], [0.0, 2.0]]
+    """
     return fishers(apply, likelihood, params, data, structures=(structure,), **options)[structure]
 
 
@@ -81,6 +92,14 @@ def fishers(
     Raises:
         ValueError: unknown structure or kind, Monte-Carlo or low rank without key, a full Fisher of a large model, or
             `skip` outside of [0, 1), not with "exact", or with "low_rank".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> x = jnp.asarray([[1.0, 0.0], [0.0, 2.0]])
+        >>> found = ff.fishers(lambda w, x: x @ w, ff.gaussian(), jnp.zeros((2, 1)), ff.examples(x))
+        >>> {name: f.diagonal().ravel().tolist() for name, f in found.items()}
+        {'diagonal': [0.5, 2.0], 'kronecker': [0.5, 2.0]}
     """
     rows_of = cotangents(likelihood, kind, key, samples)
     chosen = _chosen(structures, params, kind, skip)

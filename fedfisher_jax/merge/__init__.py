@@ -31,3 +31,37 @@ from ._rule import fold as fold
 from ._rule import lift as lift
 from ._rule import merge_payloads as merge_payloads
 from ._rule import then as then
+
+__all__ = [
+    "DenseSettings",
+    "FreshModes",
+    "MeasureFisher",
+    "Merged",
+    "Payload",
+    "RELEASED_DENSE",
+    "Rule",
+    "Update",
+    "check_payload",
+    "combine",
+    "dense",
+    "exchanges",
+    "fedavg",
+    "fedbens",
+    "fedfish",
+    "fedfisher",
+    "fedlpa",
+    "fipa",
+    "fisher_merge",
+    "fold",
+    "from_starts",
+    "lift",
+    "merge_payloads",
+    "ot_fusion",
+    "pfnm",
+    "regmean",
+    "regmean_kron",
+    "released_ot_fusion",
+    "released_pfnm",
+    "released_regmean",
+    "then",
+]

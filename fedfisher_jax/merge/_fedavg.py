@@ -11,7 +11,20 @@ PyTree = Any
 
 
 def fedavg(apply: Callable, likelihood: Likelihood) -> Rule:
-    """θ = Σ n_i θ_i / Σ n_i. Sends 32 d bits; folds by addition."""
+    """θ = Σ n_i θ_i / Σ n_i. A client sends d numbers, and contributions fold by addition.
+
+    Args:
+        apply: (params, x [n, ...]) → outputs [n, ...]; not called.
+        likelihood: what was fitted; not used.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> rule = ff.fedavg(lambda w, x: x @ w, ff.categorical())
+        >>> payloads = [ff.Payload(jnp.asarray(1.0), jnp.zeros(2)), ff.Payload(jnp.asarray(3.0), jnp.ones(2))]
+        >>> ff.merge_payloads(rule, payloads).params.tolist()
+        [0.75, 0.75]
+    """
 
     def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
         return {"weight": payload.weight, "params": scaled(payload.weight, payload.params)}

@@ -26,7 +26,7 @@ from .._likelihood import Likelihood
 from .._metrics import ensemble_apply
 from .._trees import stack
 from ..curvature import Kronecker
-from ._rule import MeasureFisher, Merged, Payload, Rule, Update
+from ._rule import MeasureFisher, Merged, Payload, Rule, Update, require_options
 
 PyTree = Any
 ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
@@ -83,6 +83,7 @@ def fedbens(
     for name, value in (("precision", precision), ("temperature", temperature), ("steps", steps)):
         if not value > 0:
             raise ValueError(f"{name}: got {value}, expected a positive number")
+    require_options(options, fedbens, MeasureFisher)
     measure = MeasureModes(MeasureFisher(apply, likelihood, "kronecker", **options), others)
 
     joint = ensemble_apply(apply, likelihood)

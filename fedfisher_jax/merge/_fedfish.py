@@ -19,7 +19,7 @@ from ..curvature import Diagonal
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Solver
 from ._fedfisher import DAMPING, lift_sums, stacked
-from ._rule import MeasureFisher, Merged, Payload, Rule, Update, moved, require_start
+from ._rule import MeasureFisher, Merged, Payload, Rule, Update, moved, require_options, require_start
 
 PyTree = Any
 ESTIMATORS = ("exact", "monte_carlo", "empirical", "squares")
@@ -65,6 +65,17 @@ def fedfish(
     Raises:
         ValueError: unknown estimator or structure, or a pair of them that does not exist; negative eps or floor;
             options for squares, which read none.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> clients = [(jnp.zeros((1, 1)), jnp.ones((1, 1))), (jnp.full((1, 1), 5.0), jnp.full((1, 1), 2.0))]  # (w, x)
+        >>> rule = ff.fedfish(lambda w, x: x @ w, ff.gaussian(), estimator="exact")
+        >>> start = jnp.zeros((1, 1))
+        >>> payloads = [rule.measure(ff.Update(w, start), ff.examples(x), jax.random.key(0)) for w, x in clients]
+        >>> print(f"{ff.merge_payloads(rule, payloads, start).params.item():.4f}")  # (1² · 0 + 2² · 5) / (1² + 2²)
+        4.0000
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: got {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
@@ -75,6 +86,7 @@ def fedfish(
     for name, value in (("eps", eps), ("floor", floor)):
         if not value >= 0:
             raise ValueError(f"{name}: got {value}, expected a number of at least 0")
+    require_options(options, fedfish, MeasureFisher, "kind")
     gathered = estimator == "squares"
     if gathered and options:
         raise ValueError(f"options: got {', '.join(options)}, which the estimator squares does not read")

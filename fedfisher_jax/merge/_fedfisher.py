@@ -16,7 +16,7 @@ from .._trees import scaled
 from ..solve._closed_form import closed_form
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Objective, Solver, objective
-from ._rule import MeasureFisher, Merged, Payload, Rule
+from ._rule import MeasureFisher, Merged, Payload, Rule, require_options
 
 PyTree = Any
 
@@ -44,11 +44,22 @@ def fedfisher(
             of all clients' top eigenvectors, "low_rank" is the weighted mean.
         solver: default `conjugate_gradients(damping=DAMPING[structure])`; `paper_loop(...)` is the released one.
         options: of `MeasureFisher`: kind, samples, batch_size, skip, captured, subspace.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> clients = [(jnp.zeros((1, 1)), jnp.ones((1, 1))), (jnp.full((1, 1), 5.0), jnp.full((1, 1), 2.0))]  # (w, x)
+        >>> rule = ff.fedfisher(lambda w, x: x @ w, ff.gaussian(), solver=ff.conjugate_gradients(damping=0.0))
+        >>> payloads = [rule.measure(ff.Update(w), ff.examples(x), jax.random.key(0)) for w, x in clients]
+        >>> print(f"{ff.merge_payloads(rule, payloads).params.item():.4f}")  # (1² · 0 + 2² · 5) / (1² + 2²)
+        4.0000
     """
     short = {"diagonal": "diag", "kronecker": "kfac", "full": "full", "low_rank": "lowrank"}
     names = {name: f"fedfisher-{word}" for name, word in short.items()}
     if structure not in names:
         raise ValueError(f"structure: got {structure!r}, expected one of {', '.join(names)}")
+    require_options(options, fedfisher, MeasureFisher)
     measure = MeasureFisher(apply, likelihood, structure, **options)
     chosen = conjugate_gradients(damping=DAMPING[structure]) if solver is None else solver
     if structure in ("kronecker", "low_rank"):
@@ -57,7 +68,28 @@ def fedfisher(
 
 
 def fisher_merge(apply: Callable, likelihood: Likelihood, *, floor: float = 0.0, **options: Any) -> Rule:
-    """Fisher merging: Σ w_i F_i θ_i / Σ w_i F_i entry by entry, the weighted mean where Σ w_i F_i ≤ `floor`."""
+    """Fisher merging: Σ w_i F_i θ_i / Σ w_i F_i entry by entry, the weighted mean where Σ w_i F_i ≤ `floor`.
+
+    Args:
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
+        likelihood: what was fitted.
+        floor: the largest mean Fisher at which an entry counts as unknown.
+        options: what else `MeasureFisher` takes: kind, samples, batch_size, skip, captured.
+
+    Raises:
+        TypeError: an unknown option.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> clients = [(jnp.zeros((1, 1)), jnp.ones((1, 1))), (jnp.full((1, 1), 5.0), jnp.full((1, 1), 2.0))]  # (w, x)
+        >>> rule = ff.fisher_merge(lambda w, x: x @ w, ff.gaussian())
+        >>> payloads = [rule.measure(ff.Update(w), ff.examples(x), jax.random.key(0)) for w, x in clients]
+        >>> print(f"{ff.merge_payloads(rule, payloads).params.item():.4f}")  # (1² · 0 + 2² · 5) / (1² + 2²)
+        4.0000
+    """
+    require_options(options, fisher_merge, MeasureFisher)
     measure = MeasureFisher(apply, likelihood, "diagonal", **options)
     return Rule("fisher-merge", measure, lift_sums, lambda s, _: _merged(closed_form(floor=floor), summed(s)), "add")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from .._likelihood import Likelihood
 from ._fedfisher import fedfisher
-from ._rule import Rule
+from ._rule import MeasureFisher, Rule, require_options
 
 
 def fedlpa(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
@@ -20,4 +20,5 @@ def fedlpa(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
         likelihood: what was fitted.
         options: of `fedfisher` except structure and kind: solver, batch_size, captured.
     """
+    require_options(options, fedfisher, MeasureFisher, "structure", "kind")
     return fedfisher(apply, likelihood, structure="kronecker", kind="empirical", **options)._replace(name="fedlpa")

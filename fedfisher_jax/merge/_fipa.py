@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from .._likelihood import Likelihood
 from ..curvature import Subspace
 from ..curvature.structures._low_rank import LowRank, joined, recompress, split
-from ._rule import MeasureFisher, Merged, Payload, Rule, moved
+from ._rule import MeasureFisher, Merged, Payload, Rule, moved, require_options
 
 PyTree = Any
 OFF_SPAN = ("stay", "fedavg")
@@ -57,6 +57,17 @@ def fipa(
 
     Raises:
         ValueError: unknown `off_span`, negative τ or cutoff, a bound below the rank.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> clients = [(jnp.zeros((1, 1)), jnp.ones((1, 1))), (jnp.full((1, 1), 5.0), jnp.full((1, 1), 2.0))]  # (w, x)
+        >>> rule = ff.fipa(lambda w, x: x @ w, ff.gaussian(), rank=1)
+        >>> start = jnp.zeros((1, 1))
+        >>> payloads = [rule.measure(ff.Update(w, start), ff.examples(x), jax.random.key(0)) for w, x in clients]
+        >>> print(f"{ff.merge_payloads(rule, payloads, start).params.item():.4f}")  # (1² · 0 + 2² · 5) / (1² + 2²)
+        4.0000
     """
     if off_span not in OFF_SPAN:
         raise ValueError(f"off_span: got {off_span!r}, expected one of {', '.join(OFF_SPAN)}")
@@ -68,6 +79,7 @@ def fipa(
         chosen = dataclasses.replace(chosen, rank=rank)
     if bound is not None and bound < chosen.rank:
         raise ValueError(f"bound: got {bound}, expected at least the rank, {chosen.rank}")
+    require_options(options, fipa, MeasureFisher, "at")
     measure = MeasureFisher(apply, likelihood, "low_rank", subspace=chosen, at="start", **options)
 
     def solve(payloads: Payload, start: PyTree) -> Merged:

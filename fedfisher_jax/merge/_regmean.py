@@ -21,7 +21,7 @@ from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._least_squares import least_squares
 from ..solve._objective import Solver
 from ._fedfisher import lift_sums, summed
-from ._rule import Merged, Payload, Rule, Update
+from ._rule import Merged, Payload, Rule, Update, require_options
 
 PyTree = Any
 Compression = Callable[[jax.Array, int], jax.Array]  # (second moment, rank) → what is left of it
@@ -84,8 +84,19 @@ def regmean(
         compression: what a client does to A (and, as that code, 15-bit quantisation to its parameters) before sending.
         solver: default `least_squares()`.
         options: of `MeasureGrams`: batch_size, captured.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> clients = [(jnp.zeros((1, 1)), jnp.ones((1, 1))), (jnp.full((1, 1), 5.0), jnp.full((1, 1), 2.0))]  # (w, x)
+        >>> rule = ff.merge.regmean(lambda w, x: x @ w, ff.gaussian())
+        >>> payloads = [rule.measure(ff.Update(w), ff.examples(x), jax.random.key(0)) for w, x in clients]
+        >>> print(f"{ff.merge_payloads(rule, payloads).params.item():.4f}")  # (1² · 0 + 2² · 5) / (1² + 2²)
+        4.0000
     """
     _check_factor(off_diagonal)
+    require_options(options, regmean, MeasureGrams)
     measure = MeasureGrams(apply, True, **options)
 
     def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
@@ -137,6 +148,7 @@ def regmean_kron(
         options: of `MeasureGrams`: batch_size, captured.
     """
     _check_factor(off_diagonal)
+    require_options(options, regmean_kron, MeasureGrams)
 
     def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
         return lift_sums(payload._replace(statistics=_shrunk(payload.statistics, off_diagonal)))

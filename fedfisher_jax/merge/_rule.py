@@ -1,7 +1,8 @@
 """What a merge rule is: measure at the client, lift into the fold, solve at the server."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -63,6 +64,13 @@ def then(first: Rule, second: Rule) -> Rule:
 
     Raises:
         ValueError: the second reads gradients of a training.
+
+    Example:
+        >>> import fedfisher_jax as ff
+        >>> model = (lambda w, x: x @ w, ff.categorical())
+        >>> rule = ff.then(ff.fedavg(*model), ff.fedfisher(*model))
+        >>> rule.name, len(ff.merge.exchanges(rule))
+        ('fedavg+fedfisher-kfac', 2)
     """
     if second.squares:
         raise ValueError(f"second: {second.name} reads gradients of local training, got it after another rule")
@@ -101,6 +109,26 @@ class MeasureFisher:
         options = {name: getattr(self, name) for name in names}
         model = update.params if self.at == "params" else require_start(update.start)
         return Payload(weight, update.params, fisher(self.apply, self.likelihood, model, data, key=key, **options))
+
+
+def require_options(options: Mapping[str, Any], rule: Callable, measure: type, *taken: str) -> None:
+    """Refuse options that neither a rule's constructor nor what it measures with has.
+
+    Args:
+        options: what the constructor was given beside its own arguments.
+        rule: the constructor.
+        measure: the dataclass that the options are for.
+        taken: names of options that the rule itself decides.
+
+    Raises:
+        TypeError: an unknown option; the known ones are named.
+    """
+    own = {name for name, given in inspect.signature(rule).parameters.items() if given.kind is given.KEYWORD_ONLY}
+    passed = {field.name for field in dataclasses.fields(measure) if field.default is not dataclasses.MISSING}
+    known = sorted((own | passed) - set(taken))
+    for name in options:
+        if name not in known:
+            raise TypeError(f"option: got {name!r}, expected one of {', '.join(known)}")
 
 
 def require_start(start: PyTree) -> PyTree:
@@ -155,6 +183,15 @@ def merge_payloads(rule: Rule, payloads: Sequence[Any], start: PyTree = None) ->
     Raises:
         ValueError: no payload, trees or shapes that do not match, non-finite or negative entries (the client is named),
             several exchanges, or no start where the rule reads it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> rule = ff.fisher_merge(lambda w, x: x @ w, ff.categorical())
+        >>> sure = ff.Payload(jnp.asarray(10.0), jnp.zeros(1), ff.Diagonal(jnp.full(1, 3.0)))
+        >>> unsure = ff.Payload(jnp.asarray(10.0), jnp.ones(1), ff.Diagonal(jnp.ones(1)))
+        >>> ff.merge_payloads(rule, [sure, unsure]).params.tolist()  # (3 · 0 + 1 · 1) / (3 + 1)
+        [0.25]
     """
     if not payloads:
         raise ValueError("payloads: expected at least one, got none")

@@ -106,6 +106,12 @@ def named_rule(
 
     Raises:
         ValueError: no such rule, module or function.
+
+    Example:
+        >>> import fedfisher_jax as ff
+        >>> from fedfisher_jax.merge.catalogue import named_rule
+        >>> named_rule("fedfisher-kfac+fedavg", lambda w, x: x @ w, ff.categorical()).name
+        'fedfisher-kfac+fedavg'
     """
     if "+" in name:
         parts = [named_rule(n, apply, likelihood, offers=offers, rules=rules, **options) for n in name.split("+")]

@@ -9,3 +9,15 @@ from ._objective import Solver as Solver
 from ._objective import objective as objective
 from ._paper_loop import paper_loop as paper_loop
 from ._paper_loop import released_adam as released_adam
+
+__all__ = [
+    "Objective",
+    "Solution",
+    "Solver",
+    "closed_form",
+    "conjugate_gradients",
+    "least_squares",
+    "objective",
+    "paper_loop",
+    "released_adam",
+]

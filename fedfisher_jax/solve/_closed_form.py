@@ -23,6 +23,15 @@ def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float | Non
 
     Raises:
         TypeError: the curvature is a sum whose arrays do not add up, as of Kronecker products.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> models, fishers = jnp.asarray([[0.0], [2.0]]), ff.Diagonal(jnp.asarray([[1.0], [3.0]]))  # two clients
+        >>> problem = ff.solve.objective(fishers, models, jnp.ones(2))
+
+        >>> ff.closed_form()(problem).params.tolist()  # (1 · 0 + 3 · 2) / (1 + 3)
+        [1.5]
     """
 
     def solve(problem: Objective) -> Solution:

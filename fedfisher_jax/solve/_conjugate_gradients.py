@@ -18,6 +18,16 @@ def conjugate_gradients(*, damping: float = 0.3, iterations: int = 100, toleranc
         damping: λ of a block as a multiple of its mean diagonal entry: needs no labelled data, unlike early stopping.
         iterations: at most.
         tolerance: a block stops when its residual falls below this multiple of its right-hand side.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> models, fishers = jnp.asarray([[0.0], [2.0]]), ff.Diagonal(jnp.asarray([[1.0], [3.0]]))  # two clients
+        >>> problem = ff.solve.objective(fishers, models, jnp.ones(2))
+
+        >>> solution = ff.conjugate_gradients(damping=0.0)(problem)
+        >>> print(f"{solution.params[0]:.4f}", bool(solution.diagnostics["converged"]))
+        1.5000 True
     """
 
     def solve(problem: Objective) -> Solution:

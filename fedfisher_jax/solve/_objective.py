@@ -40,7 +40,21 @@ Solver = Callable[[Objective], Solution]
 
 
 def objective(fishers: Any, params: PyTree, weights: Any) -> Objective:
-    """Q from stacked clients: `fishers` and `params` have a leading client axis, `weights` [M] need not sum to 1."""
+    """The aggregated objective Q(θ) = Σ w_i (θ − θ_i)ᵀ F_i (θ − θ_i) of stacked clients (arXiv 2403.12329, section 3).
+
+    Args:
+        fishers: the clients' Fishers F_i, with a leading client axis.
+        params: the clients' models θ_i, with a leading client axis.
+        weights: [M], the w_i, which are divided by their sum.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> models, fishers = jnp.asarray([[0.0], [2.0]]), ff.Diagonal(jnp.asarray([[1.0], [3.0]]))  # two clients
+        >>> problem = ff.solve.objective(fishers, models, jnp.ones(2))
+        >>> problem.anchor.tolist(), float(problem.value(jnp.asarray([1.5])))  # (1.5² · 1 + 0.5² · 3) / 2
+        ([1.0], 1.5)
+    """
     shares = weights / jnp.sum(weights)
     anchor = weighted_sum(shares, params)
     gaps = jax.tree.map(jnp.subtract, params, anchor)

@@ -27,6 +27,15 @@ def paper_loop(
         every: with `validation`, iterates 1, 1 + every, 1 + 2·every … are scored and the first best one is returned.
         validation: params → score, higher is better. The released method scores accuracy on 500 labelled training
             examples at the server; without it the last iterate is returned and no labels are needed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import fedfisher_jax as ff
+        >>> models, fishers = jnp.asarray([[0.0], [2.0]]), ff.Diagonal(jnp.asarray([[1.0], [3.0]]))  # two clients
+        >>> problem = ff.solve.objective(fishers, models, jnp.ones(2))
+        >>> print(f"{ff.paper_loop(optax.sgd(0.1), steps=100)(problem).params[0]:.4f}")
+        1.5000
     """
     transform = released_adam("diagonal") if optimizer is None else optimizer
 

@@ -3,3 +3,9 @@
 from ._convolution import as_matrix_products as as_matrix_products
 from ._convolution import for_loops as for_loops
 from ._jaxpr import evaluate as evaluate
+
+__all__ = [
+    "as_matrix_products",
+    "evaluate",
+    "for_loops",
+]

@@ -78,6 +78,18 @@ def as_matrix_products(apply: Callable) -> Callable:
 
     Equal to `apply` to rounding, derivatives included. Convolutions inside loops, branches and custom derivatives of
     `apply` stay as they are. The function is traced at each call, so wrap the caller in `jax.jit`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> apply = lambda kernel, x: jax.lax.conv(x, kernel, (1, 1), "SAME")
+        >>> kernel, x = jnp.ones((2, 1, 3, 3)), jnp.ones((1, 1, 4, 4))
+        >>> rewritten = ff.as_matrix_products(apply)
+        >>> bool(jnp.allclose(rewritten(kernel, x), apply(kernel, x)))
+        True
+        >>> "conv_general_dilated" in str(jax.make_jaxpr(rewritten)(kernel, x))
+        False
     """
 
     def rewritten(*args: Any) -> Any:

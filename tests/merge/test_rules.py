@@ -151,3 +151,25 @@ def test_narrow_models_are_merged_in_float32_and_come_back_as_they_were(name, dt
     away = max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, models[:2]), strict=True))
     for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
         np.testing.assert_allclose(a.astype(float), b.astype(float), atol=0.02 * away)
+
+
+RULES_WITH_OPTIONS = [
+    (ff.fedfisher, "batch_size, captured, kind, samples, skip, solver, structure, subspace"),
+    (ff.fisher_merge, "batch_size, captured, floor, kind"),
+    (ff.merge.fedlpa, "batch_size, captured, samples, skip, solver, subspace"),
+    (ff.merge.regmean, "batch_size, captured, compression, off_diagonal, solver, uniform"),
+    (ff.merge.released_regmean, "batch_size, captured"),
+    (ff.merge.regmean_kron, "batch_size, captured, off_diagonal, solver"),
+    (ff.merge.fedbens, "batch_size, captured, kind, optimizer, others, precision"),
+    (ff.fedfish, "batch_size, captured, eps, estimator, floor, samples"),
+    (ff.fipa, "batch_size, bound, captured, cutoff, kind, off_span, rank"),
+]
+
+
+@pytest.mark.parametrize(("rule", "known"), RULES_WITH_OPTIONS, ids=lambda given: getattr(given, "__name__", ""))
+def test_a_misspelt_option_is_refused_with_the_known_ones(rule, known):
+    with pytest.raises(TypeError, match="^option: got 'batchsize', expected one of ") as caught:
+        rule(lambda w, x: x @ w, ff.categorical(), batchsize=8)
+    listed = str(caught.value).split("expected one of ")[1].split(", ")
+    assert set(known.split(", ")) <= set(listed)
+    assert listed == sorted(listed)

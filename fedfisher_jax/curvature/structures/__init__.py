@@ -24,3 +24,24 @@ from ._protocol import shaped as shaped
 from ._protocol import trace as trace
 from ._registry import STRUCTURES as STRUCTURES
 from ._registry import register as register
+
+__all__ = [
+    "Blocks",
+    "Diagonal",
+    "Fisher",
+    "Full",
+    "Gram",
+    "Kronecker",
+    "LowRank",
+    "Mixture",
+    "Recompressed",
+    "STRUCTURES",
+    "Structure",
+    "damped_inverse",
+    "num_bytes",
+    "quadratic",
+    "recompress",
+    "register",
+    "shaped",
+    "trace",
+]

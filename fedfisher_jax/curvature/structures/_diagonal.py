@@ -19,7 +19,15 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Diagonal(Structure):
-    """diag(values)."""
+    """A diagonal matrix, whose entries `values` form a tree like the parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> f = ff.Diagonal({"w": jnp.asarray([1.0, 2.0])})
+        >>> f.matvec({"w": jnp.asarray([3.0, 4.0])})["w"].tolist()
+        [3.0, 8.0]
+    """
 
     name: ClassVar[str] = "diagonal"
     signs: ClassVar[Mapping[str, Sign]] = {"diagonal": "nonnegative"}

@@ -21,7 +21,17 @@ MAX_FULL = 20_000  # parameters: 1.6 GB in float32
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Full(Structure):
-    """A dense matrix [d, d] in the order of `ravel_pytree(params)`."""
+    """A dense matrix [d, d] in the order of `ravel_pytree(params)`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> params = {"w": jnp.asarray([1.0, -1.0])}
+        >>> f = ff.Full(jnp.asarray([[2.0, 1.0], [1.0, 2.0]]), ((2,),), jax.tree.structure(params))
+        >>> f.matvec(params)["w"].tolist()
+        [1.0, -1.0]
+    """
 
     name: ClassVar[str] = "full"
     signs: ClassVar[Mapping[str, Sign]] = {"matrix": "semidefinite"}

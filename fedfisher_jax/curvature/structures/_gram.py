@@ -20,7 +20,18 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Gram(Structure):
-    """A ⊗ I per layer, zero for every other leaf (where the anchor, the average, stays)."""
+    """A ⊗ I for each layer, zero for every other leaf (where the anchor, the average, stays).
+
+    `inputs[l]` is A [(groups,) inputs, inputs], the second moment of layer l's inputs (arXiv 2212.09849).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> data = ff.examples(jnp.asarray([[1.0, 2.0]]))
+        >>> f = ff.fisher(lambda w, x: x @ w, ff.categorical(), jnp.zeros((2, 3)), data, structure="gram")
+        >>> f.inputs[0].tolist()
+        [[1.0, 2.0], [2.0, 4.0]]
+    """
 
     name: ClassVar[str] = "gram"
     signs: ClassVar[Mapping[str, Sign]] = {"inputs": "semidefinite"}

@@ -24,6 +24,14 @@ class Kronecker(Structure):
     `inputs[l]` is A [(groups,) inputs, inputs], the second moment of the layer's activations summed over positions;
     `outputs[l]` is G [(groups,) outputs, outputs], of the gradients at its output, averaged over positions. On the
     layer's matrix V [inputs, outputs] the block acts as A V G; papers, whose weights are [out, in], write G ⊗ A.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> data = ff.examples(jnp.asarray([[1.0, 2.0]]))
+        >>> f = ff.fisher(lambda w, x: x @ w, ff.gaussian(), jnp.zeros((2, 1)), data, structure="kronecker")
+        >>> f.inputs[0].tolist(), f.outputs[0].tolist()
+        ([[1.0, 2.0], [2.0, 4.0]], [[1.0]])
     """
 
     name: ClassVar[str] = "kronecker"

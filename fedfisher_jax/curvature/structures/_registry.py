@@ -23,6 +23,26 @@ def register(structure: T) -> T:
 
     Raises:
         ValueError: another structure has its name.
+
+    Example:
+        >>> import dataclasses
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> @ff.curvature.register
+        ... @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class Isotropic(ff.Diagonal):
+        ...     name = "isotropic"
+        ...
+        ...     @classmethod
+        ...     def from_sums(cls, mean, inputs, captured, params):
+        ...         exact = ff.Diagonal.from_sums(mean, inputs, captured, params).values
+        ...         return cls(jax.tree.map(lambda v: jnp.full_like(v, v.mean()), exact))
+        >>> x = jnp.asarray([[1.0, 0.0], [0.0, 2.0]])
+        >>> f = ff.fisher(lambda w, x: x @ w, ff.gaussian(), jnp.zeros((2, 1)), ff.examples(x), structure="isotropic")
+        >>> f.values.ravel().tolist()
+        [1.25, 1.25]
     """
     taken = STRUCTURES.setdefault(structure.name, structure)
     if taken is not structure:
