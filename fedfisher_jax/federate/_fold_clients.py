@@ -57,7 +57,8 @@ def fold_clients(
         clients: pytree with a leading client axis.
         combine: "add" sums contributions leaf by leaf; "stack" keeps them along a leading client axis.
         group: clients between checkpoints. With "vectorised" they all run at once; otherwise one at a time per worker.
-        strategy: of `map_clients`; "devices" sums by `psum` over the mesh axis `clients`, across hosts too.
+        strategy: how clients share the machine, see `map_clients`; "devices" sums by `psum` over the mesh axis
+            `clients`, across hosts too.
         checkpoint: file written, whole, after each group; found there, its groups are not run again. Delete it to start
             over. The result is the one of an uninterrupted run, bit for bit. A checkpoint of other clients, shared
             arrays (a seed among them), shapes or groups is refused; another function with results of equal shapes

@@ -53,15 +53,15 @@ def train(
 
     Args:
         apply: (params, x [b, ...]) → outputs [b, ...].
-        likelihood: its mean `nll` over a batch is minimised.
-        optimizer: its state starts afresh.
+        likelihood: the likelihood whose mean `nll` over a batch is minimised.
+        optimizer: the local optimiser; its state starts afresh.
         params: the common starting point.
         data: the client's examples, at least one.
-        key: of this client and round.
+        key: random key of this client and round.
         epochs: passes over the data, perhaps traced (under `vmap` each client has its own); 0 returns `params`.
-        batch_size: at most; a client with fewer examples has one batch an epoch.
+        batch_size: largest number of examples in a step; a client with fewer examples has one batch an epoch.
         augment: applied to every drawn example with its own key.
-        convolutions: see `convolution.for_loops`.
+        convolutions: "auto", or how convolutions in loops are computed, see `tracing._convolution.for_loops`.
         squares: gather the last epoch's squared minibatch gradients: a rough Fisher at no extra pass.
         on_epoch: called on the host after each epoch, for progress; its order is not guaranteed.
     """
