@@ -89,7 +89,7 @@ def pad_rows(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def take(data: Examples, start: Any, batch_size: int) -> Batch:
     """The examples at places start … start + batch_size − 1 of the client's row, masked past its size."""
     position = start + jnp.arange(batch_size)
-    rows = data.indices[jnp.minimum(position, data.indices.shape[0] - 1)]
+    rows = data.indices[jnp.clip(position, 0, data.size - 1)]  # never a row that is masked out, whatever it holds
     return Batch(data.x[rows], data.y[rows], position < data.size, position)
 
 

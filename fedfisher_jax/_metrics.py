@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from ._likelihood import Likelihood
+from ._compat import Tracer
+from ._likelihood import Likelihood, check_targets
+from ._trees import widened
 
 Apply = Callable[[Any, Any], Any]
 
@@ -25,7 +28,6 @@ class Scores(NamedTuple):
     accuracy: Any
 
 
-@partial(jax.jit, static_argnames=("apply", "likelihood", "batch_size"))
 def evaluate(
     apply: Apply,
     likelihood: Likelihood,
@@ -48,7 +50,8 @@ def evaluate(
         mask: which examples count (all by default); where none does, the result is NaN.
 
     Raises:
-        ValueError: if lengths differ, there is no example, or the batch size is not positive.
+        ValueError: if lengths differ, there is no example, the batch size is not positive, or targets do not fit the
+            outputs (labels beyond the classes, say). Under `jit` targets are not looked at.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,13 +67,23 @@ def evaluate(
         raise ValueError(f"x, y, mask: got {given}, allowed is one common length of at least 1")
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, allowed is at least 1")
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x, y, mask))):
+        counted = slice(None) if mask is None else np.asarray(mask)
+        outputs = jax.eval_shape(apply, params, jax.ShapeDtypeStruct(x.shape, x.dtype)).shape
+        check_targets(likelihood, (*np.empty(n)[counted].shape, *outputs[1:]), np.asarray(y)[counted])
+    return _evaluate(apply, likelihood, params, x, y, batch_size, mask)
+
+
+@partial(jax.jit, static_argnames=("apply", "likelihood", "batch_size"))
+def _evaluate(apply: Apply, likelihood: Likelihood, params: Any, x: Any, y: Any, batch_size: int, mask: Any) -> Scores:
+    n = x.shape[0]
     size = min(batch_size, n)
     rows = jnp.arange(-(-n // size) * size).reshape(-1, size)
     valid = jnp.ones(n, bool) if mask is None else mask
 
     def sums(batch):
         counts = (batch < n) & valid[batch % n]
-        outputs, targets = apply(params, x[batch % n]), y[batch % n]
+        outputs, targets = widened(apply(params, x[batch % n])), y[batch % n]  # sums of 16 bits lose what is added late
         scores = (likelihood.nll, likelihood.correct) if likelihood.correct else (likelihood.nll,)
         return [jnp.sum(jax.vmap(score)(outputs, targets), where=counts) for score in scores]
 
@@ -92,7 +105,7 @@ def ensemble_apply(apply: Apply, likelihood: Likelihood, weights: Float[Array, "
     """
 
     def joint(stacked_params: Any, x: Shaped[Array, "n ..."]) -> Float[Array, "n ..."]:
-        outputs = jax.lax.map(lambda params: apply(params, x), stacked_params)  # [m, n, ...]
+        outputs = widened(jax.lax.map(lambda params: apply(params, x), stacked_params))  # [m, n, ...]
         given = jnp.ones(len(outputs)) if weights is None else jnp.asarray(weights)
         shares = (given / given.sum()).astype(outputs.dtype)
         return jax.vmap(likelihood.mix, (1, None))(outputs, shares)

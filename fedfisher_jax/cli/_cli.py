@@ -50,9 +50,9 @@ class Run:
     rules: tuple[str, ...] = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
     """Merge rules, or your own as module:function."""
     seed: int = 0
-    """Of initialisation, training and Monte-Carlo draws."""
+    """Seed of initialisation, training and Monte-Carlo draws."""
     data_seed: int | None = None
-    """Of the split; the seed where not given."""
+    """Seed of the split; default the value of --seed."""
     out: Path = Path("runs/latest")
     """Folder of result.json, accuracy.png and clients.png."""
     preset: Literal["none", "paper"] = "none"
@@ -65,26 +65,26 @@ class Run:
     bias: bool = False
     """Whether the layers have biases (the papers' networks have none)."""
     kind: Literal["exact", "monte_carlo", "empirical"] = "exact"
-    """Of Fisher information."""
+    """Kind of Fisher information."""
     samples: int = 1
     """Monte-Carlo draws per example."""
     damping: float | None = None
-    """Of the fedfisher solvers, relative to a layer's mean diagonal; each rule's own default where not given."""
+    """Damping of the fedfisher solvers, relative to a layer's mean diagonal; by default each rule's own."""
     min_size: int | None = None
     """Fewest examples of a client, for the splits that have it."""
     classes_per_client: int = 2
-    """For the shards split."""
+    """Classes of each client, for the shards split."""
     strategy: str | None = None
     """How clients share the machine: sequential, threads, vectorised, devices or pmap."""
     data_dir: Path | None = None
-    """Where data sets lie."""
+    """Folder where data sets lie."""
     distributed: bool = False
     """Join the other hosts of a pod or a Slurm step, each of which runs this same command; the first one reports."""
 
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """Names of data sets, models, splits and rules."""
+    """List the names of data sets, models, splits and rules."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(settings: Run) -> dict[str, Any]:
-    """One one-shot federation; returns the record that `result.json` holds."""
+    """Run one one-shot federation; returns the record that `result.json` holds."""
     _check(settings)
     with contextlib.ExitStack() as held:
         return _run(settings, held)

@@ -15,14 +15,14 @@ from ..silos._network import likelihood_of, outputs_of
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Loss and accuracy of a model file on examples."""
+    """Print loss and accuracy of a model file on examples."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """A model file, from `fedfisher init` or `fedfisher merge`."""
     data: str
     """A .npz file with test_x, test_y (or x, y), or a name of `fedfisher list`."""
     part: Literal["test", "train"] = "test"
-    """Of the data."""
+    """Part of the data."""
     model: str | None = None
     """module:function, where the file is of a network of your own."""
 

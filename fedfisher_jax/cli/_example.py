@@ -29,7 +29,7 @@ class Example:
     epochs: int = 30
     """Local epochs."""
     seed: int = 0
-    """As in `fedfisher run`, whose merged model this is when nothing is compressed."""
+    """Seed, as in `fedfisher run`, whose merged model this is when nothing is compressed."""
 
 
 def example(settings: Example) -> None:

@@ -20,7 +20,7 @@ class Init:
     """Write the common starting model: every silo trains from this file, and merging asks for it."""
 
     out: Path = Path("start.safetensors")
-    """The file."""
+    """The file to write."""
     model: str = "mlp"
     """A name of `fedfisher list`, or your own as module:function: function(input_shape, outputs) → (init, apply)."""
     data: str | None = None
@@ -34,7 +34,7 @@ class Init:
     bias: bool = False
     """Whether the layers of our models have biases."""
     seed: int = 0
-    """Of the initialisation, as in `fedfisher run`."""
+    """Seed of the initialisation, as in `fedfisher run`."""
     checkpoint: Path | None = None
     """A safetensors file of this network to start from instead."""
     overwrite: bool = False

@@ -24,7 +24,7 @@ class Inspect:
     """Show what a payload or model file holds, after the same checks as before a merge."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The file."""
+    """The file to show."""
     start: Path | None = None
     """A starting model to compare it with."""
     model: str | None = None

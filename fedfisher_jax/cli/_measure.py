@@ -39,11 +39,11 @@ class Measure:
     out: Path = Path("payload.safetensors")
     """The payload file; with a folder of checkpoints a folder."""
     silo: int = 0
-    """This silo's number: different ones in a federation."""
+    """This silo's number; no other silo of the federation may have it."""
     name: str = ""
-    """What people call it; not written unless given."""
+    """What people call this silo; not written unless given."""
     rule: str = "fedfisher-kfac"
-    """What to measure for: a name of `fedfisher list`."""
+    """Merge rule to measure for: a name of `fedfisher list`."""
     checkpoint: Path | None = None
     """An already trained safetensors file of this network, or a folder of them: nothing is trained, only measured."""
     budget: float | None = None
@@ -53,7 +53,7 @@ class Measure:
     stochastic: bool = False
     """With a budget, round so that every number is right on average."""
     kind: Literal["exact", "monte_carlo", "empirical"] = "exact"
-    """Of Fisher information."""
+    """Kind of Fisher information."""
     samples: int = 1
     """Monte-Carlo draws per example."""
     epochs: int = 30
@@ -64,13 +64,13 @@ class Measure:
     augment: bool = False
     """Random crops and flips while training, for images."""
     seed: int = 0
-    """Of training and Monte-Carlo draws, as in `fedfisher run`."""
+    """Seed of training and Monte-Carlo draws, as in `fedfisher run`."""
     epsilon: float | None = None
-    """Differential privacy of this silo as a whole: clip what is sent and add noise (docs/silos.md)."""
+    """Privacy loss ε of this silo as a whole: clip what is sent and add noise (docs/silos.md)."""
     delta: float = 1e-5
-    """Its exception."""
+    """Probability δ with which the promise may fail."""
     rounds: int = 1
-    """Files of this silo in all that the promise holds for."""
+    """Number of files of this silo, in all, that the promise holds for."""
     clip_params: float = 1.0
     """With epsilon: largest norm of trained minus starting parameters."""
     clip_fisher: float = 1.0
@@ -180,7 +180,7 @@ def _write(settings: Measure, start: model_file.Model, sent: Any, guarantee: noi
 
 
 def _changed(settings: Measure, names: tuple[str, ...]) -> str:
-    """Those of the settings that are not the defaults."""
+    """Name those of the settings that are not the defaults."""
     return ", ".join(name for name in names if getattr(settings, name) != getattr(Measure, name))
 
 

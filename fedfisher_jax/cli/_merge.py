@@ -40,9 +40,9 @@ class Merge:
     out: Path = Path("global.safetensors")
     """The global model; beside it the report, as .json, with the model file's SHA-256."""
     rule: str | None = None
-    """By default what the files were measured for; another one must take the same payload."""
+    """Merge rule, by default the one that the files were measured for; another one must take the same payload."""
     damping: float | None = None
-    """Of the fedfisher solvers, relative to a layer's mean diagonal; the rule's own default where not given."""
+    """Damping of the fedfisher solvers, relative to a layer's mean diagonal; by default the rule's own."""
     max_bytes: int = Limits().file_bytes
     """Largest file that is accepted; twice as much after decompression, and for work on one entry at least 4 GiB."""
     model: str | None = None

@@ -100,8 +100,8 @@ def standard_library(folder: str | os.PathLike[str] | None = None, *, min_charac
     Python has other sources, and so may another packaging of the same one: Debian ships idlelib and tkinter apart.
 
     Args:
-        folder: of the library; default that of the running Python.
-        min_characters: of a client, at least; what is left over at the end joins the last group.
+        folder: the library's folder; default that of the running Python.
+        min_characters: least number of characters of a client; what is left over at the end joins the last group.
 
     Raises:
         ValueError: the folder has no Python sources.
@@ -136,7 +136,7 @@ def text_folder(folder: str | os.PathLike[str], pattern: str = "*") -> Documents
 
     Args:
         folder: where; hidden files and folders (a leading dot) are not read.
-        pattern: of the names of the files to read, such as "*.txt".
+        pattern: which file names are read, such as "*.txt".
 
     Raises:
         ValueError: no such folder, no file in it, or a file that is no UTF-8 text; the file is named.
@@ -177,9 +177,9 @@ def text_clients(
         documents: client → texts.
         tokens: "bytes" of UTF-8, or "characters".
         length: T, positions of an example.
-        test_share: of each client's windows.
+        test_share: share of each client's windows that is kept for testing.
         min_count: a character is known if the windows that the first half of the clients trains on have it as often.
-        seed: of the halves, non-negative.
+        seed: non-negative seed that draws the halves.
 
     Raises:
         ValueError: an argument out of range, or fewer than two clients with two windows.

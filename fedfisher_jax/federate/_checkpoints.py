@@ -15,7 +15,7 @@ from .rounds import DIVERGED, Federation, State, step
 
 
 def run_rounds(
-    plan: Federation,
+    federation: Federation,
     state: State,
     cohort: Cohort,
     rounds: int,
@@ -29,15 +29,15 @@ def run_rounds(
     """Run until `rounds` rounds are done, going on from the last checkpoint in `folder`.
 
     Args:
-        plan: the settings.
-        state: before the first round; what a checkpoint must look like.
+        federation: the settings.
+        state: the state before the first round; a checkpoint must have its shapes.
         cohort: all registered clients.
-        rounds: in total, those of earlier calls included.
-        folder: of `checkpoints/` (orbax) and `rounds.jsonl`, a line per round. Delete it to start over.
+        rounds: number of rounds in total, those of earlier calls included.
+        folder: where `checkpoints/` (orbax) and `rounds.jsonl`, a line per round, are kept. Delete it to start over.
         evaluate: params → scores of the server's model, noted every `every` rounds and after the last.
         every: rounds between evaluations and checkpoints.
         done: called with each round's line, for progress.
-        how: of `rounds.step`: epochs, strategy.
+        how: options of `rounds.step`: epochs, strategy.
 
     Returns:
         The state after the last round, and all lines; numbers that are not finite are None.
@@ -66,7 +66,7 @@ def run_rounds(
         lines = [line for line in read_lines(log) if line["round"] <= number]
         write_atomically(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
         while number < rounds:
-            state, metrics = step(plan, state, cohort, **how)
+            state, metrics = step(federation, state, cohort, **how)
             number += 1
             if not jnp.isfinite(metrics.moved):
                 raise ValueError(f"round {number}: NaN or infinity after a {DIVERGED}")
@@ -86,7 +86,7 @@ def run_rounds(
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a `rounds.jsonl`; a torn last one is left out."""
+    """Read the whole lines of a `rounds.jsonl`; a torn last one is left out."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]

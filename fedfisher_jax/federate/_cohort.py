@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._compat import Tracer
 from .._examples import Examples
+from .._likelihood import Likelihood, check_targets
 from .._trees import pick
 
 PyTree = Any
@@ -21,7 +23,7 @@ SHORTEST, RATIO = 256, 16  # rows come in lengths that differ by this ratio, sin
 
 
 class Client(NamedTuple):
-    """Clients' places in a cohort: integers, or arrays [M] for many."""
+    """The place of a client in a cohort: integers, or arrays [M] for many clients."""
 
     number: Any  # random draws depend on it alone
     start: Any  # where its rows begin
@@ -31,7 +33,7 @@ class Client(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """Clients and their examples.
+    """The clients of a federation and their examples.
 
     Attributes:
         x: [N, ...] inputs of all clients.
@@ -49,12 +51,12 @@ class Cohort:
 
     @property
     def sizes(self) -> Any:
-        """Numbers of examples, [M]."""
+        """Each client's number of examples, [M]."""
         return self.members.size
 
     @property
     def members(self) -> Client:
-        """The clients.
+        """The clients' places, with a leading axis [M].
 
         Raises:
             ValueError: these are the shared arrays alone.
@@ -69,26 +71,26 @@ class Cohort:
         return dataclasses.replace(self, clients=None)
 
     def sample(self, chosen: Any) -> "Cohort":
-        """The clients at these places, in this order; may be traced."""
+        """The cohort of the clients at the places `chosen` [K], in this order; `chosen` may be traced."""
         return dataclasses.replace(self, clients=pick(self.members, chosen))
 
 
 def cohort(
     x: Any, y: Any, parts: Sequence[np.ndarray], *, numbers: Sequence[int] | None = None, length: int = 0
 ) -> Cohort:
-    """A cohort from the index arrays of a split.
+    """Make a cohort from the index arrays of a split.
 
     Args:
-        x: [N, ...] of all clients.
-        y: [N, ...].
-        parts: rows of x and y of each client.
-        numbers: of the clients; default 0, 1, …
+        x: [N, ...] inputs of all clients.
+        y: [N, ...] targets of all clients.
+        parts: each client's rows of x and y, as integer arrays.
+        numbers: the clients' numbers, on which their random draws depend; default 0, 1, …
         length: rows are read into arrays of at least this length. Results do not depend on it. With one length, all
             splits of a data set run the same compiled programs.
 
     Raises:
         ValueError: no client, one without examples, or with rows that are not whole numbers from 0 to N − 1; it is
-            named. Also other than one number for each client.
+            named. Also where `numbers` does not hold one number for each client.
 
     Example:
         >>> import numpy as np, fedfisher_jax as ff
@@ -113,7 +115,7 @@ def cohort(
 
 
 def with_examples(everyone: Cohort, client: Client, function: Callable[[Examples], PyTree]) -> PyTree:
-    """`function` of one client's examples, in the shortest row that holds them, so that small clients cost little.
+    """Apply `function` to one client's examples in the shortest row that holds them: small clients cost little.
 
     Under `vmap` every length is tried, since all clients of a group are one program.
     """
@@ -129,7 +131,7 @@ def with_examples(everyone: Cohort, client: Client, function: Callable[[Examples
 
 
 def by_length(everyone: Cohort) -> list[tuple[Cohort, np.ndarray]]:
-    """The cohort cut into cohorts of clients with rows of one length, and their places; for groups under `vmap`."""
+    """Cut the cohort into ones whose rows have one length, each with its clients' places; for groups under `vmap`."""
     which = np.searchsorted(everyone.lengths, np.asarray(everyone.sizes))
     found = []
     for number, length in enumerate(everyone.lengths):
@@ -157,3 +159,16 @@ def _checked(part: np.ndarray, count: int, number: int) -> np.ndarray:
         bad = part[(part < 0) | (part >= count)][0]
         raise ValueError(f"parts: client {number} has row {bad}, expected rows from 0 to {count - 1}")
     return part
+
+
+def require_targets(likelihood: Likelihood, apply: Callable, params: PyTree, everyone: Cohort) -> None:
+    """Refuse targets that do not fit the model's outputs, where the arrays are there to be looked at: not under `jit`.
+
+    Raises:
+        ValueError: as `check_targets`.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, everyone))):
+        return
+    rows = np.asarray(everyone.rows)
+    x = jax.ShapeDtypeStruct((len(rows), *everyone.x.shape[1:]), everyone.x.dtype)
+    check_targets(likelihood, jax.eval_shape(apply, params, x).shape, np.asarray(everyone.y)[rows])

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from .._files import write_atomically
-from .._trees import pick
+from .._trees import pick, weighted_sum, widened
 from ._map_clients import (
     CohortReport,
     clients_mesh,
@@ -58,7 +58,8 @@ def fold_clients(
         clients: pytree with a leading client axis.
         combine: "add" sums contributions leaf by leaf; "stack" keeps them along a leading client axis.
         group: clients between checkpoints. With "vectorised" they all run at once; otherwise one at a time per worker.
-        strategy: of `map_clients`; "devices" sums by `psum` over the mesh axis `clients`, across hosts too.
+        strategy: how clients share the machine, see `map_clients`; "devices" sums by `psum` over the mesh axis
+            `clients`, across hosts too.
         checkpoint: file written, whole, after each group; found there, its groups are not run again. Delete it to start
             over. The result is the one of an uninterrupted run, bit for bit. A checkpoint of other clients, shared
             arrays (a seed among them), shapes or groups is refused; another function with results of equal shapes
@@ -172,7 +173,7 @@ def sum_clients(
 @partial(jax.jit, static_argnums=0)
 def _vectorised_sum(function: Callable, shared: PyTree, clients: PyTree, valid: Any) -> tuple[PyTree, PyTree]:
     results, kept = jax.vmap(partial(function, shared))(clients)
-    return jax.tree.map(lambda leaf: jnp.tensordot(valid.astype(leaf.dtype), leaf, axes=1), results), kept
+    return weighted_sum(valid, widened(results)), kept
 
 
 @partial(jax.jit, static_argnums=0)
@@ -180,11 +181,11 @@ def _running_sum(function: Callable, shared: PyTree, clients: PyTree, valid: Any
     def add(total: PyTree, client: tuple) -> tuple[PyTree, PyTree]:
         who, real = client
         result, kept = jax.lax.cond(real, lambda: function(shared, who), lambda: zeros)
-        return jax.tree.map(jnp.add, total, result), kept
+        return jax.tree.map(lambda old, new: old + new.astype(old.dtype), total, result), kept
 
     shapes = jax.eval_shape(function, shared, pick(clients, 0))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zeros[0], (clients, valid))
+    return jax.lax.scan(add, widened(zeros[0]), (clients, valid))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

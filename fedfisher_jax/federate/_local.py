@@ -1,6 +1,7 @@
 """One client's training: a pure optax loop over its own examples."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import optax
 from .._augment import Augment
 from .._examples import Batch, Examples, take
 from .._likelihood import Likelihood
-from .._trees import wide
+from .._trees import wide, widened
 from ..tracing._convolution import for_loops
 
 PyTree = Any
@@ -53,24 +54,27 @@ def train(
 
     Args:
         apply: (params, x [b, ...]) → outputs [b, ...].
-        likelihood: its mean `nll` over a batch is minimised.
-        optimizer: its state starts afresh.
+        likelihood: the likelihood whose mean `nll` over a batch is minimised.
+        optimizer: the local optimiser; its state starts afresh.
         params: the common starting point.
         data: the client's examples, at least one.
-        key: of this client and round.
+        key: random key of this client and round.
         epochs: passes over the data, perhaps traced (under `vmap` each client has its own); 0 returns `params`.
-        batch_size: at most; a client with fewer examples has one batch an epoch.
+        batch_size: largest number of examples in a step; a client with fewer examples has one batch an epoch.
         augment: applied to every drawn example with its own key.
-        convolutions: see `convolution.for_loops`.
+        convolutions: "auto", or how convolutions in loops are computed, see `tracing._convolution.for_loops`.
         squares: gather the last epoch's squared minibatch gradients: a rough Fisher at no extra pass.
         on_epoch: called on the host after each epoch, for progress; its order is not guaranteed.
     """
-    apply = for_loops(apply, convolutions)
+    for name, number, least in (("batch_size", batch_size, 1), ("epochs", epochs, 0)):
+        if isinstance(number, int) and number < least:
+            raise ValueError(f"{name}: got {number}, expected at least {least}")
+    apply, update = for_loops(apply, convolutions), optax.with_extra_args_support(optimizer).update
     length = data.indices.shape[0]
     batch_size = min(batch_size, length)
 
     def loss(p: PyTree, batch: Batch) -> jax.Array:
-        losses = jax.vmap(likelihood.nll)(apply(p, batch.x), batch.y)
+        losses = jax.vmap(likelihood.nll)(widened(apply(p, batch.x)), batch.y)
         return jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.maximum(jnp.sum(batch.mask), 1)
 
     def epoch(number: Any, carry: tuple) -> tuple:
@@ -88,7 +92,8 @@ def train(
                 keys = jax.vmap(lambda place: jax.random.fold_in(augment_key, place))(batch.position)
                 batch = batch._replace(x=jax.vmap(augment)(keys, batch.x))
             value, slope = jax.value_and_grad(loss)(p, batch)
-            updates, state = optimizer.update(slope, state, p)
+            value_of = partial(loss, batch=batch)
+            updates, state = update(slope, state, p, value=value, grad=slope, value_fn=value_of)
             gathered = jax.tree.map(lambda old, g: old + g.astype(old.dtype) ** 2, gathered, slope) if squares else None
             total = total + value.astype(total.dtype) * jnp.sum(batch.mask)
             return optax.apply_updates(p, updates), state, total, gathered

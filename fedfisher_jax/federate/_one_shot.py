@@ -79,9 +79,9 @@ def compare(
     Args:
         simulation: the federation.
         rules: by the names that their results get.
-        key: of training and of what clients measure.
+        key: random keys of training and of what clients measure.
         pooled: also train one model on all clients' examples.
-        strategy: of `map_clients`.
+        strategy: how clients share the machine, see `map_clients`.
         stage: told the stages as they begin.
 
     Raises:
@@ -168,7 +168,7 @@ def offers(
         init: key → initial parameters.
         training: the clients' settings.
         captured: the model's layers.
-        seed: of the fresh starts.
+        seed: seed of the fresh starts.
         more: further offers.
     """
     return {"captured": captured, "others": FreshModes(init, Fit(training), seed)} | more

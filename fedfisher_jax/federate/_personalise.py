@@ -59,9 +59,9 @@ def personalise(
         params: the server's model.
         cohort: each client's training part.
         test: each client's test part, in the same order.
-        key: of the fine-tuning.
+        key: random key of the fine-tuning.
         shots: take only so many examples of each training part, the first in its row; None takes all.
-        how: of `map_clients`: strategy, group, done.
+        how: options of `map_clients`: strategy, group, done.
 
     Raises:
         ValueError: numbers of clients differ, or `shots` is below 1.

@@ -20,7 +20,7 @@ from .._trees import pick
 from ..merge import Merged, Rule, Update, fold
 from ..merge._rule import lift, merge_summary
 from . import _local as local
-from ._cohort import Client, Cohort, by_length, with_examples
+from ._cohort import Client, Cohort, by_length, require_targets, with_examples
 from ._map_clients import CohortReport, default_strategy, map_clients
 
 PyTree = Any
@@ -48,18 +48,18 @@ class LocalTraining:
     squares: bool = False
 
     def __call__(self, shared: Shared, client: Client) -> local.Trained:
-        """One client's trained model."""
+        """Train one client's model from `shared.start`."""
         key = jax.random.fold_in(shared.key, client.number)
         return with_examples(shared.cohort, client, lambda data: self.fit(shared.start, data, key))
 
     def fit(self, params: PyTree, data: Examples, key: jax.Array) -> local.Trained:
-        """A model trained from `params` on `data`."""
+        """Train a model from `params` on `data`."""
         names = ("epochs", "batch_size", "augment", "squares", "on_epoch")
         settings = {name: getattr(self, name) for name in names}
         return local.train(self.apply, self.likelihood, self.optimizer, params, data, key, **settings)
 
     def steps(self, size: Any) -> Any:
-        """Steps of the local optimiser for clients with so many examples."""
+        """Number of local optimiser steps of a client with `size` examples."""
         return self.epochs * -(-size // self.batch_size)
 
 
@@ -86,15 +86,17 @@ def train_clients(
         training: the settings.
         start: parameters that all clients start from.
         cohort: the clients.
-        key: of this stage.
-        how: of `map_clients`: strategy, group, done.
+        key: random key of this stage.
+        how: options of `map_clients`: strategy, group, done.
 
     Returns:
         `Trained` with a leading client axis, and how the cohort ran.
 
     Raises:
-        ValueError: a client's parameters are not finite after training; its number is in the message.
+        ValueError: targets do not fit the model's outputs, or a client's parameters are not finite after training; its
+            number is in the message.
     """
+    require_targets(training.likelihood, training.apply, start, cohort)
     steps = training.steps(np.asarray(cohort.sizes))
     trained, report = map_cohort(training, Shared(cohort.shared, key, start), cohort, steps=steps, **how)
     require_finite(trained.params, "parameters after training (lower the learning rate?)", cohort.members.number)
@@ -104,15 +106,15 @@ def train_clients(
 def measure_clients(
     measure: Callable, update: Update, cohort: Cohort, key: Any, **how: Any
 ) -> tuple[PyTree, CohortReport]:
-    """Payloads of all clients, with a leading client axis.
+    """Measure the payloads of all clients.
 
     Args:
-        measure: a rule's.
+        measure: the `measure` of a rule.
         update: what training left, with a leading client axis but for `start`, which all clients were sent. With
             `params` None nothing was trained: all clients measure the start.
         cohort: the clients.
-        key: of this stage.
-        how: of `map_clients`: strategy, group, done.
+        key: random key of this stage.
+        how: options of `map_clients`: strategy, group, done.
 
     Raises:
         ValueError: a payload is not finite; the client's number is in the message.
@@ -128,7 +130,7 @@ def measure_clients(
 def map_cohort(
     function: Callable, shared: Shared, cohort: Cohort, more: PyTree = None, *, steps: Any, **how: Any
 ) -> tuple[PyTree, CohortReport]:
-    """`map_clients` over a cohort's clients, or (clients, `more`); vectorised groups hold rows of one length."""
+    """Run `map_clients` over a cohort's clients, or (clients, `more`); vectorised groups hold rows of one length."""
     with_more = (lambda clients, extra: clients) if more is None else (lambda clients, extra: (clients, extra))
     strategy = how.pop("strategy", None) or default_strategy()
     if strategy != "vectorised" or len(cohort.lengths) == 1:
@@ -147,11 +149,11 @@ def map_cohort(
 
 
 def merge_clients(rule: Rule, payloads: PyTree, start: PyTree = None) -> Merged:
-    """The global model from payloads with a leading client axis, fold and solve in one compiled program if possible.
+    """Merge stacked payloads into the global model, fold and solve in one compiled program if possible.
 
     Args:
         rule: one exchange.
-        payloads: of all clients.
+        payloads: payloads of all clients, with a leading client axis.
         start: the model that the clients were sent, where the rule reads it.
 
     Raises:

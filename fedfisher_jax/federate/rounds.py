@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._compat import Tracer
 from .._examples import Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import difference, in_types_of, weighted_sum, widened
 from ..merge import Rule, Update, exchanges, lift
-from ._cohort import Client, Cohort, with_examples
+from ._cohort import Client, Cohort, require_targets, with_examples
 from ._fold_clients import sum_clients
 from ._map_clients import default_strategy
 from ._simulate import LocalTraining, MeasureClient, Shared, require_finite
@@ -50,7 +51,7 @@ class RoundReport(NamedTuple):
         barrier_loss: Client-Server Barrier, mean over sampled clients of the merged model's loss on the client's data
             minus its own model's (nats per example, lower is better); NaN unless asked for.
         barrier_accuracy: the client's own model's accuracy minus the merged one's (lower is better).
-        diagnostics: of the rule's solve.
+        diagnostics: what the rule's solve says of itself, by name.
     """
 
     loss: Any
@@ -68,9 +69,9 @@ class Federation:
         training: model, likelihood, optimiser, epochs and batch size of local training (0 epochs: none).
         rule: how a round is merged; one made by `then` is several exchanges in each round.
         sampled: clients in a round, drawn without replacement.
-        optimizer: the server's, on the start minus the merged model as gradient (FedOpt, arXiv 2003.00295); None takes
-            the merged model as it is.
-        variant: of local training (FedProx, SCAFFOLD, FedDyn); None is plain.
+        optimizer: the server's optimiser, whose gradient is the start minus the merged model (FedOpt, arXiv
+            2003.00295); None takes the merged model as it is.
+        variant: a variant of local training (FedProx, SCAFFOLD, FedDyn); None is plain training.
         barrier: measure the Client-Server Barrier, two more passes over the sampled clients' data.
     """
 
@@ -87,56 +88,65 @@ class Federation:
         return all(part.jit for part in exchanges(self.rule))
 
 
-def init(plan: Federation, params: PyTree, registered: int, key: jax.Array) -> State:
-    """The state before the first round.
+def init(federation: Federation, params: PyTree, registered: int, key: jax.Array) -> State:
+    """Make the state before the first round.
+
+    Args:
+        federation: the settings.
+        params: the parameters that the first round starts from.
+        registered: number of registered clients, M.
+        key: random key of all rounds.
 
     Raises:
         ValueError: more clients sampled than registered, or none.
     """
-    if not 1 <= plan.sampled <= registered:
-        raise ValueError(f"sampled: got {plan.sampled}, expected 1 to {registered}, the registered clients")
+    if not 1 <= federation.sampled <= registered:
+        raise ValueError(f"sampled: got {federation.sampled}, expected 1 to {registered}, the registered clients")
     params = jax.tree.map(jnp.asarray, params)
     common = own = None
-    if plan.variant is not None:
-        common = plan.variant.common(params)
-        own = jax.tree.map(lambda leaf: jnp.zeros((registered, *leaf.shape), leaf.dtype), plan.variant.own(params))
-    inner = None if plan.optimizer is None else plan.optimizer.init(params)
+    if federation.variant is not None:
+        common = federation.variant.common(params)
+        own = jax.tree.map(
+            lambda leaf: jnp.zeros((registered, *leaf.shape), leaf.dtype), federation.variant.own(params)
+        )
+    inner = None if federation.optimizer is None else federation.optimizer.init(params)
     return State(params, inner, jnp.zeros((), jnp.int32), key, common, own)
 
 
 def step(
-    plan: Federation,
+    federation: Federation,
     state: State,
     cohort: Cohort,
     *,
     epochs: Any = None,
     strategy: str | None = None,
 ) -> tuple[State, RoundReport]:
-    """One round.
+    """Run one round.
 
     With the strategies "sequential" and "vectorised" it is one jitted program (and pure: `jit`, `scan` it); "threads"
     and "devices" are one for the clients and one for the server.
 
     Args:
-        plan: the settings.
-        state: before the round.
+        federation: the settings.
+        state: the state before the round.
         cohort: all registered clients; only the sampled ones' rows are used.
-        epochs: [M] of local training, of each registered client; default `plan.train.epochs` for all.
-        strategy: of `stream.sum_clients`; default that of the platform.
+        epochs: [M] local epochs of each registered client; default `federation.training.epochs` for all.
+        strategy: how clients share the machine, see `map_clients`; default that of the platform.
 
     Raises:
         ValueError: the rule changes the network, so that its result cannot be broadcast; unknown strategy; a client's
             model is not finite, by "threads" and "devices" alone. In one program nothing can be raised: then
-            `metrics.loss` is infinite and `metrics.moved` is not finite.
+            the report's `loss` is infinite and its `moved` is not finite.
     """
+    _require_fit(federation, state, cohort, epochs)
     strategy = default_strategy() if strategy is None else strategy
-    if strategy in ONE_PROGRAM and plan.jit:
-        return _one_program(plan, strategy, state, cohort, epochs)
-    return _round(plan, strategy, state, cohort, epochs)
+    if strategy in ONE_PROGRAM and federation.jit:
+        return _one_program(federation, strategy, state, cohort, epochs)
+    return _round(federation, strategy, state, cohort, epochs)
 
 
 def scan(
-    plan: Federation,
+    federation: Federation,
     state: State,
     cohort: Cohort,
     rounds: int,
@@ -144,30 +154,46 @@ def scan(
     epochs: Any = None,
     strategy: str = "sequential",
 ) -> tuple[State, RoundReport]:
-    """Several rounds as one program, metrics with a leading axis of rounds; arguments as in `step`.
+    """Run several rounds as one program, the report with a leading axis of rounds; arguments as in `step`.
 
     Raises:
         ValueError: a strategy or a rule that is more than one program.
     """
-    if strategy not in ONE_PROGRAM or not plan.jit:
-        raise ValueError(f"strategy: got {strategy} with rule {plan.rule.name}, expected {' or '.join(ONE_PROGRAM)}")
-    return _scan(plan, strategy, rounds, state, cohort, epochs)
+    if strategy not in ONE_PROGRAM or not federation.jit:
+        raise ValueError(
+            f"strategy: got {strategy} with rule {federation.rule.name}, expected {' or '.join(ONE_PROGRAM)}"
+        )
+    _require_fit(federation, state, cohort, epochs)
+    return _scan(federation, strategy, rounds, state, cohort, epochs)
 
 
-def sample(plan: Federation, state: State, registered: int) -> jax.Array:
-    """Numbers of the clients that the next round takes."""
+def _require_fit(federation: Federation, state: State, cohort: Cohort, epochs: Any) -> None:
+    """Refuse clients that do not fit the state; targets are looked at before the first round, where they are concrete."""
+    registered = cohort.sizes.shape[0]
+    if epochs is not None and jnp.shape(epochs) != (registered,):
+        raise ValueError(f"epochs: got shape {jnp.shape(epochs)}, expected ({registered},), one for each client")
+    remembered = {leaf.shape[0] for leaf in jax.tree.leaves(state.own)}
+    if remembered - {registered}:
+        raise ValueError(f"cohort: got {registered} clients, expected the {remembered.pop()} that were registered")
+    if not isinstance(state.round, Tracer) and int(state.round) == 0:
+        training = federation.training
+        require_targets(training.likelihood, training.apply, state.params, cohort)
+
+
+def sample(federation: Federation, state: State, registered: int) -> jax.Array:
+    """Draw the places [sampled] of the clients that take part in the next round."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.round), 0)
-    return jax.random.choice(key, registered, (plan.sampled,), replace=False)
+    return jax.random.choice(key, registered, (federation.sampled,), replace=False)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _one_program(plan: Federation, strategy: str, state: State, *data: Any) -> tuple[State, RoundReport]:
-    return _round(plan, strategy, state, *data)
+def _one_program(federation: Federation, strategy: str, state: State, *data: Any) -> tuple[State, RoundReport]:
+    return _round(federation, strategy, state, *data)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _scan(plan: Federation, strategy: str, rounds: int, state: State, *data: Any) -> tuple[State, RoundReport]:
-    return jax.lax.scan(lambda s, _: _round(plan, strategy, s, *data), state, None, rounds)
+def _scan(federation: Federation, strategy: str, rounds: int, state: State, *data: Any) -> tuple[State, RoundReport]:
+    return jax.lax.scan(lambda s, _: _round(federation, strategy, s, *data), state, None, rounds)
 
 
 class _Everyone(NamedTuple):
@@ -177,31 +203,36 @@ class _Everyone(NamedTuple):
     common: PyTree
 
 
-def _round(plan: Federation, strategy: str, state: State, cohort: Cohort, epochs: Any) -> tuple[State, RoundReport]:
+def _round(
+    federation: Federation, strategy: str, state: State, cohort: Cohort, epochs: Any
+) -> tuple[State, RoundReport]:
     registered = cohort.sizes.shape[0]
-    chosen = sample(plan, state, registered)
+    chosen = sample(federation, state, registered)
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.round), 1)
     here = cohort.sample(chosen)
     take = partial(jax.tree.map, lambda leaf: jnp.asarray(leaf)[chosen])
-    everyone, all_count = _Everyone(Shared(here.shared, key, state.params), state.common), jnp.ones(plan.sampled, bool)
+    everyone, all_count = (
+        _Everyone(Shared(here.shared, key, state.params), state.common),
+        jnp.ones(federation.sampled, bool),
+    )
     clients = (here.members, take(state.own), take(epochs))
-    added, kept, _ = sum_clients(TrainAndMeasure(plan), strategy, everyone, clients, all_count)
+    added, kept, _ = sum_clients(TrainAndMeasure(federation), strategy, everyone, clients, all_count)
     if strategy not in ONE_PROGRAM:
         require_finite(kept["finite"], DIVERGED, chosen)
     sizes = here.sizes / jnp.mean(cohort.sizes)
-    merged = (_merge if plan.jit else _merge_here)(plan, registered, state, chosen, sizes, added, kept)
+    merged = (_merge if federation.jit else _merge_here)(federation, registered, state, chosen, sizes, added, kept)
     params, diagnostics = merged.params, merged.diagnostics
-    for number, part in enumerate(exchanges(plan.rule)[1:], start=1):
+    for number, part in enumerate(exchanges(federation.rule)[1:], start=1):
         again = Remeasure(part, number), strategy, Shared(here.shared, key, params), here.members, all_count
         added, stacked, _ = sum_clients(*again)
         solved = (_solve if part.jit else _solve_here)(part, added if part.combine == "add" else stacked, params)
         params, diagnostics = solved[0], diagnostics | {part.name: solved[1]}
-    state, moved = (_serve if plan.jit else _serve_here)(plan, state, params, merged.common, merged.own)
+    state, moved = (_serve if federation.jit else _serve_here)(federation, state, params, merged.common, merged.own)
     barrier = jnp.full(2, jnp.nan)
-    if plan.barrier:
+    if federation.barrier:
         after = _Everyone(Shared(here.shared, key, state.params), None)
-        gaps, _, _ = sum_clients(Gap(plan), strategy, after, (here.members, kept["score"]), all_count)
-        barrier = gaps / plan.sampled
+        gaps, _, _ = sum_clients(Gap(federation), strategy, after, (here.members, kept["score"]), all_count)
+        barrier = gaps / federation.sampled
     loss = jnp.nanmean(jnp.where(jnp.isfinite(kept["finite"]), kept["loss"], jnp.inf))  # no epoch, no loss: NaN
     return state, RoundReport(loss, moved, barrier[0], barrier[1], diagnostics)
 
@@ -210,16 +241,16 @@ def _round(plan: Federation, strategy: str, state: State, cohort: Cohort, epochs
 class TrainAndMeasure:
     """One client's part of a round's first exchange: train, measure, lift."""
 
-    plan: Federation
+    federation: Federation
 
     def __call__(self, everyone: _Everyone, client: tuple[Client, PyTree, Any]) -> tuple[PyTree, dict[str, Any]]:
-        """Contribution to the sum, and what is kept of the client."""
-        plan, (who, own, epochs), shared = self.plan, client, everyone.shared
-        rule = exchanges(plan.rule)[0]
-        epochs = plan.training.epochs if epochs is None else epochs
-        training = dataclasses.replace(plan.training, epochs=epochs, squares=rule.squares)
-        if plan.variant is not None:
-            optimizer = plan.variant.optimizer(training.optimizer, shared.start, own, everyone.common)
+        """Return the contribution to the sum, and what is kept of the client."""
+        federation, (who, own, epochs), shared = self.federation, client, everyone.shared
+        rule = exchanges(federation.rule)[0]
+        epochs = federation.training.epochs if epochs is None else epochs
+        training = dataclasses.replace(federation.training, epochs=epochs, squares=rule.squares)
+        if federation.variant is not None:
+            optimizer = federation.variant.optimizer(training.optimizer, shared.start, own, everyone.common)
             training = dataclasses.replace(training, optimizer=optimizer)
         trained = training(shared, who)
         update = Update(trained.params, shared.start, trained.squares, training.steps(who.size))
@@ -228,10 +259,10 @@ class TrainAndMeasure:
         contribution = lift(rule, payload, shared.start)
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params)]).all()
         kept: dict[str, Any] = {"loss": trained.loss, "finite": jnp.where(finite, 1.0, jnp.nan)}
-        if plan.variant is not None:
-            kept["own"], kept["sent"] = plan.variant.after(update, own, everyone.common)
-        if plan.barrier:
-            kept["score"] = _client_scores(plan, shared, who, trained.params)
+        if federation.variant is not None:
+            kept["own"], kept["sent"] = federation.variant.after(update, own, everyone.common)
+        if federation.barrier:
+            kept["score"] = _client_scores(federation, shared, who, trained.params)
         if rule.combine == "add":
             return contribution, kept
         return None, kept | {"stacked": contribution}
@@ -245,7 +276,7 @@ class Remeasure:
     number: int  # of the exchange, which its random draws depend on
 
     def __call__(self, shared: Shared, who: Client) -> tuple[PyTree, PyTree]:
-        """Contribution to the sum, or to the stack."""
+        """Return the contribution to the sum, or to the stack."""
         apart = shared._replace(key=jax.random.fold_in(shared.key, MEASURE - self.number))
         payload = MeasureClient(self.rule.measure)(apart, (who, Update(None)))
         contribution = lift(self.rule, payload, shared.start)
@@ -256,17 +287,17 @@ class Remeasure:
 class Gap:
     """The merged model on one client's data, against what the client's own one scored there."""
 
-    plan: Federation
+    federation: Federation
 
     def __call__(self, everyone: _Everyone, client: tuple[Client, jax.Array]) -> tuple[jax.Array, None]:
-        """[loss, accuracy], positive where the merged model is worse."""
+        """Return the gaps [loss, accuracy], positive where the merged model is worse."""
         who, own = client
-        merged = _client_scores(self.plan, everyone.shared, who, everyone.shared.start)
+        merged = _client_scores(self.federation, everyone.shared, who, everyone.shared.start)
         return (merged - own) * jnp.array([1, -1], own.dtype), None
 
 
-def _client_scores(plan: Federation, shared: Shared, who: Client, params: PyTree) -> jax.Array:
-    training = plan.training
+def _client_scores(federation: Federation, shared: Shared, who: Client, params: PyTree) -> jax.Array:
+    training = federation.training
     return with_examples(
         shared.cohort, who, lambda data: client_scores(training.apply, training.likelihood, params, data)
     )
@@ -275,11 +306,11 @@ def _client_scores(plan: Federation, shared: Shared, who: Client, params: PyTree
 def client_scores(
     apply: Callable, likelihood: Likelihood, params: PyTree, data: Examples, batch_size: int = 256
 ) -> jax.Array:
-    """[loss, accuracy] of a model on one client's examples, means over them; accuracy NaN where there is no such."""
+    """Score a model on one client's examples: mean [loss in nats, accuracy]; accuracy is NaN where there is none."""
 
     def sums(batch: Any) -> jax.Array:
-        outputs = apply(params, batch.x)
-        rows = [widened(jax.vmap(likelihood.nll)(outputs, batch.y))]
+        outputs = widened(apply(params, batch.x))
+        rows = [jax.vmap(likelihood.nll)(outputs, batch.y)]
         if likelihood.correct:
             rows.append(jax.vmap(likelihood.correct)(outputs, batch.y).astype(rows[0].dtype))
         totals = jnp.stack([jnp.sum(jnp.where(batch.mask, row, 0)) for row in rows])
@@ -298,16 +329,16 @@ class _RoundMerged(NamedTuple):
 
 
 def _merge_here(
-    plan: Federation, registered: int, state: State, chosen: Any, sizes: Any, added: PyTree, kept: dict[str, Any]
+    federation: Federation, registered: int, state: State, chosen: Any, sizes: Any, added: PyTree, kept: dict[str, Any]
 ) -> _RoundMerged:
     """The server's part of the first exchange; `sizes` [sampled] are relative to the mean of all registered."""
-    rule = exchanges(plan.rule)[0]
+    rule = exchanges(federation.rule)[0]
     params, diagnostics = _solve_here(rule, added if rule.combine == "add" else kept["stacked"], state.params)
     common, own = state.common, state.own
-    if plan.variant is not None:
+    if federation.variant is not None:
         own = jax.tree.map(lambda all_, mine: all_.at[chosen].set(mine), own, kept["own"])
-        sent = jax.tree.map(lambda leaf: leaf / plan.sampled, weighted_sum(sizes, kept["sent"]))
-        params, common = plan.variant.server(params, common, sent, plan.sampled / registered)
+        sent = jax.tree.map(lambda leaf: leaf / federation.sampled, weighted_sum(sizes, kept["sent"]))
+        params, common = federation.variant.server(params, common, sent, federation.sampled / registered)
     return _RoundMerged(params, diagnostics, common, own)
 
 
@@ -318,11 +349,13 @@ def _solve_here(rule: Rule, summary: PyTree, start: PyTree) -> tuple[PyTree, dic
     return in_types_of(merged.params, start), merged.diagnostics
 
 
-def _serve_here(plan: Federation, state: State, params: PyTree, common: PyTree, own: PyTree) -> tuple[State, jax.Array]:
+def _serve_here(
+    federation: Federation, state: State, params: PyTree, common: PyTree, own: PyTree
+) -> tuple[State, jax.Array]:
     """The server's step to the merged model, and its length."""
     start, inner = state.params, state.optimizer
-    if plan.optimizer is not None:
-        updates, inner = plan.optimizer.update(difference(start, params), inner, start)
+    if federation.optimizer is not None:
+        updates, inner = federation.optimizer.update(difference(start, params), inner, start)
         params = optax.apply_updates(start, updates)
     moved = optax.tree.norm(difference(params, start))
     return State(params, inner, state.round + 1, state.key, common, own), moved
@@ -334,7 +367,7 @@ _serve = jax.jit(_serve_here, static_argnums=0)
 
 
 def fraction(share: float, registered: int) -> int:
-    """Clients in a round of partial participation: at least one.
+    """Number of clients in a round of partial participation, at least one.
 
     Raises:
         ValueError: a share outside of (0, 1].

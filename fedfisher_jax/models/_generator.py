@@ -14,7 +14,7 @@ class Generator(nn.Module):
     Normalisation is over the batch at hand, so a batch of examples belongs together.
 
     Attributes:
-        shape: of one example.
+        shape: shape of one example.
         width: channels of the last hidden layer; the ones before have twice as many.
     """
 

@@ -52,7 +52,7 @@ class Transformer(nn.Module):
     Attributes:
         vocab: number of different tokens.
         length: positions, at most.
-        width: of the stream.
+        width: numbers per position in the stream.
         depth: blocks.
         heads: attention heads; they divide the width.
         expansion: see `Block`.
@@ -104,7 +104,7 @@ def build_transformer(
     Args:
         vocab: number of different tokens.
         length: positions, at most.
-        width: of the stream.
+        width: numbers per position in the stream.
         depth: blocks.
         heads: attention heads; they divide the width.
         expansion: hidden units of a block's perceptron, as a multiple of the width.

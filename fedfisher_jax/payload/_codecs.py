@@ -124,7 +124,7 @@ def encode(codec: Codec, array: np.ndarray, random: np.random.Generator | None =
 
     Args:
         codec: how.
-        array: of a floating-point type.
+        array: numbers of a floating-point type.
         random: for stochastic rounding.
 
     Raises:

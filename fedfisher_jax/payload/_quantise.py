@@ -14,8 +14,8 @@ def quantise(
     """round(v/m · (2^bits − 1)) with m = max |v|: "codes", and m as "scale".
 
     Args:
-        array: of a floating-point type.
-        bits: of the magnitude.
+        array: numbers of a floating-point type.
+        bits: bits of the magnitude.
         signed: whether a code has a sign bit, too; else entries must not be negative.
         random: where given, round up with the probability that makes every number right on average.
 

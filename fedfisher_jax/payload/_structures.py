@@ -47,7 +47,7 @@ def outline(structure: str | None, static: Any, leaves: Sequence[Leaf], treedef:
         structure: its name.
         static: what the file says of it beside its arrays.
         leaves: the parameters' leaves.
-        treedef: of the parameters; without it, that of a list.
+        treedef: structure of the parameter tree; without it, that of a list.
 
     Raises:
         ValueError: an unknown name, or `static` does not fit the parameters.

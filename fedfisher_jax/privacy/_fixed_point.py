@@ -33,7 +33,7 @@ def encode(values: np.ndarray, clients: int, fraction_bits: int | np.ndarray = F
     Args:
         values: finite real numbers.
         clients: at most so many of them are summed; their sum must not wrap around.
-        fraction_bits: of the resolution 2^-fraction_bits, one for all or one for each; the same at all clients.
+        fraction_bits: the resolution is 2^-fraction_bits; one for all numbers or one for each, the same at all clients.
 
     Raises:
         ValueError: a number that is not finite or not real, too large for the sum, or an integer beyond 2^53, of which

@@ -40,7 +40,7 @@ def total(contributions: Sequence[PyTree], **options: Any) -> PyTree:
 
     Args:
         contributions: a tree of floating-point arrays of each client, of equal structure, shapes and types.
-        options: of `secure_sum`.
+        options: options of `secure_sum`.
 
     Raises:
         ValueError: trees that differ, numbers that are not finite, integers (whose sum could wrap), complex numbers, or
@@ -99,9 +99,9 @@ def secure_merge(rule: Rule, payloads: Sequence[Any], start: PyTree = None, **op
 
     Args:
         rule: one whose contributions add up (FedAvg, Fisher merging, FedFisher with a diagonal, RegMean …).
-        payloads: of all clients, at least two.
+        payloads: payloads of all clients, at least two.
         start: the model that the clients were sent, where the rule reads it.
-        options: of `secure_sum`: threshold, silent, lost, dropouts; clients' numbers there start at 1.
+        options: options of `secure_sum`: threshold, silent, lost, dropouts; clients' numbers there start at 1.
 
     Raises:
         ValueError: the rule stacks payloads, or one of them is refused.

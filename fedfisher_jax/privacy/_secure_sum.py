@@ -72,9 +72,9 @@ def mask(settings: Round, secrets: Secrets, keys: Mapping[int, Keys], values: np
     """The client's uint64 numbers with its own mask and a pairwise one with every other client in `keys`.
 
     Args:
-        settings: of the round.
-        secrets: of this client.
-        keys: of all whose shares it has; those are the ones that it expects to send masked numbers, too.
+        settings: the round's settings.
+        secrets: this client's secrets.
+        keys: keys of all whose shares it has; those are the ones that it expects to send masked numbers, too.
         values: uint64 [n], of `fixed_point.encode`.
 
     Raises:
@@ -102,8 +102,8 @@ def reveal(
     """This client's shares of what the server needs to unmask the sum: for nobody both, seed and masking key.
 
     Args:
-        settings: of the round.
-        secrets: of this client.
+        settings: the round's settings.
+        secrets: this client's secrets.
         keys: as in `mask`.
         sealed: what each of them encrypted for this client.
         stayed: those whose masked numbers have arrived, says the server. From answers to two different lists it could
@@ -142,8 +142,8 @@ def unmask(
     Every secret that is restored is compared with what its client committed to, so that the sum is right or an error.
 
     Args:
-        settings: of the round.
-        keys: of all whom the others expected, see `mask`.
+        settings: the round's settings.
+        keys: keys of all whom the others expected, see `mask`.
         masked: what arrived.
         revealed: answers to `reveal`, from at least `threshold` clients.
 

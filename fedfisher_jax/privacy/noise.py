@@ -113,7 +113,7 @@ def privatise(payload: Payload, start: PyTree, guarantee: Guarantee) -> Payload:
     Args:
         payload: what the silo would send.
         start: the model that it trained from; only the difference is clipped.
-        guarantee: of `noise_for`.
+        guarantee: what `noise_for` returns.
 
     Raises:
         ValueError: an entry that is not finite, whose norm could not be clipped, by name; or a structure of Fisher

@@ -33,10 +33,10 @@ def network_of(name: str, input_shape: Sequence[int], outputs: int, bias: bool) 
     """`models.build`, or what a user's function(input_shape, outputs) returns: a pair (init, apply).
 
     Args:
-        name: of the model, or module:function; the module is looked for on Python's path, then in the current folder.
-        input_shape: of one example.
+        name: a model's name, or module:function; the module is looked for on Python's path, then in the current folder.
+        input_shape: shape of one example.
         outputs: classes, or numbers that the network puts out.
-        bias: of our models.
+        bias: whether the layers of our models have biases.
 
     Raises:
         ValueError: no such model or function, or it returns something else.

@@ -14,14 +14,14 @@ MOST_PADDED = 1024  # rows that a silo of fewer examples is filled up to: a batc
 
 
 def silo_cohort(x: Any, y: Any, number: int, batch_size: int) -> Cohort:
-    """One silo's examples as a cohort of one client.
+    """Make a cohort of one client from one silo's examples.
 
     Args:
-        x: [n, ...] this silo's examples alone.
-        y: [n, ...].
-        number: the silo's; its keys are folded with it.
-        batch_size: of training, for a row of examples that is no shorter, up to `MOST_PADDED`: fewer examples make a
-            smaller program, whose sums round differently.
+        x: [n, ...] inputs of this silo alone.
+        y: [n, ...] its targets.
+        number: the silo's number, with which its random keys are folded.
+        batch_size: batch size of training; the row of examples is no shorter, up to `MOST_PADDED`, since fewer examples
+            make a smaller program, whose sums round differently.
     """
     return cohort(x, y, [np.arange(len(x))], numbers=[number], length=min(batch_size, MOST_PADDED))
 
@@ -35,14 +35,14 @@ def train_and_measure(
     *,
     params: PyTree = None,
 ) -> Payload:
-    """What a silo sends.
+    """Train and measure: the payload that a silo sends.
 
     Args:
         training: the settings; None trains nothing.
         rule: one exchange.
         start: the model that all silos were sent.
         silo: from `silo_cohort`.
-        key: of the round.
+        key: random keys of the round.
         params: an already trained model, measured where nothing is trained; default the start itself.
 
     Raises:

@@ -51,7 +51,7 @@ class Silo(NamedTuple):
         y: [n, ...].
         number: the silo's own, different ones in a federation; random draws depend on it.
         like: parameters of the model, or their shapes: the tree to train.
-        seed: of all rounds, the same for all nodes.
+        seed: seed of all rounds, the same for all nodes.
         plan: (payload, about) → how its entries are encoded; None sends them as they are.
     """
 
@@ -173,8 +173,8 @@ class FedFisher(FedAvg):
             layers: the model's, from `capture`; payloads' layers must be among them.
             limits: caps on payloads.
             quorum: fewest payloads that are merged; with fewer a round leaves the model as it was.
-            fraction_evaluate: of nodes that evaluate after each round.
-            options: of Flower's FedAvg: fraction_train, min_train_nodes, min_available_nodes …
+            fraction_evaluate: share of nodes that evaluate after each round.
+            options: options of Flower's FedAvg: fraction_train, min_train_nodes, min_available_nodes …
 
         Raises:
             ValueError: quorum below 1.

@@ -34,14 +34,14 @@ class Bounds(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Of the priors on images."""
+    """Weights of the priors on images."""
 
     total_variation: float = 1.0
     mean_square: float = 0.1
 
 
 def begin(optimizer: optax.GradientTransformation, inputs: PyTree) -> State:
-    """A descent's first state."""
+    """Make a descent's first state."""
     return State(jnp.zeros((), jnp.int32), inputs, optimizer.init(inputs))
 
 
@@ -55,14 +55,14 @@ def descend(
     steps: int,
     bounds: Bounds | None = None,
 ) -> tuple[State, jax.Array]:
-    """So many further steps; twice 50 are the same as 100.
+    """Take `steps` further steps; twice 50 are the same as 100.
 
     Args:
         loss: (inputs, given) → scalar; the same object again, or an equal one, is not compiled again.
-        optimizer: of optax.
-        state: of `begin`, or of an earlier call.
+        optimizer: an optimiser of optax.
+        state: the state from `begin`, or from an earlier call.
         given: what the loss reads beside the inputs (a model, targets …).
-        steps: how many.
+        steps: number of steps.
         bounds: inputs are cut to them after every step.
 
     Returns:

@@ -46,7 +46,7 @@ def input_moment(fisher: Any, layer: Layer) -> jax.Array:
     """The second moment of a layer's inputs that a Fisher contains, [i, i]; its scale means nothing.
 
     Args:
-        fisher: of any registered structure.
+        fisher: Fisher information of any registered structure.
         layer: one of the model's, from `capture`.
 
     Raises:
@@ -122,7 +122,7 @@ class Whitener(NamedTuple):
 
 
 def whitener(inputs: Inputs, damping: float = DAMPING) -> Whitener:
-    """Damped so that directions without variance, where inputs cannot differ, do not weigh infinitely."""
+    """Make a whitener, damped so that directions without variance, where inputs cannot differ, weigh finitely."""
     values, vectors = jnp.linalg.eigh(inputs.covariance)
     floor = damping * jnp.maximum(jnp.mean(values), jnp.finfo(values.dtype).tiny)
     return Whitener(inputs.mean, vectors.T / jnp.sqrt((jnp.maximum(values, 0) + floor) * len(values))[:, None])
@@ -134,7 +134,7 @@ class Given(NamedTuple):
     Attributes:
         params: the model.
         targets: [n] classes.
-        whiteners: of the layers numbered `FisherInversion.layers`.
+        whiteners: one for each of the layers numbered `FisherInversion.layers`.
         mean: [pixels] and
         basis: [k, pixels]: images are mean + coordinates · basis; None where images themselves are optimised.
     """
@@ -163,9 +163,9 @@ class FisherInversion:
         likelihood: what was fitted.
         captured: its layers.
         layers: numbers of those whose inputs are known.
-        shape: of an image.
-        weight: of the distances.
-        weights: of the image priors.
+        shape: shape of an image.
+        weight: weight of the distances.
+        weights: weights of the image priors.
     """
 
     apply: Callable
@@ -177,7 +177,7 @@ class FisherInversion:
     weights: Weights = Weights(1e-3, 0.0)
 
     def __call__(self, found: jax.Array, given: Given) -> jax.Array:
-        """One number for all images."""
+        """Return one number for all images."""
         images, leaves = images_of(found, given, self.shape), jax.tree.leaves(given.params)
         fit = jax.vmap(self.likelihood.nll)(for_loops(self.apply)(given.params, images), given.targets)
         fit += image_prior(images, self.weights)

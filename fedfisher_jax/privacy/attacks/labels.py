@@ -15,7 +15,7 @@ Shares = Float[Array, " c"]
 
 
 def of_update(start: PyTree, params: PyTree, layer: Layer) -> Shares:
-    """From how training moved the last layer: a class that the client has was pulled up, others were pushed down.
+    """Guess shares from how training moved the last layer: classes of the client were pulled up, others pushed down.
 
     The gradient at output c is Σ (p_c − y_c) h with inputs h that are not negative after a ReLU, so that what a column
     (and the bias) gained follows Σ (y_c − p_c). Shares are the gains above the smallest one. The same holds of one step
@@ -32,7 +32,7 @@ def of_update(start: PyTree, params: PyTree, layer: Layer) -> Shares:
 
 
 def of_output_moment(moment: Float[Array, "c c"]) -> Shares:
-    """From G = E[g gᵀ] at the last layer's output: its diagonal.
+    """Guess shares from G = E[g gᵀ] at the last layer's output: its diagonal.
 
     Of the exact Fisher G_cc = E[p_c (1 − p_c)], how often class c is in doubt, and a class that a client does not have
     seldom is. Of the empirical one G_cc = E[(p_c − y_c)²].
@@ -41,7 +41,7 @@ def of_output_moment(moment: Float[Array, "c c"]) -> Shares:
 
 
 def of_empirical_moment(moment: Float[Array, "c c"]) -> Shares:
-    """From an empirical G where outputs are still uniform: E[(1/C − y_c)²] = s_c (1 − 2/C) + 1/C² gives s exactly."""
+    """Read shares off an empirical G of uniform outputs: E[(1/C − y_c)²] = s_c (1 − 2/C) + 1/C² gives s exactly."""
     count = moment.shape[0]
     return shares_of((jnp.diagonal(moment) - 1 / count**2) / (1 - 2 / count))
 
@@ -54,7 +54,7 @@ def of_last_inputs(
     key: jax.Array,
     samples: int = 2000,
 ) -> Shares:
-    """From A of the last layer: what the model predicts on average for inputs of that mean and covariance.
+    """Guess shares from A of the last layer: the model's mean prediction for inputs of that mean and covariance.
 
     Training ends where predictions are right on average (the gradient of a bias, E[p] − shares, is zero), so the
     average prediction over the client's own examples is its shares. The layer's inputs are drawn as normal numbers of
@@ -64,8 +64,8 @@ def of_last_inputs(
         link: outputs [c] → probabilities (`Likelihood.mean`).
         params: the client's parameters.
         layer: the model's last.
-        inputs: of `fisher_inversion.inputs_of`.
-        key: of the draws.
+        inputs: mean and covariance from `fisher_inversion.inputs_of`.
+        key: random key of the draws.
         samples: draws.
     """
     values, vectors = jnp.linalg.eigh(inputs.covariance)

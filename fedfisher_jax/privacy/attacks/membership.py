@@ -57,7 +57,7 @@ def fisher_scores(
         apply: the model.
         likelihood: what was fitted.
         params: as the server sees them.
-        fisher: of any registered structure.
+        fisher: Fisher information of any registered structure.
         x: [n, ...].
         y: [n].
         damping: ε relative to the mean diagonal entry of F.

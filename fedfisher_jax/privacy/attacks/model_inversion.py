@@ -41,10 +41,10 @@ def grey(key: jax.Array, count: int, shape: tuple[int, ...], bounds: Bounds, spr
     """Images to begin with: the middle of the range and a little noise, [count, *shape].
 
     Args:
-        key: of the noise.
+        key: random key of the noise.
         count: images.
-        shape: of one image.
-        bounds: of pixels.
+        shape: shape of one image.
+        bounds: smallest and largest value of a pixel.
         spread: standard deviation of the noise, as a share of the range.
     """
     middle, width = (bounds.low + bounds.high) / 2, bounds.high - bounds.low
