@@ -172,7 +172,7 @@ def test_long_epochs_in_bfloat16_lose_nothing():
         options = {"epochs": 1, "batch_size": 32, "squares": True}
         found[dtype] = train(apply, categorical(), optax.sgd(0.0), start, data, jax.random.key(0), **options)
     narrow, wide = found[jnp.bfloat16], found[jnp.float32]
-    assert narrow.loss.dtype == narrow.squares["w"].dtype == jnp.bfloat16
+    assert narrow.loss.dtype == jnp.float32 and narrow.squares["w"].dtype == jnp.bfloat16
     np.testing.assert_allclose(float(narrow.loss), float(wide.loss), rtol=0.01)
     for a, b in zip(jax.tree.leaves(narrow.squares), jax.tree.leaves(wide.squares), strict=True):
         np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=0.03)

@@ -234,21 +234,24 @@ def small(tmp_path_factory):
     return folder
 
 
+NEW = ("init", "--out", "new")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["init", "--out", "new"], "input_shape, outputs: expected"),
-        (["init", "--data", "digits", "--out", "new", "--model", "nothing"], "name: got 'nothing'"),
-        (["init", "--data", "digits", "--out", "new", "--model", "no_such:net"], "model: cannot import"),
-        (["init", "--data", "digits", "--out", "new", "--model", "math:remainder"], "model: math:remainder"),
-        (["init", "--data", "digits", "--out", "new", "--model", "operator:eq"], "returned bool, expected a pair of functions"),
-        (["init", "--data", "digits", "--out", "new", "--model", "math:prod"], "model: math:prod((8, 8, 1), 10) failed"),
-        (["init", "--data", "digits", "--out", "new", "--likelihood", "x"], "likelihood: got 'x'"),
-        (["init", "--data", "digits", "--out", "new", "--seed", "-1"], "seed"),
+        ([*NEW], "input_shape, outputs: expected"),
+        ([*NEW, "--data", "digits", "--model", "nothing"], "name: got 'nothing'"),
+        ([*NEW, "--data", "digits", "--model", "no_such:net"], "model: cannot import"),
+        ([*NEW, "--data", "digits", "--model", "math:remainder"], "model: math:remainder"),
+        ([*NEW, "--data", "digits", "--model", "operator:eq"], "returned bool, expected a pair of functions"),
+        ([*NEW, "--data", "digits", "--model", "math:prod"], "model: math:prod((8, 8, 1), 10) failed"),
+        ([*NEW, "--data", "digits", "--likelihood", "x"], "likelihood: got 'x'"),
+        ([*NEW, "--data", "digits", "--seed", "-1"], "seed"),
         (["init", "--data", "digits", "--out", "nothing/start"], "out: cannot write"),
         (["init", "--data", "digits"], "start.safetensors is there already"),
-        (["init", "--data", "digits", "--out", "new", "--checkpoint", "other.safetensors"], "other.safetensors: parameters: missing"),
-        (["init", "--data", "digits", "--out", "new", "--checkpoint", "broken.safetensors"], "broken.safetensors: not a safetensors"),
+        ([*NEW, "--data", "digits", "--checkpoint", "other.safetensors"], "other.safetensors: parameters: missing"),
+        ([*NEW, "--data", "digits", "--checkpoint", "broken.safetensors"], "broken.safetensors: not a safetensors"),
         (["measure", "--data", "nothing.npz"], "data: nothing.npz"),
         (["measure", "--data", "nothing"], "unknown data set 'nothing'"),
         (["measure", "--data", "no.npz"], "data: no.npz"),
@@ -317,7 +320,7 @@ def test_bad_input_is_one_line(arguments, words, small, monkeypatch, capsys):
     monkeypatch.chdir(small)
     before = {path.name: path.stat().st_mtime_ns for path in small.iterdir()}
     with pytest.raises(SystemExit) as stop:
-        command(*arguments, *(["--overwrite"] if arguments[0] == "init" else []))
+        command(*arguments)
     assert stop.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("fedfisher: ") and words in lines[0]

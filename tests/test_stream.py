@@ -112,7 +112,7 @@ def wider(shared, client):
 def test_narrow_types_are_resumed(tmp_path, combine):
     narrow, arguments = CLIENTS.astype(jnp.bfloat16), {"combine": combine, "checkpoint": tmp_path / "fold.npz"}
     first, again = (fold_clients(contribution, SHARED.astype(jnp.bfloat16), narrow, **arguments)[0] for _ in range(2))
-    assert again["sum"].dtype == jnp.bfloat16
+    assert again["sum"].dtype == (jnp.float32 if combine == "add" else jnp.bfloat16)  # sums of many lose in 16 bits
     chex.assert_trees_all_equal(first, again)
 
 

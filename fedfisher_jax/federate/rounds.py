@@ -168,7 +168,7 @@ def scan(
 
 
 def _require_fit(federation: Federation, state: State, cohort: Cohort, epochs: Any) -> None:
-    """Refuse clients that do not fit the state; targets are looked at before the first round, where they are concrete."""
+    """Refuse clients that do not fit the state; concrete targets are looked at before the first round."""
     registered = cohort.sizes.shape[0]
     if epochs is not None and jnp.shape(epochs) != (registered,):
         raise ValueError(f"epochs: got shape {jnp.shape(epochs)}, expected ({registered},), one for each client")

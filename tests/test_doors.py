@@ -1,0 +1,166 @@
+"""What the library's doors refuse before any work, at no cost under jit; and arithmetic that models of 16 bits keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedfisher_jax as ff
+from fedfisher_jax.federate import measure_clients, merge_clients, scaffold, train_clients
+
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(30, 5)), jnp.float32)
+LABELS = RNG.integers(0, 3, 30)
+START, KEY = jnp.zeros((5, 3)), jax.random.key(0)
+PARTS = [np.arange(15), np.arange(15, 30)]
+
+
+def apply(params, x):
+    return x @ params
+
+
+def training(likelihood=ff.categorical(), optimizer=optax.sgd(0.1), epochs=2, batch_size=8):
+    return ff.LocalTraining(apply, likelihood, optimizer, epochs, batch_size)
+
+
+UNFIT = {
+    "labels from 1": (ff.categorical(), LABELS + 1),
+    "one label beyond the classes": (ff.categorical(), np.where(np.arange(30) == 7, 3, LABELS)),
+    "-1 for unknown": (ff.categorical(), np.where(np.arange(30) == 7, -1, LABELS)),
+    "labels as floats": (ff.categorical(), LABELS.astype(float)),
+    "regression of another shape": (ff.gaussian(), RNG.normal(size=30)),
+    "a target that is not finite": (ff.gaussian(), np.full((30, 3), np.nan)),
+    "-1 and 1 for 0 and 1": (ff.bernoulli(), 2.0 * RNG.integers(0, 2, (30, 3)) - 1),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_targets_that_do_not_fit_are_refused_at_every_door(name):
+    likelihood, y = UNFIT[name]
+    cohort = ff.cohort(X, y, PARTS)
+    with pytest.raises(ValueError, match="^y: got"):
+        train_clients(training(likelihood), START, cohort, KEY)
+    federation = ff.Federation(training(likelihood), ff.fedavg(apply, likelihood), sampled=2)
+    state = ff.rounds.init(federation, START, 2, KEY)
+    for strategy in ("sequential", "threads"):
+        with pytest.raises(ValueError, match="^y: got"):
+            ff.rounds.step(federation, state, cohort, strategy=strategy)
+    with pytest.raises(ValueError, match="^y: got"):
+        ff.rounds.scan(federation, state, cohort, 2)
+    with pytest.raises(ValueError, match="^y: got"):
+        ff.evaluate(apply, likelihood, START, X, jnp.asarray(y))
+
+
+def test_rows_that_nobody_reads_may_hold_anything():
+    y = np.where(np.arange(30) < 3, -1, LABELS)
+    cohort = ff.cohort(X, y, [np.arange(3, 15), np.arange(15, 30)])
+    trained, _ = train_clients(training(), START, cohort, KEY)
+    assert np.isfinite(trained.params).all()
+    ff.evaluate(apply, ff.categorical(), START, X, jnp.asarray(y), mask=jnp.arange(30) >= 3)
+
+
+def test_a_likelihood_of_ones_own_is_left_alone():
+    own = ff.gaussian()._replace(name="mine") if hasattr(ff.gaussian(), "_replace") else None
+    if own is None:
+        import dataclasses
+
+        own = dataclasses.replace(ff.gaussian(), name="mine")
+    train_clients(training(own), START, ff.cohort(X, np.ones((30, 3)), PARTS), KEY)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ([np.array([0, 1]), np.array([100, 25])], "client 1 has row 100, expected rows from 0 to 29"),
+        ([np.array([0, -1])], "client 0 has row -1"),
+        ([np.ones(30, bool)], "client 0 has rows of bool"),
+        ([np.array([0.5])], "client 0 has rows of float64"),
+        ([np.array([0]), np.array([], int)], "client 1 has rows of shape"),
+        ([], "expected at least one client"),
+    ],
+)
+def test_rows_that_are_none_are_refused(parts, words):
+    with pytest.raises(ValueError, match=words):
+        ff.cohort(X, LABELS, parts)
+
+
+def test_numbers_that_do_not_match_the_clients_are_refused():
+    with pytest.raises(ValueError, match="y: expected 30 targets"):
+        ff.cohort(X, LABELS[:3], PARTS)
+    with pytest.raises(ValueError, match="numbers: got shape"):
+        ff.cohort(X, LABELS, PARTS, numbers=[1])
+    for wrong in ({"batch_size": 0}, {"batch_size": -3}, {"epochs": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: got"):
+            train_clients(training(**wrong), START, ff.cohort(X, LABELS, PARTS), KEY)
+    federation = ff.Federation(training(), ff.fedavg(apply, ff.categorical()), 2, variant=scaffold(0.5))
+    state, cohort = ff.rounds.init(federation, START, 3, KEY), ff.cohort(X, LABELS, PARTS)
+    with pytest.raises(ValueError, match="cohort: got 2 clients, expected the 3 that were registered"):
+        ff.rounds.step(federation, state, cohort, strategy="sequential")
+    plain = ff.Federation(training(), ff.fedavg(apply, ff.categorical()), 2)
+    with pytest.raises(ValueError, match=r"epochs: got shape \(1,\)"):
+        ff.rounds.step(plain, ff.rounds.init(plain, START, 2, KEY), cohort, epochs=jnp.array([1]))
+
+
+def test_what_is_masked_out_may_be_nan():
+    mask = jnp.arange(30) % 3 != 0
+    hidden = ff.examples(jnp.where(mask[:, None], X, jnp.nan), LABELS, mask)
+    settings = apply, ff.categorical(), optax.sgd(0.1), START
+    found = ff.train(*settings, hidden, KEY, epochs=2, batch_size=4).params
+    shown = ff.train(*settings, ff.examples(X, LABELS, mask), KEY, epochs=2, batch_size=4).params
+    np.testing.assert_array_equal(found, shown)
+    fishers = [ff.fisher(apply, ff.categorical(), found, d).values for d in (hidden, ff.examples(X, LABELS, mask))]
+    np.testing.assert_array_equal(*fishers)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()), optax.lbfgs()], ids=["plateau", "lbfgs"]
+)
+def test_optimisers_that_need_the_loss_train(optimizer):
+    data, y = ff.examples(X, LABELS), jnp.asarray(LABELS)
+    before = ff.evaluate(apply, ff.categorical(), START, X, y).loss
+    found = ff.train(apply, ff.categorical(), optimizer, START, data, KEY, epochs=3, batch_size=30)
+    assert ff.evaluate(apply, ff.categorical(), found.params, X, y).loss < 0.95 * before
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("size", [10_000, 60_000])
+def test_scores_of_16_bit_models_are_summed_in_float32(dtype, size):
+    x = jnp.asarray(RNG.normal(size=(size, 5)), dtype)
+    params, y = jnp.asarray(RNG.normal(size=(5, 3)), dtype), RNG.integers(0, 3, size)
+    y[: size // 500] = 1
+    logits = np.asarray(apply(params, x), np.float64)
+    shifted = logits - logits.max(1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(size), y]
+    found = ff.evaluate(apply, ff.categorical(), params, x, jnp.asarray(y))
+    np.testing.assert_allclose(found.loss, losses.mean(), rtol=1e-5)
+    assert abs(float(found.accuracy) - (logits.argmax(1) == y).mean()) < 1e-4
+    alone = ff.ensemble(apply, ff.categorical(), params[None], x, jnp.asarray(y))
+    np.testing.assert_allclose(alone.loss, losses.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "vectorised", "threads"])
+def test_a_fold_of_3000_ones_in_16_bits_is_3000(strategy):
+    ones = jnp.ones(3000, jnp.bfloat16)
+    total, _ = ff.fold_clients(lambda shared, one: one, None, ones, combine="add", group=1000, strategy=strategy)
+    assert float(total) == 3000
+
+
+def test_small_clients_read_short_rows_beside_a_large_one():
+    """20 clients of 10 examples beside one of 20,000: the index table follows examples, and results are the same."""
+    sizes = [20_000, *[10] * 20]
+    x, y = RNG.normal(size=(sum(sizes), 5)).astype(np.float32), RNG.integers(0, 3, sum(sizes))
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    cohort = ff.cohort(x, y, parts)
+    assert cohort.rows.size == sum(sizes) and cohort.lengths[0] < 2000 and cohort.lengths[-1] == 20_000
+    for strategy in ("sequential", "vectorised", "threads"):
+        trained, _ = train_clients(training(epochs=1), START, cohort, KEY, strategy=strategy)
+        alone, _ = train_clients(training(epochs=1), START, cohort.sample(np.array([7])), KEY, strategy="sequential")
+        np.testing.assert_allclose(trained.params[7], alone.params[0], rtol=1e-5, atol=1e-6)
+    rule = ff.fedfisher(apply, ff.categorical())
+    sent = [
+        measure_clients(rule.measure, ff.Update(trained.params, START), cohort, KEY, strategy=strategy)[0]
+        for strategy in ("sequential", "vectorised")
+    ]
+    merged = [merge_clients(rule, payloads).params for payloads in sent]
+    np.testing.assert_allclose(merged[0], merged[1], rtol=1e-4, atol=1e-5)
