@@ -40,6 +40,14 @@ def fedprox(mu: float) -> Variant:
 
     Raises:
         ValueError: μ negative.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from fedfisher_jax.federate import fedprox
+        >>> start, now = jnp.zeros(2), jnp.ones(2)
+        >>> optimizer = fedprox(0.5).optimizer(optax.sgd(1.0), start, None, None)
+        >>> optimizer.update(jnp.zeros(2), optimizer.init(now), now)[0].tolist()  # pulled back to the start
+        [-0.5, -0.5]
     """
     if not mu >= 0:
         raise ValueError(f"mu: got {mu}, expected a number of at least 0")
