@@ -71,6 +71,14 @@ def scaffold(learning_rate: float) -> Variant:
 
     Raises:
         ValueError: learning rate not positive.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from fedfisher_jax.federate import scaffold
+        >>> params, own, common = jnp.zeros(2), jnp.ones(2), jnp.full(2, 3.0)
+        >>> optimizer = scaffold(0.1).optimizer(optax.sgd(1.0), params, own, common)
+        >>> optimizer.update(jnp.ones(2), optimizer.init(params), params)[0].tolist()  # −(g − c_i + c)
+        [-3.0, -3.0]
     """
     if not learning_rate > 0:
         raise ValueError(f"learning_rate: got {learning_rate}, expected a positive number")
