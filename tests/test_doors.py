@@ -114,7 +114,9 @@ def test_what_is_masked_out_may_be_nan():
 
 
 @pytest.mark.parametrize(
-    "optimizer", [optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()), optax.lbfgs()], ids=["plateau", "lbfgs"]
+    "optimizer",
+    [optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()), optax.lbfgs()],
+    ids=["plateau", "lbfgs"],
 )
 def test_optimisers_that_need_the_loss_train(optimizer):
     data, y = ff.examples(X, LABELS), jnp.asarray(LABELS)

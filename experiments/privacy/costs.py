@@ -19,8 +19,7 @@ import fedfisher_jax as ff
 from experiments.fedfisher import bits
 from experiments.lib import common
 from fedfisher_jax.merge import catalogue
-from fedfisher_jax.privacy import noise
-from fedfisher_jax.privacy._secure_merge import secure_merge
+from fedfisher_jax.privacy import noise, secure_merge
 
 RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "regmean-kron", "fedfisher-kfac")
 EPSILONS = (100.0, 8.0)

@@ -19,8 +19,7 @@ from fedfisher_jax.data import Dataset
 from fedfisher_jax.federate import measure_clients, run_keys, train_clients
 from fedfisher_jax.merge import Payload, Rule, fedavg, fedfisher, merge_payloads, regmean_kron
 from fedfisher_jax.models import Network
-from fedfisher_jax.privacy import attacks, noise
-from fedfisher_jax.privacy._secure_merge import secure_merge
+from fedfisher_jax.privacy import attacks, noise, secure_merge
 from fedfisher_jax.privacy.attacks import views
 
 FISHERS = ("diagonal", "kronecker", "gram", "low_rank", "full")

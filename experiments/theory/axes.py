@@ -124,7 +124,7 @@ def runs(
         if not descent:
             return run, {}
         local = two_layer.train(start, data, steps, 0.5, output, train_output)
-        problem = merges.full_problem(local, data, output, train_output)
+        problem = merges.full_objective(local, data, output, train_output)
         rate = sample_space.largest_step(problem.spectrum)
         gap = decomposition.descent_gap(problem, rate, server_steps)
         reached = merges.place(problem, sample_space.iterate(problem.spectrum, rate, server_steps))

@@ -53,7 +53,7 @@ def network(name: str, width: int, shape: tuple[int, ...]) -> models.Network:
 
 @partial(jax.jit, static_argnames=("name", "width", "shape"))
 def diagnose(
-    key: jax.Array, clients: matrix_free.Clients, steps: jax.Array, name: str, width: int, shape: tuple[int, ...]
+    key: jax.Array, clients: matrix_free.ClientData, steps: jax.Array, name: str, width: int, shape: tuple[int, ...]
 ):
     """One run in float64."""
     net = network(name, width, shape)
@@ -69,7 +69,7 @@ def run(network: str, width: int, steps: int, seed: int) -> dict[str, Any]:
     drawn = inputs.images(jax.random.key(seed), x.astype(np.float64), y, classes, CLIENTS, EXAMPLES)
     shape = x.shape[1:]
     pictures = drawn.x.reshape(CLIENTS, EXAMPLES, *shape) * np.prod(shape) ** 0.5  # pixels of mean square one
-    clients = matrix_free.Clients(pictures, drawn.y[..., None], drawn.weights)
+    clients = matrix_free.ClientData(pictures, drawn.y[..., None], drawn.weights)
     found = diagnose(
         jax.random.fold_in(jax.random.key(seed), width), clients, jnp.asarray(steps), network, width, shape
     )

@@ -57,10 +57,10 @@ def real_images(source: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
 
 
 @partial(jax.jit, static_argnames=("width", "steps"))
-def runs(keys: jax.Array, clients: two_layer.Clients, width: int, steps: int) -> decomposition.Run:
+def runs(keys: jax.Array, clients: two_layer.ClientData, width: int, steps: int) -> decomposition.Run:
     """All seeds of one width, one after the other, in one program."""
 
-    def seed(args: tuple[jax.Array, two_layer.Clients]) -> decomposition.Run:
+    def seed(args: tuple[jax.Array, two_layer.ClientData]) -> decomposition.Run:
         start = two_layer.init(args[0], args[1].x.shape[-1], width, args[1].x.dtype)
         return decomposition.diagnose(start, args[1], steps, STEP_SIZE)
 

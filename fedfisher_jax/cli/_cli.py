@@ -32,7 +32,7 @@ INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunSettings:
     """Train clients on unevenly split data, measure their Fisher information, merge once, and show what that bought."""
 
     dataset: str = "digits"
@@ -83,7 +83,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class List:
+class ListSettings:
     """List the names of data sets, models, splits and rules."""
 
 
@@ -93,17 +93,17 @@ def main(arguments: list[str] | None = None) -> None:
     debug, arguments = "--debug" in arguments, [word for word in arguments if word != "--debug"]
     fit_terminal()
     command = tyro.extras.subcommand_cli_from_dict(
-        {"run": Run, "list": List} | {name: settings for name, (settings, _) in COMMANDS.items()},
+        {"run": RunSettings, "list": ListSettings} | {name: settings for name, (settings, _) in COMMANDS.items()},
         args=arguments,
         prog="fedfisher",
         sort_subcommands=False,
     )
     try:
-        if isinstance(command, List):
+        if isinstance(command, ListSettings):
             names = {"data sets": data.DATASETS, "models": models.NAMES, "splits": data.PARTITIONS}
             for kind, known in {**names, "rules": catalogue.RULES}.items():
                 print(f"{kind}: {', '.join(known)}")
-        elif isinstance(command, Run):
+        elif isinstance(command, RunSettings):
             if command.distributed:
                 jax.distributed.initialize()
             run(command)
@@ -117,14 +117,14 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2) from None
 
 
-def run(settings: Run) -> dict[str, Any]:
+def run(settings: RunSettings) -> dict[str, Any]:
     """Run one one-shot federation; returns the record that `result.json` holds."""
     _check(settings)
     with contextlib.ExitStack() as held:
         return _run(settings, held)
 
 
-def _run(settings: Run, held: contextlib.ExitStack) -> dict[str, Any]:
+def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
     first = jax.process_index() == 0
     console = Console(stderr=True, quiet=not first)
     dataset = data.load(settings.dataset, data_dir=settings.data_dir)
@@ -206,7 +206,7 @@ def _run(settings: Run, held: contextlib.ExitStack) -> dict[str, Any]:
     return record
 
 
-def _check(settings: Run) -> None:
+def _check(settings: RunSettings) -> None:
     for name in ("clients", "epochs", "batch_size", "samples"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name}: got {getattr(settings, name)}, expected at least 1")
@@ -233,7 +233,7 @@ def _note(record: dict[str, Any], result: Result) -> None:
 
 
 def _rules(
-    settings: Run, apply: Callable, likelihood: Likelihood, offers: dict[str, Any], x: Any, y: Any, key: Any
+    settings: RunSettings, apply: Callable, likelihood: Likelihood, offers: dict[str, Any], x: Any, y: Any, key: Any
 ) -> dict[str, Rule]:
     if settings.preset == "paper":
         picked = jax.random.randint(key, (500,), 0, len(x))  # with replacement, as the authors do
@@ -253,7 +253,7 @@ def _rules(
     }
 
 
-def _preset_note(settings: Run) -> str | None:
+def _preset_note(settings: RunSettings) -> str | None:
     if settings.preset != "paper":
         return None
     return (

@@ -3,19 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
-from ._evaluate import Evaluate, evaluate
-from ._example import Example, example
-from ._init import Init, init
-from ._inspect import Inspect, inspect
-from ._measure import Measure, measure
-from ._merge import Merge, merge
+from ._evaluate import EvaluateSettings, evaluate
+from ._example import ExampleSettings, example
+from ._init import InitSettings, init
+from ._inspect import InspectSettings, inspect
+from ._measure import MeasureSettings, measure
+from ._merge import MergeSettings, merge
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
-    "init": (Init, init),
-    "measure": (Measure, measure),
-    "merge": (Merge, merge),
-    "evaluate": (Evaluate, evaluate),
-    "inspect": (Inspect, inspect),
-    "example": (Example, example),
+    "init": (InitSettings, init),
+    "measure": (MeasureSettings, measure),
+    "merge": (MergeSettings, merge),
+    "evaluate": (EvaluateSettings, evaluate),
+    "inspect": (InspectSettings, inspect),
+    "example": (ExampleSettings, example),
 }
 """Settings and function of each subcommand by its name."""

@@ -14,7 +14,7 @@ from ..silos._network import likelihood_of, outputs_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class EvaluateSettings:
     """Print loss and accuracy of a model file on examples."""
 
     file: Annotated[Path, tyro.conf.Positional]
@@ -27,7 +27,7 @@ class Evaluate:
     """module:function, where the file is of a network of your own."""
 
 
-def evaluate(settings: Evaluate) -> dict[str, float]:
+def evaluate(settings: EvaluateSettings) -> dict[str, float]:
     """Print and return loss (nats) and, where the likelihood has it, accuracy (0 to 1)."""
     found = model_file.read(settings.file, settings.model)
     likelihood = likelihood_of(found.kind.likelihood)

@@ -17,7 +17,7 @@ MARK = ".fedfisher-example"
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
+class ExampleSettings:
     """Five silos with uneven digits, end to end: init, measure five times, merge, evaluate; under two minutes."""
 
     out: Path = Path("runs/silos")
@@ -32,7 +32,7 @@ class Example:
     """Seed, as in `fedfisher run`, whose merged model this is when nothing is compressed."""
 
 
-def example(settings: Example) -> None:
+def example(settings: ExampleSettings) -> None:
     """Write the silos' data and run the commands, printing each.
 
     Raises:

@@ -16,7 +16,7 @@ from ..silos._network import likelihood_of, network_of, require_sizes, template_
 
 
 @dataclasses.dataclass(frozen=True)
-class Init:
+class InitSettings:
     """Write the common starting model: every silo trains from this file, and merging asks for it."""
 
     out: Path = Path("start.safetensors")
@@ -41,7 +41,7 @@ class Init:
     """Replace a start that is there already: payloads that were made from it then cannot be merged any more."""
 
 
-def init(settings: Init) -> None:
+def init(settings: InitSettings) -> None:
     """Write the start.
 
     Raises:

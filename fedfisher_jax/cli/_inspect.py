@@ -20,7 +20,7 @@ MOST_SHOWN = 2000  # characters of what a file says
 
 
 @dataclasses.dataclass(frozen=True)
-class Inspect:
+class InspectSettings:
     """Show what a payload or model file holds, after the same checks as before a merge."""
 
     file: Annotated[Path, tyro.conf.Positional]
@@ -31,7 +31,7 @@ class Inspect:
     """module:function, where the start is of a network of your own."""
 
 
-def inspect(settings: Inspect) -> None:
+def inspect(settings: InspectSettings) -> None:
     """Print the header and a line per entry."""
     console = Console()
     header, arrays = container.unpack(container.read_bytes(settings.file, Limits()), Limits(), str(settings.file))

@@ -28,7 +28,7 @@ PRIVATE = ("delta", "rounds", "clip_params", "clip_fisher")  # settings of epsil
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
+class MeasureSettings:
     """Train from the start on this silo's data, measure, and write one payload file: all that leaves the silo."""
 
     data: str
@@ -79,7 +79,7 @@ class Measure:
     """module:function, where the start is of a network of your own."""
 
 
-def measure(settings: Measure) -> None:
+def measure(settings: MeasureSettings) -> None:
     """Write the payload file, or one for each checkpoint of a folder.
 
     Raises:
@@ -96,7 +96,7 @@ def measure(settings: Measure) -> None:
         _one(one, start, guarantee)
 
 
-def _each(settings: Measure) -> list[Measure]:
+def _each(settings: MeasureSettings) -> list[MeasureSettings]:
     """The settings of every payload: one, or one for each checkpoint of a folder."""
     if settings.checkpoint is None or not settings.checkpoint.is_dir():
         return [settings]
@@ -118,7 +118,7 @@ def _each(settings: Measure) -> list[Measure]:
     ]
 
 
-def _one(settings: Measure, start: model_file.Model, guarantee: noise.Guarantee | None) -> None:
+def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Guarantee | None) -> None:
     x, y = silo_data.read(settings.data, "train")
     apply, likelihood = start.network.apply, likelihood_of(start.kind.likelihood)
     y = silo_data.targets_of(settings.data, likelihood, outputs_of(apply, start.params, x), y)
@@ -151,7 +151,7 @@ def _one(settings: Measure, start: model_file.Model, guarantee: noise.Guarantee 
     print(f"{settings.out}: silo {settings.silo}, {len(x)} examples, {bits / 32 / size:.3f} × FedAvg's bits")
 
 
-def _guarantee(settings: Measure) -> noise.Guarantee | None:
+def _guarantee(settings: MeasureSettings) -> noise.Guarantee | None:
     if settings.epsilon is None:
         if given := _changed(settings, PRIVATE):
             raise ValueError(f"{given}: needs epsilon; without it nothing is clipped and no noise added")
@@ -160,7 +160,7 @@ def _guarantee(settings: Measure) -> noise.Guarantee | None:
     return noise.noise_for(settings.epsilon, settings.delta, rounds=settings.rounds, **clips)
 
 
-def _write(settings: Measure, start: model_file.Model, sent: Any, guarantee: noise.Guarantee | None) -> int:
+def _write(settings: MeasureSettings, start: model_file.Model, sent: Any, guarantee: noise.Guarantee | None) -> int:
     said = payload.About(
         rule=settings.rule,
         likelihood=start.kind.likelihood,
@@ -179,12 +179,12 @@ def _write(settings: Measure, start: model_file.Model, sent: Any, guarantee: noi
     return payload.write(settings.out, sent, said, chosen, random=random)
 
 
-def _changed(settings: Measure, names: tuple[str, ...]) -> str:
+def _changed(settings: MeasureSettings, names: tuple[str, ...]) -> str:
     """Name those of the settings that are not the defaults."""
-    return ", ".join(name for name in names if getattr(settings, name) != getattr(Measure, name))
+    return ", ".join(name for name in names if getattr(settings, name) != getattr(MeasureSettings, name))
 
 
-def _check(settings: Measure) -> None:
+def _check(settings: MeasureSettings) -> None:
     for name in ("batch_size", "samples", "epochs"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name}: got {getattr(settings, name)}, expected at least 1")

@@ -30,7 +30,7 @@ MOST_REPORT = 2**26  # bytes of an older report
 
 
 @dataclasses.dataclass(frozen=True)
-class Merge:
+class MergeSettings:
     """Merge payload files into one model. Every file is checked before use; the first that fails is named."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -49,7 +49,7 @@ class Merge:
     """module:function, where the start is of a network of your own."""
 
 
-def merge(settings: Merge) -> dict[str, Any]:
+def merge(settings: MergeSettings) -> dict[str, Any]:
     """Write the global model, then the report, which names the model file's SHA-256; returns the report.
 
     Raises:

@@ -19,3 +19,25 @@ from ._text import standard_library as standard_library
 from ._text import text_clients as text_clients
 from ._text import text_folder as text_folder
 from ._where import DataNotFoundError as DataNotFoundError
+
+__all__ = [
+    "DATASETS",
+    "DataNotFoundError",
+    "Dataset",
+    "PARTITIONS",
+    "TextData",
+    "dirichlet_class",
+    "dirichlet_client",
+    "iid",
+    "label_counts",
+    "load",
+    "natural",
+    "plot_label_counts",
+    "quantity",
+    "read_npz",
+    "shards",
+    "split",
+    "standard_library",
+    "text_clients",
+    "text_folder",
+]

@@ -35,6 +35,13 @@ def dirichlet_client(labels: np.ndarray, num_clients: int, *, seed: int, alpha: 
 
     Raises:
         ValueError: an argument out of range, or no draw of `MAX_DRAWS` gave every client `min_size` examples.
+
+    Example:
+        >>> import numpy as np, fedfisher_jax as ff
+        >>> labels = np.repeat(np.arange(3), 20)
+        >>> parts = ff.data.dirichlet_client(labels, 4, seed=0, alpha=0.1)
+        >>> len(parts), sorted(np.concatenate(parts).tolist()) == list(range(60))
+        (4, True)
     """
 
     def shares(rng: np.random.Generator, num_classes: int) -> np.ndarray:
@@ -51,7 +58,14 @@ def dirichlet_class(labels: np.ndarray, num_clients: int, *, seed: int, alpha: f
     At the same α this is another skew than `dirichlet_client`: here the shares of a class are independent of the other
     classes, so clients also differ in size. Their rule that a client with N/M examples gets no more is left out.
 
-    Args, Returns and Raises as in `dirichlet_client`.
+    Args, Returns and Raises are those of `dirichlet_client`.
+
+    Example:
+        >>> import numpy as np, fedfisher_jax as ff
+        >>> labels = np.repeat(np.arange(3), 20)
+        >>> parts = ff.data.dirichlet_class(labels, 3, seed=0, alpha=0.5, min_size=10)
+        >>> min(map(len, parts)) >= 10
+        True
     """
 
     def shares(rng: np.random.Generator, num_classes: int) -> np.ndarray:
@@ -62,14 +76,20 @@ def dirichlet_class(labels: np.ndarray, num_clients: int, *, seed: int, alpha: f
 
 
 def iid(labels: np.ndarray, num_clients: int, *, seed: int) -> Parts:
-    """Shuffled and cut in parts whose sizes differ by at most one."""
+    """Shuffle the examples and cut them in parts whose sizes differ by at most one.
+
+    Example:
+        >>> import numpy as np, fedfisher_jax as ff
+        >>> [len(part) for part in ff.data.iid(np.zeros(10, int), 3, seed=0)]
+        [4, 3, 3]
+    """
     labels = _check(labels, num_clients, seed)
     order = _streams(seed)[0].permutation(len(labels))
     return [np.sort(part) for part in np.array_split(order, num_clients)]
 
 
 def shards(labels: np.ndarray, num_clients: int, *, seed: int, classes_per_client: int) -> Parts:
-    """Every client has exactly k classes (label skew "#C = k" of arXiv 2102.02079, in the manner of arXiv 1602.05629).
+    """Give every client exactly k classes (label skew "#C = k" of arXiv 2102.02079, in the manner of arXiv 1602.05629).
 
     Clients in turn take k of the classes that the fewest clients hold so far, ties at random; each class is then
     shuffled and cut in equal shards (to one example), one per client that holds it. (Equal shards of the sorted labels,
@@ -78,6 +98,13 @@ def shards(labels: np.ndarray, num_clients: int, *, seed: int, classes_per_clien
     Raises:
         ValueError: k is not in 1 … C, M·k < C (some class would have no client), or a class has fewer examples than
             clients that hold it.
+
+    Example:
+        >>> import numpy as np, fedfisher_jax as ff
+        >>> labels = np.repeat(np.arange(3), 20)
+        >>> parts = ff.data.shards(labels, 3, seed=0, classes_per_client=2)
+        >>> [len(set(labels[part].tolist())) for part in parts]
+        [2, 2, 2]
     """
     labels = _check(labels, num_clients, seed)
     classes, codes = np.unique(labels, return_inverse=True)
@@ -106,9 +133,16 @@ def shards(labels: np.ndarray, num_clients: int, *, seed: int, classes_per_clien
 
 
 def quantity(labels: np.ndarray, num_clients: int, *, seed: int, alpha: float, min_size: int = 1) -> Parts:
-    """Sizes from Dir(α·1_M), labels IID (quantity skew of arXiv 2102.02079).
+    """Draw sizes from Dir(α·1_M), and labels IID (quantity skew of arXiv 2102.02079).
 
     Every client first gets `min_size` examples; the others are divided by the Dirichlet shares, so no draw is repeated.
+
+    Example:
+        >>> import numpy as np, fedfisher_jax as ff
+        >>> labels = np.repeat(np.arange(3), 20)
+        >>> parts = ff.data.quantity(labels, 3, seed=0, alpha=0.3, min_size=5)
+        >>> sum(map(len, parts)), min(map(len, parts)) >= 5
+        (60, True)
     """
     labels = _check(labels, num_clients, seed, alpha=alpha, min_size=min_size)
     order, deal = _streams(seed)
@@ -119,7 +153,13 @@ def quantity(labels: np.ndarray, num_clients: int, *, seed: int, alpha: float, m
 
 
 def natural(groups: np.ndarray) -> Parts:
-    """One client per distinct value of `groups` [N] (a writer, a hospital), in sorted order."""
+    """Make one client per distinct value of `groups` [N] (a writer, a hospital), in sorted order.
+
+    Example:
+        >>> import numpy as np, fedfisher_jax as ff
+        >>> [part.tolist() for part in ff.data.natural(np.array([7, 2, 7, 2]))]
+        [[1, 3], [0, 2]]
+    """
     groups = np.asarray(groups)
     if groups.ndim != 1 or groups.size == 0:
         raise ValueError(f"groups must have shape [N] with N ≥ 1, got {groups.shape}")

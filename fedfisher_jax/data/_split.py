@@ -28,7 +28,7 @@ def split(
     min_size: int | None = None,
     groups: np.ndarray | None = None,
 ) -> Parts:
-    """Split by name; each split takes the arguments that it knows.
+    """Split examples over clients by the name of a split; each takes the arguments that it knows.
 
     Args:
         name: one of `PARTITIONS`.
@@ -45,6 +45,12 @@ def split(
 
     Raises:
         ValueError: an unknown name, or an argument out of range.
+
+    Example:
+        >>> import numpy as np, fedfisher_jax as ff
+        >>> parts = ff.data.split("dirichlet-client", np.arange(40) % 4, 3, seed=0, alpha=0.3)
+        >>> len(parts), sum(map(len, parts))
+        (3, 40)
     """
     if name not in PARTITIONS:
         raise ValueError(f"unknown partition {name!r}: it must be one of {', '.join(PARTITIONS)}")
@@ -60,7 +66,13 @@ def split(
 
 
 def label_counts(labels: np.ndarray, parts: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
-    """Examples of each class that each client has: int64 [M, C]."""
+    """Count the examples of each class at each client: int64 [M, C].
+
+    Example:
+        >>> import numpy as np, fedfisher_jax as ff
+        >>> ff.data.label_counts(np.array([0, 1, 1, 0]), [np.array([0, 3]), np.array([1, 2])], 2).tolist()
+        [[2, 0], [0, 2]]
+    """
     return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])
 
 

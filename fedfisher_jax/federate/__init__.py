@@ -27,3 +27,33 @@ from ._variants import feddyn as feddyn
 from ._variants import fedprox as fedprox
 from ._variants import scaffold as scaffold
 from .rounds import Federation as Federation
+
+__all__ = [
+    "Client",
+    "Cohort",
+    "CohortReport",
+    "Federation",
+    "LocalTraining",
+    "Personalised",
+    "RunKeys",
+    "Simulation",
+    "Trained",
+    "Variant",
+    "cohort",
+    "compare",
+    "crop_and_flip",
+    "feddyn",
+    "fedprox",
+    "fold_clients",
+    "map_clients",
+    "measure_clients",
+    "merge_clients",
+    "payload_bits",
+    "personalise",
+    "rounds",
+    "run_keys",
+    "run_rounds",
+    "scaffold",
+    "train",
+    "train_clients",
+]

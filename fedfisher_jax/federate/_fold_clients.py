@@ -72,6 +72,13 @@ def fold_clients(
     Raises:
         ValueError: unknown `combine`, `group` < 1, no clients, leaves for different numbers of clients, or a checkpoint
             of another run or in a folder that is not there.
+
+    Example:
+        >>> import jax.numpy as jnp, fedfisher_jax as ff
+        >>> weigh = lambda shared, client: shared * client
+        >>> total, _ = ff.fold_clients(weigh, 2.0, jnp.arange(5.0), combine="add", group=2, strategy="sequential")
+        >>> float(total)
+        20.0
     """
     if combine not in ("add", "stack"):
         raise ValueError(f"combine: got {combine!r}, expected add or stack")

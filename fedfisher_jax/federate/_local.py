@@ -65,6 +65,15 @@ def train(
         convolutions: "auto", or how convolutions in loops are computed, see `tracing._convolution.for_loops`.
         squares: gather the last epoch's squared minibatch gradients: a rough Fisher at no extra pass.
         on_epoch: called on the host after each epoch, for progress; its order is not guaranteed.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, fedfisher_jax as ff
+        >>> data = ff.examples(jnp.eye(4), jnp.arange(4) % 2)
+        >>> linear, start = (lambda params, x: x @ params), jnp.zeros((4, 2))
+        >>> made = dict(epochs=20, batch_size=2)
+        >>> trained = ff.train(linear, ff.categorical(), optax.sgd(1.0), start, data, jax.random.key(0), **made)
+        >>> trained.params.shape, bool(trained.loss < jnp.log(2.0))
+        ((4, 2), True)
     """
     for name, number, least in (("batch_size", batch_size, 1), ("epochs", epochs, 0)):
         if isinstance(number, int) and number < least:

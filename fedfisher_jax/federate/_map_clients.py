@@ -71,6 +71,13 @@ def map_clients(
     Raises:
         ValueError: unknown strategy, no clients, leaves for different numbers of clients, `group` < 1, `steps` of
             another length.
+
+    Example:
+        >>> import jax.numpy as jnp, fedfisher_jax as ff
+        >>> weigh = lambda shared, client: shared * client
+        >>> results, report = ff.map_clients(weigh, 2.0, jnp.arange(3.0), strategy="vectorised")
+        >>> results.tolist(), report.strategy
+        ([0.0, 2.0, 4.0], 'vectorised')
     """
     strategy = default_strategy() if strategy is None else strategy
     count = _check(clients, strategy, group, steps)

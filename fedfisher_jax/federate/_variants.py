@@ -40,6 +40,14 @@ def fedprox(mu: float) -> Variant:
 
     Raises:
         ValueError: μ negative.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from fedfisher_jax.federate import fedprox
+        >>> start, now = jnp.zeros(2), jnp.ones(2)
+        >>> optimizer = fedprox(0.5).optimizer(optax.sgd(1.0), start, None, None)
+        >>> optimizer.update(jnp.zeros(2), optimizer.init(now), now)[0].tolist()  # pulled back to the start
+        [-0.5, -0.5]
     """
     if not mu >= 0:
         raise ValueError(f"mu: got {mu}, expected a number of at least 0")
@@ -63,6 +71,14 @@ def scaffold(learning_rate: float) -> Variant:
 
     Raises:
         ValueError: learning rate not positive.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from fedfisher_jax.federate import scaffold
+        >>> params, own, common = jnp.zeros(2), jnp.ones(2), jnp.full(2, 3.0)
+        >>> optimizer = scaffold(0.1).optimizer(optax.sgd(1.0), params, own, common)
+        >>> optimizer.update(jnp.ones(2), optimizer.init(params), params)[0].tolist()  # −(g − c_i + c)
+        [-3.0, -3.0]
     """
     if not learning_rate > 0:
         raise ValueError(f"learning_rate: got {learning_rate}, expected a positive number")

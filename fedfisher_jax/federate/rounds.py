@@ -137,6 +137,17 @@ def step(
         ValueError: the rule changes the network, so that its result cannot be broadcast; unknown strategy; a client's
             model is not finite, by "threads" and "devices" alone. In one program nothing can be raised: then
             the report's `loss` is infinite and its `moved` is not finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpy as np, optax, fedfisher_jax as ff
+        >>> linear, likelihood = (lambda params, x: x @ params), ff.categorical()
+        >>> clients = ff.cohort(jnp.eye(6), jnp.arange(6) % 2, [np.arange(3), np.arange(3, 6)])
+        >>> training = ff.LocalTraining(linear, likelihood, optax.sgd(1.0), epochs=2, batch_size=3)
+        >>> federation = ff.Federation(training, ff.fedavg(linear, likelihood), sampled=2)
+        >>> state = ff.rounds.init(federation, jnp.zeros((6, 2)), 2, jax.random.key(0))
+        >>> state, report = ff.rounds.step(federation, state, clients, strategy="vectorised")
+        >>> int(state.round), bool(report.moved > 0)
+        (1, True)
     """
     _require_fit(federation, state, cohort, epochs)
     strategy = default_strategy() if strategy is None else strategy
@@ -158,6 +169,17 @@ def scan(
 
     Raises:
         ValueError: a strategy or a rule that is more than one program.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpy as np, optax, fedfisher_jax as ff
+        >>> linear, likelihood = (lambda params, x: x @ params), ff.categorical()
+        >>> clients = ff.cohort(jnp.eye(6), jnp.arange(6) % 2, [np.arange(3), np.arange(3, 6)])
+        >>> training = ff.LocalTraining(linear, likelihood, optax.sgd(1.0), epochs=2, batch_size=3)
+        >>> federation = ff.Federation(training, ff.fedavg(linear, likelihood), sampled=2)
+        >>> state = ff.rounds.init(federation, jnp.zeros((6, 2)), 2, jax.random.key(0))
+        >>> state, report = ff.rounds.scan(federation, state, clients, 3)
+        >>> int(state.round), bool(report.loss[2] < report.loss[0])
+        (3, True)
     """
     if strategy not in ONE_PROGRAM or not federation.jit:
         raise ValueError(

@@ -13,3 +13,19 @@ from ._resnet import ResNet18 as ResNet18
 from ._resnet import ResNet18Pretrained as ResNet18Pretrained
 from ._transformer import Transformer as Transformer
 from ._transformer import build_transformer as build_transformer
+
+__all__ = [
+    "CNN",
+    "LeNet",
+    "MLP",
+    "NAMES",
+    "Network",
+    "ResNet18",
+    "ResNet18Pretrained",
+    "Transformer",
+    "build",
+    "build_transformer",
+    "ngram",
+    "torch_layout",
+    "weights",
+]

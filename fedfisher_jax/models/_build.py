@@ -44,7 +44,7 @@ NAMES = tuple(_FAMILIES)
 
 
 def build(name: str, input_shape: Sequence[int], num_classes: int, use_bias: bool = False, **options: Any) -> Network:
-    """Builds a network.
+    """Build a network by name.
 
     Args:
         name: one of `NAMES`.
@@ -55,6 +55,12 @@ def build(name: str, input_shape: Sequence[int], num_classes: int, use_bias: boo
 
     Raises:
         ValueError: for an unknown name or option, or a shape that the network cannot take.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fedfisher_jax as ff
+        >>> network = ff.models.build("mlp", (4,), 3, hidden=(8,))
+        >>> network.apply(network.init(jax.random.key(0)), jnp.ones((5, 4))).shape
+        (5, 3)
     """
     if name not in _FAMILIES:
         raise ValueError(f"name: got {name!r}, allowed are {', '.join(NAMES)}")

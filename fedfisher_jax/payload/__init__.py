@@ -1,5 +1,6 @@
 """What crosses the network: payload files, their compression and their bits."""
 
+from . import plan as plan
 from ._codecs import Cholesky as Cholesky
 from ._codecs import Codec as Codec
 from ._codecs import Eigen as Eigen
@@ -20,3 +21,27 @@ from ._header import Header as Header
 from ._header import Plan as Plan
 from ._tree import fingerprint as fingerprint
 from ._tree import leaves as leaves
+
+__all__ = [
+    "About",
+    "Cholesky",
+    "Codec",
+    "Eigen",
+    "Header",
+    "Limits",
+    "PayloadError",
+    "Plan",
+    "Raw",
+    "Root",
+    "Singular",
+    "Uniform",
+    "dumps",
+    "fingerprint",
+    "header_of",
+    "leaves",
+    "loads",
+    "plan",
+    "read",
+    "read_all",
+    "write",
+]

@@ -33,7 +33,7 @@ WORKING = 8 * 6, 8 * 4  # bytes a number that decoding and checking hold: of a m
 
 
 def entries(payload: Payload) -> dict[str, np.ndarray]:
-    """Every array of a payload by its name in files."""
+    """Name every array of a payload as files do."""
     described = leaves(payload.params)
     params = {f"params/{leaf.path}": x for leaf, x in zip(described, jax.tree.leaves(payload.params), strict=True)}
     fisher = structures.arrays_of(payload.statistics, described)
@@ -41,17 +41,26 @@ def entries(payload: Payload) -> dict[str, np.ndarray]:
 
 
 def dumps(payload: Payload, about: About, plan: Plan | None = None, random: np.random.Generator | None = None) -> bytes:
-    """A payload as the bytes of a file; equal for equal input.
+    """Write a payload as the bytes of a file; equal for equal input.
 
     Args:
         payload: one client's; its weight is its number of examples.
         about: what the file says of itself.
         plan: how entries are encoded, see `plan`.
-        random: for stochastic rounding.
+        random: where the draws of stochastic rounding come from.
 
     Raises:
         ValueError: a structure that has no form in files, a weight that is no number of examples, numbers that are not
             finite, or a Fisher that is not positive semi-definite: what readers would refuse is not written.
+
+    Example:
+        >>> import numpy as np, fedfisher_jax as ff
+        >>> params = {"w": np.ones((8, 4), np.float32)}
+        >>> about = ff.payload.About("fedavg", "categorical", ff.payload.fingerprint(params))
+        >>> sent = ff.Payload(5.0, params)
+        >>> payload, header = ff.payload.loads(ff.payload.dumps(sent, about), params)
+        >>> float(payload.weight), header.about.rule, bool(np.array_equal(payload.params["w"], params["w"]))
+        (5.0, 'fedavg', True)
     """
     plan = plan or {}
     arrays = _entries(payload, plan)
@@ -96,19 +105,31 @@ def loads(
     file: str = "payload",
     parity: bool = False,
 ) -> tuple[Payload, Header]:
-    """A payload from the bytes of a file, all of it checked.
+    """Read a payload from the bytes of a file, all of it checked.
 
     Args:
         data: the bytes.
         like: the starting model (arrays) or None. With it the file's tree, shapes, types and fingerprint must be its
             own, and the payload has its tree structure; without it trees are nested dictionaries.
         layers: the model's layers, from `capture`; with them a file's layers must be among them.
-        limits: caps.
+        limits: caps on what is read.
         file: what messages call it.
         parity: leave the authors' U S Vᵀ as it is; else it is made symmetric and positive semi-definite.
 
     Raises:
         PayloadError: it is refused; file, entry and reason.
+
+    Example:
+        >>> import numpy as np, fedfisher_jax as ff
+        >>> params = {"w": np.ones((8, 4), np.float32)}
+        >>> about = ff.payload.About("fedavg", "categorical", ff.payload.fingerprint(params))
+        >>> sent = ff.Payload(5.0, params)
+        >>> data = ff.payload.dumps(sent, about)
+        >>> try:
+        ...     ff.payload.loads(data[:-1])
+        ... except ff.payload.PayloadError:
+        ...     print("refused")
+        refused
     """
     header, arrays = _opened(data, like, layers, limits, file)
     decoded = _decode(header, arrays, limits, file, parity)

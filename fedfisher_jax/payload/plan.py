@@ -19,13 +19,13 @@ PUBLISHED = ("diagonal", "kronecker", "gram")  # the structures of the authors' 
 
 
 def none(payload: Payload) -> dict[str, Codec]:
-    """Every entry as it is."""
+    """Leave every entry as it is."""
     del payload
     return {}
 
 
 def authors(payload: Payload) -> dict[str, Codec]:
-    """The released scheme (arXiv 2403.12329): 15 bits and sign; factors by U S Vᵀ of one common rank, 8 bits and sign.
+    """Plan the released scheme (arXiv 2403.12329): 15 bits and sign, factors by U S Vᵀ of one rank, 8 bits and sign.
 
     The rank is int(2 d / Σ_layers (2 b₁ + 2 b₂ + 2)), so that factors cost about as much as parameters: LeNet rank 50,
     1.034 × FedAvg's 32 bits per parameter. RegMean's sums run over its one factor; FedAvg's parameters stay raw.
@@ -49,7 +49,7 @@ def authors(payload: Payload) -> dict[str, Codec]:
 
 
 def fit(payload: Payload, about: file.About, budget: float, *, stochastic: bool = False) -> dict[str, Codec]:
-    """The finest plan whose file, header included, takes at most `budget` times 32 bits per parameter.
+    """Make the finest plan whose file, header included, takes at most `budget` times 32 bits per parameter.
 
     Numbers have one width b for all of a file. Down to 8 bits semi-definite matrices keep every eigenvalue (L Lᵀ); then
     small ones are replaced by their mean (U Λ Uᵀ + t I), at the largest common rank that fits; where that is below
@@ -64,6 +64,15 @@ def fit(payload: Payload, about: file.About, budget: float, *, stochastic: bool 
 
     Raises:
         ValueError: the budget is not positive or too small; the smallest that works is named.
+
+    Example:
+        >>> import numpy as np, fedfisher_jax as ff
+        >>> params = {"w": np.linspace(-1, 1, 4096, dtype=np.float32)}
+        >>> about = ff.payload.About("fedavg", "categorical", ff.payload.fingerprint(params))
+        >>> sent = ff.Payload(5.0, params)
+        >>> chosen = ff.payload.plan.fit(sent, about, 0.5)
+        >>> 8 * len(ff.payload.dumps(sent, about, chosen)) <= 0.5 * 32 * 4096
+        True
     """
     if not 0 < budget < float("inf"):
         raise ValueError(f"budget: got {budget}, expected a positive multiple of 32 bits per parameter")
@@ -91,7 +100,7 @@ def fit(payload: Payload, about: file.About, budget: float, *, stochastic: bool 
 
 
 def describe(plan: dict[str, Codec]) -> Iterator[str]:
-    """A line per kind of entry that a plan encodes."""
+    """Yield a line per kind of entry that a plan encodes."""
     seen: dict[str, Codec] = {}
     for entry, codec in plan.items():
         seen.setdefault("/".join(entry.split("/")[:2]) if entry.startswith("fisher/") else "params", codec)

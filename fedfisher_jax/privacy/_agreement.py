@@ -56,7 +56,7 @@ class Secrets(NamedTuple):
     answered: dict[str, Any]  # what this client has answered to, filled in as it answers
 
 
-class Keys(NamedTuple):
+class MaskingKeys(NamedTuple):
     """What a client tells everybody."""
 
     masking: bytes
@@ -69,7 +69,7 @@ def commitment(seed: bytes) -> bytes:
     return hashlib.sha256(b"fedfisher secure sum seed" + seed).digest()
 
 
-def require_client(settings: Round, secrets: Secrets, keys: Mapping[int, Keys]) -> None:
+def require_client(settings: Round, secrets: Secrets, keys: Mapping[int, MaskingKeys]) -> None:
     """Refuse keys that are not of the agreed clients, or not those that this client has answered to before.
 
     Raises:
@@ -77,7 +77,7 @@ def require_client(settings: Round, secrets: Secrets, keys: Mapping[int, Keys]) 
         ValueError: what is wrong with whose keys.
     """
     require_keys(settings, keys)
-    own = Keys(
+    own = MaskingKeys(
         secrets.masking.public_key().public_bytes_raw(),
         secrets.channel.public_key().public_bytes_raw(),
         commitment(secrets.seed),
@@ -87,7 +87,7 @@ def require_client(settings: Round, secrets: Secrets, keys: Mapping[int, Keys]) 
     answer_once(secrets, "keys", (settings, frozenset(keys.items())))
 
 
-def require_keys(settings: Round, keys: Mapping[int, Keys]) -> None:
+def require_keys(settings: Round, keys: Mapping[int, MaskingKeys]) -> None:
     """Refuse more clients than were agreed on, fewer than must stay, and keys that are none.
 
     Raises:
@@ -97,11 +97,11 @@ def require_keys(settings: Round, keys: Mapping[int, Keys]) -> None:
     for number, key in keys.items():
         if type(number) is not int or not 1 <= number <= settings.clients:
             raise ValueError(f"keys: got client {number!r}, expected numbers from 1 to the agreed {settings.clients}")
-        if not isinstance(key, Keys) or not all(isinstance(part, bytes) and len(part) == 32 for part in key):
+        if not isinstance(key, MaskingKeys) or not all(isinstance(part, bytes) and len(part) == 32 for part in key):
             raise ValueError(f"keys: client {number} sent none, expected three of 32 bytes")
     if len(keys) < settings.threshold:
         raise RoundVoid(f"round: {len(keys)} clients sent keys, the threshold is {settings.threshold}")
-    if len({part for key in keys.values() for part in key}) != len(Keys._fields) * len(keys):
+    if len({part for key in keys.values() for part in key}) != len(MaskingKeys._fields) * len(keys):
         raise ValueError("keys: expected different ones")
 
 

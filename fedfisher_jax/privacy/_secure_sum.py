@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from . import _shamir as shamir
-from ._agreement import Keys, Round, RoundVoid, Secrets, answer_once, commitment, require_client, require_keys
+from ._agreement import MaskingKeys, Round, RoundVoid, Secrets, answer_once, commitment, require_client, require_keys
 
 KEY_BYTES, NONCE_BYTES = 32, 12
 
@@ -40,15 +40,17 @@ class Revealed(NamedTuple):
 # ---- client ----------------------------------------------------------------------------------------------------------
 
 
-def join(number: int) -> tuple[Secrets, Keys]:
+def join(number: int) -> tuple[Secrets, MaskingKeys]:
     """Fresh keys, to be used in one round."""
     masking, channel = X25519PrivateKey.generate(), X25519PrivateKey.generate()
     seed = os.urandom(KEY_BYTES)
-    keys = Keys(masking.public_key().public_bytes_raw(), channel.public_key().public_bytes_raw(), commitment(seed))
+    keys = MaskingKeys(
+        masking.public_key().public_bytes_raw(), channel.public_key().public_bytes_raw(), commitment(seed)
+    )
     return Secrets(number, masking, channel, seed, {}), keys
 
 
-def share(settings: Round, secrets: Secrets, keys: Mapping[int, Keys]) -> dict[int, bytes]:
+def share(settings: Round, secrets: Secrets, keys: Mapping[int, MaskingKeys]) -> dict[int, bytes]:
     """Encrypted shares of seed and masking key, for every client that sent keys (itself included).
 
     Raises:
@@ -68,7 +70,7 @@ def share(settings: Round, secrets: Secrets, keys: Mapping[int, Keys]) -> dict[i
     return sealed
 
 
-def mask(settings: Round, secrets: Secrets, keys: Mapping[int, Keys], values: np.ndarray) -> np.ndarray:
+def mask(settings: Round, secrets: Secrets, keys: Mapping[int, MaskingKeys], values: np.ndarray) -> np.ndarray:
     """The client's uint64 numbers with its own mask and a pairwise one with every other client in `keys`.
 
     Args:
@@ -95,7 +97,7 @@ def mask(settings: Round, secrets: Secrets, keys: Mapping[int, Keys], values: np
 def reveal(
     settings: Round,
     secrets: Secrets,
-    keys: Mapping[int, Keys],
+    keys: Mapping[int, MaskingKeys],
     sealed: Mapping[int, bytes],
     stayed: Collection[int],
 ) -> Revealed:
@@ -135,7 +137,7 @@ def reveal(
 
 
 def unmask(
-    settings: Round, keys: Mapping[int, Keys], masked: Mapping[int, np.ndarray], revealed: Mapping[int, Revealed]
+    settings: Round, keys: Mapping[int, MaskingKeys], masked: Mapping[int, np.ndarray], revealed: Mapping[int, Revealed]
 ) -> np.ndarray:
     """Σ of the values of all clients in `masked`, uint64 modulo 2^64.
 
@@ -244,12 +246,12 @@ def require_words(name: str, values: np.ndarray, size: int | None = None) -> Non
         raise ValueError(f"{name}: got {len(values)} numbers, expected {size} as of the first client")
 
 
-def _channel(settings: Round, secrets: Secrets, key: Keys, other: int, sender: int, receiver: int) -> bytes:
+def _channel(settings: Round, secrets: Secrets, key: MaskingKeys, other: int, sender: int, receiver: int) -> bytes:
     shared = _exchange(secrets.channel, key.channel, other)
     return _derived(settings, shared, b"channel" + _pair(sender, receiver))
 
 
-def _opened(settings: Round, secrets: Secrets, key: Keys, sender: int, message: bytes) -> tuple[bytes, bytes]:
+def _opened(settings: Round, secrets: Secrets, key: MaskingKeys, sender: int, message: bytes) -> tuple[bytes, bytes]:
     """A sealed message's two shares: of the sender's seed, and of its masking key."""
     box = ChaCha20Poly1305(_channel(settings, secrets, key, sender, sender, secrets.number))
     context = _context(settings, sender, secrets.number)
@@ -308,7 +310,7 @@ def _exchange(own: X25519PrivateKey, public: bytes, other: int) -> bytes:
         raise ValueError(f"keys: client {other} sent a key that agrees on nothing") from error
 
 
-def _signed(settings: Round, own: X25519PrivateKey, key: Keys, number: int, other: int, size: int) -> np.ndarray:
+def _signed(settings: Round, own: X25519PrivateKey, key: MaskingKeys, number: int, other: int, size: int) -> np.ndarray:
     """The pairwise mask as client `number` applies it: the smaller number adds, the larger one subtracts."""
     shared = _exchange(own, key.masking, other)
     stream = _stream(_derived(settings, shared, b"pair" + _pair(min(number, other), max(number, other))), size)

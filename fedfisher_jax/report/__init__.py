@@ -3,3 +3,9 @@
 from ._figures import plot_accuracy as plot_accuracy
 from ._table import result_table as result_table
 from ._versions import versions as versions
+
+__all__ = [
+    "plot_accuracy",
+    "result_table",
+    "versions",
+]

@@ -4,3 +4,10 @@ from ._model_file import Kind as Kind
 from ._model_file import Model as Model
 from ._silo import silo_cohort as silo_cohort
 from ._silo import train_and_measure as train_and_measure
+
+__all__ = [
+    "Kind",
+    "Model",
+    "silo_cohort",
+    "train_and_measure",
+]

@@ -8,3 +8,23 @@
 
 docs/theory.md derives what the modules compute; `matrix_free` is the same for any network.
 """
+
+from . import decomposition as decomposition
+from . import inputs as inputs
+from . import matrix_free as matrix_free
+from . import merges as merges
+from . import rows as rows
+from . import sample_space as sample_space
+from . import scaling as scaling
+from . import two_layer as two_layer
+
+__all__ = [
+    "decomposition",
+    "inputs",
+    "matrix_free",
+    "merges",
+    "rows",
+    "sample_space",
+    "scaling",
+    "two_layer",
+]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from .._trees import pick
 from . import merges, rows, sample_space, two_layer
-from .two_layer import Clients, Params, Scaling
+from .two_layer import ClientData, Params, Scaling
 
 
 class Errors(NamedTuple):
@@ -51,7 +51,7 @@ class Run(NamedTuple):
     errors: dict[str, Errors]  # by rule, and "pooled"
 
 
-def patterns(params: Params, data: Clients) -> Array:
+def patterns(params: Params, data: ClientData) -> Array:
     """Activation patterns 1[w_rᵀx > 0], [M, n, m]; `params` of one network or of each client."""
     own = (None, 0)[params.a.ndim - 1]
     return jax.vmap(lambda w, x: x @ w > 0, in_axes=(own, 0))(params.w, data.x)
@@ -76,9 +76,9 @@ def errors(
     local: Params,
     pooled: Params,
     start: Params,
-    problem: merges.Problem,
-    data: Clients,
-    test: Clients | None = None,
+    objective: merges.FullObjective,
+    data: ClientData,
+    test: ClientData | None = None,
     scaling: Scaling = "ntk",
 ) -> Errors:
     """Diagnostics of one global model; `local` has a leading client axis, the other parameters none."""
@@ -90,7 +90,7 @@ def errors(
         loss=value,
         laplace=jnp.sum(data.weights * (outputs - local_outputs) ** 2),
         excess=value - local_loss,
-        objective=jnp.sum(rows.push(problem.rows, to_local) ** 2),
+        objective=jnp.sum(rows.push(objective.rows, to_local) ** 2),
         test_loss=jnp.nan * value if test is None else two_layer.loss(params, test, scaling),
         to_locals=jnp.sqrt(jnp.sum(two_layer.client_weights(data) * squared_norm(to_local))),
         to_pooled=jnp.sqrt(squared_norm(_minus(params, pooled))),
@@ -101,15 +101,15 @@ def errors(
 
 def diagnose(
     start: Params,
-    data: Clients,
+    data: ClientData,
     steps: int | Array,
     step_size: float | Array,
     scaling: Scaling = "ntk",
     train_output: bool = False,
-    test: Clients | None = None,
+    test: ClientData | None = None,
     rules: tuple[merges.Rule, ...] = merges.RULES,
 ) -> Run:
-    """Trains every client from `start`, merges with every rule and measures.
+    """Train every client from `start`, merges with every rule and measure.
 
     Pure and traceable: jit it for one width and map it over seeds.
 
@@ -126,9 +126,9 @@ def diagnose(
     local = two_layer.train(start, data, steps, step_size, scaling, train_output)
     pooled = two_layer.train(start, two_layer.pool(data), steps, step_size, scaling, train_output)
     pooled = pick(pooled, 0)
-    problem = merges.full_problem(local, data, scaling, train_output)
-    models = {rule: merges.merge(rule, problem, local, data) for rule in rules} | {"pooled": pooled}
-    found = {k: errors(p, local, pooled, start, problem, data, test, scaling) for k, p in models.items()}
+    objective = merges.full_objective(local, data, scaling, train_output)
+    models = {rule: merges.merge(rule, objective, local, data) for rule in rules} | {"pooled": pooled}
+    found = {k: errors(p, local, pooled, start, objective, data, test, scaling) for k, p in models.items()}
     moved = movement(local, start)
     even = data._replace(weights=jnp.ones_like(data.weights))
     stacked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(data.x), *leaf.shape)), start)
@@ -141,22 +141,22 @@ def diagnose(
         mean_movement=moved.mean(),
         local_flipped=jnp.mean(patterns(local, data) != patterns(start, data), dtype=moved.dtype),
         ntk_min=jnp.linalg.eigvalsh(ntk)[0],
-        gram_min=problem.spectrum.values[0],
-        gram_max=problem.spectrum.values[-1],
-        eigenvalues=problem.spectrum.values,
-        target=problem.spectrum.target,
+        gram_min=objective.spectrum.values[0],
+        gram_max=objective.spectrum.values[-1],
+        eigenvalues=objective.spectrum.values,
+        target=objective.spectrum.target,
         errors=found,
     )
 
 
-def descent_gap(problem: merges.Problem, step_size: float | Array, steps: int | Array) -> dict[str, Array]:
+def descent_gap(objective: merges.FullObjective, step_size: float | Array, steps: int | Array) -> dict[str, Array]:
     """Gradient descent on the objective against its closed-form limit, per eigendirection.
 
     Returns:
         ``remaining`` [R], the share of each eigendirection still to go after `steps`; ``distance``, ‖θ_T − θ*‖; and
         ``objective``, Q(θ_T) − Q(θ*).
     """
-    spec = problem.spectrum
+    spec = objective.spectrum
     u, limit = sample_space.iterate(spec, step_size, steps), sample_space.minimiser(spec)
     return {
         "remaining": sample_space.remaining(spec, step_size, steps),

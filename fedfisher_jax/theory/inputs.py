@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from .two_layer import Clients, clients
+from .two_layer import ClientData, clients
 
 
 def unit(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-    """Rows scaled to Euclidean norm one; zero rows stay zero."""
+    """Scale rows to Euclidean norm one; zero rows stay zero."""
     norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
     return x / jnp.where(norm > 0, norm, 1)
 
 
 def gaussian(
     key: Key[Array, ""], num_clients: int, examples: int, inputs: int, shift: float | Array = 0.0, dtype=jnp.float32
-) -> Clients:
-    """Random inputs and random targets: nothing to learn, everything to remember.
+) -> ClientData:
+    """Draw random inputs and random targets: nothing to learn, everything to remember.
 
     x = (g + shift √d μ_i)/‖·‖ with g ~ N(0, I) and μ_i a random unit direction of client i, y = clip(N(0, 1), −1, 1).
 
@@ -28,7 +28,16 @@ def gaussian(
         inputs: d.
         shift: Heterogeneity of the clients' inputs: zero for one common distribution; large means that a client's
             inputs are nearly one direction, different from those of the other clients.
-        dtype: Of inputs and targets.
+        dtype: Type of inputs and targets.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from fedfisher_jax.theory import inputs
+        >>> data = inputs.gaussian(jax.random.key(0), num_clients=2, examples=5, inputs=3)
+        >>> data.x.shape, data.y.shape
+        ((2, 5, 3), (2, 5))
+        >>> bool(jnp.allclose(jnp.linalg.norm(data.x, axis=-1), 1, atol=1e-6))
+        True
     """
     key_x, key_y, key_mean = jax.random.split(key, 3)
     mean = unit(jax.random.normal(key_mean, (num_clients, 1, inputs), dtype))
@@ -39,8 +48,8 @@ def gaussian(
 
 def teacher(
     key: Key[Array, ""], num_clients: int, examples: int, inputs: int, noise: float, dtype=jnp.float32
-) -> Clients:
-    """Gaussian unit inputs, targets of a noisy linear teacher: y = √d vᵀx + noise N(0, 1) with a random unit v."""
+) -> ClientData:
+    """Draw Gaussian unit inputs with targets of a noisy linear teacher: y = √d vᵀx + noise N(0, 1), v a random unit."""
     key_v, key_noise, key_x = jax.random.split(key, 3)
     x = gaussian(key_x, num_clients, examples, inputs, dtype=dtype).x
     y = inputs**0.5 * x @ unit(jax.random.normal(key_v, (inputs,), dtype))
@@ -49,8 +58,8 @@ def teacher(
 
 def images(
     key: Key[Array, ""], x: np.ndarray, y: np.ndarray, classes: tuple[int, int], num_clients: int, examples: int
-) -> Clients:
-    """Real inputs, unit-normalised, of two classes with targets −1 and +1, drawn without replacement.
+) -> ClientData:
+    """Take real inputs, unit-normalised, of two classes with targets −1 and +1, drawn without replacement.
 
     Args:
         key: Random key.

@@ -2,7 +2,7 @@
 
 As for two-layer networks (`sample_space`), the full-Fisher model is θ̄ + Aᵀu with u solved in sample · output space
 [R, R], R = M n C; no [P, P] and no [R, P] array is made. Each row of the Gram matrix is one vjp and M jvps. On
-processors wrap convolutional networks in `fedfisher_jax.convolution.as_matrix_products`: their gradients inside loops
+processors wrap convolutional networks in `fedfisher_jax.as_matrix_products`: their gradients inside loops
 are slow otherwise.
 """
 
@@ -16,20 +16,14 @@ from jaxtyping import Array, Float
 
 from .._trees import pick
 from . import sample_space
+from .two_layer import ClientData as ClientData
+from .two_layer import pool
 
 Apply = Callable[[Any, Array], Array]  # (params, x [n, ...]) -> outputs [n, C]
 
 
-class Clients(NamedTuple):
-    """Examples of M clients with n rows each; `weights` sum to one, zero for padded rows."""
-
-    x: Array  # [M, n, ...]
-    y: Array  # [M, n, C] regression targets
-    weights: Array  # [M, n]
-
-
 class Errors(NamedTuple):
-    """As `decomposition.Errors`, for one global model; all scalars."""
+    """What one global model costs, as in `decomposition.Errors`; all scalars."""
 
     loss: Array  # L(θ) = Σ weights ‖f − y‖²
     laplace: Array
@@ -41,7 +35,7 @@ class Errors(NamedTuple):
 
 
 class Run(NamedTuple):
-    """As `decomposition.Run`."""
+    """Diagnostics of one run, as in `decomposition.Run`."""
 
     local_loss: Array
     init_loss: Array
@@ -68,12 +62,12 @@ def stack(params: Any, copies: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (copies, *leaf.shape)), params)
 
 
-def outputs(apply: Apply, local: Any, data: Clients) -> Float[Array, "M n C"]:
+def outputs(apply: Apply, local: Any, data: ClientData) -> Float[Array, "M n C"]:
     """Outputs of each client's own parameters (leading axis M) on its examples."""
     return jax.lax.map(lambda args: apply(*args), (local, data.x))
 
 
-def push(apply: Apply, local: Any, data: Clients, delta: Any) -> Float[Array, "M n C"]:
+def push(apply: Apply, local: Any, data: ClientData, delta: Any) -> Float[Array, "M n C"]:
     """A δ: √weights J_i δ_i for δ with a leading client axis."""
 
     def client(args: tuple[Any, Array, Array, Any]) -> Array:
@@ -83,7 +77,7 @@ def push(apply: Apply, local: Any, data: Clients, delta: Any) -> Float[Array, "M
     return jax.lax.map(client, (local, data.x, data.weights, delta))
 
 
-def pull(apply: Apply, local: Any, data: Clients, u: Float[Array, "M n C"]) -> Any:
+def pull(apply: Apply, local: Any, data: ClientData, u: Float[Array, "M n C"]) -> Any:
     """Aᵀu: Σ_i J_iᵀ √weights u_i, accumulated client by client."""
 
     def client(total: Any, args: tuple[Any, Array, Array, Array]) -> tuple[Any, None]:
@@ -95,7 +89,7 @@ def pull(apply: Apply, local: Any, data: Clients, u: Float[Array, "M n C"]) -> A
     return jax.lax.scan(client, zero, (local, data.x, data.weights, u))[0]
 
 
-def over_rows(apply: Apply, local: Any, data: Clients, use: Callable[[Any], Any], chunk: int) -> Any:
+def over_rows(apply: Apply, local: Any, data: ClientData, use: Callable[[Any], Any], chunk: int) -> Any:
     """`use` of every row of A as a parameter pytree, `chunk` rows of one client in memory at a time: [M, n C, ...]."""
 
     def client(args: tuple[Any, Array, Array]) -> Any:
@@ -107,7 +101,7 @@ def over_rows(apply: Apply, local: Any, data: Clients, use: Callable[[Any], Any]
     return jax.lax.map(client, (local, data.x, data.weights))
 
 
-def gram(apply: Apply, local: Any, data: Clients, chunk: int = 8) -> Float[Array, "R R"]:
+def gram(apply: Apply, local: Any, data: ClientData, chunk: int = 8) -> Float[Array, "R R"]:
     """K = AAᵀ over R = M n C rows, in the order (client, example, output)."""
     clients = len(data.x)
     blocks = over_rows(apply, local, data, lambda row: push(apply, local, data, stack(row, clients)), chunk)
@@ -115,7 +109,7 @@ def gram(apply: Apply, local: Any, data: Clients, chunk: int = 8) -> Float[Array
     return blocks.reshape(rows, rows)
 
 
-def diagonal(apply: Apply, local: Any, data: Clients, chunk: int = 8) -> Any:
+def diagonal(apply: Apply, local: Any, data: ClientData, chunk: int = 8) -> Any:
     """Diagonals of p_i F_i with a leading client axis."""
 
     def client(args: tuple[Any, Array, Array]) -> Any:
@@ -131,7 +125,7 @@ def diagonal(apply: Apply, local: Any, data: Clients, chunk: int = 8) -> Any:
     return jax.lax.map(client, (local, data.x, data.weights))
 
 
-def train(apply: Apply, params: Any, data: Clients, steps: int | Array, step_size: float | Array) -> Any:
+def train(apply: Apply, params: Any, data: ClientData, steps: int | Array, step_size: float | Array) -> Any:
     """Full-batch gradient descent on every client's ½ L_i from common parameters; result with a leading client axis."""
 
     def client(args: tuple[Array, Array, Array]) -> Any:
@@ -144,7 +138,7 @@ def train(apply: Apply, params: Any, data: Clients, steps: int | Array, step_siz
     return jax.lax.map(client, tuple(data))
 
 
-def merge(apply: Apply, local: Any, data: Clients, chunk: int = 8) -> tuple[dict[str, Any], sample_space.Spectrum]:
+def merge(apply: Apply, local: Any, data: ClientData, chunk: int = 8) -> tuple[dict[str, Any], sample_space.Spectrum]:
     """Global models ``full``, ``diagonal`` and ``average`` (2403.12329), and the spectrum of the full Fisher."""
     p = data.weights.sum(axis=1)
     average = jax.tree.map(lambda leaf: jnp.tensordot(p.astype(leaf.dtype), leaf, axes=1), local)
@@ -166,7 +160,7 @@ def merge(apply: Apply, local: Any, data: Clients, chunk: int = 8) -> tuple[dict
 
 
 def diagnose(
-    apply: Apply, start: Any, data: Clients, steps: int | Array, step_size: float | Array, chunk: int = 8
+    apply: Apply, start: Any, data: ClientData, steps: int | Array, step_size: float | Array, chunk: int = 8
 ) -> Run:
     """Local training, merging and error decomposition of any network; pure and traceable.
 
@@ -188,7 +182,7 @@ def diagnose(
     largest = jax.vmap(lambda i: jnp.linalg.eigvalsh(own[i, :, i])[-1])(jnp.arange(clients)).max()
     rate = step_size / largest
     local = train(apply, start, data, steps, rate)
-    merged = Clients(*(leaf.reshape(1, -1, *leaf.shape[2:]) for leaf in data))
+    merged = pool(data)
     pooled = pick(train(apply, start, merged, steps, rate), 0)
     models, spectrum = merge(apply, local, data, chunk)
     local_outputs = outputs(apply, local, data)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import two_layer
-from .two_layer import Clients, Params, Scaling
+from .two_layer import ClientData, Params, Scaling
 
 
 class Rows(NamedTuple):
@@ -34,7 +34,7 @@ class KroneckerRows(NamedTuple):
     right: Array  # [M, k, d], rightᵀ right = A_i, the weighted second moment of the client's inputs; k = min(n, d)
 
 
-def jacobian_rows(local: Params, data: Clients, scaling: Scaling = "ntk", train_output: bool = False) -> Rows:
+def jacobian_rows(local: Params, data: ClientData, scaling: Scaling = "ntk", train_output: bool = False) -> Rows:
     """Rows √(p_i/n_i) ∂f(x_a; θ_i); `local` has a leading client axis."""
     scale = two_layer.output_scale(local.a.shape[-1], scaling)
 
@@ -83,7 +83,7 @@ def diagonal(rows: Rows) -> Params:
     return Params(w, jnp.zeros_like(rows.left[:, 0]) if rows.out is None else jnp.sum(rows.out**2, axis=1))
 
 
-def kronecker_rows(rows: Rows, data: Clients) -> KroneckerRows:
+def kronecker_rows(rows: Rows, data: ClientData) -> KroneckerRows:
     """The K-FAC approximation of the hidden layer's Fisher, as rows."""
     q = data.weights / two_layer.client_weights(data)[:, None]
     _, n, width = rows.left.shape

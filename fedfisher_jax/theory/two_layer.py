@@ -21,57 +21,71 @@ class Params(NamedTuple):
     a: Array  # [..., m] output weights
 
 
-class Clients(NamedTuple):
+class ClientData(NamedTuple):
     """The examples of M clients, n rows each; padded rows have weight zero."""
 
-    x: Array  # [M, n, d]
-    y: Array  # [M, n]
+    x: Array  # [M, n, d], or [M, n, ...] for `matrix_free`
+    y: Array  # [M, n] regression targets, or [M, n, C] for `matrix_free`
     weights: Array  # [M, n], p_i / n_i for a real example of client i: they sum to one over everything
 
 
-def clients(x: Float[Array, "M n d"], y: Float[Array, "M n"]) -> Clients:
-    """Clients of equal size and weight: p_i = 1/M."""
-    return Clients(x, y, jnp.full(y.shape, 1 / y.size, x.dtype))
+def clients(x: Float[Array, "M n d"], y: Float[Array, "M n"]) -> ClientData:
+    """Make clients of equal size and weight: p_i = 1/M."""
+    return ClientData(x, y, jnp.full(y.shape, 1 / y.size, x.dtype))
 
 
-def pool(data: Clients) -> Clients:
-    """All examples as those of a single client."""
-    return Clients(*(leaf.reshape(1, -1, *leaf.shape[2:]) for leaf in data))
+def pool(data: ClientData) -> ClientData:
+    """Give all examples to a single client."""
+    return ClientData(*(leaf.reshape(1, -1, *leaf.shape[2:]) for leaf in data))
 
 
-def client_weights(data: Clients) -> Float[Array, " M"]:
-    """p_i, the share of each client."""
+def client_weights(data: ClientData) -> Float[Array, " M"]:
+    """Return p_i, the share of each client."""
     return data.weights.sum(axis=1)
 
 
 def output_scale(width: int, scaling: str) -> float:
     """The factor s before the sum over neurons."""
     if scaling not in ("ntk", "mean_field"):
-        raise ValueError(f"scaling must be 'ntk' or 'mean_field', got {scaling!r}")
+        raise ValueError(f"scaling: got {scaling!r}, expected 'ntk' or 'mean_field'")
     return width**-0.5 if scaling == "ntk" else 1.0 / width
 
 
 def init(key: Key[Array, ""], inputs: int, width: int, dtype=jnp.float32) -> Params:
-    """w_r ~ N(0, I), a_r = ±1 with equal probability (2403.12329, theory)."""
+    """Draw w_r ~ N(0, I) and a_r = ±1 with equal probability (arXiv 2403.12329, theory).
+
+    Args:
+        key: random key.
+        inputs: number of inputs, d.
+        width: number of neurons, m.
+        dtype: type of the parameters.
+
+    Example:
+        >>> import jax
+        >>> from fedfisher_jax.theory import two_layer
+        >>> params = two_layer.init(jax.random.key(0), 3, 8)
+        >>> params.w.shape, sorted(set(params.a.tolist()))
+        ((3, 8), [-1.0, 1.0])
+    """
     key_w, key_a = jax.random.split(key)
     w = jax.random.normal(key_w, (inputs, width), dtype)
     return Params(w, jax.random.rademacher(key_a, (width,), dtype))
 
 
 def apply(params: Params, x: Float[Array, "n d"], scaling: Scaling = "ntk") -> Float[Array, " n"]:
-    """Outputs of one network, [n]."""
+    """Return the outputs of one network, [n]."""
     return output_scale(params.a.shape[-1], scaling) * (jax.nn.relu(x @ params.w) @ params.a)
 
 
-def client_outputs(params: Params, data: Clients, scaling: Scaling = "ntk") -> Float[Array, "M n"]:
-    """Outputs on every client's examples, of one network or (leading axis M) of each client's own."""
+def client_outputs(params: Params, data: ClientData, scaling: Scaling = "ntk") -> Float[Array, "M n"]:
+    """Return outputs on every client's examples, of one network or (leading axis M) of each client's own."""
     if params.a.ndim == 1:
         return jax.lax.map(lambda x: apply(params, x, scaling), data.x)
     return jax.lax.map(lambda args: apply(args[0], args[1], scaling), (params, data.x))
 
 
-def loss(params: Params, data: Clients, scaling: Scaling = "ntk") -> Float[Array, ""]:
-    """Σ_i p_i L_i with L_i the mean squared error (no factor ½); `params` as in `client_outputs`."""
+def loss(params: Params, data: ClientData, scaling: Scaling = "ntk") -> Float[Array, ""]:
+    """Return Σ_i p_i L_i with L_i the mean squared error (no factor ½); `params` as in `client_outputs`."""
     return jnp.sum(data.weights * (client_outputs(params, data, scaling) - data.y) ** 2)
 
 
@@ -83,7 +97,7 @@ def gradient(
     scaling: Scaling = "ntk",
     train_output: bool = False,
 ) -> Params:
-    """Gradient of ½ Σ_a q_a (f(x_a) − y_a)², as written out; zero for `a` unless `train_output`.
+    """Return the gradient of ½ Σ_a q_a (f(x_a) − y_a)², as written out; zero for `a` unless `train_output`.
 
     Written by hand because a factor per neuron is then applied after the product, on [d, m] instead of [n, m].
     """
@@ -97,13 +111,13 @@ def gradient(
 
 def train(
     params: Params,
-    data: Clients,
+    data: ClientData,
     steps: int | Array,
     step_size: float | Array,
     scaling: Scaling = "ntk",
     train_output: bool = False,
 ) -> Params:
-    """Full-batch gradient descent of every client from common parameters.
+    """Train every client by full-batch gradient descent from common parameters.
 
     The objective of client i is ½ L_i (its mean squared error, halved). In mean-field scaling the step is multiplied
     by m, so that outputs move by O(1) per unit of time at every width.

@@ -11,7 +11,7 @@ import jax.numpy as jnp  # noqa: E402
 
 from fedfisher_jax.privacy import _fixed_point as fixed_point  # noqa: E402
 from fedfisher_jax.privacy import _secure_sum as protocol  # noqa: E402
-from fedfisher_jax.privacy._agreement import Keys  # noqa: E402
+from fedfisher_jax.privacy._agreement import MaskingKeys  # noqa: E402
 from fedfisher_jax.privacy._secure_merge import total  # noqa: E402
 
 AGREED, THRESHOLD, DROPPED = 5, 3, 4  # client 4 sends keys and shares, but no masked numbers
@@ -182,9 +182,9 @@ def test_messages_that_are_none(message):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({3: Keys(b"", b"", b"")}, "client 3 sent none"),
-        ({3: Keys(bytes(31), bytes(32), bytes(32))}, "client 3 sent none"),
-        ({3: Keys(bytes(32), b"\1" * 32, b"\2" * 32)}, "client 3 sent a key that agrees on nothing"),
+        ({3: MaskingKeys(b"", b"", b"")}, "client 3 sent none"),
+        ({3: MaskingKeys(bytes(31), bytes(32), bytes(32))}, "client 3 sent none"),
+        ({3: MaskingKeys(bytes(32), b"\1" * 32, b"\2" * 32)}, "client 3 sent a key that agrees on nothing"),
         ({1: protocol.join(1)[1]}, "client 1 is not there with its own keys"),
         ({0: protocol.join(0)[1]}, "got client 0"),
     ],

@@ -14,7 +14,7 @@ import fedfisher_jax as ff  # noqa: E402
 from fedfisher_jax.privacy import _fixed_point as fixed_point  # noqa: E402
 from fedfisher_jax.privacy import _secure_sum as protocol  # noqa: E402
 from fedfisher_jax.privacy import _shamir as shamir
-from fedfisher_jax.privacy._secure_merge import secure_merge  # noqa: E402
+from fedfisher_jax.privacy import secure_merge  # noqa: E402
 from fedfisher_jax.privacy._secure_sum import Round, RoundVoid, secure_sum  # noqa: E402
 
 CLIENTS, SIZE = 20, 300

@@ -9,7 +9,7 @@ from fedfisher_jax.theory import inputs, merges, two_layer
 
 # Compiled once per shape: what the tests call again and again.
 train = jax.jit(two_layer.train, static_argnums=(4, 5))
-full_problem = jax.jit(merges.full_problem, static_argnums=(2, 3))
+full_objective = jax.jit(merges.full_objective, static_argnums=(2, 3))
 merge = jax.jit(merges.merge, static_argnums=0)
 gaussian = jax.jit(inputs.gaussian, static_argnums=(1, 2, 3), static_argnames="dtype")
 

@@ -73,7 +73,7 @@ def test_full_and_kfac_reach_zero_objective_when_rows_are_independent_and_the_ot
 def test_test_loss_is_on_the_unseen_examples(case):
     start, data, run, local = case
     test = inputs.gaussian(jax.random.key(9), 1, 5, 3, dtype=jnp.float64)
-    full = merges.full(merges.full_problem(local, data))
+    full = merges.full(merges.full_objective(local, data))
     assert flatten(full).shape == (144,)
     want = float(jnp.mean((two_layer.apply(full, test.x[0]) - test.y[0]) ** 2))
     assert float(run.errors["full"].test_loss) == pytest.approx(want, rel=1e-8)

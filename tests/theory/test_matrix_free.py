@@ -14,7 +14,7 @@ def pair():
     """A two-layer network with both layers trained, as itself and as any network."""
     data = inputs.gaussian(jax.random.key(2), 2, 3, 3, dtype=jnp.float64)
     start = two_layer.init(jax.random.key(1), 3, 20, jnp.float64)
-    return start, data, matrix_free.Clients(data.x, data.y[..., None], data.weights)
+    return start, data, matrix_free.ClientData(data.x, data.y[..., None], data.weights)
 
 
 def as_any(params, x):
@@ -40,7 +40,7 @@ def test_several_outputs_against_the_explicit_jacobian():
     keys = jax.random.split(jax.random.key(0), 4)
     local = {"in": jax.random.normal(keys[0], (2, 3, 4)), "out": jax.random.normal(keys[1], (2, 4, 2))}
     x, y = jax.random.normal(keys[2], (2, 5, 3)), jax.random.normal(keys[3], (2, 5, 2))
-    data = matrix_free.Clients(x, y, jnp.array([[0.1] * 5, [0.2, 0.2, 0.1, 0.0, 0.0]]))
+    data = matrix_free.ClientData(x, y, jnp.array([[0.1] * 5, [0.2, 0.2, 0.1, 0.0, 0.0]]))
     rows, thetas = [], []
     for i in range(2):
         flat, rebuild = ravel_pytree(client(local, i))

@@ -6,7 +6,7 @@ import pytest
 from fedfisher_jax.theory import decomposition, merges, sample_space
 from fedfisher_jax.theory import rows as fisher
 
-from .common import client, dense_rows, dense_solution, flatten, full_problem, merge, problem
+from .common import client, dense_rows, dense_solution, flatten, full_objective, merge, problem
 
 WIDTHS = [2, 6, 40]  # under-parameterised (6 weights, 8 rows), a little over, far over
 
@@ -16,7 +16,7 @@ WIDTHS = [2, 6, 40]  # under-parameterised (6 weights, 8 rows), a little over, f
 def test_full_is_the_dense_pseudo_inverse_solution(width, train_output):
     _, local, data = problem(width, train_output=train_output)
     want, *_ = dense_solution(local, data, train_output=train_output)
-    got = flatten(merges.full(full_problem(local, data, "ntk", train_output)), train_output)
+    got = flatten(merges.full(full_objective(local, data, "ntk", train_output)), train_output)
     assert np.linalg.norm(got - want) <= 1e-8 * np.linalg.norm(want)
 
 
@@ -29,7 +29,7 @@ def descend(total, right, steps, step_size):
 def test_full_is_the_limit_of_a_hundred_thousand_gradient_steps():
     _, local, data = problem(12, examples=3)
     _, mean, total, right = dense_solution(local, data)
-    problem_ = full_problem(local, data)
+    problem_ = full_objective(local, data)
     assert float(problem_.spectrum.values[0] / problem_.spectrum.values[-1]) > 2e-4  # or 10⁵ steps are not the limit
     step = float(sample_space.largest_step(problem_.spectrum))
     want = mean + descend(jnp.asarray(total), jnp.asarray(right), 100_000, step)
@@ -42,7 +42,7 @@ def test_full_is_the_limit_of_a_hundred_thousand_gradient_steps():
 def test_iterates_equal_an_explicit_loop(width, steps):
     _, local, data = problem(width)
     _, mean, total, right = dense_solution(local, data)
-    problem_ = full_problem(local, data)
+    problem_ = full_objective(local, data)
     step = float(sample_space.largest_step(problem_.spectrum))
     u = sample_space.iterate(problem_.spectrum, step, steps)
     want = descend(jnp.asarray(total), jnp.asarray(right), steps, step)
@@ -54,7 +54,7 @@ def test_iterates_equal_an_explicit_loop(width, steps):
 def test_objective_is_the_weighted_sum_over_clients():
     _, local, data = problem(2)
     rows = dense_rows(local, data).reshape(2, 4, -1)
-    problem_ = full_problem(local, data)
+    problem_ = full_objective(local, data)
     u = jax.random.normal(jax.random.key(0), (8,))
     theta = flatten(merges.place(problem_, u))
     want = sum(np.sum((rows[i] @ (theta - flatten(client(local, i)))) ** 2) for i in range(2))
@@ -63,7 +63,7 @@ def test_objective_is_the_weighted_sum_over_clients():
 
 def test_null_space_stays_at_the_average():
     _, local, data = problem(40)
-    problem_ = full_problem(local, data)
+    problem_ = full_objective(local, data)
     _, _, right = np.linalg.svd(dense_rows(local, data))
     null = right[8:]  # [P − R, P]
     for u in (sample_space.minimiser(problem_.spectrum), sample_space.iterate(problem_.spectrum, 0.3, 50)):
@@ -74,7 +74,7 @@ def test_null_space_stays_at_the_average():
 
 def test_kfac_and_diagonal_solve_their_dense_systems():
     _, local, data = problem(5)
-    problem_ = full_problem(local, data)
+    problem_ = full_objective(local, data)
     thetas = np.stack([flatten(client(local, i)) for i in range(2)])
     mean = thetas.mean(axis=0)
     rows = dense_rows(local, data).reshape(2, 4, -1)
@@ -94,7 +94,7 @@ def test_kfac_and_diagonal_solve_their_dense_systems():
 
 def test_kfac_output_layer_is_its_full_block():
     _, local, data = problem(5, train_output=True)
-    problem_ = full_problem(local, data, "ntk", True)
+    problem_ = full_objective(local, data, "ntk", True)
     rows = dense_rows(local, data, train_output=True)[:, -5:].reshape(2, 4, 5)
     fishers = np.einsum("inp,inq->ipq", rows, rows)
     mean, total = np.asarray(local.a).mean(axis=0), fishers.sum(axis=0)
@@ -106,11 +106,11 @@ def test_kfac_output_layer_is_its_full_block():
 @pytest.mark.parametrize("rule", merges.RULES)
 def test_one_client_and_equal_clients_return_their_model(rule):
     _, local, data = problem(6, num_clients=1)
-    got = merge(rule, full_problem(local, data), local, data)
+    got = merge(rule, full_objective(local, data), local, data)
     np.testing.assert_allclose(got.w, local.w[0], atol=1e-12)
     twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), (local, data))
     local2, data2 = twice[0], twice[1]._replace(weights=twice[1].weights / 2)
-    got = merge(rule, full_problem(local2, data2), local2, data2)
+    got = merge(rule, full_objective(local2, data2), local2, data2)
     np.testing.assert_allclose(got.w, local.w[0], atol=1e-9)
 
 
@@ -119,8 +119,8 @@ def test_the_order_of_clients_does_not_matter(rule):
     _, local, data = problem(6, num_clients=3)
     order = jnp.array([2, 0, 1])
     shuffled = jax.tree.map(lambda leaf: leaf[order], (local, data))
-    a = merge(rule, full_problem(local, data), local, data)
-    b = merge(rule, full_problem(*shuffled), *shuffled)
+    a = merge(rule, full_objective(local, data), local, data)
+    b = merge(rule, full_objective(*shuffled), *shuffled)
     np.testing.assert_allclose(a.w, b.w, atol=1e-9)
 
 
@@ -129,14 +129,14 @@ def test_padded_examples_do_not_matter(rule):
     _, local, data = problem(6)
     pad = lambda leaf: jnp.pad(leaf, ((0, 0), (0, 2)) + ((0, 0),) * (leaf.ndim - 2))  # noqa: E731
     padded = data._replace(x=pad(data.x) + 0, y=pad(data.y), weights=pad(data.weights))
-    a = merge(rule, full_problem(local, data), local, data)
-    b = merge(rule, full_problem(local, padded), local, padded)
+    a = merge(rule, full_objective(local, data), local, data)
+    b = merge(rule, full_objective(local, padded), local, padded)
     np.testing.assert_allclose(a.w, b.w, atol=1e-9)
 
 
 def test_progress_per_eigendirection_is_what_descent_does():
     _, local, data = problem(40)
-    problem_ = full_problem(local, data)
+    problem_ = full_objective(local, data)
     spec = problem_.spectrum
     gap = decomposition.descent_gap(problem_, 0.3, 25)
     limit = fisher.push(problem_.rows, jax.tree.map(jnp.subtract, merges.full(problem_), problem_.average))
@@ -153,4 +153,4 @@ def test_progress_per_eigendirection_is_what_descent_does():
 def test_rules_are_checked():
     _, local, data = problem(6)
     with pytest.raises(ValueError, match="'full', 'kfac', 'diagonal', 'average'"):
-        merges.merge("fisher", full_problem(local, data), local, data)
+        merges.merge("fisher", full_objective(local, data), local, data)

@@ -42,7 +42,7 @@ def test_training_is_plain_gradient_descent(train_output):
 
 def test_padded_examples_change_nothing():
     start, local, data = problem(6)
-    padded = two_layer.Clients(
+    padded = two_layer.ClientData(
         jnp.pad(data.x, ((0, 0), (0, 2), (0, 0)), constant_values=0.3),
         jnp.pad(data.y, ((0, 0), (0, 2)), constant_values=9.0),
         jnp.pad(data.weights, ((0, 0), (0, 2))),
