@@ -32,11 +32,11 @@ def evaluate(
     apply: Apply,
     likelihood: Likelihood,
     params: Any,
-    x: Shaped[Array, "n ..."],
-    y: Shaped[Array, "n2 ..."],
+    x: Shaped[Array | np.ndarray, "n ..."],
+    y: Shaped[Array | np.ndarray, "n2 ..."],
     *,
     batch_size: int = 1000,
-    mask: Bool[Array, " n3"] | None = None,
+    mask: Bool[Array | np.ndarray, " n3"] | None = None,
 ) -> Scores:
     """Loss and accuracy of a model. Jitted: pass the same `apply` object again and nothing is compiled again.
 
@@ -61,6 +61,7 @@ def evaluate(
         >>> print(f"{scores.loss:.4f} nats, {scores.accuracy:.0%} right")
         0.0067 nats, 100% right
     """
+    x, y = jnp.asarray(x), jnp.asarray(y)
     n = x.shape[0]
     if n < 1 or y.shape[0] != n or (mask is not None and mask.shape != (n,)):
         given = f"x {x.shape}, y {y.shape}, mask {None if mask is None else mask.shape}"
@@ -118,12 +119,12 @@ def ensemble(
     apply: Apply,
     likelihood: Likelihood,
     stacked_params: Any,
-    x: Shaped[Array, "n ..."],
-    y: Shaped[Array, "n2 ..."],
+    x: Shaped[Array | np.ndarray, "n ..."],
+    y: Shaped[Array | np.ndarray, "n2 ..."],
     *,
     weights: Float[Array, " m"] | None = None,
     batch_size: int = 1000,
-    mask: Bool[Array, " n3"] | None = None,
+    mask: Bool[Array | np.ndarray, " n3"] | None = None,
 ) -> Scores:
     """`evaluate` for the ensemble of the models in `stacked_params`, see `ensemble_apply`.
 

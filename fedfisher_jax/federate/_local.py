@@ -32,6 +32,13 @@ class Trained(NamedTuple):
     squares: PyTree = None
 
 
+def require_counts(epochs: Any, batch_size: int) -> None:
+    """Refuse negative epochs and batches without examples; epochs that are traced are not looked at."""
+    for name, number, least in (("batch_size", batch_size, 1), ("epochs", epochs, 0)):
+        if isinstance(number, int) and number < least:
+            raise ValueError(f"{name}: got {number}, expected at least {least}")
+
+
 def train(
     apply: Callable,
     likelihood: Likelihood,
@@ -75,9 +82,7 @@ def train(
         >>> trained.params.shape, bool(trained.loss < jnp.log(2.0))
         ((4, 2), True)
     """
-    for name, number, least in (("batch_size", batch_size, 1), ("epochs", epochs, 0)):
-        if isinstance(number, int) and number < least:
-            raise ValueError(f"{name}: got {number}, expected at least {least}")
+    require_counts(epochs, batch_size)
     apply, update = for_loops(apply, convolutions), optax.with_extra_args_support(optimizer).update
     length = data.indices.shape[0]
     batch_size = min(batch_size, length)

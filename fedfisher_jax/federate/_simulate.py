@@ -47,6 +47,9 @@ class LocalTraining:
     on_epoch: Callable[[], None] | None = None
     squares: bool = False
 
+    def __post_init__(self) -> None:
+        local.require_counts(self.epochs, self.batch_size)
+
     def __call__(self, shared: Shared, client: Client) -> local.Trained:
         """Train one client's model from `shared.start`."""
         key = jax.random.fold_in(shared.key, client.number)
