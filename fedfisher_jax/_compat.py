@@ -1,7 +1,7 @@
 """What may change with a release of JAX: how jaxprs and tracers are written. Elsewhere JAX is used as it documents it.
 
-Of jaxprs JAX promises little, so that everything that is read from one beside its equations' variables is here, and
-`make test-newest` runs what stands on it with the newest JAX.
+JAX promises little about jaxprs. Everything that is read from one beside its equations' variables is therefore here,
+and `make test-newest` runs what stands on it with the newest JAX.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ INLINED = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkp
 
 
 def is_literal(atom: Any) -> bool:
-    """Whether an equation's operand is a constant, with its value in `val`, and no variable."""
+    """Tell whether an equation's operand is a constant, with its value in `val`, and no variable."""
     return isinstance(atom, Literal)
 
 
 def called(equation: Any) -> tuple[Any, Sequence[Any]] | None:
-    """The jaxpr that an equation calls, and the values of its constants; None where the equation is opaque."""
+    """Return the jaxpr that an equation calls and the values of its constants; None where the equation is opaque."""
     body = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
     if equation.primitive.name not in INLINED or body is None:
         return None
@@ -29,6 +29,6 @@ def called(equation: Any) -> tuple[Any, Sequence[Any]] | None:
 
 
 def bind(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Sequence[Any]:
-    """The results, always a sequence, of a primitive with the parameters that its equation in a jaxpr has."""
+    """Apply a primitive with the parameters that its equation in a jaxpr has; the results always are a sequence."""
     results = primitive.bind(*operands, **primitive.get_bind_params(params))
     return results if primitive.multiple_results else [results]

@@ -37,12 +37,12 @@ class Batch(NamedTuple):
 
 
 def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
-    """All of `x` and `y` (or those where `mask` [N] holds) as one client.
+    """Make one client of all of `x` and `y`, or of those examples where `mask` holds.
 
     Args:
         x: [N, ...] inputs.
         y: [N, ...] targets; None where nothing reads them.
-        mask: [N] booleans.
+        mask: [N] booleans; all examples by default.
 
     Raises:
         ValueError: lengths differ, or there is no example. A mask that is traced is not looked into.
@@ -57,21 +57,21 @@ def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
     x = jnp.asarray(x)
     y = jnp.zeros(x.shape[:1], jnp.int32) if y is None else jnp.asarray(y)
     if x.ndim == 0 or x.shape[0] == 0:
-        raise ValueError(f"x: expected at least one example, got an array of shape {x.shape}")
+        raise ValueError(f"x: got an array of shape {x.shape}, expected at least one example")
     if y.shape[:1] != x.shape[:1]:
-        raise ValueError(f"y: expected {x.shape[0]} targets, one for each example of x, got shape {y.shape}")
+        raise ValueError(f"y: got shape {y.shape}, expected {x.shape[0]} targets, one for each example of x")
     if mask is None:
         return Examples(x, y, jnp.arange(x.shape[0]), jnp.asarray(x.shape[0]))
     kept = jnp.asarray(mask, bool)
     if kept.shape != x.shape[:1]:
-        raise ValueError(f"mask: expected shape {x.shape[:1]}, got {kept.shape}")
+        raise ValueError(f"mask: got shape {kept.shape}, expected {x.shape[:1]}")
     if not isinstance(kept, Tracer) and not kept.any():
-        raise ValueError("mask: expected at least one example, got none")
+        raise ValueError("mask: got no example, expected at least one")
     return Examples(x, y, jnp.argsort(~kept, stable=True), kept.sum())
 
 
 def pad_rows(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Index lists of different lengths as (rows [M, longest], sizes [M]); padding repeats a row's first index.
+    """Write index lists of different lengths as (rows [M, longest], sizes [M]); padding repeats a row's first index.
 
     Raises:
         ValueError: no list, or an empty one, which is named.
@@ -87,7 +87,7 @@ def pad_rows(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def take(data: Examples, start: Any, batch_size: int) -> Batch:
-    """The examples at places start … start + batch_size − 1 of the client's row, masked past its size."""
+    """Take the examples at places start … start + batch_size − 1 of the client's row, masked past its size."""
     position = start + jnp.arange(batch_size)
     rows = data.indices[jnp.clip(position, 0, data.size - 1)]  # never a row that is masked out, whatever it holds
     return Batch(data.x[rows], data.y[rows], position < data.size, position)
@@ -96,14 +96,14 @@ def take(data: Examples, start: Any, batch_size: int) -> Batch:
 def mean_over_batches(
     function: Callable[[Batch], PyTree], data: Examples, batch_size: int, count: Any = None
 ) -> PyTree:
-    """Σ of `function(batch)` over the client's batches, one after the other, divided by the number of its examples.
+    """Add up `function(batch)` over the client's batches and divide by the number of its examples.
 
     Padding costs nothing outside `vmap`. The result has `wide` types: a narrow running sum loses what is added late.
 
     Args:
         function: batch → pytree of real sums over the batch.
         data: the client's examples.
-        batch_size: at most.
+        batch_size: examples at a time, at most.
         count: what to divide by, in place of the number of examples.
     """
     count = data.size if count is None else count

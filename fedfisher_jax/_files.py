@@ -44,7 +44,7 @@ def write_json(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The same record made of dicts, lists, strings, numbers, booleans and None only."""
+    """Write a record in dicts, lists, strings, numbers, booleans and None only."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -51,7 +51,7 @@ class Likelihood:
 
 
 def _spread(block: Float[Array, "*positions r c"]) -> Rows:
-    """Rows of each position, zero at every other position: [R, C] as it is, [T, R, C] to [T R, T, C]."""
+    """Give each position's rows zeros at every other position: [R, C] stays, [T, R, C] becomes [T R, T, C]."""
     if block.ndim == 2:
         return block
     t, r, c = block.shape
@@ -133,7 +133,7 @@ def gaussian(variance: float = 1.0) -> Likelihood:
         0.25
     """
     if not 0 < variance < float("inf"):
-        raise ValueError(f"variance: got {variance}, allowed are positive finite numbers")
+        raise ValueError(f"variance: got {variance}, expected a positive finite number")
 
     def nll(outputs: Outputs, target: Float[Array, "*positions c"]) -> Scalar:
         return jnp.sum(jnp.square(outputs - target)) / (2 * variance)
@@ -190,7 +190,7 @@ def bernoulli() -> Likelihood:
 
 
 def check_targets(likelihood: Likelihood, outputs_shape: tuple[int, ...], y: Any) -> None:
-    """Checks the targets of a data set against the outputs of a network.
+    """Check the targets of a data set against the outputs of a network.
 
     Args:
         likelihood: what the targets are fitted with.
@@ -206,17 +206,17 @@ def check_targets(likelihood: Likelihood, outputs_shape: tuple[int, ...], y: Any
         return
     expected = tuple(outputs_shape[:-1] if name == "categorical" else outputs_shape)
     if y.shape != expected:
-        raise ValueError(f"y: got shape {y.shape}, allowed for {name} and outputs {tuple(outputs_shape)} is {expected}")
+        raise ValueError(f"y: got shape {y.shape}, expected {expected} for {name} and outputs {tuple(outputs_shape)}")
     if y.dtype.kind not in "biuf":
-        raise ValueError(f"y: got {y.dtype}, allowed for {name} are numbers")
+        raise ValueError(f"y: got {y.dtype}, expected numbers for {name}")
     if name == "gaussian":
         right, allowed = np.isfinite(y), "finite numbers"
     elif name == "bernoulli":
         right, allowed = (y == 0) | (y == 1), "0 and 1"
     else:
         if not np.issubdtype(y.dtype, np.integer):
-            raise ValueError(f"y: got {y.dtype}, allowed for categorical are integers")
+            raise ValueError(f"y: got {y.dtype}, expected integers for categorical")
         right, allowed = (y >= 0) & (y < outputs_shape[-1]), f"0 to {outputs_shape[-1] - 1}"
     if not right.all():
         bad = ~right
-        raise ValueError(f"y: got {y[bad][0]} ({bad.sum()} of {bad.size} wrong), allowed for {name} are {allowed}")
+        raise ValueError(f"y: got {y[bad][0]} ({bad.sum()} of {bad.size} wrong), expected {allowed} for {name}")

@@ -38,16 +38,18 @@ def evaluate(
     batch_size: int = 1000,
     mask: Bool[Array | np.ndarray, " n3"] | None = None,
 ) -> Scores:
-    """Loss and accuracy of a model. Jitted: pass the same `apply` object again and nothing is compiled again.
+    """Measure the loss and the accuracy of a model.
+
+    The function is jitted: pass the same `apply` object again and nothing is compiled again.
 
     Args:
         apply: (params, x [b, ...]) -> outputs [b, ...].
         likelihood: what the outputs mean.
         params: parameters of the model.
-        x: inputs.
-        y: targets.
+        x: [n, ...] inputs.
+        y: [n, ...] targets.
         batch_size: examples at a time; bounds the memory and does not change the result.
-        mask: which examples count (all by default); where none does, the result is NaN.
+        mask: [n], which examples count (all by default); where none does, the result is NaN.
 
     Raises:
         ValueError: if lengths differ, there is no example, the batch size is not positive, or targets do not fit the
@@ -65,9 +67,9 @@ def evaluate(
     n = x.shape[0]
     if n < 1 or y.shape[0] != n or (mask is not None and mask.shape != (n,)):
         given = f"x {x.shape}, y {y.shape}, mask {None if mask is None else mask.shape}"
-        raise ValueError(f"x, y, mask: got {given}, allowed is one common length of at least 1")
+        raise ValueError(f"x, y, mask: got {given}, expected one common length of at least 1")
     if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}, allowed is at least 1")
+        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x, y, mask))):
         counted = slice(None) if mask is None else np.asarray(mask)
         outputs = jax.eval_shape(apply, params, jax.ShapeDtypeStruct(x.shape, x.dtype)).shape
@@ -93,12 +95,12 @@ def _evaluate(apply: Apply, likelihood: Likelihood, params: Any, x: Any, y: Any,
 
 
 def ensemble_apply(apply: Apply, likelihood: Likelihood, weights: Float[Array, " m"] | None = None) -> Apply:
-    """The model whose mean parameter (for a classifier, its probabilities) is the average of its members'.
+    """Make the model whose mean parameter (for a classifier, its probabilities) is the average of its members'.
 
     Args:
         apply: (params, x [b, ...]) -> outputs [b, ...].
         likelihood: what the outputs mean.
-        weights: non-negative weight of each member, normalised here; None is equal weights.
+        weights: [m], the non-negative weight of each member, normalised here; None is equal weights.
 
     Returns:
         (stacked_params, x) -> outputs, where each leaf of `stacked_params` has a leading axis of members. One member is
@@ -126,7 +128,10 @@ def ensemble(
     batch_size: int = 1000,
     mask: Bool[Array | np.ndarray, " n3"] | None = None,
 ) -> Scores:
-    """`evaluate` for the ensemble of the models in `stacked_params`, see `ensemble_apply`.
+    """Evaluate the ensemble of several models, whose mean parameters are averaged (see `ensemble_apply`).
+
+    Args as in `evaluate`, but `stacked_params`, whose leaves have a leading axis of m members, and `weights` [m], the
+    non-negative weights of the members, equal by default.
 
     Raises:
         ValueError: as `evaluate`, or if there is not one weight for each member.
@@ -142,11 +147,11 @@ def ensemble(
     """
     members = jax.tree.leaves(stacked_params)[0].shape[0]
     if weights is not None and weights.shape != (members,):
-        raise ValueError(f"weights: got shape {weights.shape}, allowed is ({members},), one for each member")
+        raise ValueError(f"weights: got shape {weights.shape}, expected ({members},), one for each member")
     joint = ensemble_apply(apply, likelihood, weights)
     return evaluate(joint, likelihood, stacked_params, x, y, batch_size=batch_size, mask=mask)
 
 
 def as_numbers(scores: Scores) -> dict[str, float]:
-    """Scores by name as Python numbers; a score that the likelihood does not have is left out."""
+    """Give the scores by name as Python numbers; a score that the likelihood does not have is left out."""
     return {name: float(value) for name, value in scores._asdict().items() if value is not None}

@@ -259,7 +259,7 @@ NEW = ("init", "--out", "new")
         (["measure", "--data", "pickled.npz"], "data: pickled.npz"),
         (["measure", "--data", "nan.npz"], "NaN or infinite"),
         (["measure", "--data", "lengths.npz"], "N targets"),
-        (["measure", "--data", "labels.npz"], "allowed for categorical are 0 to 1"),
+        (["measure", "--data", "labels.npz"], "expected 0 to 1 for categorical"),
         (["measure", "--data", "wide.npz"], "the model cannot take"),
         (["measure", "--data", "data.npz", "--start", "nothing"], "nothing: no such file"),
         (["measure", "--data", "data.npz", "--start", "one.safetensors"], "one.safetensors: not a model file"),

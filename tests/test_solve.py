@@ -131,7 +131,7 @@ def test_conjugate_gradients_do_not_depend_on_the_fishers_size(structure):
 
 
 def test_closed_form_refuses_kronecker():
-    with pytest.raises(TypeError, match="curvature: a sum of kronecker Fishers has no known spectrum"):
+    with pytest.raises(TypeError, match="curvature: got a sum of kronecker Fishers, whose spectrum is not known"):
         solve.closed_form()(explicit("kronecker")[0])
 
 

@@ -1,4 +1,4 @@
-"""Fisher information: capture of layers, structures and their algebra, estimation."""
+"""Fisher information: the capture of a model's layers, structures and their algebra, and estimates from data."""
 
 from ._capture import capture as capture
 from ._eigenpairs import Eigenpairs as Eigenpairs

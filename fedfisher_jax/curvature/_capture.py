@@ -25,7 +25,7 @@ PyTree = Any
 
 
 def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True) -> Capture:
-    """Read `apply`'s jaxpr at one example of x [n, ...].
+    """Find the layers of `apply` in its jaxpr at one example of x [n, ...].
 
     Only shapes and types of `params` and `x` are used. Each layer is checked once on random parameters and a random
     output cotangent: the gradient rebuilt from a and g must equal that of `jax.vjp`.
@@ -33,7 +33,7 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
         params: any pytree of arrays.
-        x: examples.
+        x: [n, ...] examples.
         structured: False captures nothing: every leaf falls back (the reference that tests compare with).
 
     Raises:
@@ -53,12 +53,12 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
     for path, leaf in zip(paths, jax.tree.leaves(params), strict=True):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"params{path}: expected floating-point numbers, got {leaf.dtype}")
+            raise TypeError(f"params{path}: got {leaf.dtype}, expected floating-point numbers")
     program = trace(apply, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), params), one)
     if len(program.outputs) != 1:
-        raise ValueError(f"apply: expected one array of outputs, got {len(program.outputs)}")
+        raise ValueError(f"apply: got {len(program.outputs)} arrays of outputs, expected one")
     if len(shape := program.avals[program.outputs[0]].shape) < 2:
-        raise ValueError(f"apply: expected outputs [n, C] or [n, T, C], got shape {shape} for one example")
+        raise ValueError(f"apply: got outputs of shape {shape} for one example, expected [n, C] or [n, T, C]")
     found = [_follow(program, leaf, len(paths)) if structured else "not asked for" for leaf in range(len(paths))]
     sites = [site for site in found if isinstance(site, Site)]
     sites = _without_bad(program, sites, paths, found)
@@ -69,7 +69,7 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
 
 
 def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
-    """The layer in which parameter `leaf` is the weight, or why there is none."""
+    """Find the layer in which parameter `leaf` is the weight, or say why there is none."""
     readers = uses(program)
     position, variable, steps = _chain(program, readers, program.inputs[leaf])
     if isinstance(position, str):
@@ -126,7 +126,7 @@ def _rearrangement(program: Program, position: int) -> Steps | None:
 
 
 def _with_bias(program: Program, readers: dict, site: Site, num_leaves: int) -> Site:
-    """The site with the bias that is added to its product, if exactly that happens."""
+    """Add to the site the bias that is added to its product, if exactly that happens."""
     position, variable, after = _chain(program, readers, site.output)
     if isinstance(position, str) or program.equations[position].name not in ("add", "add_any"):
         return site
@@ -148,7 +148,7 @@ def _with_bias(program: Program, readers: dict, site: Site, num_leaves: int) -> 
 
 
 def _broadcast_indices(program: Program, readers: dict, variable: int, target: int, reader: int) -> np.ndarray | None:
-    """Where each entry of a leaf lands when it is rearranged and broadcast into `target`; None if it does not."""
+    """Tell where each entry of a leaf lands when the leaf is broadcast into `target`; None if it is not."""
     shape = program.avals[variable].shape
     value = np.arange(math.prod(shape)).reshape(shape)
     while readers[variable] != [reader] or variable != target:

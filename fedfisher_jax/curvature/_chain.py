@@ -40,11 +40,11 @@ class Chain:
 
     @property
     def units(self) -> tuple[int, ...]:
-        """Units of each layer as the network was written."""
+        """The number of units of each layer as the network was written."""
         return tuple(_shape(self.captured.program, site)[1] for site in self.captured.sites)
 
     def split(self, params: PyTree) -> list[Units]:
-        """The layers of a parameter tree."""
+        """Split a parameter tree into its layers."""
         leaves = jax.tree.leaves(params)
         result = []
         for layer, rows in zip(self.captured.layers, self.inputs, strict=True):
@@ -53,7 +53,7 @@ class Chain:
         return result
 
     def join(self, layers: Sequence[Units]) -> PyTree:
-        """The inverse of `split`, for layers of the network's own widths."""
+        """Undo `split`, for layers of the network's own widths."""
         leaves: dict[int, Any] = {}
         for layer, rows, (weight, bias) in zip(self.captured.layers, self.inputs, layers, strict=True):
             matrix = jnp.zeros((rows.size, weight.shape[-1]), weight.dtype)
@@ -62,11 +62,11 @@ class Chain:
         return jax.tree.unflatten(self.treedef, [leaves[leaf] for leaf in range(len(leaves))])
 
     def outputs(self, layers: Sequence[Units], x: Any) -> list[jax.Array]:
-        """Each layer's outputs, bias added, at x [n, ...]: [n, positions, units], for layers of any widths."""
+        """Compute each layer's outputs [n, positions, units], bias added, at x [n, ...], for layers of any width."""
         return jax.vmap(lambda one: self._run(layers, one)[0])(x)
 
     def apply(self, layers: Sequence[Units], x: Any) -> jax.Array:
-        """The network's outputs at x [n, ...] for layers of any widths; the last has the network's own."""
+        """Compute the network's outputs at x [n, ...] for layers of any widths but the last one's."""
         return jax.vmap(lambda one: self._run(layers, one)[1])(jnp.asarray(x))
 
     def _run(self, layers: Sequence[Units], one: Any) -> tuple[list[jax.Array], jax.Array]:
@@ -89,7 +89,7 @@ class Chain:
         return outputs, _evaluate(program, self.between[-1], values)[program.outputs[0]][0]
 
     def _value(self, number: int, rows: jax.Array) -> jax.Array:
-        """The layer's output in the program's own shape, from rows [positions, units]."""
+        """Arrange rows [positions, units] as the layer's output in the program's own shape."""
         program, site = self.captured.program, self.captured.sites[number]
         shape = program.avals[site.output].shape
         places = np.asarray(position_rows(program, site, np.arange(math.prod(shape)).reshape(shape))).ravel()
@@ -97,7 +97,7 @@ class Chain:
         return (flat if (places == np.arange(places.size)).all() else flat[np.argsort(places)]).reshape(shape)
 
     def _activations(self, number: int, variable: int, value: jax.Array) -> jax.Array:
-        """What the layer multiplies, [positions, inputs], from the value of the variable before it."""
+        """Compute what the layer multiplies, [positions, inputs], from the value of the variable before it."""
         program, site = self.captured.program, self.captured.sites[number]
         operand = program.equations[site.product].inputs[site.operand]
         values = _evaluate(program, self.between[number], {variable: value.astype(program.avals[variable].dtype)})
@@ -106,11 +106,11 @@ class Chain:
 
 
 def find(captured: Capture, treedef: Any) -> Chain:
-    """The chain of a captured network.
+    """Find the chain of a captured network.
 
     Args:
         captured: the model's layers.
-        treedef: structure of its parameters.
+        treedef: the structure of its parameters.
 
     Raises:
         ValueError: the network is not sequential, saying why: parameters outside of layers, grouped convolutions, a
@@ -144,14 +144,14 @@ def find(captured: Capture, treedef: Any) -> Chain:
 
 
 def _shape(program: Program, site: Site) -> tuple[int, int]:
-    """Inputs (bias excluded) and units of a layer."""
+    """Count the inputs (bias excluded) and the units of a layer."""
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in (program.avals[v] for v in program.inputs)]
     inputs, units = jax.eval_shape(lambda leaves: site.layer.to_matrix(leaves), shapes).shape
     return inputs - (site.layer.bias is not None), units
 
 
 def _between(program: Program, source: int, target: int, complaint: str) -> tuple[int, ...]:
-    """Equations that lead from `source` to `target` and need nothing else."""
+    """Find the equations that lead from `source` to `target` and need nothing else."""
     makers = {v: position for position, equation in enumerate(program.equations) for v in equation.outputs}
     needed: set[int] = set()
     open_ = [target]
@@ -177,9 +177,9 @@ def _evaluate(program: Program, positions: Sequence[int], values: dict[int, Any]
 
 
 def _unit_inputs(chain: Chain, number: int, reading: str) -> np.ndarray:
-    """Which inputs of layer `number` each unit of the layer before it becomes: [units, inputs per unit].
+    """Find which inputs of layer `number` each unit of the layer before it becomes: [units, inputs per unit].
 
-    Found by numbers: changing one unit must change its own inputs alone, and exchanged units must come out exchanged.
+    Numbers decide: changing one unit must change its own inputs alone, and exchanged units must come out exchanged.
     """
     program, site = chain.captured.program, chain.captured.sites[number - 1]
     units = chain.units[number - 1]

@@ -23,7 +23,7 @@ class Columns(NamedTuple):
 def heaviest(
     apply: Callable, likelihood: Likelihood, params: PyTree, data: Examples, batch_size: int, skip: float
 ) -> Columns:
-    """The columns that carry all but a share `skip` of Σ_x tr(S_x S_xᵀ), S_x = `likelihood.fisher_factor`.
+    """Find the columns that carry all but a share `skip` of Σ_x tr(S_x S_xᵀ), S_x = `likelihood.fisher_factor`.
 
     Leaving the others out lowers (1/n) Σ_x J_xᵀ S_x S_xᵀ J_x by (1/n) Σ J_xᵀ s sᵀ J_x over the columns s left out,
     which is positive semi-definite and whose trace is at most `skip` · (1/n) Σ_x tr(S_x S_xᵀ) · max ‖J_x‖².

@@ -14,13 +14,16 @@ KINDS = ("exact", "monte_carlo", "empirical")
 def cotangents(
     likelihood: Likelihood, kind: str, key: jax.Array | None, samples: int
 ) -> Callable[[Any, Any, Any], jax.Array]:
-    """(outputs of one example, its target, its place) → rows [K, *outputs] whose Σ s sᵀ is its output Fisher.
+    """Make the function that gives the cotangents of one example.
+
+    It maps (outputs of the example, its target, its place) to rows s [K, *outputs] whose Σ s sᵀ is the Fisher of its
+    outputs, or a draw or a stand-in of it.
 
     Args:
-        likelihood: of one example.
+        likelihood: what the outputs mean.
         kind: "exact": the columns of S; "monte_carlo": gradients at targets drawn from the model, divided by √samples;
             "empirical": the gradient at the given target.
-        key: for Monte-Carlo; an example's draws depend on its place.
+        key: the random key of Monte-Carlo; an example's draws depend on its place.
         samples: Monte-Carlo draws per example.
 
     Raises:
@@ -29,7 +32,7 @@ def cotangents(
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "monte_carlo" and key is None:
-        raise ValueError("key: monte_carlo draws targets and needs a random key, got None")
+        raise ValueError("key: got None, expected a random key, since monte_carlo draws targets")
     if samples < 1:
         raise ValueError(f"samples: got {samples}, expected at least 1")
 

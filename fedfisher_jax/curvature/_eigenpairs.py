@@ -33,8 +33,8 @@ class Subspace:
             parameters.
         power_steps: further passes over the data; each makes the error smaller by the ratio of the first eigenvalue
             that was dropped to the one looked at.
-        where: path of a parameter, as `jax.tree_util.keystr` writes it ("['head']['kernel']"), → whether H covers it;
-            None covers all. Where it does not, H is zero.
+        where: function from a parameter's path, as `jax.tree_util.keystr` writes it ("['head']['kernel']"), to whether
+            H covers it; None covers all. Where it does not, H is zero.
     """
 
     rank: int = 10
@@ -62,17 +62,17 @@ def top_eigenpairs(
     samples: int = 1,
     batch_size: int = 32,
 ) -> Eigenpairs:
-    """The largest eigenvalues of the Fisher information and their vectors; pure, can be jitted and vmapped.
+    """Find the largest eigenvalues of the Fisher information and their vectors; pure, can be jitted and vmapped.
 
-    Takes power_steps + 2 passes over the data, and memory for a few times rank + oversampling copies of the parameters
-    it covers.
+    It takes power_steps + 2 passes over the data, and memory for a few times rank + oversampling copies of the
+    parameters that it covers.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
-        likelihood: of one example.
+        likelihood: what the outputs mean.
         params: any pytree of floating-point arrays.
         data: the client's examples; H is the mean over them.
-        key: of the random start, and of Monte-Carlo draws.
+        key: the random key of the start and of Monte-Carlo draws.
         subspace: rank and effort.
         kind: "exact", "monte_carlo" or "empirical", as in `fishers`.
         samples: Monte-Carlo draws per example.
@@ -94,7 +94,7 @@ def top_eigenpairs(
         2.000 True
     """
     if key is None:
-        raise ValueError("key: low_rank starts from random vectors and needs a random key, got None")
+        raise ValueError("key: got None, expected a random key, since low_rank starts from random vectors")
     pulled = cotangents(likelihood, kind, key, samples)
     leaves, treedef = jax.tree.flatten(params)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
@@ -151,7 +151,7 @@ def top_eigenpairs(
 
 
 def _checked(subspace: Subspace, paths: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> int:
-    """Number of parameters that are covered."""
+    """Count the parameters that are covered, and refuse a subspace that does not fit them."""
     if not shapes:
         raise ValueError(f"where: expected it to hold for a parameter, but it does for none of {', '.join(paths)}")
     size = sum(math.prod(shape) for shape in shapes)

@@ -67,18 +67,20 @@ def fishers(
     captured: Capture | None = None,
     subspace: Subspace = Subspace(),
 ) -> dict[str, Fisher]:
-    """Several structures in one pass over the data; pure, can be jitted and vmapped over clients.
+    """Estimate several structures of Fisher information in one pass over the data.
+
+    The function is pure, and can be jitted and vmapped over clients.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
-        likelihood: of one example.
+        likelihood: what the outputs mean.
         params: any pytree of arrays.
         data: the client's examples; the result is the mean over them.
         structures: "diagonal", "kronecker", "full" (a dense [d, d] matrix: small models), "gram" (activations alone),
             "low_rank" (needs `key`; `top_eigenpairs` tells its residuals too), or the name of a registered structure.
         kind: "exact", "monte_carlo" (needs `key`), "empirical".
-        key: for Monte-Carlo, where an example's draws depend on its place among the client's examples, not on batches;
-            and for low rank.
+        key: the random key of Monte-Carlo, where an example's draws depend on its place among the client's examples
+            and not on batches, and of low rank.
         samples: Monte-Carlo draws per example.
         batch_size: examples at once: memory grows with it, not with the data.
         skip: share of Σ_x tr(S_x S_xᵀ), the Fisher of the outputs, that may be left out. The columns of S that carry
@@ -124,7 +126,7 @@ def fishers(
 
 
 def _chosen(names: Sequence[str], params: PyTree, kind: str, skip: float) -> dict[str, Any]:
-    """The structures of these names, if they can be estimated so."""
+    """Look up the structures of these names, and refuse those that cannot be estimated so."""
     chosen = {name: by_name(name) for name in names}
     if not 0 <= skip < 1 or (skip and kind != "exact"):
         raise ValueError(
@@ -146,7 +148,7 @@ def _one_pass(
     rows_of: Callable,
     columns: Columns | None,
 ) -> dict[str, tuple[PyTree, PyTree]]:
-    """Each structure's means of `sums` and `input_sums`: one pass over the data, one more where columns are chosen."""
+    """Average each structure's `sums` and `input_sums` in one pass, or two where columns are chosen."""
     leaves = jax.tree.leaves(params)
     of_layers = {name: structure for name, structure in structures.items() if structure.reads == "layers"}
 

@@ -44,7 +44,7 @@ class Layer:
         return (*shape[:-2], shape[-2] + (self.bias is not None), shape[-1])
 
     def to_matrix(self, leaves: Sequence[Any]) -> jax.Array:
-        """The matrix of a whole tree's leaves."""
+        """Arrange the layer's parameters, among the leaves of a whole tree, as its matrix."""
         matrix = run(self.steps, jnp.asarray(leaves[self.weight]))
         if self.bias is None:
             return matrix
@@ -52,7 +52,7 @@ class Layer:
         return jnp.concatenate([matrix, row.astype(matrix.dtype)], axis=-2)
 
     def from_matrix(self, matrix: jax.Array) -> dict[int, jax.Array]:
-        """Leaf number → leaf: the inverse of `to_matrix`."""
+        """Undo `to_matrix`: give the layer's leaves by their numbers."""
         if self.bias is None:
             return {self.weight: unrun(self.steps, self.shape, matrix)}
         weight = unrun(self.steps, self.shape, matrix[..., :-1, :])
@@ -60,7 +60,7 @@ class Layer:
 
 
 def layers_to_json(layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """Layers as JSON, for files."""
+    """Write layers as JSON, for files."""
     return [
         {
             "weight": int(layer.weight),
@@ -73,7 +73,7 @@ def layers_to_json(layers: Sequence[Layer]) -> list[dict[str, Any]]:
 
 
 def layers_from_json(value: Any, leaves: Sequence[Leaf]) -> tuple[Layer, ...]:
-    """Layers from the JSON of a file that nobody vouches for, checked against the parameters' shapes.
+    """Read layers from the JSON of a file that nobody vouches for, and check them against the parameters' shapes.
 
     Raises:
         ValueError: no list, or a layer that does not fit the parameters, or two that share one.
@@ -94,7 +94,7 @@ def layers_from_json(value: Any, leaves: Sequence[Leaf]) -> tuple[Layer, ...]:
 
 
 def numbered(shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
-    """Leaves of these shapes that hold each parameter's place in the order of `ravel_pytree`."""
+    """Make leaves of these shapes that hold each parameter's place in the order of `ravel_pytree`."""
     sizes = [math.prod(shape) for shape in shapes]
     ends = np.cumsum(sizes)
     return [jnp.arange(e - n, e).reshape(shape) for e, n, shape in zip(ends, sizes, shapes, strict=True)]

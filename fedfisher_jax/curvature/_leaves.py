@@ -18,12 +18,12 @@ class Leaf(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Its number of entries."""
+        """The number of the leaf's entries."""
         return math.prod(self.shape)
 
 
 def leaves(params: PyTree) -> tuple[Leaf, ...]:
-    """The leaves of a tree of arrays (or of shapes), in order.
+    """List the leaves of a tree of arrays (or of shapes), in order.
 
     Raises:
         ValueError: two leaves have one path, or there is no leaf, or one is not of floating-point numbers.
@@ -33,7 +33,7 @@ def leaves(params: PyTree) -> tuple[Leaf, ...]:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         dtype = np.dtype(leaf.dtype)
         if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
-            raise ValueError(f"params: {path} is of {dtype}, expected floating-point numbers")
+            raise ValueError(f"params: got {path} of {dtype}, expected floating-point numbers")
         found.append(Leaf(path, tuple(int(size) for size in np.shape(leaf)), dtype.name))
     if not found or len({leaf.path for leaf in found}) != len(found):
         raise ValueError("params: expected leaves with different paths, at least one")

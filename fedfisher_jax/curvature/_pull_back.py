@@ -56,7 +56,7 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
     """Pull output cotangents of one example x [...] back to the layers.
 
     Args:
-        captured: of the model.
+        captured: the model's layers.
         leaves: the parameters' leaves.
         x: one example, without batch axis.
         cotangents: outputs → [K, *outputs].
@@ -80,7 +80,7 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
 
 
 def activations(captured: Capture, leaves: Sequence[Any], x: Any) -> list[jax.Array]:
-    """The `activations` that `pull_back` would give for one example x [...], without its gradients."""
+    """Give the `activations` that `pull_back` would give for one example x [...], without its gradients."""
     return _forward(captured, [*leaves, x[None]], _zeros(captured))[1]
 
 
@@ -90,7 +90,7 @@ def _zeros(captured: Capture) -> list[jax.Array]:
 
 
 def _forward(captured: Capture, arguments: Sequence[Any], zeros: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """Outputs and each layer's activations of a batch of one, with `zeros` added to the layers' outputs."""
+    """Compute outputs and each layer's activations of a batch of one, with `zeros` added to the layers' outputs."""
     program, sites = captured.program, captured.sites
     operands: dict[int, Any] = {}
     (outputs,) = evaluate(program, arguments, _replacements(program, sites, zeros, operands))
@@ -98,7 +98,7 @@ def _forward(captured: Capture, arguments: Sequence[Any], zeros: Sequence[Any]) 
 
 
 def _replacements(program: Program, sites: Sequence[Site], zeros: Sequence[Any], operands: dict[int, Any]) -> dict:
-    """Convolutions as matrix products, activations noted in `operands`, zeros added to the layers' outputs."""
+    """Replace convolutions by matrix products, note activations in `operands`, add zeros to the layers' outputs."""
     added = {site.output: zero for site, zero in zip(sites, zeros, strict=True)}
     noted = {site.product: site.operand for site in sites}
 
@@ -126,7 +126,7 @@ def _replacements(program: Program, sites: Sequence[Site], zeros: Sequence[Any],
 
 
 def activation_rows(program: Program, site: Site, operand: jax.Array) -> jax.Array:
-    """The product's activations as [(groups,) T, inputs (+1 for the bias)]."""
+    """Arrange the product's activations as [(groups,) T, inputs (+1 for the bias)]."""
     equation = program.equations[site.product]
     if equation.name == "dot_general":
         contracting = equation.params["dimension_numbers"][0][site.operand]
@@ -143,7 +143,7 @@ def activation_rows(program: Program, site: Site, operand: jax.Array) -> jax.Arr
 
 
 def position_rows(program: Program, site: Site, output: Any) -> Any:
-    """A value of the output's shape as [(groups,) T, outputs]."""
+    """Arrange a value of the output's shape as [(groups,) T, outputs]."""
     equation = program.equations[site.product]
     product = unrun(site.after, program.avals[equation.outputs[0]].shape, output)
     if equation.name == "dot_general":

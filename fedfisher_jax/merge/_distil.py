@@ -28,21 +28,21 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class DenseSettings:
-    """Of the distillation; by default reduced to minutes on a CPU.
+    """The settings of the distillation; the defaults are reduced to minutes on a CPU.
 
     Attributes:
-        rounds: times that a batch is made and the student trained.
+        rounds: how often a batch is made and the student trained.
         generator_steps: updates of the generator, and of the noise it starts from, per batch.
         batch_size: examples of a batch, made and learned from.
-        noise: numbers that an example is made from.
-        width: of the generator.
-        generator_rate: of its Adam(0.5, 0.999).
-        adversarial: factor of the disagreement of student and ensemble.
-        learning_rate: of the student's SGD with momentum 0.9.
-        temperature: that divides outputs in what the student learns.
+        noise: how many random numbers an example is made from.
+        width: the generator's number of channels.
+        generator_rate: the learning rate of the generator's Adam(0.5, 0.999).
+        adversarial: the factor of the disagreement of student and ensemble.
+        learning_rate: the learning rate of the student's SGD with momentum 0.9.
+        temperature: the number that divides outputs in what the student learns.
         bounds: smallest and largest entry of an example; None takes those of the clients' data, which they then tell.
         augment: crop and flip images in the generator's loss, flip them in the student's.
-        seed: of all draws.
+        seed: what all random draws follow from.
     """
 
     rounds: int = 20
@@ -92,14 +92,14 @@ def dense(
     """DENSE: the weighted average of the clients, taught by their ensemble (mean outputs, weighted by examples).
 
     Args:
-        apply: the model; inputs are arrays of floats.
-        likelihood: categorical.
+        apply: (params, x [n, ...]) → outputs [n, C]; inputs are arrays of floats.
+        likelihood: what was fitted; only categorical will do.
         settings: default `DenseSettings()`; `RELEASED_DENSE` is what the FedFisher authors run.
         validation: params → score; the student that scores best after a round is returned, as in the released code with
             500 labelled examples. Without it, and without labels, the last one is.
 
     Raises:
-        ValueError: another likelihood, or counts below 1.
+        ValueError: the likelihood is another one, or a count is below 1.
     """
     chosen = settings or DenseSettings()
     if likelihood.name != "categorical":
@@ -214,15 +214,16 @@ def _distil(
 
 
 def generator_loss(ensemble: Any, student: Any, wanted: jax.Array, adversarial: float) -> jax.Array:
-    """Mean over examples of their cross-entropy with the classes that they are made for, minus λ times a divergence.
+    """Average over examples the cross-entropy with the classes that they are made for, minus λ times a divergence.
 
-    Counted is that of the student from the ensemble where their classes differ: examples near its wrong decisions.
+    The divergence is the student's from the ensemble, in nats. It counts where their classes differ: for examples near
+    the student's wrong decisions.
 
     Args:
-        ensemble: [n, C] outputs.
-        student: [n, C] outputs.
+        ensemble: [n, C] outputs of the ensemble.
+        student: [n, C] outputs of the student.
         wanted: [n] classes.
-        adversarial: λ.
+        adversarial: the factor λ.
     """
     named = optax.softmax_cross_entropy_with_integer_labels(ensemble, wanted)
     differ = jnp.argmax(student, -1) != jnp.argmax(ensemble, -1)
@@ -230,6 +231,6 @@ def generator_loss(ensemble: Any, student: Any, wanted: jax.Array, adversarial: 
 
 
 def divergence(outputs: Any, target: Any) -> jax.Array:
-    """KL divergence from the target's probabilities to the outputs', per example; in nats."""
+    """Compute the KL divergence [n] from the target's probabilities to the outputs' of each example; in nats."""
     p = jax.nn.softmax(target)
     return jnp.sum(p * (jax.nn.log_softmax(target) - jax.nn.log_softmax(outputs)), axis=-1)

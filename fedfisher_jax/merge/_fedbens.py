@@ -67,17 +67,18 @@ def fedbens(
     With several, `Merged.params` is a tuple of the merged modes and `Merged.apply` their ensemble.
 
     Args:
-        apply: the model.
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
         likelihood: what was fitted.
         others: how a client gets its further local models, from starts that all clients share; see `from_starts` and
-            `FreshModes`. None: it has one.
-        precision: λ of the prior.
-        temperature: divides the number of examples: above one, posteriors are wider.
-        optimizer: default Adam(0.001) on gradients clipped to norm 1, as in the released code.
+            `FreshModes`. With None a client has one model.
+        precision: the prior's λ.
+        temperature: what divides the number of examples; above one, posteriors are wider.
+        optimizer: the optax optimiser; default Adam(0.001) on gradients clipped to norm 1, as in the released code.
         steps: updates from each start; the best iterate, the start among them, is kept.
-        options: of `MeasureFisher`: kind, samples, batch_size, captured.
+        options: what else `MeasureFisher` takes: kind, samples, batch_size, captured.
 
     Raises:
+        TypeError: an unknown option.
         ValueError: precision or temperature not positive, steps below 1.
     """
     for name, value in (("precision", precision), ("temperature", temperature), ("steps", steps)):
@@ -104,7 +105,7 @@ def fedbens(
 
 
 def from_starts(starts: tuple[PyTree, ...], train: Callable[[PyTree, Examples, jax.Array], PyTree]) -> OtherModes:
-    """Further local models trained from other starts.
+    """Train further local models from other starts.
 
     Args:
         starts: initial parameters, the same for all clients: the server's mode k starts between models of start k.
@@ -123,8 +124,8 @@ class FreshModes:
     Attributes:
         init: key → initial parameters.
         train: (params, data, key) → trained parameters.
-        seed: of the starts; what `jax.random.key(seed)` and its splits draw is not drawn again.
-        count: of further models.
+        seed: what the starts follow from; what `jax.random.key(seed)` and its splits draw is not drawn again.
+        count: how many further models there are.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -140,14 +141,14 @@ class FreshModes:
 
 
 def log_density(fisher: Kronecker, mean: PyTree, weight: Any, precision: Any, params: PyTree) -> jax.Array:
-    """Log density of the normal distribution with precision matrix `weight` · F + `precision`, without π's constant."""
+    """Compute a normal log density with precision matrix `weight` · F + `precision`, without π's constant."""
     gap = jax.tree.map(jnp.subtract, params, mean)
     square = weight * optax.tree.vdot(gap, fisher.matvec(gap)) + precision * optax.tree.vdot(gap, gap)
     return (_log_determinant(fisher, weight, precision) - square) / 2
 
 
 def _log_determinant(fisher: Kronecker, weight: Any, precision: Any) -> jax.Array:
-    """Log |weight · F + precision|, from the factors' eigenvalues."""
+    """Compute log |weight · F + precision| from the factors' eigenvalues."""
     total = sum((jnp.sum(jnp.log(weight * value + precision)) for value in fisher.rest.values()), jnp.zeros(()))
     for a, g in zip(fisher.inputs, fisher.outputs, strict=True):
         left, right = (jnp.maximum(jnp.linalg.eigvalsh(factor), 0) for factor in (a, g))
@@ -157,7 +158,7 @@ def _log_determinant(fisher: Kronecker, weight: Any, precision: Any) -> jax.Arra
 
 @jax.jit
 def _log_determinants(payloads: Payload, precision: Any, temperature: Any) -> list[jax.Array]:
-    """Per local mode, those of all clients."""
+    """Compute the log-determinants of all clients, for each local mode."""
     weights = payloads.weight / temperature
     return [jax.vmap(lambda f, w: _log_determinant(f, w, precision))(fisher, weights) for fisher in payloads.statistics]
 
@@ -171,7 +172,7 @@ def _modes(
     optimizer: optax.GradientTransformation,
     steps: int,
 ) -> tuple[tuple[PyTree, ...], jax.Array, jax.Array]:
-    """One merged mode per local mode, and the best objective at starts and at modes."""
+    """Find one merged mode for each local mode, and the best objective at starts and at modes."""
     count, weights = payloads.weight.shape[0], payloads.weight / temperature
 
     def objective(params: PyTree, center: PyTree) -> jax.Array:

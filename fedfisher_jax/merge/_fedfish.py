@@ -26,14 +26,14 @@ ESTIMATORS = ("exact", "monte_carlo", "empirical", "squares")
 
 
 def measure_squares(update: Update, data: Examples, key: jax.Array) -> Payload:
-    """One client's payload with the squared minibatch gradients of its last local epoch as Fisher information.
+    """Make one client's payload with the squared minibatch gradients of its last local epoch as Fisher information.
 
     Raises:
         ValueError: the training did not gather them.
     """
     del key
     if update.squares is None:
-        raise ValueError("update.squares: expected the squared gradients of the last local epoch, got None")
+        raise ValueError("update.squares: got None, expected the squared gradients of the last local epoch")
     return Payload(jnp.asarray(data.size, jnp.result_type(float)), update.params, Diagonal(update.squares))
 
 
@@ -48,21 +48,22 @@ def fedfish(
     solver: Solver | None = None,
     **options: Any,
 ) -> Rule:
-    """FedFish; combine it with any server optimiser in `rounds.Federation`. Uplink: twice the parameters.
+    """FedFish, to be combined with any server optimiser in `Federation`; a client sends twice the parameters.
 
     Args:
-        apply: the model.
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
         likelihood: what is fitted.
-        estimator: of the Fisher at the client's end: "exact", "monte_carlo", "empirical" (per example), or "squares":
-            squared minibatch gradients of the last local epoch, at no extra pass. Those are smaller than "empirical" by
-            up to the batch size, which matters to `eps` and `floor` alone.
+        estimator: how the Fisher at the client's end is estimated: "exact", "monte_carlo", "empirical" (per example),
+            or "squares": by squared minibatch gradients of the last local epoch, at no extra pass. Those are smaller
+            than "empirical" by up to the batch size, which matters to `eps` and `floor` alone.
         structure: "diagonal" or "kronecker", the latter not from squares.
-        eps: added to Σ w F in the denominator: where clients know less than that, the step shrinks.
-        floor: where Σ w F is at most this, the plain average.
-        solver: for Kronecker factors; default conjugate gradients, damped.
-        options: of `MeasureFisher`: samples, batch_size, skip, captured.
+        eps: what is added to Σ w F in the denominator; where clients know less than that, the step shrinks.
+        floor: the largest Σ w F at which the step is the plain average.
+        solver: the solver for Kronecker factors; default conjugate gradients, damped.
+        options: what else `MeasureFisher` takes: samples, batch_size, skip, captured.
 
     Raises:
+        TypeError: an unknown option.
         ValueError: unknown estimator or structure, or a pair of them that does not exist; negative eps or floor;
             options for squares, which read none.
 

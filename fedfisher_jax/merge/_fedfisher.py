@@ -37,13 +37,18 @@ def fedfisher(
     """FedFisher with diagonal, Kronecker (K-FAC), full or low-rank Fisher.
 
     Args:
-        apply: the model.
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
         likelihood: what was fitted.
         structure: "diagonal", "kronecker", "full" or "low_rank". A full Fisher of an under-parameterised model can be
             far worse than FedAvg: the Laplace approximation is then taken far from zero loss (docs/theory.md). Outside
             of all clients' top eigenvectors, "low_rank" is the weighted mean.
-        solver: default `conjugate_gradients(damping=DAMPING[structure])`; `paper_loop(...)` is the released one.
-        options: of `MeasureFisher`: kind, samples, batch_size, skip, captured, subspace.
+        solver: what finds the minimiser; default `conjugate_gradients(damping=DAMPING[structure])`; `paper_loop(...)`
+            is the released one.
+        options: what else `MeasureFisher` takes: kind, samples, batch_size, skip, captured, subspace.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: an unknown structure.
 
     Example:
         >>> import jax
@@ -95,18 +100,18 @@ def fisher_merge(apply: Callable, likelihood: Likelihood, *, floor: float = 0.0,
 
 
 def with_fisher(payload: Payload, start: PyTree = None) -> Payload:
-    """The payload itself.
+    """Return the payload itself, if it has a Fisher.
 
     Raises:
-        ValueError: it has no Fisher.
+        ValueError: it has none.
     """
     if payload.statistics is None:
-        raise ValueError("payload.statistics: this rule needs each client's Fisher information, got None")
+        raise ValueError("payload.statistics: got None, expected each client's Fisher information")
     return payload
 
 
 def lift_sums(payload: Payload, start: PyTree = None) -> dict[str, Any]:
-    """The sums from which Q follows: w, wθ, wF, wFθ, wθᵀFθ. What a secure sum would carry."""
+    """Compute what Q follows from when added up: w, wθ, wF, wFθ and wθᵀFθ; a secure sum carries them."""
     payload = with_fisher(payload)
     weight, applied = payload.weight, payload.statistics.matvec(payload.params)
     return {
@@ -119,7 +124,7 @@ def lift_sums(payload: Payload, start: PyTree = None) -> dict[str, Any]:
 
 
 def summed(summary: dict[str, Any]) -> Objective:
-    """Q from the sums."""
+    """Make Q from the sums over clients of `lift_sums`."""
     share = 1 / summary["weight"]
     anchor, curvature = scaled(share, summary["params"]), scaled(share, summary["fisher"])
     product, applied = scaled(share, summary["product"]), curvature.matvec(anchor)
@@ -128,7 +133,7 @@ def summed(summary: dict[str, Any]) -> Objective:
 
 
 def stacked(payloads: Payload) -> Objective:
-    """Q from stacked payloads."""
+    """Make Q from stacked payloads."""
     return objective(payloads.statistics, payloads.params, payloads.weight)
 
 

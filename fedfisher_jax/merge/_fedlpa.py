@@ -11,14 +11,17 @@ from ._rule import MeasureFisher, Rule, require_options
 def fedlpa(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
     """FedFisher's K-FAC with factors of gradients at the clients' own labels, not at the model's.
 
-    What is taken: the empirical Kronecker block per layer, and the joint mode of the clients' posteriors, found by
-    iterating on the quadratic. Not taken: its prior and its own iteration; the solver is that of `fedfisher`, and so is
-    the damping, which stands for the prior.
+    Taken from the paper are the empirical Kronecker block per layer, and the joint mode of the clients' posteriors,
+    found by iterating on the quadratic. Its prior and its own iteration are not taken; the solver is that of
+    `fedfisher`, and so is the damping, which stands for the prior.
 
     Args:
-        apply: the model.
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
         likelihood: what was fitted.
-        options: of `fedfisher` except structure and kind: solver, batch_size, captured.
+        options: what `fedfisher` takes except structure and kind: solver, batch_size, captured.
+
+    Raises:
+        TypeError: an unknown option.
     """
     require_options(options, fedfisher, MeasureFisher, "structure", "kind")
     return fedfisher(apply, likelihood, structure="kronecker", kind="empirical", **options)._replace(name="fedlpa")

@@ -38,24 +38,25 @@ def fipa(
     subspace: Subspace | None = None,
     **options: Any,
 ) -> Rule:
-    """FIPA. Uplink: d + r (d + 1) numbers.
+    """FIPA; a client sends d + r (d + 1) numbers, d parameters and r eigenpairs of its Fisher.
 
     A few rounds of FedAvg should come first with "stay", since nothing moves outside of the span.
 
     Args:
-        apply: the model.
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
         likelihood: what is fitted; a physics-informed network's residual is Gaussian.
-        rank: r, eigenpairs per client, in place of the subspace's.
+        rank: the number r of eigenpairs per client, in place of the subspace's.
         off_span: "stay" or "fedavg": what happens where no client's eigenvectors reach.
-        tau: τ ≥ 0, relative to the largest eigenvalue of H.
+        tau: the damping τ ≥ 0, relative to the largest eigenvalue of H.
         cutoff: directions whose eigenvalue in H is at most this share of the largest are outside of the span (the
             truncated pseudo-inverse); default 10 times the rounding error of the type times the joint rank.
         bound: most eigenpairs of H that the server keeps while it goes through the clients, at least `rank`; b stays
             exact. The diagnostic `dropped_trace` is then an upper bound of ‖H − kept‖. By default all.
         subspace: rank and effort of the eigenpairs, and which parameters they cover; default `Subspace()`, over all.
-        options: of `MeasureFisher`: kind, batch_size.
+        options: what else `MeasureFisher` takes: kind, samples, batch_size.
 
     Raises:
+        TypeError: an unknown option.
         ValueError: unknown `off_span`, negative τ or cutoff, a bound below the rank.
 
     Example:
@@ -98,10 +99,10 @@ def joint_step(
     cutoff: float | None = None,
     bound: int | None = None,
 ) -> tuple[PyTree, dict[str, Any]]:
-    """The server's step from stacked payloads (steps Δ_m, `LowRank` Fishers), and its size in and out of the span.
+    """Compute the server's step, and diagnostics, from stacked payloads (steps Δ_m and `LowRank` Fishers).
 
-    Costs a QR decomposition [d, M r] and matrices of size M r, or with a bound R one of [d, R + r] for each client;
-    arguments as in `fipa`.
+    It costs a QR decomposition [d, M r] and matrices of size M r, or with a bound R one of [d, R + r] for each client.
+    The arguments are those of `fipa`.
     """
     fishers, treedef = payloads.statistics, jax.tree.structure(payloads.params)
     shares = payloads.weight / jnp.sum(payloads.weight)
@@ -143,7 +144,7 @@ def joint_step(
 
 
 def _whole_span(fishers: LowRank, shares: jax.Array, steps: jax.Array) -> tuple[jax.Array, ...]:
-    """Basis [d, k] of the joint span, H's eigenvectors in it [k, k], its eigenvalues, and b along the eigenvectors."""
+    """Compute a basis [d, k] of the joint span, H's eigenvectors in it [k, k], its eigenvalues, and b along them."""
     count, rank = fishers.values.shape
     covered = sorted(fishers.vectors)
     basis, triangle = jnp.linalg.qr(joined([fishers.vectors[leaf].reshape(count * rank, -1) for leaf in covered]).T)
@@ -157,7 +158,10 @@ def _whole_span(fishers: LowRank, shares: jax.Array, steps: jax.Array) -> tuple[
 
 
 def _bounded_span(fishers: LowRank, shares: jax.Array, steps: jax.Array, bound: int) -> tuple[jax.Array, ...]:
-    """As `_whole_span`, of the part of H that is kept, ascending too; and the trace of what is not."""
+    """Do what `_whole_span` does for the part of H that is kept, and give the trace of the dropped part as well.
+
+    Eigenvalues ascend here, too.
+    """
     covered = sorted(fishers.vectors)
     width = min(bound, steps.shape[1])
     zeros = {leaf: jnp.zeros((width, *u.shape[2:]), u.dtype) for leaf, u in fishers.vectors.items()}
@@ -178,5 +182,5 @@ def _bounded_span(fishers: LowRank, shares: jax.Array, steps: jax.Array, bound: 
 
 
 def _rows(fisher: LowRank, covered: list[int]) -> jax.Array:
-    """Vectors over all covered leaves, [r, d]."""
+    """Put the vectors' parts in all covered leaves side by side, [r, d]."""
     return joined([fisher.vectors[leaf] for leaf in covered])

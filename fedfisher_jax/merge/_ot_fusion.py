@@ -34,12 +34,12 @@ def ot_fusion(
     rescale: bool = True,
     captured: Capture | None = None,
 ) -> Rule:
-    """OTFusion of sequential networks; the order of clients matters only through the choice of the reference.
+    """OTFusion for sequential networks; the order of clients matters only through the choice of the reference.
 
     Args:
-        apply: the model.
-        likelihood: not used.
-        reference: number of the client whose neurons stay; None is the client with the most examples.
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
+        likelihood: what was fitted; not used.
+        reference: the number of the client whose neurons stay; None is the client with the most examples.
         features: what tells a unit: "weights" (its incoming weights, after alignment of the layer before, and its
             bias) or "activations" (its outputs at `probes`).
         probes: [n, ...] inputs known to the server, without labels.
@@ -91,13 +91,13 @@ def fuse(
     align_output: bool = False,
     rescale: bool = True,
 ) -> list[Units]:
-    """The weighted average of models of any widths, each aligned with the reference, in whose widths the result is.
+    """Average models of any widths, by weights, each aligned with the reference, whose widths the result has.
 
     Args:
-        chain: of the network.
+        chain: the network's chain of layers.
         clients: each client's layers, as `Chain.split` gives them; hidden widths may differ.
-        weights: [M], need not sum to 1.
-        reference: number of the client that is not moved.
+        weights: [M], the clients' weights, which need not sum to 1.
+        reference: the number of the client that is not moved.
         probes: as in `ot_fusion`; None takes weights as features.
         align_output: as in `ot_fusion`.
         rescale: as in `ot_fusion`.
@@ -129,16 +129,16 @@ def align(
     align_output: bool = False,
     rescale: bool = True,
 ) -> list[Units]:
-    """The model with its units moved to where the target has similar ones.
+    """Move the units of a model to where the target has similar ones.
 
     A unit of the target receives the mean of the units sent to it; the next layer shares out what it read of a unit
     over where that unit went. (At unequal widths the paper instead takes means on that side too, which changes the
     function when two equal units become one. At equal widths both are the same.)
 
     Args:
-        layers: of the model, any hidden widths.
-        target: of the reference.
-        features: per layer both models' features [units, f]; None takes the weights.
+        layers: the model's layers, of any hidden widths.
+        target: the reference's layers.
+        features: for each layer both models' features [units, f]; None takes the weights.
         align_output: as in `ot_fusion`.
         rescale: as in `ot_fusion`.
     """
@@ -159,7 +159,7 @@ def align(
 
 
 def transport(cost: np.ndarray) -> np.ndarray:
-    """The exact optimal plan [n, m] between uniform marginals 1/n and 1/m: rows sum to 1/n, columns to 1/m."""
+    """Find the optimal plan [n, m] between uniform marginals, exactly: rows sum to 1/n and columns to 1/m."""
     n, m = cost.shape
     if n == m:
         plan = np.zeros((n, m))
@@ -171,7 +171,7 @@ def transport(cost: np.ndarray) -> np.ndarray:
     constraints = scipy.sparse.vstack([rows, columns]).tocsr()
     solved = scipy.optimize.linprog(cost.ravel(), A_eq=constraints, b_eq=marginals, bounds=(0, None), method="highs")
     if solved.x is None:
-        raise ValueError(f"cost: no transport plan was found: {solved.message}")
+        raise ValueError(f"cost: got one without an optimal plan, expected finite numbers: {solved.message}")
     return solved.x.reshape(n, m)
 
 
@@ -181,7 +181,7 @@ def _measure(update: Update, data: Examples, key: Any) -> Payload:
 
 
 def _weights(layer: Units) -> jax.Array:
-    """[units, incoming weights and bias]."""
+    """Write a layer as vectors [units, incoming weights and bias]."""
     rows = layer.weight.reshape(-1, layer.weight.shape[-1]).T
     return rows if layer.bias is None else jnp.concatenate([rows, layer.bias[:, None]], axis=1)
 
@@ -191,6 +191,6 @@ def _features(outputs: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances [n, m]."""
+    """Compute squared Euclidean distances [n, m]."""
     squares = (first**2).sum(1)[:, None] + (second**2).sum(1)
     return np.maximum(squares - 2 * first @ second.T, 0)

@@ -16,20 +16,21 @@ PyTree = Any
 
 
 def like(data: Examples) -> jax.Array:
-    """An array without entries, [0, ...], that carries shape and type of an example through a fold at no cost."""
+    """Make an array without entries, [0, ...], that carries shape and type of an example through a fold at no cost."""
     return jnp.zeros((0, *data.x.shape[1:]), data.x.dtype)
 
 
 def outline(params: PyTree, data: Examples, **more: Any) -> Payload:
-    """A payload of parameters, `like(data)` as "example" and small statistics by name."""
+    """Make a payload of parameters, `like(data)` as "example" and small statistics by name."""
     return Payload(jnp.asarray(data.size, jnp.result_type(float)), params, {"example": like(data), **more})
 
 
 def chain_of(apply: Callable, payloads: Payload, captured: Capture | None) -> chain.Chain:
-    """The model's chain, from stacked payloads of `outline`.
+    """Find the model's chain, from stacked payloads of `outline`.
 
     Raises:
-        ValueError: as `curvature.chain.find`, or the model reads its batch size or other examples.
+        ValueError: the network is not sequential (see `chain.find`), or the model reads its batch size or other
+            examples.
     """
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), payloads.params)
     if captured is None:
@@ -39,6 +40,6 @@ def chain_of(apply: Callable, payloads: Payload, captured: Capture | None) -> ch
 
 
 def models(found: chain.Chain, payloads: Payload) -> list[list[chain.Units]]:
-    """Each client's layers."""
+    """Split stacked payloads into each client's layers."""
     count = payloads.weight.shape[0]
     return [found.split(pick(payloads.params, i)) for i in range(count)]

@@ -26,16 +26,18 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """Of neurons as vectors of incoming weights and bias.
+    """What is assumed of neurons, as vectors of incoming weights and bias, before any is seen.
 
     Attributes:
-        gamma: mass of the Beta–Bernoulli process: more of it, more units.
+        gamma: the mass of the Beta–Bernoulli process: more of it, more units.
         sigma: variance of a client's weights around the global ones.
         sigma0: variance of the global weights around their mean.
-        mean: of the global weights.
-        popularity: factor of the log-odds of a global unit in its matching score. The score is twice a logarithm, so 2.
-        most: counts of clients that share a unit are capped here in those odds.
-        posterior: put the posterior mean, pulled to `mean`, in the merged network; else the matched clients' mean.
+        mean: the mean of the global weights.
+        popularity: the factor of the log-odds of a global unit in its matching score. The score is twice a logarithm,
+            so 2.
+        most: the largest count of clients that share a unit in those odds.
+        posterior: whether to put the posterior mean, pulled to `mean`, in the merged network; else the matched clients'
+            mean.
     """
 
     gamma: float = 7.0
@@ -56,18 +58,18 @@ def pfnm(
     seed: int = 0,
     captured: Capture | None = None,
 ) -> Rule:
-    """PFNM of sequential networks. Clients are matched from the largest to the smallest, then again in random orders.
+    """PFNM for sequential networks: clients are matched from the largest to the smallest, then again in random orders.
 
     Output units stay in place; a class's weights are averaged by the clients' numbers of examples of that class, which
     a client therefore sends. Where a merged layer has another width, parameters are a list of `Units` and
     `Merged.apply` is the network that takes them.
 
     Args:
-        apply: the model.
-        likelihood: categorical counts classes; any other weighs clients by their examples.
-        prior: default `Prior()`.
-        iterations: times that every client is matched again.
-        seed: of their order.
+        apply: (params, x [n, ...]) → outputs [n, C]; examples do not mix.
+        likelihood: what was fitted; categorical counts classes, any other weighs clients by their examples.
+        prior: what is assumed of neurons; default `Prior()`.
+        iterations: how often every client is matched again.
+        seed: what the random order of clients follows from.
         captured: the model's layers; found at the merge if not given.
 
     Raises:
@@ -134,15 +136,15 @@ def match_layers(
     *,
     misplaced: bool = False,
 ) -> list[Units]:
-    """The merged layers of several models.
+    """Merge the layers of several models.
 
     Args:
         clients: each one's layers.
-        shares: [M, outputs], weights of the clients' output units, summing to 1.
-        prior: of the neurons.
+        shares: [M, outputs], the weights of the clients' output units, which sum to 1.
+        prior: what is assumed of neurons.
         iterations: as in `pfnm`.
-        draw: orders of clients.
-        misplaced: the prior mean as released code places it, instead of on everything.
+        draw: the generator of random orders of clients.
+        misplaced: whether to put the prior mean where released code does, instead of on everything.
     """
     result: list[Units] = []
     placed: list[np.ndarray] = []  # per client: the global number of each unit of the layer before
@@ -173,13 +175,13 @@ def match(
     """Match neurons [units of client j, f] of several clients.
 
     Returns:
-        Per client the global number of each unit, and the global units [L, f].
+        For each client the global number of each unit, and the global units [L, f].
     """
     precision, precision0 = 1 / prior.sigma, 1 / prior.sigma0
     start = center * precision0
 
     def totals(places: Sequence[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
-        """Σ of weights and counts per global unit over the clients that have places."""
+        """Add up weights and counts per global unit over the clients that have places."""
         known = [(p, w) for p, w in zip(places, clients, strict=True) if p is not None]
         size = max((int(p.max()) + 1 for p, _ in known), default=0)
         weights, counts = np.zeros((size, center.size)), np.zeros(size, int)
@@ -225,18 +227,18 @@ def match(
 
 
 def _squares(own: np.ndarray, sums: np.ndarray) -> np.ndarray:
-    """|own_l + sums_i|² [units, global units]."""
+    """Compute |own_l + sums_i|² [units, global units]."""
     return (own**2).sum(1)[:, None] + 2 * own @ sums.T + (sums**2).sum(1)
 
 
 def _vectors(layer: Units) -> np.ndarray:
-    """[units, incoming weights and bias]."""
+    """Write a layer as vectors [units, incoming weights and bias]."""
     rows = np.asarray(layer.weight, float).reshape(-1, layer.weight.shape[-1]).T
     return rows if layer.bias is None else np.hstack([rows, np.asarray(layer.bias, float)[:, None]])
 
 
 def _reordered(layer: Units, where: np.ndarray, before: Units) -> Units:
-    """The layer reading global units: zero from those that the client has not."""
+    """Let a layer read global units, with zero weights for those that the client has not."""
     weight = np.zeros((before.weight.shape[-1], *layer.weight.shape[1:]))
     weight[where] = layer.weight
     return Units(weight, layer.bias)
@@ -247,7 +249,7 @@ def _with_bias(layer: Units) -> Units:
 
 
 def _class_shares(counts: np.ndarray) -> np.ndarray:
-    """Each client's share of a class's examples [M, C]; of all examples where nobody has that class."""
+    """Compute each client's share of a class's examples [M, C], or of all examples where nobody has that class."""
     totals = counts.sum(0)
     everything = counts.sum(1, keepdims=True) / counts.sum()
     return np.where(totals > 0, counts / np.where(totals > 0, totals, 1), everything)

@@ -29,9 +29,9 @@ Compression = Callable[[jax.Array, int], jax.Array]  # (second moment, rank) →
 
 @dataclasses.dataclass(frozen=True)
 class MeasureGrams:
-    """Measures parameters and A = (1/n) Σ_x Σ_t a aᵀ of the layers' inputs a.
+    """Measures parameters and A = (1/n) Σ_x Σ_t a aᵀ, the mean over examples, of the layers' inputs a.
 
-    `dense_only`: of dense layers' weights alone, without biases; else of every captured layer.
+    With `dense_only` it does so for the weights of dense layers alone, without biases; else for every captured layer.
     """
 
     apply: Callable
@@ -47,7 +47,7 @@ class MeasureGrams:
         leaves, treedef = jax.tree.flatten(params)
         chosen = [n for n, site in enumerate(captured.sites) if not self.dense_only or _is_dense(captured, site)]
         if not chosen:
-            raise ValueError(f"apply: expected a model with a dense layer, none was found: {captured.fallback}")
+            raise ValueError(f"apply: got a model without a dense layer, expected one: {captured.fallback}")
 
         def sums(batch: Batch) -> list[jax.Array]:
             rows = jax.vmap(lambda x: activations(captured, leaves, x))(batch.x)
@@ -74,16 +74,21 @@ def regmean(
     solver: Solver | None = None,
     **options: Any,
 ) -> Rule:
-    """RegMean: weights of dense layers by their inputs' second moments, everything else averaged.
+    """RegMean: it merges weights of dense layers by their inputs' second moments, and averages everything else.
 
     Args:
-        apply: the model.
-        likelihood: not used.
-        off_diagonal: factor of the off-diagonal entries of A, from 0 (a diagonal merge) to 1 (plain least squares).
-        uniform: average everything else over clients instead of over examples, as the released FedFisher code does.
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
+        likelihood: what was fitted; not used.
+        off_diagonal: the factor of the off-diagonal entries of A, from 0 (a diagonal merge) to 1 (plain least squares).
+        uniform: whether to average everything else over clients instead of over examples, as the released FedFisher
+            code does.
         compression: what a client does to A (and, as that code, 15-bit quantisation to its parameters) before sending.
-        solver: default `least_squares()`.
-        options: of `MeasureGrams`: batch_size, captured.
+        solver: what finds the minimiser; default `least_squares()`.
+        options: what else `MeasureGrams` takes: batch_size, captured.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: `off_diagonal` is not from 0 to 1.
 
     Example:
         >>> import jax
@@ -120,10 +125,10 @@ def regmean(
 def released_regmean(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
     """RegMean as the FedFisher authors run it, to compare with their numbers.
 
-    Their uniform average of convolutions, quantised parameters and low-rank, 8-bit second moments. Their off-diagonal
-    factor is the better of 0.1 and 0.9 on 500 labelled examples at the server; here it is `off_diagonal`, by default
-    0.9, which is what their Fashion-MNIST run ends with. They measure at most 16,000 random examples of a client; here
-    all are measured.
+    It has their uniform average of convolutions, quantised parameters and low-rank, 8-bit second moments. Their
+    off-diagonal factor is the better of 0.1 and 0.9 on 500 labelled examples at the server; here it is `off_diagonal`,
+    by default 0.9, which is what their Fashion-MNIST run ends with. They measure at most 16,000 random examples of a
+    client; here all are measured.
     """
     return regmean(apply, likelihood, uniform=True, compression=low_rank, **options)
 
@@ -141,11 +146,15 @@ def regmean_kron(
     FedFisher's K-FAC with G = I; what it loses against it is what the gradients' factors know.
 
     Args:
-        apply: the model.
-        likelihood: not used.
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
+        likelihood: what was fitted; not used.
         off_diagonal: as in `regmean`; the solver's damping does the same work here.
-        solver: default `conjugate_gradients()`.
-        options: of `MeasureGrams`: batch_size, captured.
+        solver: what finds the minimiser; default `conjugate_gradients()`.
+        options: what else `MeasureGrams` takes: batch_size, captured.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: `off_diagonal` is not from 0 to 1.
     """
     _check_factor(off_diagonal)
     require_options(options, regmean_kron, MeasureGrams)
@@ -160,13 +169,13 @@ def regmean_kron(
 
 
 def low_rank(moment: jax.Array, rank: int) -> jax.Array:
-    """The released compression: singular vectors and values beyond `rank` dropped, the rest in 8 bits and sign."""
+    """Compress as released: drop singular vectors and values beyond `rank`, and keep the rest in 8 bits and sign."""
     u, s, v = jnp.linalg.svd(moment)
     return _quantised(u[:, :rank], 8) * _quantised(s[:rank], 8) @ _quantised(v[:rank], 8)
 
 
 def _compressed(payload: Payload, compression: Compression) -> Payload:
-    """Parameters in 16 bits each, second moments in as many bits again (int(2d / Σ (2b + 1)) of each one's b pairs)."""
+    """Compress parameters to 16 bits each, moments to as many again (int(2d / Σ (2b + 1)) of each one's b pairs)."""
     gram = payload.statistics
     size = sum(math.prod(shape) for shape in gram.shapes)
     rank = int(2 * size / sum(2 * a.shape[-1] + 1 for a in gram.inputs))
@@ -182,7 +191,7 @@ def _quantised(array: jax.Array, bits: int) -> jax.Array:
 
 
 def _shrunk(gram: Gram, factor: float) -> Gram:
-    """Off-diagonal entries times `factor`."""
+    """Multiply off-diagonal entries by `factor`."""
     scaled = tuple(jnp.where(jnp.eye(a.shape[-1], dtype=bool), a, factor * a) for a in gram.inputs)
     return dataclasses.replace(gram, inputs=scaled)
 

@@ -63,7 +63,7 @@ def then(first: Rule, second: Rule) -> Rule:
     """Two exchanges as one rule: the second is measured at the model that the first one merged, with no training.
 
     Raises:
-        ValueError: the second reads gradients of a training.
+        ValueError: the second rule reads gradients of a training.
 
     Example:
         >>> import fedfisher_jax as ff
@@ -73,12 +73,14 @@ def then(first: Rule, second: Rule) -> Rule:
         ('fedavg+fedfisher-kfac', 2)
     """
     if second.squares:
-        raise ValueError(f"second: {second.name} reads gradients of local training, got it after another rule")
+        raise ValueError(
+            f"second: got {second.name}, which reads gradients of local training, expected a rule that does not"
+        )
     return first._replace(name=f"{first.name}+{second.name}", parts=(*exchanges(first), *exchanges(second)))
 
 
 def exchanges(rule: Rule) -> tuple[Rule, ...]:
-    """The rules that clients and server go through one after the other; most rules are one exchange."""
+    """List the rules that clients and server go through one after the other; most rules are one exchange."""
     return rule.parts or (rule,)
 
 
@@ -132,28 +134,28 @@ def require_options(options: Mapping[str, Any], rule: Callable, measure: type, *
 
 
 def require_start(start: PyTree) -> PyTree:
-    """The start itself.
+    """Return the start itself, if there is one.
 
     Raises:
         ValueError: there is none.
     """
     if start is None:
-        raise ValueError("start: this rule reads the model that the clients were sent, got None")
+        raise ValueError("start: got None, expected the model that the clients were sent, which this rule reads")
     return start
 
 
 def moved(payload: Payload, start: PyTree) -> Payload:
-    """A payload whose parameters are how far the client came from the start (stacked payloads, too)."""
+    """Make a payload whose parameters are how far the client came from the start (stacked payloads, too)."""
     return payload._replace(params=difference(payload.params, require_start(start)))
 
 
 def lift(rule: Rule, payload: Any, start: PyTree = None) -> Any:
-    """A client's contribution to the fold, by `rule.lift`; of a model in bfloat16, say, in float32, as sums need."""
+    """Make a client's contribution to the fold, by `rule.lift`, in float32 at least, as sums need."""
     return rule.lift(widened(payload), widened(start))
 
 
 def merge_summary(rule: Rule, summary: Any, params: PyTree, start: PyTree = None) -> Merged:
-    """The global model from a folded summary, in the types of the clients' `params` if it has their structure."""
+    """Solve for the global model, in the types of the clients' `params` if it has their structure."""
     merged = rule.solve(summary, widened(start))
     return merged._replace(params=in_types_of(merged.params, params))
 
@@ -166,7 +168,7 @@ def fold(rule: Rule, contributions: PyTree) -> PyTree:
 
 
 def combine(rule: Rule, first: PyTree, second: PyTree) -> PyTree:
-    """Two folded summaries as one."""
+    """Combine two folded summaries into one."""
     if rule.combine == "stack":
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
     return jax.tree.map(jnp.add, first, second)

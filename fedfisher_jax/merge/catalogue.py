@@ -40,7 +40,7 @@ SOLVED = {
     "fedfisher-full": "full",
     "fedfisher-lowrank": "low_rank",
 }
-"""Those that take a `solver`, and their structures."""
+"""The rules that take a `solver`, and their structures."""
 
 _FISHER = ("kind", "samples", "captured")
 
@@ -90,19 +90,19 @@ def named_rule(
     rules: Mapping[str, Entry] = RULES,
     **options: Any,
 ) -> Rule:
-    """A rule by its name in `rules`, or `module:function` where function(apply, likelihood, **options) → Rule.
+    """Make a rule by its name in `rules`, or `module:function` where function(apply, likelihood, **options) → Rule.
 
     Names with a plus between them are exchanges one after the other, see `then`: "fedfisher-kfac+fedavg".
 
     The module is looked for on Python's path, and then in the current folder.
 
     Args:
-        name: of the rule.
-        apply: the model.
+        name: the rule's name.
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
         likelihood: what was fitted.
         offers: what a rule may have if it takes it; a user's own function takes those that are arguments of it by name.
         rules: `RULES` or `RELEASED`.
-        options: of this rule.
+        options: what else this rule's constructor takes.
 
     Raises:
         ValueError: no such rule, module or function.
@@ -122,9 +122,9 @@ def named_rule(
 
 
 def takes(name: str, rules: Mapping[str, Entry] = RULES) -> tuple[str, ...]:
-    """Names of what a rule (or any part of it) takes; a user's own function takes all of its arguments.
+    """Name what a rule (or any part of it) takes; a user's own function takes all of its arguments.
 
-    Raises as `named_rule`.
+    It raises as `named_rule` does.
     """
     return tuple(dict.fromkeys(taken for part in name.split("+") for taken in _entry(part, rules).takes))
 

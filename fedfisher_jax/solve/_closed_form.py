@@ -10,7 +10,7 @@ from ._objective import Objective, Solution, Solver, _shifts, _solution
 
 
 def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float | None = None) -> Solver:
-    """The exact minimiser nearest the anchor, θ̄ + (H + λ)⁺ r, for curvature that is diagonal, full or A ⊗ I (a Gram).
+    """Find the exact minimiser nearest the anchor, θ̄ + (H + λ)⁺ r, for diagonal, full or A ⊗ I (`Gram`) curvature.
 
     It takes any `Fisher` with a known spectrum: one client's of every structure, and a sum of clients' where their
     arrays add up.
@@ -18,7 +18,7 @@ def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float | Non
     Args:
         damping: λ of a block (of `curvature.blocks()`) as a multiple of its mean diagonal entry.
         floor: eigenvalues of H at most this count as zero: there the anchor stays. A diagonal's are its entries.
-        cutoff: the same for matrices, as a multiple of the largest eigenvalue; default d · the smallest relative
+        cutoff: the floor for matrices, as a multiple of the largest eigenvalue; default d · the smallest relative
             difference of its numbers, below which eigenvalues of a [d, d] matrix are rounding errors.
 
     Raises:

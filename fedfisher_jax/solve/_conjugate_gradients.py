@@ -12,11 +12,11 @@ PyTree = Any
 
 
 def conjugate_gradients(*, damping: float = 0.3, iterations: int = 100, tolerance: float = 1e-4) -> Solver:
-    """Preconditioned conjugate gradients on (H + λ) δ = r, every block of H at its own pace. The default solver.
+    """Run preconditioned conjugate gradients on (H + λ) δ = r, every block of H at its own pace; the default solver.
 
     Args:
-        damping: λ of a block as a multiple of its mean diagonal entry: needs no labelled data, unlike early stopping.
-        iterations: at most.
+        damping: λ of a block as a multiple of its mean diagonal entry; unlike early stopping it needs no labelled data.
+        iterations: the most steps taken.
         tolerance: a block stops when its residual falls below this multiple of its right-hand side.
 
     Example:

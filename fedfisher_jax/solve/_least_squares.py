@@ -5,7 +5,7 @@ from ._objective import Solver
 
 
 def least_squares(*, cutoff: float | None = None) -> Solver:
-    """The exact minimiser nearest the anchor for a `Gram`, V̄ + A⁺ R per layer: `closed_form` without damping.
+    """Find the exact minimiser nearest the anchor for a `Gram`, V̄ + A⁺ R per layer: `closed_form` without damping.
 
     Args:
         cutoff: eigenvalues of A at most this multiple of the largest count as zero: there the average stays (the

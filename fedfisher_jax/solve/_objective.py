@@ -15,7 +15,7 @@ PyTree = Any
 
 
 class Objective(NamedTuple):
-    """Q around its anchor."""
+    """The aggregated objective Q, written around its anchor."""
 
     curvature: Fisher  # H
     pull: PyTree  # r
@@ -23,7 +23,7 @@ class Objective(NamedTuple):
     value_at_anchor: Any  # Q(θ̄)
 
     def value(self, params: PyTree) -> jax.Array:
-        """Q(params)."""
+        """Evaluate Q at `params`, a tree like the anchor."""
         delta = jax.tree.map(jnp.subtract, params, self.anchor)
         slope = optax.tree.vdot(self.pull, delta)
         return self.value_at_anchor - 2 * slope + optax.tree.vdot(delta, self.curvature.matvec(delta))
@@ -66,7 +66,7 @@ def objective(fishers: Any, params: PyTree, weights: Any) -> Objective:
 
 
 def _mean_diagonals(problem: Objective) -> PyTree:
-    """The mean diagonal entry of each leaf's block."""
+    """Compute the mean diagonal entry of each leaf's block."""
     by_leaf = {}
     for block, mean in zip(problem.curvature.blocks(), mean_diagonals(problem.curvature), strict=True):
         by_leaf |= dict.fromkeys(block, mean)
@@ -74,12 +74,12 @@ def _mean_diagonals(problem: Objective) -> PyTree:
 
 
 def _shifts(problem: Objective, damping: float) -> PyTree:
-    """λ per leaf: damping times the mean diagonal entry of the leaf's block."""
+    """Compute each leaf's λ: damping times the mean diagonal entry of its block."""
     return jax.tree.map(lambda mean: damping * mean, _mean_diagonals(problem))
 
 
 def _unit(size: jax.Array) -> jax.Array:
-    """A power of two that brings a positive size near one; 1 for zero."""
+    """Choose a power of two that brings a positive size near one; 1 for zero."""
     most = 3 * jnp.finfo(size.dtype).maxexp // 4
     near = size.astype(wide(size.dtype))
     exponent = jnp.clip(jnp.frexp(near)[1], -most, most)
@@ -105,6 +105,6 @@ def _solution(problem: Objective, delta: PyTree, shifts: PyTree, *, iterations: 
 
 
 def _divide(a: jax.Array, b: jax.Array, shift: Any = 0.0) -> jax.Array:
-    """A / (b + shift), zero where that is zero."""
+    """Divide a by b + shift, with zero where that is zero."""
     total = b + shift
     return jnp.where(total > 0, a / jnp.where(total > 0, total, 1), 0)

@@ -19,11 +19,11 @@ def paper_loop(
     every: int = 100,
     validation: Callable[[PyTree], jax.Array] | None = None,
 ) -> Solver:
-    """The authors' server loop as a jitted optax loop on ½∇Q from the anchor (arXiv 2403.12329, released code).
+    """Run the authors' server loop as a jitted optax loop on ½∇Q from the anchor (arXiv 2403.12329, released code).
 
     Args:
         optimizer: any optax transformation of H δ − r; default `released_adam("diagonal")`.
-        steps: updates.
+        steps: the number of updates.
         every: with `validation`, iterates 1, 1 + every, 1 + 2·every … are scored and the first best one is returned.
         validation: params → score, higher is better. The released method scores accuracy on 500 labelled training
             examples at the server; without it the last iterate is returned and no labels are needed.
@@ -73,7 +73,7 @@ def paper_loop(
 
 
 def released_adam(structure: str, learning_rate: float = 0.01) -> optax.GradientTransformation:
-    """The released server optimiser: mom ← v + 0.9 mom, del ← v² + 0.99 del, θ −= η mom / denominator.
+    """Make the released server optimiser: mom ← v + 0.9 mom, del ← v² + 0.99 del, θ −= η mom / denominator.
 
     The denominator is √del + 0.01 for "diagonal" and √(del + 0.01) otherwise. It is Adam(0.9, 0.99) without bias
     correction, with eps = 1e-3 (diagonal) or eps_root = 1e-4, on other scales; optax's Adam always corrects the bias.

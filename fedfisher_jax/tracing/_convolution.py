@@ -19,12 +19,12 @@ WIDTH = 64  # columns of a matrix product below which neighbouring outputs are c
 
 
 def patches(lhs: jax.Array, kernel_shape: Sequence[int], params: dict[str, Any]) -> jax.Array:
-    """The inputs that each output position of a convolution sees.
+    """Gather the inputs that each output position of a convolution sees.
 
     Args:
         lhs: images in the layout of `params["dimension_numbers"].lhs_spec`.
         kernel_shape: spatial sizes of the kernel.
-        params: of `lax.conv_general_dilated_p`: strides, padding, dilations, feature groups.
+        params: the parameters of `lax.conv_general_dilated_p`: strides, padding, dilations, feature groups.
 
     Returns:
         [batch, *output spatial, groups, offsets · channels per group], offsets before channels.
@@ -51,7 +51,7 @@ def patches(lhs: jax.Array, kernel_shape: Sequence[int], params: dict[str, Any])
 
 
 def kernel_matrix_steps(shape: Sequence[int], params: dict[str, Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Steps that turn a kernel into a matrix [groups, inputs, outputs per group]; no first axis for one group."""
+    """List the steps from a kernel to its matrix [groups, inputs, outputs per group]; one group has no first axis."""
     spec, groups = params["dimension_numbers"].rhs_spec, params["feature_group_count"]
     outputs, inputs = shape[spec[0]], math.prod(shape) // shape[spec[0]]
     steps = [("transpose", (*spec[2:], spec[1], spec[0]))]
@@ -61,23 +61,23 @@ def kernel_matrix_steps(shape: Sequence[int], params: dict[str, Any]) -> tuple[t
 
 
 def output_image(rows: jax.Array, shape: Sequence[int], params: dict[str, Any]) -> jax.Array:
-    """Rows [batch · positions, outputs] as the convolution's output of the given shape."""
+    """Arrange rows [batch · positions, outputs] as the convolution's output of the given shape."""
     order = _last_channel(params["dimension_numbers"].out_spec)
     image = rows.reshape([shape[axis] for axis in order])
     return jnp.transpose(image, [order.index(axis) for axis in range(len(order))])
 
 
 def output_rows(image: Any, params: dict[str, Any]) -> Any:
-    """The inverse of `output_image`: [batch · positions, outputs]; of numpy's arrays or jax's."""
+    """Undo `output_image`: an image of numpy's or jax's becomes rows [batch · positions, outputs]."""
     channels_last = image.transpose(_last_channel(params["dimension_numbers"].out_spec))
     return channels_last.reshape(-1, channels_last.shape[-1])
 
 
 def as_matrix_products(apply: Callable) -> Callable:
-    """The same function with every convolution written as patches times a matrix.
+    """Rewrite a function so that every convolution is a product of patches with a matrix.
 
-    Equal to `apply` to rounding, derivatives included. Convolutions inside loops, branches and custom derivatives of
-    `apply` stay as they are. The function is traced at each call, so wrap the caller in `jax.jit`.
+    The result equals `apply` to rounding, derivatives included. Convolutions inside loops, branches and custom
+    derivatives of `apply` stay as they are. The function is traced at each call, so wrap the caller in `jax.jit`.
 
     Example:
         >>> import jax
@@ -112,14 +112,14 @@ def as_matrix_products(apply: Callable) -> Callable:
 
 
 def for_loops(apply: Callable, convolutions: str = "auto") -> Callable:
-    """The form of `apply` that trains fast inside a loop on this platform.
+    """Give `apply` the form that trains fast inside a loop on this platform.
 
     Args:
         apply: any function.
         convolutions: "matrix" rewrites them by `as_matrix_products`, "plain" leaves them, "auto" rewrites on CPU only.
 
     Raises:
-        ValueError: another value.
+        ValueError: `convolutions` has another value.
     """
     if convolutions not in ("auto", "matrix", "plain"):
         raise ValueError(f"convolutions: got {convolutions!r}, expected auto, matrix or plain")
@@ -154,7 +154,7 @@ def matrix_product(params: dict[str, Any], out_shape: Sequence[int]) -> Callable
 
 
 def _tile(params: dict[str, Any], out_shape: Sequence[int]) -> int:
-    """Output columns to compute at once: narrow layers waste most of a product's speed, wide ones nothing."""
+    """Choose how many output columns to compute at once: narrow layers waste most of a product's speed."""
     spec = params["dimension_numbers"].out_spec
     plain = params["feature_group_count"] == 1 and {*params["lhs_dilation"], *params["rhs_dilation"]} == {1}
     return min(WIDTH // out_shape[spec[1]], out_shape[spec[3]]) if plain and len(out_shape) == 4 else 1
@@ -163,7 +163,7 @@ def _tile(params: dict[str, Any], out_shape: Sequence[int]) -> int:
 def _tiled_rows(
     lhs: Any, kernel: Any, out_shape: Sequence[int], params: dict[str, Any], tile: int, numerics: dict[str, Any]
 ) -> jax.Array:
-    """A plain convolution that computes `tile` neighbouring output columns by one row of a banded matrix product.
+    """Convolve plainly, computing `tile` neighbouring output columns by one row of a banded matrix product.
 
     The patch of `tile` columns is little wider than that of one, so there are fewer numbers to gather, and the product
     is `tile` times wider. Returns rows [batch · positions, outputs].

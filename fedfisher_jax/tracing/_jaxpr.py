@@ -40,7 +40,7 @@ Replacement = Callable[[list[Any]], Sequence[Any]]
 
 
 def trace(function: Callable, *args: Any) -> Program:
-    """The flat program of `function` at arguments like `args`; its inputs are the flattened arguments."""
+    """Trace `function` at arguments like `args` into a flat program, whose inputs are the flattened arguments."""
     closed = jax.make_jaxpr(function)(*args)
     equations: list[Equation] = []
     constants: dict[int, Any] = {}
@@ -93,7 +93,7 @@ def evaluate(program: Program, args: Sequence[Any], replacements: dict[int, Repl
 
 
 def uses(program: Program) -> dict[int, list[int]]:
-    """For each variable the positions of the equations that read it, once per reading; −1 is the program's result."""
+    """List for each variable the positions of the equations that read it, once per reading; −1 is the result."""
     readers: dict[int, list[int]] = {v: [] for v in program.avals}
     for position, equation in enumerate(program.equations):
         for variable in equation.inputs:
@@ -104,7 +104,7 @@ def uses(program: Program) -> dict[int, list[int]]:
 
 
 def depends_on(program: Program, sources: Sequence[int]) -> set[int]:
-    """The variables whose value depends on one of `sources`."""
+    """Find the variables whose value depends on one of `sources`."""
     reached = set(sources)
     for equation in program.equations:
         if reached.intersection(equation.inputs):

@@ -138,10 +138,10 @@ def test_capture_inside_a_traced_function():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="apply: expected one array of outputs, got 2"):
+    with pytest.raises(ValueError, match="apply: got 2 arrays of outputs, expected one"):
         ff.capture(lambda p, x: (x @ p, x), zoo.normal(0, 4, 3), zoo.normal(1, 2, 4))
-    with pytest.raises(ValueError, match=r"apply: expected outputs \[n, C\] or \[n, T, C\], got shape \(1,\)"):
+    with pytest.raises(ValueError, match=r"apply: got outputs of shape \(1,\) .*, expected \[n, C\] or \[n, T, C\]"):
         ff.capture(lambda p, x: x @ p, zoo.normal(0, 4), zoo.normal(1, 2, 4))
-    with pytest.raises(TypeError, match=r"params\['step'\]: expected floating-point numbers, got int"):
+    with pytest.raises(TypeError, match=r"params\['step'\]: got int.*, expected floating-point numbers"):
         params = {"w": zoo.normal(0, 4, 3), "step": jnp.asarray(0)}
         ff.capture(lambda p, x: x @ p["w"], params, zoo.normal(1, 2, 4))

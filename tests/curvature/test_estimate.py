@@ -330,7 +330,7 @@ def test_a_capture_can_be_handed_in():
     [
         ({"structures": ("diag",)}, "structure.*'diag'.*diagonal, full, kronecker"),
         ({"kind": "true"}, "kind: got 'true', expected one of exact, monte_carlo, empirical"),
-        ({"kind": "monte_carlo"}, "key: monte_carlo draws targets and needs a random key, got None"),
+        ({"kind": "monte_carlo"}, "key: got None, expected a random key, since monte_carlo draws targets"),
         ({"kind": "monte_carlo", "key": jax.random.key(0), "samples": 0}, "samples: got 0, expected at least 1"),
     ],
 )
@@ -341,7 +341,7 @@ def test_refusals(options, message):
 
 def test_a_full_fisher_of_a_large_model_is_refused_before_any_work():
     params = {"w": jax.ShapeDtypeStruct((200, 200), jnp.float32)}
-    with pytest.raises(ValueError, match="structure: a full Fisher of 40000 parameters.*at most 20000"):
+    with pytest.raises(ValueError, match="structure: got a full Fisher of 40000 parameters.*at most 20000"):
         ff.fisher(lambda p, x: x @ p["w"], ff.gaussian(), params, ff.examples(np.ones((2, 200))), structure="full")
 
 

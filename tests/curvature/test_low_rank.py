@@ -220,7 +220,7 @@ def test_bad_subspaces_are_named(changes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"key": None}, "key: low_rank starts from random vectors"),
+        ({"key": None}, "key: got None, expected a random key, since low_rank starts"),
         ({"kind": "best"}, "kind: got 'best'"),
         ({"skip": 0.1}, "skip: got 0.1 with low_rank"),
     ],

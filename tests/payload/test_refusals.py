@@ -77,7 +77,7 @@ MALICE = {
     "same path": (set_(["params", 0, 0], "scale"), "twice"),
     "no parameters": (set_(["params"], []), "at least one"),
     "params": (set_(["params"], {"a": 1}), "params"),
-    "static": (set_(["static"], []), "static: expected layers"),
+    "static": (set_(["static"], []), r"static: got '\[\]', expected layers"),
     "layers": (set_(["static", "layers"], 3), "layers"),
     "layer": (set_(["static", "layers", 0], 3), r"layers\[0\]"),
     "layer of nothing": (set_(["static", "layers", 0, "weight"], 4), r"layers\[0\]"),

@@ -1,9 +1,9 @@
 """Fisher information matrices as positive semi-definite operators on parameter trees.
 
-All have one small algebra: `matvec`, `quadratic`, `diagonal`, `trace`, `scale`, `to_dense`, `num_bytes`, `blocks` (the
-leaves that it couples) and `spectral` (any function of F). They are frozen pytrees: a leading client axis is `vmap`.
-None is normalised beyond "mean over examples"; their number is the client's weight, kept beside them. Files, noise and
-attacks take a structure by its named arrays; `register` makes one of your own known to all of them.
+All structures have one small algebra: `matvec`, `quadratic`, `diagonal`, `trace`, `scale`, `to_dense`, `num_bytes`,
+`blocks` (the leaves that F couples) and `spectral` (any function of F). They are frozen pytrees: a leading client axis
+is `vmap`. None is normalised beyond "mean over examples"; the number of examples is the client's weight, kept beside
+them. Files, noise and attacks take a structure by its named arrays; `register` makes one of your own known to all.
 """
 
 from ._diagonal import Diagonal as Diagonal

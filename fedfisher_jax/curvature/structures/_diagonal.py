@@ -36,44 +36,44 @@ class Diagonal(Structure):
     values: PyTree
 
     def matvec(self, v: PyTree) -> PyTree:
-        """Entry by entry."""
+        """F v, entry by entry."""
         return jax.tree.map(jnp.multiply, self.values, v)
 
     def diagonal(self) -> PyTree:
-        """The values."""
+        """The values themselves."""
         return self.values
 
     def scale(self, factor: Any) -> "Diagonal":
-        """Factor · F."""
+        """F times a factor."""
         return Diagonal(jax.tree.map(lambda value: factor * value, self.values))
 
     def blocks(self) -> Blocks:
-        """Each leaf alone."""
+        """Each leaf is a block of its own."""
         return tuple((leaf,) for leaf in range(len(jax.tree.leaves(self.values))))
 
     def to_dense(self) -> jax.Array:
-        """[d, d] in the order of `ravel_pytree`."""
+        """F as a matrix [d, d] in the order of `ravel_pytree`."""
         return jnp.diag(ravel_pytree(self.values)[0])
 
     def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
-        """Entry by entry; the entries are exact, whatever the cutoff."""
+        """Apply the function entry by entry; the entries are exact, whatever the cutoff."""
         del cutoff
         leaves, treedef = jax.tree.flatten(self.values)
         return Diagonal(treedef.unflatten([function(leaf, 0, number) for number, leaf in enumerate(leaves)])).matvec
 
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
-        """One array for each leaf."""
+        """One name for each leaf's array."""
         return tuple(f"diagonal/{leaf.path}" for leaf in leaves)
 
     @classmethod
     def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Diagonal":
-        """The shapes of the parameters."""
+        """The values' outline, which has the shapes of the parameters."""
         require_static(static, set(), cls.name)
         return cls(treedef.unflatten([shaped(*leaf.shape) for leaf in leaves]))
 
     @classmethod
     def sums(cls, pulled: Pulled) -> PyTree:
-        """Squared gradients."""
+        """Add up squared gradients."""
         return {
             "rest": [jnp.sum(g**2, axis=(0, 1)) for g in pulled.leaves],
             "squares": [_squares(a, g) for a, g in zip(pulled.activations, pulled.gradients, strict=True)],
@@ -81,7 +81,7 @@ class Diagonal(Structure):
 
     @classmethod
     def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> "Diagonal":
-        """The means of squared gradients, leaf by leaf."""
+        """Put the means of squared gradients in the places of the leaves."""
         del inputs
         by_leaf = dict(zip(captured.fallback_leaves, mean["rest"], strict=True))
         for layer, squares in zip(captured.layers, mean["squares"], strict=True):
@@ -89,7 +89,7 @@ class Diagonal(Structure):
         return cls(jax.tree.unflatten(jax.tree.structure(params), [by_leaf[n] for n in range(len(by_leaf))]))
 
     def moment(self, layer: Any, side: int) -> jax.Array:
-        """A diagonal matrix."""
+        """The layer's moment, which is a diagonal matrix."""
         return jnp.diag(jnp.sum(layer.to_matrix(jax.tree.leaves(self.values)), axis=1 - side))
 
 

@@ -43,29 +43,29 @@ class Full(Structure):
     treedef: Any = dataclasses.field(metadata={"static": True})
 
     def matvec(self, v: PyTree) -> PyTree:
-        """One product."""
+        """F v, by one product."""
         flat, unravel = ravel_pytree(v)
         return unravel(self.matrix @ flat)
 
     def diagonal(self) -> PyTree:
-        """The matrix's diagonal."""
+        """The matrix's diagonal as a tree like the parameters."""
         diagonal = jnp.diagonal(self.matrix)
         return jax.tree.unflatten(self.treedef, [diagonal[where] for where in numbered(self.shapes)])
 
     def scale(self, factor: Any) -> "Full":
-        """Factor · F."""
+        """F times a factor."""
         return dataclasses.replace(self, matrix=factor * self.matrix)
 
     def blocks(self) -> Blocks:
-        """One block of everything."""
+        """All leaves together are one block."""
         return (tuple(range(len(self.shapes))),)
 
     def to_dense(self) -> jax.Array:
-        """The matrix."""
+        """The matrix itself, [d, d]."""
         return self.matrix
 
     def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
-        """By the eigendecomposition of the matrix."""
+        """Apply the function to the eigenvalues of the matrix."""
         values, vectors, noise = eigenpairs(self.matrix, cutoff)
         factors = function(values, noise, 0)
 
@@ -76,42 +76,42 @@ class Full(Structure):
         return apply
 
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
-        """One array."""
+        """The name of the one array."""
         del leaves
         return ("matrix",)
 
     @classmethod
     def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Full":
-        """A matrix over all parameters."""
+        """The outline of a matrix over all parameters."""
         require_static(static, set(), cls.name)
         size = sum(leaf.size for leaf in leaves)
         return cls(shaped(size, size), tuple(leaf.shape for leaf in leaves), treedef)
 
     @classmethod
     def require(cls, params: PyTree) -> None:
-        """At most `MAX_FULL` parameters."""
+        """Refuse more than `MAX_FULL` parameters."""
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         if size > MAX_FULL:
             raise ValueError(
-                f"structure: a full Fisher of {size} parameters is {size}² numbers; at most {MAX_FULL} allowed"
+                f"structure: got a full Fisher of {size} parameters, {size}² numbers, expected at most {MAX_FULL}"
             )
 
     @classmethod
     def sums(cls, pulled: Pulled) -> PyTree:
-        """Products of all gradients."""
+        """Add up the outer products of the whole gradients."""
         rows = [g.reshape(g.shape[0] * g.shape[1], -1) for g in pulled.leaves]
         jacobian = jnp.concatenate(rows, axis=-1)
         return jacobian.T @ jacobian
 
     @classmethod
     def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> "Full":
-        """The mean of the products."""
+        """Take the mean of the products as the matrix."""
         del inputs, captured
         leaves, treedef = jax.tree.flatten(params)
         return cls(mean, tuple(jnp.shape(leaf) for leaf in leaves), treedef)
 
     def moment(self, layer: Layer, side: int) -> jax.Array:
-        """Partial traces of the layer's block."""
+        """The partial trace of the layer's block."""
         where = layer.to_matrix(numbered(self.shapes))
         block = self.matrix[where.reshape(-1, 1), where.reshape(1, -1)].reshape(*where.shape, *where.shape)
         return jnp.einsum("iojo->ij" if side == 0 else "ioip->op", block)

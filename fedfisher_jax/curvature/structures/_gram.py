@@ -43,7 +43,7 @@ class Gram(Structure):
     treedef: Any = dataclasses.field(metadata={"static": True})
 
     def kronecker(self) -> Kronecker:
-        """The same with its identities and zeros written out."""
+        """The same curvature with its identities and zeros written out."""
         dtype, outputs = self.inputs[0].dtype, [layer.matrix_shape[-1] for layer in self.layers]
         identities = [
             jnp.broadcast_to(jnp.eye(n, dtype=dtype), (*a.shape[:-2], n, n))
@@ -53,7 +53,7 @@ class Gram(Structure):
         return Kronecker(self.inputs, tuple(identities), rest, self.layers, self.treedef)
 
     def matvec(self, v: PyTree) -> PyTree:
-        """A V per layer."""
+        """F v, which is A V for each layer."""
         leaves, treedef = jax.tree.flatten(v)
         result = dict(enumerate(jax.tree.map(jnp.zeros_like, leaves)))
         for layer, a in zip(self.layers, self.inputs, strict=True):
@@ -61,63 +61,63 @@ class Gram(Structure):
         return jax.tree.unflatten(treedef, [result[leaf] for leaf in range(len(leaves))])
 
     def diagonal(self) -> PyTree:
-        """diag(A) for each of a layer's outputs."""
+        """The diagonal of F, which is diag(A) for each of a layer's outputs."""
         return self.kronecker().diagonal()
 
     def scale(self, factor: Any) -> "Gram":
-        """Factor · F."""
+        """F times a factor."""
         return dataclasses.replace(self, inputs=tuple(factor * a for a in self.inputs))
 
     def blocks(self) -> Blocks:
-        """A layer's leaves together; every other leaf alone."""
+        """A layer's leaves are one block; every other leaf is one alone."""
         return layer_blocks(self.layers, self._others())
 
     def to_dense(self) -> jax.Array:
-        """[d, d] in the order of `ravel_pytree`."""
+        """F as a matrix [d, d] in the order of `ravel_pytree`."""
         return self.kronecker().to_dense()
 
     def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
-        """By the eigendecompositions of the A."""
+        """Apply the function to the eigenvalues of each A."""
         return self.kronecker().spectral(function, cutoff)
 
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
-        """A matrix for each layer, by its weight."""
+        """One name for each layer's matrix, by the path of its weight."""
         return tuple(f"inputs/{leaves[layer.weight].path}" for layer in self.layers)
 
     def static(self) -> dict[str, Any]:
-        """The layers."""
+        """The layers as JSON."""
         return self.kronecker().static()
 
     @classmethod
     def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Gram":
-        """A matrix for each layer, of which there is at least one."""
+        """The outline of a matrix for each layer, of which there is at least one."""
         whole = Kronecker.outline(static, leaves, treedef)
         if not whole.layers:
-            raise ValueError("layers: expected a list, of a gram at least one layer")
+            raise ValueError("layers: got an empty list, expected at least one layer for a gram")
         return cls(whole.inputs, whole.layers, tuple(leaf.shape for leaf in leaves), treedef)
 
     @classmethod
     def sums(cls, pulled: Pulled) -> PyTree:
-        """Nothing: gradients do not matter."""
+        """Add up nothing, since gradients do not matter."""
         del pulled
         return ()
 
     @classmethod
     def input_sums(cls, activations: Sequence[jax.Array]) -> PyTree:
-        """Second moments of activations."""
+        """Add up second moments of activations."""
         return Kronecker.input_sums(activations)
 
     @classmethod
     def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> "Gram":
-        """The second moments of every captured layer's inputs."""
+        """Take the mean second moments of every captured layer's inputs as the matrices."""
         del mean
         if not captured.layers:
-            raise ValueError(f"structure: a gram needs a model with a layer, none was found: {captured.fallback}")
+            raise ValueError(f"structure: got a gram of a model without layers, expected one: {captured.fallback}")
         leaves, treedef = jax.tree.flatten(params)
         return cls(tuple(inputs), captured.layers, tuple(jnp.shape(leaf) for leaf in leaves), treedef)
 
     def moment(self, layer: Layer, side: int) -> jax.Array:
-        """A itself."""
+        """The matrix A itself, for side 0."""
         if side:
             raise ValueError("fisher: a Gram has no gradients, expected a structure that has")
         return factor_of(self.layers, self.inputs, layer)

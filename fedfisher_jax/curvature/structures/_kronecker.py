@@ -49,7 +49,7 @@ class Kronecker(Structure):
     treedef: Any = dataclasses.field(metadata={"static": True})
 
     def matvec(self, v: PyTree) -> PyTree:
-        """A V G per layer."""
+        """F v, which is A V G for each layer."""
         leaves = jax.tree.leaves(v)
         result = {leaf: value * leaves[leaf] for leaf, value in self.rest.items()}
         for layer, a, g in zip(self.layers, self.inputs, self.outputs, strict=True):
@@ -57,7 +57,7 @@ class Kronecker(Structure):
         return self._tree(v, result)
 
     def diagonal(self) -> PyTree:
-        """diag(A) diag(G)ᵀ per layer."""
+        """The diagonal of F, which is diag(A) diag(G)ᵀ for each layer."""
         result = dict(self.rest)
         for layer, a, g in zip(self.layers, self.inputs, self.outputs, strict=True):
             diagonals = jnp.diagonal(a, axis1=-2, axis2=-1), jnp.diagonal(g, axis1=-2, axis2=-1)
@@ -65,17 +65,17 @@ class Kronecker(Structure):
         return jax.tree.unflatten(self.treedef, [result[leaf] for leaf in range(len(result))])
 
     def scale(self, factor: Any) -> "Kronecker":
-        """Factor · F (on G and the diagonal)."""
+        """F times a factor, which G and the diagonal take."""
         outputs = tuple(factor * g for g in self.outputs)
         rest = {leaf: factor * value for leaf, value in self.rest.items()}
         return dataclasses.replace(self, outputs=outputs, rest=rest)
 
     def blocks(self) -> Blocks:
-        """A layer's weight and bias together; every other leaf alone."""
+        """A layer's weight and bias are one block; every other leaf is one alone."""
         return layer_blocks(self.layers, sorted(self.rest))
 
     def to_dense(self) -> jax.Array:
-        """[d, d] in the order of `ravel_pytree`, from explicit Kronecker products."""
+        """F as a matrix [d, d] in the order of `ravel_pytree`, from explicit Kronecker products."""
         leaves = jax.tree.leaves(self.diagonal())
         numbers, size = numbered([leaf.shape for leaf in leaves]), sum(leaf.size for leaf in leaves)
         dense = jnp.zeros((size, size), jnp.result_type(*leaves))
@@ -90,7 +90,7 @@ class Kronecker(Structure):
         return dense
 
     def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
-        """By the eigendecompositions of the factors: a block's eigenvalues are all products of theirs."""
+        """Apply the function to the blocks' eigenvalues, which are all products of their factors' eigenvalues."""
         count = len(self.layers)
         rest = {leaf: function(self.rest[leaf], 0, count + n) for n, leaf in enumerate(sorted(self.rest))}
         parts = []
@@ -111,17 +111,17 @@ class Kronecker(Structure):
         return apply
 
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
-        """Two matrices for each layer, by its weight, and a diagonal for every other leaf."""
+        """The names of each layer's two matrices, by its weight, and of every other leaf's diagonal."""
         sides = tuple(f"{side}/{leaves[n.weight].path}" for side in ("inputs", "outputs") for n in self.layers)
         return sides + tuple(f"rest/{leaves[leaf].path}" for leaf in sorted(self.rest))
 
     def static(self) -> dict[str, Any]:
-        """The layers."""
+        """The layers as JSON."""
         return {"layers": layers_to_json(self.layers)}
 
     @classmethod
     def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Kronecker":
-        """Two matrices for each layer and a diagonal for every other leaf."""
+        """The outline of two matrices for each layer and a diagonal for every other leaf."""
         require_static(static, {"layers"}, cls.name)
         layers = layers_from_json(static["layers"], leaves)
         shapes = [(layer.matrix_shape[:-2], *layer.matrix_shape[-2:]) for layer in layers]
@@ -136,7 +136,7 @@ class Kronecker(Structure):
 
     @classmethod
     def sums(cls, pulled: Pulled) -> PyTree:
-        """Second moments of output gradients, and squared gradients of the leaves that are in no layer."""
+        """Add up second moments of output gradients, and squared gradients of the leaves that are in no layer."""
         return {
             "rest": [jnp.sum(g**2, axis=(0, 1)) for g in pulled.leaves],
             "outputs": [jnp.einsum("nk...to,nk...tp->...op", g, g) / g.shape[-2] for g in pulled.gradients],
@@ -144,17 +144,17 @@ class Kronecker(Structure):
 
     @classmethod
     def input_sums(cls, activations: Sequence[jax.Array]) -> PyTree:
-        """Second moments of activations, [(groups,) inputs, inputs] each."""
+        """Add up second moments of activations, [(groups,) inputs, inputs] each."""
         return [second_moment(a) for a in activations]
 
     @classmethod
     def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> "Kronecker":
-        """The factors are the means."""
+        """Take the means as the factors."""
         rest = dict(zip(captured.fallback_leaves, mean["rest"], strict=True))
         return cls(tuple(inputs), tuple(mean["outputs"]), rest, captured.layers, jax.tree.structure(params))
 
     def balanced(self) -> "Kronecker":
-        """Both factors of a layer have one norm: what one is clipped by, the other is, too."""
+        """The same F with both factors of a layer of one norm, so that clipping treats them alike."""
         pairs = [_balanced(a, g) for a, g in zip(self.inputs, self.outputs, strict=True)]
         return dataclasses.replace(self, inputs=tuple(a for a, _ in pairs), outputs=tuple(g for _, g in pairs))
 
@@ -167,24 +167,24 @@ class Kronecker(Structure):
 
 
 def layer_blocks(layers: Sequence[Layer], others: Sequence[int]) -> Blocks:
-    """A layer's leaves together; every other leaf alone."""
+    """A layer's leaves are one block; every other leaf is one alone."""
     return tuple(layer.leaves for layer in layers) + tuple((leaf,) for leaf in others)
 
 
 def second_moment(a: jax.Array) -> jax.Array:
-    """Σ_n Σ_t a aᵀ as [(groups,) inputs, inputs]: a [n, …, t, i]."""
+    """Add up a aᵀ over examples and positions, for a [n, (groups,) T, inputs], to [(groups,) inputs, inputs]."""
     return jnp.einsum("n...ti,n...tj->...ij", a, a)
 
 
 def factor_of(layers: Sequence[Layer], factors: Sequence[Any], layer: Layer) -> jax.Array:
-    """The factor that belongs to a layer.
+    """Find the factor that belongs to a layer.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the layer has none.
     """
     by_weight = {one.weight: factor for one, factor in zip(layers, factors, strict=True)}
     if layer.weight not in by_weight:
-        raise ValueError(f"fisher: has no factors of the layer of leaf {layer.weight}")
+        raise ValueError(f"fisher: got no factors of the layer of leaf {layer.weight}, expected those of every layer")
     return by_weight[layer.weight]
 
 

@@ -42,7 +42,7 @@ class LowRank(Structure):
     treedef: Any = dataclasses.field(metadata={"static": True})
 
     def matvec(self, v: PyTree) -> PyTree:
-        """Two products with the vectors."""
+        """F v, by two products with the vectors."""
         leaves = jax.tree.leaves(v)
         products = [dot(u, leaves[leaf].astype(u.dtype)) for leaf, u in self.vectors.items()]
         along = self.values * sum(products, jnp.zeros_like(self.values))
@@ -52,23 +52,23 @@ class LowRank(Structure):
         return jax.tree.unflatten(self.treedef, result)
 
     def diagonal(self) -> PyTree:
-        """Σ_j values_j u_j²."""
+        """The diagonal of F, Σ_j values_j u_j²."""
         result = [jnp.zeros(shape, self.values.dtype) for shape in self.shapes]
         for leaf, u in self.vectors.items():
             result[leaf] = jnp.tensordot(self.values, u**2, axes=1)
         return jax.tree.unflatten(self.treedef, result)
 
     def scale(self, factor: Any) -> "LowRank":
-        """Factor · F."""
+        """F times a factor."""
         return dataclasses.replace(self, values=factor * self.values)
 
     def blocks(self) -> Blocks:
-        """The leaves that the vectors cover together; every other one alone."""
+        """The leaves that the vectors cover are one block; every other leaf is one alone."""
         others = (leaf for leaf in range(len(self.shapes)) if leaf not in self.vectors)
         return (tuple(sorted(self.vectors)), *((leaf,) for leaf in others))
 
     def to_dense(self) -> jax.Array:
-        """[d, d] in the order of `ravel_pytree`."""
+        """F as a matrix [d, d] in the order of `ravel_pytree`."""
         zeros = [jnp.zeros((self.values.size, math.prod(shape)), self.values.dtype) for shape in self.shapes]
         for leaf, u in self.vectors.items():
             zeros[leaf] = u.reshape(self.values.size, -1)
@@ -76,7 +76,7 @@ class LowRank(Structure):
         return rows.T @ (self.values[:, None] * rows)
 
     def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
-        """In the vectors' span and, where the eigenvalue is zero, around it."""
+        """Apply the function to the eigenvalues in the vectors' span, and to zero outside of it."""
         del cutoff
         zero = jnp.zeros((), self.values.dtype)
         others = [leaf for leaf in range(len(self.shapes)) if leaf not in self.vectors]
@@ -93,7 +93,7 @@ class LowRank(Structure):
         return apply
 
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
-        """The eigenvalues, and the vectors' parts in each leaf that they cover."""
+        """The names of the eigenvalues and of the vectors' parts in each leaf that they cover."""
         return "values", *(f"vectors/{leaves[leaf].path}" for leaf in sorted(self.vectors))
 
     def static(self) -> dict[str, Any]:
@@ -102,28 +102,30 @@ class LowRank(Structure):
 
     @classmethod
     def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "LowRank":
-        """Eigenvalues, and a part of every vector for each covered leaf."""
+        """The outline of eigenvalues, and of a part of every vector for each covered leaf."""
         require_static(static, {"rank", "covered"}, cls.name)
         rank, covered = static["rank"], static["covered"]
         if type(rank) is not int or not 1 <= rank <= MAX_RANK:
-            raise ValueError(f"rank: expected 1 to {MAX_RANK}, got {str(rank)[:40]!r}")
+            raise ValueError(f"rank: got {str(rank)[:40]!r}, expected 1 to {MAX_RANK}")
         numbers = isinstance(covered, list) and all(type(n) is int and 0 <= n < len(leaves) for n in covered)
         if not numbers or not covered or covered != sorted(set(covered)):
-            raise ValueError("covered: expected numbers of parameters, at least one, in order")
+            raise ValueError(
+                f"covered: got {str(covered)[:40]!r}, expected numbers of parameters, at least one, in order"
+            )
         vectors = {n: shaped(rank, *leaves[n].shape) for n in covered}
         return cls(shaped(rank), vectors, tuple(leaf.shape for leaf in leaves), treedef)
 
     @classmethod
     def estimate(cls, *args: Any, **options: Any) -> "LowRank":
-        """By passes of its own over the data: `top_eigenpairs`, with its arguments."""
+        """Estimate by passes of its own over the data: `top_eigenpairs`, with its arguments."""
         from .._eigenpairs import top_eigenpairs  # which makes this structure
 
         return top_eigenpairs(*args, **options).fisher
 
     def moment(self, layer: Any, side: int) -> jax.Array:
-        """Sums over the eigenvectors."""
+        """The layer's moment, as a sum over the eigenvectors."""
         if any(leaf not in self.vectors for leaf in layer.leaves):
-            raise ValueError(f"fisher: its vectors do not cover the layer of leaf {layer.weight}")
+            raise ValueError(f"fisher: got vectors that do not cover leaf {layer.weight}, expected ones that do")
         stack = jax.vmap(lambda u: layer.to_matrix([u.get(n) for n in range(len(self.shapes))]))(self.vectors)
         return jnp.einsum("r,rio,rjo->ij" if side == 0 else "r,rio,rip->op", self.values, stack, stack)
 
@@ -139,13 +141,13 @@ class Recompressed(NamedTuple):
 
 
 def recompress(fishers: LowRank, weights: Any, rank: int) -> Recompressed:
-    """Σ_i w_i F_i of stacked clients, exactly in their joint subspace, cut to its `rank` largest eigenpairs.
+    """Compute Σ_i w_i F_i of stacked clients in their joint subspace, and keep its `rank` largest eigenpairs.
 
     With a = √(w λ) u as columns of A = Q R (a QR decomposition of the joint basis), Σ w F = Q R Rᵀ Qᵀ, and the singular
     values of R squared are its eigenvalues. Costs O(d · (M r)²); jit it.
 
     Args:
-        fishers: with a leading client axis: values [M, r].
+        fishers: the clients' Fishers with a leading client axis: values [M, r].
         weights: [M], not negative; not normalised here.
         rank: eigenpairs kept, at most; there are no more than min(d, M r).
 
@@ -181,17 +183,17 @@ def recompress(fishers: LowRank, weights: Any, rank: int) -> Recompressed:
 
 
 def dot(rows: jax.Array, one: jax.Array) -> jax.Array:
-    """Each of [k, *shape] times [*shape]: [k]."""
+    """Multiply each of k rows [k, *shape] with one [*shape] and add up: [k]."""
     return jnp.tensordot(rows, one, axes=one.ndim)
 
 
 def joined(parts: Sequence[jax.Array]) -> jax.Array:
-    """Leaves [k, *leaf] side by side: [k, d]."""
+    """Put leaves [k, *leaf] side by side: [k, d]."""
     return jnp.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
 
 
 def split(rows: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
-    """The inverse of `joined`."""
+    """Undo `joined`."""
     ends = np.cumsum([math.prod(shape) for shape in shapes])
     pieces = jnp.split(rows, ends[:-1], axis=1)
     return [piece.reshape(-1, *shape) for piece, shape in zip(pieces, shapes, strict=True)]

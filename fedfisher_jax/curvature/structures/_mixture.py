@@ -22,36 +22,37 @@ class Mixture:
     weights: Any  # [M]
 
     def matvec(self, v: PyTree) -> PyTree:
-        """All clients' factors in one batched product."""
+        """H v, by all clients' Fishers in one batched product."""
         return self._mean(jax.vmap(lambda fisher: fisher.matvec(v))(self.fishers))
 
     def diagonal(self) -> PyTree:
-        """The mixture of the diagonals."""
+        """The diagonal of H, which is the mixture of the clients' diagonals."""
         return self._mean(jax.vmap(lambda fisher: fisher.diagonal())(self.fishers))
 
     def scale(self, factor: Any) -> "Mixture":
-        """Factor · F."""
+        """H times a factor, which the weights take."""
         return Mixture(self.fishers, factor * self.weights)
 
     def blocks(self) -> Blocks:
-        """Those of the clients."""
+        """The blocks of the clients' Fishers."""
         return self.fishers.blocks()
 
     def to_dense(self) -> jax.Array:
-        """The mixture of the dense matrices."""
+        """H as a matrix [d, d], which is the mixture of the clients' dense matrices."""
         count = self.weights.shape[0]
         each = [pick(self.fishers, i).to_dense() for i in range(count)]
         return jnp.tensordot(self.weights, jnp.stack(each), axes=1)
 
     def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
-        """That of the sum, where the structure's arrays add up.
+        """The spectrum of the sum, where the structure's arrays add up.
 
         Raises:
-            TypeError: they do not: eigenvalues of such a sum are known from its dense matrix alone.
+            TypeError: the arrays do not add up: eigenvalues of such a sum are known from its dense matrix alone.
         """
         if not self.fishers.additive:
             raise TypeError(
-                f"curvature: a sum of {self.fishers.name} Fishers has no known spectrum, expected arrays that add up"
+                f"curvature: got a sum of {self.fishers.name} Fishers, whose spectrum is not known, "
+                "expected arrays that add up"
             )
         return self._mean(self.fishers).spectral(function, cutoff)
 

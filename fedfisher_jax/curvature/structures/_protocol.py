@@ -24,7 +24,7 @@ class Fisher(Protocol):
 
     @abc.abstractmethod
     def matvec(self, v: PyTree) -> PyTree:
-        """F v."""
+        """F times a tree v like the parameters."""
         ...
 
     @abc.abstractmethod
@@ -34,7 +34,7 @@ class Fisher(Protocol):
 
     @abc.abstractmethod
     def scale(self, factor: Any) -> "Fisher":
-        """Factor · F."""
+        """F times a factor."""
         ...
 
     @abc.abstractmethod
@@ -89,7 +89,7 @@ class Structure(Fisher):
         Args:
             static: what `static` gave, or anything: it may come from a file that nobody vouches for.
             leaves: the parameters' leaves.
-            treedef: of the parameters' tree.
+            treedef: the structure of the parameters' tree.
 
         Raises:
             ValueError: `static` does not fit the parameters; why.
@@ -106,9 +106,10 @@ class Structure(Fisher):
         """What a batch of n examples adds to the estimate, as sums over its examples and output cotangents.
 
         Args:
-            pulled: with two leading axes [n, K] (activations: [n]), zero where an example is padding. Where `reads` is
-                "layers": the captured layers' activations and output gradients, and the gradients of the other leaves;
-                where it is "gradients", the gradients of all leaves, [n, K, *leaf] each, as `pulled.leaves`.
+            pulled: what was pulled back, with two leading axes [n, K] (activations: [n]), zero where an example is
+                padding. Where `reads` is "layers": the captured layers' activations and output gradients, and the
+                gradients of the other leaves; where it is "gradients": the gradients of all leaves, [n, K, *leaf] each,
+                as `pulled.leaves`.
         """
         raise NotImplementedError(f"{cls.__name__}: has no sums over batches")
 
@@ -156,22 +157,22 @@ class Structure(Fisher):
 
 
 def named(fisher: Structure, leaves: Sequence[Leaf]) -> dict[str, Any]:
-    """A structure's arrays by their names."""
+    """Give a structure's arrays by their names."""
     return dict(zip(fisher.names(leaves), jax.tree.leaves(fisher), strict=True))
 
 
 def with_arrays(fisher: Any, arrays: Sequence[Any]) -> Any:
-    """A structure with other arrays in the place of its own (or of its outline's), in the order of `names`."""
+    """Put other arrays in the place of a structure's (or of its outline's) own, in the order of `names`."""
     return jax.tree.unflatten(jax.tree.structure(fisher), arrays)
 
 
 def sign_of(structure: type[Structure], name: str) -> Sign:
-    """What the entries of an array of this name may be."""
+    """Tell what the entries of an array of this name may be."""
     return structure.signs[name.split("/")[0]]
 
 
 def shaped(*shape: int) -> jax.ShapeDtypeStruct:
-    """An array in an outline; its type says nothing."""
+    """Stand for an array in an outline; its type says nothing."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
@@ -182,26 +183,28 @@ def require_static(static: Any, keys: set[str], name: str) -> None:
         ValueError: it is no object, lacks a key or has another one.
     """
     if not isinstance(static, Mapping) or set(static) != keys:
-        raise ValueError(f"static: expected {', '.join(sorted(keys)) or 'nothing'} for {name}")
+        raise ValueError(
+            f"static: got {str(static)[:80]!r}, expected {', '.join(sorted(keys)) or 'nothing'} for {name}"
+        )
 
 
 def quadratic(fisher: Fisher, v: PyTree) -> jax.Array:
-    """vᵀ F v."""
+    """Compute vᵀ F v, a scalar, for a tree v like the parameters."""
     return jnp.asarray(optax.tree.vdot(v, fisher.matvec(v)))
 
 
 def trace(fisher: Fisher) -> jax.Array:
-    """Tr F."""
+    """Compute the trace of F, a scalar."""
     return jnp.asarray(optax.tree.sum(fisher.diagonal()))
 
 
 def num_bytes(fisher: Fisher) -> int:
-    """Bytes of the arrays that represent F."""
+    """Count the bytes of the arrays that represent F."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(fisher))
 
 
 def mean_diagonals(fisher: Fisher) -> list[jax.Array]:
-    """The mean diagonal entry of each of F's blocks."""
+    """Compute the mean diagonal entry of each of F's blocks."""
     leaves = jax.tree.leaves(fisher.diagonal())
     sums = [sum(jnp.sum(leaves[leaf]) for leaf in block) for block in fisher.blocks()]
     sizes = [sum(leaves[leaf].size for leaf in block) for block in fisher.blocks()]
@@ -209,11 +212,11 @@ def mean_diagonals(fisher: Fisher) -> list[jax.Array]:
 
 
 def damped_inverse(fisher: Fisher, shifts: Any) -> Callable[[PyTree], PyTree]:
-    """The map v → (F + λ)⁻¹ v, exactly.
+    """Make the map v → (F + λ)⁻¹ v, which is exact.
 
     Args:
-        fisher: F.
-        shifts: [blocks], λ of each of F's `blocks()`, not negative. Where it is zero the pseudo-inverse is taken.
+        fisher: the Fisher F.
+        shifts: [blocks], the λ of each of F's `blocks()`, not negative. Where it is zero the pseudo-inverse is taken.
     """
 
     def invert(values: jax.Array, noise: Any, block: int) -> jax.Array:

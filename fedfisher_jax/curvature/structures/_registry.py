@@ -16,7 +16,7 @@ T = TypeVar("T", bound=type[Structure])
 
 
 def register(structure: T) -> T:
-    """Make a structure known by its name to estimates, files, compression, noise and attacks. A class decorator.
+    """Make a structure known by its name to estimates, files, compression, noise and attacks; a class decorator.
 
     Args:
         structure: a frozen dataclass, registered as a pytree, that inherits from `Structure`.
@@ -51,7 +51,7 @@ def register(structure: T) -> T:
 
 
 def by_name(name: str) -> type[Structure]:
-    """The structure of a name.
+    """Look up a structure by its name.
 
     Raises:
         ValueError: there is none; the known ones are named.
@@ -62,12 +62,12 @@ def by_name(name: str) -> type[Structure]:
 
 
 def is_known(fisher: Any) -> bool:
-    """Whether a Fisher's structure is registered."""
+    """Tell whether a Fisher's structure is registered."""
     return STRUCTURES.get(getattr(type(fisher), "name", "")) is type(fisher)
 
 
 def require_known(fisher: Any) -> Structure:
-    """The Fisher itself, if its structure is registered.
+    """Return the Fisher itself, if its structure is registered.
 
     Raises:
         ValueError: it is not.
