@@ -147,6 +147,20 @@ for strategy in ("devices", "pmap"):
     np.testing.assert_allclose(result, expected, rtol=1e-6)
     assert report.workers == 4
 assert map_clients(function, jnp.arange(6.0), clients)[1].strategy == "devices"
+
+import optax
+import fedfisher_jax as ff
+from fedfisher_jax.federate import Simulation, compare, run_keys
+x, y = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32), np.arange(8) % 2
+apply = lambda params, x: x @ params
+cohort, training = ff.cohort(x, y, np.split(np.arange(8), 4)), ff.LocalTraining(apply, ff.categorical(), optax.sgd(0.1), 1, 2)
+simulation = Simulation(training, jnp.ones((3, 2)), cohort, x, y)
+rules = {"diag": ff.fedfisher(apply, ff.categorical(), structure="diagonal"), "fedfish": ff.fedfish(apply, ff.categorical())}
+losses = {}
+for strategy in ("sequential", "threads", "vectorised", "devices", "pmap"):
+    found = compare(simulation, rules, run_keys(0), strategy=strategy)
+    losses[strategy] = [one.value["loss"] for one in found if one.kind in ("rule", "client")]
+    np.testing.assert_allclose(losses[strategy], losses["sequential"], rtol=1e-5)
 print("same")
 """
 

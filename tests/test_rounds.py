@@ -16,6 +16,7 @@ import pytest
 
 import fedfisher_jax as ff
 from fedfisher_jax import merge, models
+from fedfisher_jax._files import only_writer
 from fedfisher_jax.federate import _checkpoints as resume
 from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.federate import _variants as variants
@@ -301,3 +302,28 @@ def test_memory_follows_the_sampled_clients_not_the_registered_ones(problem):
     few, many = temporary(60), temporary(600)
     assert many - few < 50 * 600  # the draw itself looks at every number
     assert few > 50 * 8 * sum(leaf.size for leaf in jax.tree.leaves(start))
+
+
+def test_a_folder_of_another_run_is_refused_with_what_differs(problem, tmp_path):
+    start, who = problem
+    plan = plan_of(FEDAVG)
+    run = lambda plan, who, seed: resume.run_rounds(  # noqa: E731
+        plan, rounds.init(plan, start, len(SIZES), jax.random.key(seed)), who, 2, tmp_path, strategy="sequential"
+    )
+    first, _ = run(plan, who, 1)
+    again, _ = run(plan, who, 1)
+    chex.assert_trees_all_equal(again.params, first.params)
+    faster = dataclasses.replace(plan, training=dataclasses.replace(TRAIN, optimizer=optax.sgd(50.0)))
+    more = dataclasses.replace(plan, training=dataclasses.replace(TRAIN, epochs=5))
+    others = dataclasses.replace(who, x=who.x + 1)
+    for other, words in (
+        ((plan, who, 2), "key "),
+        ((faster, who, 1), "optimizer "),
+        ((more, who, 1), "epochs 2 there, 5 here"),
+        ((plan, others, 1), "data "),
+        ((plan_of(KFAC), who, 1), "rule fedavg there, fedfisher-kfac here"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another run: .*{words}"):
+            run(*other)
+    with only_writer(tmp_path), pytest.raises(ValueError, match="another run is writing"):
+        run(plan, who, 1)

@@ -1,15 +1,18 @@
 """Rounds that survive being killed: checkpoints, a line of metrics per round, and progress while they run."""
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from .._files import plain, write_atomically
+from .._files import only_writer, plain, write_atomically
 from ._cohort import Cohort
 from .rounds import DIVERGED, Federation, State, step
 
@@ -43,16 +46,34 @@ def run_rounds(
         The state after the last round, and all lines; numbers that are not finite are None.
 
     Raises:
-        ValueError: `rounds` or `every` below 1, a checkpoint that is further than `rounds`, or a model that is not
-            finite after a round, of which nothing is written.
+        ValueError: `rounds` or `every` below 1, a folder that holds another run (what differs is named) or in which
+            another process runs, a checkpoint that is further than `rounds`, or a model that is not finite after a
+            round, of which nothing is written.
     """
-    import orbax.checkpoint as orbax  # here, since it costs more than the rest of this library's import
-
     for name, value in (("rounds", rounds), ("every", every)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    identity = _identity(federation, state, cohort, how.get("epochs"))
+    with only_writer(folder):
+        _require_same_run(folder, identity)
+        return _go_on(federation, state, cohort, rounds, folder, every, evaluate, done, how)
+
+
+def _go_on(
+    federation: Federation,
+    state: State,
+    cohort: Cohort,
+    rounds: int,
+    folder: Path,
+    every: int,
+    evaluate: Callable[[Any], dict[str, float]] | None,
+    done: Callable[[dict[str, Any]], None] | None,
+    how: dict[str, Any],
+) -> tuple[State, list[dict[str, Any]]]:
+    import orbax.checkpoint as orbax  # here, since it costs more than the rest of this library's import
+
     log = folder / "rounds.jsonl"
     options = orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     with orbax.CheckpointManager(folder / "checkpoints", options=options) as manager:
@@ -83,6 +104,52 @@ def run_rounds(
             if done is not None:
                 done(line)
     return state, lines
+
+
+def _identity(federation: Federation, state: State, cohort: Cohort, epochs: Any) -> dict[str, str]:
+    """What makes a run the run that it is, as texts that can be compared and named."""
+    training = federation.training
+    parts: dict[str, Any] = {
+        "rule": federation.rule.name,
+        "sampled": federation.sampled,
+        "epochs": training.epochs if epochs is None else np.asarray(epochs).tolist(),
+        "batch_size": training.batch_size,
+        "optimizer": _program_of(training.optimizer, state.params),
+        "server optimizer": _program_of(federation.optimizer, state.params),
+        "variant": federation.variant is not None,
+        "key": np.asarray(jax.random.key_data(state.key)).tolist(),
+        "clients": _hash((cohort.rows, cohort.clients)),
+        "data": _hash((cohort.x, cohort.y)),
+    }
+    return {name: str(value) for name, value in parts.items()}
+
+
+def _program_of(optimizer: Any, params: Any) -> str:
+    """A hash of what an optimiser computes, its rates among it; addresses of functions count for nothing."""
+    if optimizer is None:
+        return "none"
+    text = str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params), params))
+    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode()).hexdigest()[:12]
+
+
+def _hash(tree: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in map(np.asarray, jax.tree.leaves(tree)):
+        digest.update(f"{leaf.shape} {leaf.dtype}".encode())
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:12]
+
+
+def _require_same_run(folder: Path, identity: dict[str, str]) -> None:
+    """Note whose folder it is, or refuse another run's; a folder that was begun before this was noted is taken."""
+    said = folder / "run.json"
+    if said.exists():
+        theirs = json.loads(said.read_text())
+        other = [f"{name} {theirs.get(name)!s:.60} there, {ours:.60} here" for name, ours in identity.items()]
+        differ = [text for text, (name, ours) in zip(other, identity.items(), strict=True) if theirs.get(name) != ours]
+        if differ:
+            raise ValueError(f"folder: {folder} holds another run: {'; '.join(differ)}; name another folder")
+    write_atomically(said, json.dumps(identity, indent=1))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

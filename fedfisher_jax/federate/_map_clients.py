@@ -154,7 +154,7 @@ def _threads(function: Callable, shared: PyTree, clients: PyTree, workers: int, 
 
     count = jax.tree.leaves(clients)[0].shape[0]
     with ThreadPoolExecutor(workers) as pool:
-        return _stack(list(pool.map(run, range(count))))
+        return stack(list(pool.map(run, range(count))))
 
 
 def compiled(jitted: Any, function: Callable, *arguments: PyTree) -> Callable:
@@ -245,7 +245,8 @@ def _everywhere(workers: int, total: bool, results: PyTree) -> PyTree:
 
 
 def _pmapped(function: Callable, shared: PyTree, clients: PyTree, workers: int) -> PyTree:
-    split = jax.tree.map(lambda leaf: leaf.reshape(workers, -1, *leaf.shape[1:]), clients)
+    # From the host, since pmap refuses arrays that lie on one device where there are several.
+    split = jax.tree.map(lambda leaf: leaf.reshape(workers, -1, *leaf.shape[1:]), jax.device_get(clients))
     # On one device, or the next operation is spread over all of them and waits for itself.
     results = jax.device_put(jax.block_until_ready(_pmap(function)(shared, split)), jax.local_devices()[0])
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
@@ -254,10 +255,6 @@ def _pmapped(function: Callable, shared: PyTree, clients: PyTree, workers: int) 
 @lru_cache(maxsize=64)
 def _pmap(function: Callable) -> Callable:
     return jax.pmap(lambda everyone, mine: jax.lax.map(partial(function, everyone), mine), in_axes=(None, 0))
-
-
-def _stack(results: list[PyTree]) -> PyTree:
-    return stack(results)
 
 
 def cores() -> int:
