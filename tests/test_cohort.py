@@ -153,9 +153,10 @@ import fedfisher_jax as ff
 from fedfisher_jax.federate import Simulation, compare, run_keys
 x, y = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32), np.arange(8) % 2
 apply = lambda params, x: x @ params
-cohort, training = ff.cohort(x, y, np.split(np.arange(8), 4)), ff.LocalTraining(apply, ff.categorical(), optax.sgd(0.1), 1, 2)
+cohort, model = ff.cohort(x, y, np.split(np.arange(8), 4)), (apply, ff.categorical())
+training = ff.LocalTraining(*model, optax.sgd(0.1), 1, 2)
 simulation = Simulation(training, jnp.ones((3, 2)), cohort, x, y)
-rules = {"diag": ff.fedfisher(apply, ff.categorical(), structure="diagonal"), "fedfish": ff.fedfish(apply, ff.categorical())}
+rules = {"diag": ff.fedfisher(*model, structure="diagonal"), "fedfish": ff.fedfish(*model)}
 losses = {}
 for strategy in ("sequential", "threads", "vectorised", "devices", "pmap"):
     found = compare(simulation, rules, run_keys(0), strategy=strategy)
