@@ -253,7 +253,7 @@ NEW = ("init", "--out", "new")
         ([*NEW, "--data", "digits", "--checkpoint", "other.safetensors"], "other.safetensors: parameters: missing"),
         ([*NEW, "--data", "digits", "--checkpoint", "broken.safetensors"], "broken.safetensors: not a safetensors"),
         (["measure", "--data", "nothing.npz"], "data: nothing.npz"),
-        (["measure", "--data", "nothing"], "unknown data set 'nothing'"),
+        (["measure", "--data", "nothing"], "got the data set 'nothing'"),
         (["measure", "--data", "no.npz"], "data: no.npz"),
         (["measure", "--data", "names.npz"], "it has a"),
         (["measure", "--data", "pickled.npz"], "data: pickled.npz"),

@@ -35,33 +35,33 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
-            raise ValueError(f"{self.name}: num_classes must be at least 2, got {self.num_classes}")
+            raise ValueError(f"{self.name}: num_classes: got {self.num_classes}, expected at least 2")
         for part in ("train", "test"):
             x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
             _check_examples(f"{self.name}: {part}_x", x)
             _check_labels(f"{self.name}: {part}_y", y, len(x), self.num_classes)
         if self.train_x.shape[1:] != self.test_x.shape[1:]:
             raise ValueError(
-                f"{self.name}: train_x and test_x must hold examples of one shape, "
-                f"got {self.train_x.shape[1:]} and {self.test_x.shape[1:]}"
+                f"{self.name}: train_x and test_x: got {self.train_x.shape[1:]} and "
+                f"{self.test_x.shape[1:]}, expected examples of one shape"
             )
         if self.groups is not None:
             if not np.issubdtype(self.groups.dtype, np.integer):
-                raise ValueError(f"{self.name}: groups must be integers, got {self.groups.dtype}")
+                raise ValueError(f"{self.name}: groups: got {self.groups.dtype}, expected integers")
             if self.groups.shape != self.train_y.shape:
                 raise ValueError(
-                    f"{self.name}: groups must have one entry per training example, "
-                    f"got shape {self.groups.shape} for {len(self.train_y)} examples"
+                    f"{self.name}: groups: got shape {self.groups.shape} for {len(self.train_y)} examples, "
+                    "expected one entry per training example"
                 )
 
 
 def _check_examples(what: str, x: np.ndarray) -> None:
     if x.ndim not in (2, 4):
-        raise ValueError(f"{what} must have shape [N, height, width, channels] or [N, features], got {x.shape}")
+        raise ValueError(f"{what}: got {x.shape}, expected shape [N, height, width, channels] or [N, features]")
     if x.size == 0:
         raise ValueError(f"{what} is empty, shape {x.shape}")
     if x.dtype != np.float32:
-        raise ValueError(f"{what} must be float32, got {x.dtype}")
+        raise ValueError(f"{what}: got {x.dtype}, expected float32")
     if not (np.isfinite(x.min()) and np.isfinite(x.max())):  # NaN propagates through min: no mask as large as the data
         first = next(i for i, example in enumerate(x) if not np.isfinite(example).all())
         raise ValueError(f"{what} has NaN or infinite values, first in example {first}")
@@ -69,8 +69,8 @@ def _check_examples(what: str, x: np.ndarray) -> None:
 
 def _check_labels(what: str, y: np.ndarray, count: int, num_classes: int) -> None:
     if y.shape != (count,):
-        raise ValueError(f"{what} must have one label per example, shape ({count},), got {y.shape}")
+        raise ValueError(f"{what}: got {y.shape}, expected one label per example, shape ({count},)")
     if y.dtype != np.int32:
-        raise ValueError(f"{what} must be int32, got {y.dtype}")
+        raise ValueError(f"{what}: got {y.dtype}, expected int32")
     if y.min() < 0 or y.max() >= num_classes:
-        raise ValueError(f"{what} must be in 0 … {num_classes - 1}, got labels from {y.min()} to {y.max()}")
+        raise ValueError(f"{what}: got labels from {y.min()} to {y.max()}, expected 0 … {num_classes - 1}")

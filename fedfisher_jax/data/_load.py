@@ -43,7 +43,7 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, download:
         return read_digits()
     if name not in SPECS:
         raise ValueError(
-            f"unknown data set {name!r}: it must be one of {', '.join(DATASETS)}, or a path that ends in .npz"
+            f"name: got the data set {name!r}, expected one of {', '.join(DATASETS)}, or a path that ends in .npz"
         )
     spec = SPECS[name]
     images = _read(name, spec, data_dir, download)

@@ -46,24 +46,24 @@ def read_npz(path: Path) -> Dataset:
 
 def _numbers(path: Path, name: str, x: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "biuf":
-        raise ValueError(f"{path}: {name} must hold real numbers, got {x.dtype}")
+        raise ValueError(f"{path}: {name}: got {x.dtype}, expected real numbers")
     with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, which Dataset refuses
         return x.astype(np.float32)
 
 
 def _labels(path: Path, name: str, y: np.ndarray) -> np.ndarray:
     if y.dtype.kind not in "biu":
-        raise ValueError(f"{path}: {name} must hold integer labels, got {y.dtype}")
+        raise ValueError(f"{path}: {name}: got {y.dtype}, expected integer labels")
     if y.size and (int(y.min()) < 0 or int(y.max()) >= MOST_CLASSES):
         given = f"from {y.min()} to {y.max()}"
-        raise ValueError(f"{path}: {name} must hold labels 0 … C − 1, got labels {given}; C is at most {MOST_CLASSES}")
+        raise ValueError(f"{path}: {name}: got labels {given}, expected labels 0 … C − 1; C is at most {MOST_CLASSES}")
     return y.astype(np.int32)
 
 
 def _groups(path: Path, groups: np.ndarray) -> np.ndarray:
     if groups.dtype.kind not in "biuSU" or groups.ndim != 1:
         given = f"{groups.dtype} {groups.shape}"
-        raise ValueError(f"{path}: groups must have one entry per training example, integers or strings, got {given}")
+        raise ValueError(f"{path}: groups: got {given}, expected one entry per training example, integers or strings")
     return np.unique(groups, return_inverse=True)[1]
 
 

@@ -110,12 +110,12 @@ def shards(labels: np.ndarray, num_clients: int, *, seed: int, classes_per_clien
     classes, codes = np.unique(labels, return_inverse=True)
     if not 1 <= classes_per_client <= len(classes):
         raise ValueError(
-            f"classes_per_client must be between 1 and the {len(classes)} classes, got {classes_per_client}"
+            f"classes_per_client: got {classes_per_client}, expected 1 to {len(classes)}, the number of classes"
         )
     if num_clients * classes_per_client < len(classes):
         raise ValueError(
-            f"classes_per_client × num_clients must be at least the {len(classes)} classes, "
-            f"got {classes_per_client} × {num_clients}"
+            f"classes_per_client × num_clients: got {classes_per_client} × {num_clients}, "
+            f"expected at least {len(classes)}, the number of classes"
         )
     order, deal = _streams(seed)
     held = np.zeros((num_clients, len(classes)), np.int64)
@@ -162,7 +162,7 @@ def natural(groups: np.ndarray) -> Parts:
     """
     groups = np.asarray(groups)
     if groups.ndim != 1 or groups.size == 0:
-        raise ValueError(f"groups must have shape [N] with N ≥ 1, got {groups.shape}")
+        raise ValueError(f"groups: got {groups.shape}, expected shape [N] with N ≥ 1")
     codes = np.unique(groups, return_inverse=True)[1]
     return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
 
@@ -171,17 +171,17 @@ def _check(labels: np.ndarray, num_clients: int, seed: int, *, alpha: float = 1.
     """Labels as a checked integer vector; every other argument in range."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers of shape [N], got {labels.dtype} {labels.shape}")
+        raise ValueError(f"labels: got {labels.dtype} {labels.shape}, expected integers of shape [N]")
     if not 1 <= num_clients <= len(labels):
-        raise ValueError(f"num_clients must be between 1 and the {len(labels)} examples, got {num_clients}")
+        raise ValueError(f"num_clients: got {num_clients}, expected 1 to {len(labels)}, the number of examples")
     if seed < 0:
-        raise ValueError(f"seed must be a non-negative integer, got {seed}")
+        raise ValueError(f"seed: got {seed}, expected a non-negative integer")
     if not 1e-100 <= alpha <= 1e100:  # false for NaN; beyond these bounds its powers overflow
-        raise ValueError(f"alpha must be a finite number > 0, got {alpha}")
+        raise ValueError(f"alpha: got {alpha}, expected a finite number > 0")
     if not 1 <= min_size <= len(labels) // num_clients:
         raise ValueError(
-            f"min_size must be between 1 and {len(labels) // num_clients} "
-            f"({len(labels)} examples over {num_clients} clients), got {min_size}"
+            f"min_size: got {min_size}, expected 1 to {len(labels) // num_clients} "
+            f"({len(labels)} examples over {num_clients} clients)"
         )
     return labels
 

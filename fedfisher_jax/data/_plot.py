@@ -24,7 +24,7 @@ def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str]) -> None:
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
     if counts.ndim != 2 or counts.size == 0:
-        raise ValueError(f"counts must have shape [clients, classes], got {counts.shape}")
+        raise ValueError(f"counts: got {counts.shape}, expected shape [clients, classes]")
     num_clients, num_classes = counts.shape
     width, height = np.clip(2.4 + 0.55 * num_clients, 5.5, 13.0), np.clip(0.32 * num_classes, 2.4, 8.0)
     figure = Figure(figsize=(width, height + 1.9), layout="constrained")

@@ -53,11 +53,11 @@ def split(
         (3, 40)
     """
     if name not in PARTITIONS:
-        raise ValueError(f"unknown partition {name!r}: it must be one of {', '.join(PARTITIONS)}")
+        raise ValueError(f"name: got the partition {name!r}, expected one of {', '.join(PARTITIONS)}")
     if name == "natural":
         return _natural_for(labels, num_clients, groups)
     if num_clients is None:
-        raise ValueError(f"num_clients must be given for the partition {name!r}")
+        raise ValueError(f"num_clients: got None, expected a number for the partition {name!r}")
     arguments = {
         "iid": {},
         "shards": {"classes_per_client": classes_per_client},
@@ -80,8 +80,8 @@ def _natural_for(labels: np.ndarray, num_clients: int | None, groups: np.ndarray
     if groups is None:
         raise ValueError("the partition 'natural' needs a groups column, and this data set has none")
     if len(groups) != len(labels):
-        raise ValueError(f"groups must have one entry per example, got {len(groups)} for {len(labels)} examples")
+        raise ValueError(f"groups: got {len(groups)} for {len(labels)} examples, expected one entry per example")
     parts = natural(groups)
     if num_clients not in (None, len(parts)):
-        raise ValueError(f"num_clients must be the number of groups, {len(parts)}, for 'natural', got {num_clients}")
+        raise ValueError(f"num_clients: got {num_clients}, expected the number of groups, {len(parts)}, for 'natural'")
     return parts

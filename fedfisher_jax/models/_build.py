@@ -63,21 +63,21 @@ def build(name: str, input_shape: Sequence[int], num_classes: int, use_bias: boo
         (5, 3)
     """
     if name not in _FAMILIES:
-        raise ValueError(f"name: got {name!r}, allowed are {', '.join(NAMES)}")
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(NAMES)}")
     family = _FAMILIES[name]
     shape = tuple(int(s) for s in input_shape)
     for option in options:
         if option not in family.options:
-            raise ValueError(f"options: got {option!r}, allowed for {name} are {', '.join(family.options) or 'none'}")
+            raise ValueError(f"options: got {option!r}, expected {', '.join(family.options) or 'none'} for {name}")
     if num_classes < 1:
-        raise ValueError(f"num_classes: got {num_classes}, allowed is at least 1")
+        raise ValueError(f"num_classes: got {num_classes}, expected at least 1")
     if any(s < 1 for s in shape):
-        raise ValueError(f"input_shape: got {shape}, allowed are positive sizes")
+        raise ValueError(f"input_shape: got {shape}, expected positive sizes")
     if family.min_side and (len(shape) != 3 or min(shape[:2]) < family.min_side):
         side = family.min_side
-        raise ValueError(f"input_shape: got {shape}, allowed for {name} are (H, W, C) with H and W at least {side}")
+        raise ValueError(f"input_shape: got {shape}, expected (H, W, C) with H and W at least {side} for {name}")
     if options.get("width", 1) < 1 or any(width < 1 for width in options.get("hidden", ())):
-        raise ValueError(f"options: got {options}, allowed are widths of at least 1")
+        raise ValueError(f"options: got {options}, expected widths of at least 1")
     if "hidden" in options:
         options["hidden"] = tuple(options["hidden"])
     module = family.module(num_classes=num_classes, use_bias=use_bias, **options)

@@ -118,9 +118,9 @@ def build_transformer(
     sizes: dict[str, Any] = dict(vocab=vocab, length=length, width=width, depth=depth, heads=heads, expansion=expansion)
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{name}: got {size}, allowed is at least 1")
+            raise ValueError(f"{name}: got {size}, expected at least 1")
     if width % heads:
-        raise ValueError(f"heads: got {heads}, allowed are divisors of the width, {width}")
+        raise ValueError(f"heads: got {heads}, expected a divisor of the width, {width}")
     module = Transformer(**sizes, tied=tied, use_bias=use_bias)
 
     def init(key):
@@ -129,7 +129,7 @@ def build_transformer(
     def apply(params, x):
         x = jnp.asarray(x)
         if not jnp.issubdtype(x.dtype, jnp.integer) or x.ndim != 2 or not 1 <= x.shape[1] <= length:
-            raise ValueError(f"x: got {x.dtype} {x.shape}, allowed are integer tokens [n, T] with T at most {length}")
+            raise ValueError(f"x: got {x.dtype} {x.shape}, expected integer tokens [n, T] with T at most {length}")
         return module.apply({"params": params}, x)
 
     return Network(init, apply, "transformer")

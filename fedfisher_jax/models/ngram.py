@@ -60,5 +60,5 @@ def _checked(name: str, tokens: np.ndarray, vocab: int, smoothing: float) -> np.
     if not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"{name}: expected integer tokens, got shape {tokens.shape} of {tokens.dtype}")
     if tokens.min() < 0 or tokens.max() >= vocab:
-        raise ValueError(f"{name}: got tokens from {tokens.min()} to {tokens.max()}, allowed are 0 to {vocab - 1}")
+        raise ValueError(f"{name}: got tokens from {tokens.min()} to {tokens.max()}, expected 0 to {vocab - 1}")
     return tokens.astype(np.int64)

@@ -17,7 +17,7 @@ def test_the_names():
 @pytest.mark.parametrize("name", ["nonsense", "MNIST", "", "mnist.npy"])
 def test_an_unknown_name_lists_the_known(name):
     with pytest.raises(
-        ValueError, match="unknown data set .* must be one of digits, mnist, .*tiny_imagenet, or a path"
+        ValueError, match="got the data set .* expected one of digits, mnist, .*tiny_imagenet, or a path"
     ):
         load(name)
 

@@ -77,7 +77,7 @@ def test_options_widen():
 @pytest.mark.parametrize(
     ("args", "options", "message"),
     [
-        (("vgg", (28, 28, 1), 10), {}, "name: got 'vgg', allowed are mlp, lenet"),
+        (("vgg", (28, 28, 1), 10), {}, "name: got 'vgg', expected one of mlp, lenet"),
         (("lenet", (15, 28, 1), 10), {}, r"input_shape: got \(15, 28, 1\), .* at least 16"),
         (("cnn", (28, 15, 3), 10), {}, "input_shape"),
         (("resnet18", (24, 32, 3), 10), {}, "at least 25"),
@@ -85,7 +85,7 @@ def test_options_widen():
         (("lenet", (784,), 10), {}, "input_shape"),
         (("mlp", (0,), 10), {}, "input_shape"),
         (("mlp", (4,), 0), {}, "num_classes: got 0"),
-        (("cnn", (32, 32, 3), 10), {"width": 2}, "options: got 'width', allowed for cnn are none"),
+        (("cnn", (32, 32, 3), 10), {"width": 2}, "options: got 'width', expected none for cnn"),
         (("mlp", (4,), 10), {"hidden": (3, 0)}, "options"),
     ],
 )

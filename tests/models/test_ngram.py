@@ -61,7 +61,7 @@ def test_a_token_never_seen_is_possible():
     ("x", "y", "smoothing", "message"),
     [
         (X, Y, 0.0, "smoothing: got 0.0"),
-        (X + 2, Y, 1.0, "x: got tokens from 2 to 5, allowed are 0 to 4"),
+        (X + 2, Y, 1.0, "x: got tokens from 2 to 5, expected 0 to 4"),
         (X, Y * 1.0, 1.0, "y: expected integer tokens"),
         (X, Y[:, :0], 1.0, "y: expected integer tokens, got shape"),
         (X, Y[:3], 1.0, r"y: got shape \(3, 6\), expected that of x"),

@@ -122,7 +122,7 @@ def test_the_block_is_what_the_papers_write():
     [
         ({"vocab": 0}, "vocab: got 0"),
         ({"depth": 0}, "depth: got 0"),
-        ({"width": 6, "heads": 4}, "heads: got 4, allowed are divisors of the width, 6"),
+        ({"width": 6, "heads": 4}, "heads: got 4, expected a divisor of the width, 6"),
     ],
 )
 def test_bad_settings_are_named(options, message):

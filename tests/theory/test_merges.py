@@ -152,5 +152,5 @@ def test_progress_per_eigendirection_is_what_descent_does():
 
 def test_rules_are_checked():
     _, local, data = problem(6)
-    with pytest.raises(ValueError, match="'full', 'kfac', 'diagonal', 'average'"):
+    with pytest.raises(ValueError, match="got 'fisher', expected one of full, kfac, diagonal, average"):
         merges.merge("fisher", full_objective(local, data), local, data)

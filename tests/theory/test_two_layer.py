@@ -66,5 +66,5 @@ def test_mean_field_outputs_move_at_a_rate_that_width_does_not_change():
 
 
 def test_scaling_names_are_checked():
-    with pytest.raises(ValueError, match="'ntk' or 'mean_field', got 'wide'"):
+    with pytest.raises(ValueError, match="scaling: got 'wide', expected 'ntk' or 'mean_field'"):
         two_layer.output_scale(4, "wide")
