@@ -213,16 +213,16 @@ def check_payload(payload: Payload, like: Payload, name: str = "payload") -> Non
     """
     if jax.tree.structure(payload) != jax.tree.structure(like):
         given, expected = jax.tree.structure(payload), jax.tree.structure(like)
-        raise ValueError(f"{name}: its tree differs from the first payload's: got {given}, expected {expected}")
+        raise ValueError(f"{name}: got a tree {given}, expected the first payload's, {expected}")
     entries = zip(jax.tree.leaves_with_path(payload), jax.tree.leaves(like), strict=True)
     for (path, leaf), expected in entries:
         entry = f"{name}{jax.tree_util.keystr(path)}"
         if jnp.shape(leaf) != jnp.shape(expected):
-            raise ValueError(f"{entry}: expected shape {jnp.shape(expected)}, got {jnp.shape(leaf)}")
+            raise ValueError(f"{entry}: got shape {jnp.shape(leaf)}, expected {jnp.shape(expected)}")
         if not bool(jnp.all(jnp.isfinite(leaf))):
-            raise ValueError(f"{entry}: expected finite numbers, got NaN or infinity")
+            raise ValueError(f"{entry}: got NaN or infinity, expected finite numbers")
     if not float(payload.weight) > 0:
-        raise ValueError(f"{name}.weight: expected a positive number of examples, got {payload.weight}")
+        raise ValueError(f"{name}.weight: got {payload.weight}, expected a positive number of examples")
     structured = lambda node: hasattr(node, "diagonal") and not hasattr(node, "dtype")  # noqa: E731
     for at, node in jax.tree.leaves_with_path(payload.statistics, is_leaf=structured):
         if structured(node):
@@ -230,5 +230,5 @@ def check_payload(payload: Payload, like: Payload, name: str = "payload") -> Non
                 if float(jnp.min(leaf)) < 0:
                     where = jax.tree_util.keystr((*at, *path))
                     raise ValueError(
-                        f"{name}.statistics{where}: expected no negative diagonal entry, got {float(jnp.min(leaf)):g}"
+                        f"{name}.statistics{where}: got {float(jnp.min(leaf)):g}, expected no negative diagonal entry"
                     )

@@ -39,7 +39,7 @@ class Solution(NamedTuple):
 Solver = Callable[[Objective], Solution]
 
 
-def objective(fishers: Any, params: PyTree, weights: Any) -> Objective:
+def objective(fishers: PyTree, params: PyTree, weights: Any) -> Objective:
     """The aggregated objective Q(θ) = Σ w_i (θ − θ_i)ᵀ F_i (θ − θ_i) of stacked clients (arXiv 2403.12329, section 3).
 
     Args:
