@@ -233,21 +233,24 @@ def small(tmp_path_factory):
     return folder
 
 
+INIT = "init", "--data", "digits", "--out", "new"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["init", "--out", "new"], "input_shape, outputs: expected"),
-        (["init", "--data", "digits", "--out", "new", "--model", "nothing"], "name: got 'nothing'"),
-        (["init", "--data", "digits", "--out", "new", "--model", "no_such:net"], "model: cannot import"),
-        (["init", "--data", "digits", "--out", "new", "--model", "math:remainder"], "model: math:remainder"),
-        (["init", "--data", "digits", "--out", "new", "--model", "operator:eq"], "returned bool, expected a pair of functions"),
-        (["init", "--data", "digits", "--out", "new", "--model", "math:prod"], "model: math:prod((8, 8, 1), 10) failed"),
-        (["init", "--data", "digits", "--out", "new", "--likelihood", "x"], "likelihood: got 'x'"),
-        (["init", "--data", "digits", "--out", "new", "--seed", "-1"], "seed"),
+        ([*INIT, "--model", "nothing"], "name: got 'nothing'"),
+        ([*INIT, "--model", "no_such:net"], "model: cannot import"),
+        ([*INIT, "--model", "math:remainder"], "model: math:remainder"),
+        ([*INIT, "--model", "operator:eq"], "returned bool, expected a pair of functions"),
+        ([*INIT, "--model", "math:prod"], "model: math:prod((8, 8, 1), 10) failed"),
+        ([*INIT, "--likelihood", "x"], "likelihood: got 'x'"),
+        ([*INIT, "--seed", "-1"], "seed"),
         (["init", "--data", "digits", "--out", "nothing/start"], "out: cannot write"),
         (["init", "--data", "digits"], "start.safetensors is there already"),
-        (["init", "--data", "digits", "--out", "new", "--checkpoint", "other.safetensors"], "other.safetensors: parameters: missing"),
-        (["init", "--data", "digits", "--out", "new", "--checkpoint", "broken.safetensors"], "broken.safetensors: not a safetensors"),
+        ([*INIT, "--checkpoint", "other.safetensors"], "other.safetensors: parameters: missing"),
+        ([*INIT, "--checkpoint", "broken.safetensors"], "broken.safetensors: not a safetensors"),
         (["measure", "--data", "nothing.npz"], "data: nothing.npz"),
         (["measure", "--data", "nothing"], "unknown data set 'nothing'"),
         (["measure", "--data", "no.npz"], "data: no.npz"),

@@ -182,13 +182,14 @@ def recoded(data, draw):
 
 
 def announcing(data, draw):
-    """A few kilobytes that announce large matrices, all sizes right."""
+    """A few kilobytes that announce large matrices, all sizes right; a triangle of them takes more, so a small one."""
     header, _ = samples.opened(data)
     header.pop("sha256")
     n, count = int(2 ** draw.uniform(1, 13)), int(draw.integers(1, 4))
     rank = int(draw.integers(1, 3))
     codes = codecs.Uniform(1), codecs.Uniform(1, False)
-    wide = (codecs.Singular(rank, codes[0]), codecs.Eigen(rank, *codes), codecs.Cholesky(codes[0]))[draw.integers(3)]
+    kinds = codecs.Singular(rank, codes[0]), codecs.Eigen(rank, *codes), codecs.Cholesky(codes[0])
+    wide = kinds[draw.integers(3 if n < 512 else 2)]
     names = [f"w{number}" for number in range(count)]
     entries = {f"params/{name}": (codes[0], (n, 1)) for name in names}
     entries |= {f"fisher/inputs/{name}": (wide, (n, n)) for name in names}
