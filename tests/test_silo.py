@@ -234,24 +234,24 @@ def small(tmp_path_factory):
     return folder
 
 
-NEW = ("init", "--out", "new")
+INIT = "init", "--data", "digits", "--out", "new"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([*NEW], "input_shape, outputs: expected"),
-        ([*NEW, "--data", "digits", "--model", "nothing"], "name: got 'nothing'"),
-        ([*NEW, "--data", "digits", "--model", "no_such:net"], "model: cannot import"),
-        ([*NEW, "--data", "digits", "--model", "math:remainder"], "model: math:remainder"),
-        ([*NEW, "--data", "digits", "--model", "operator:eq"], "returned bool, expected a pair of functions"),
-        ([*NEW, "--data", "digits", "--model", "math:prod"], "model: math:prod((8, 8, 1), 10) failed"),
-        ([*NEW, "--data", "digits", "--likelihood", "x"], "likelihood: got 'x'"),
-        ([*NEW, "--data", "digits", "--seed", "-1"], "seed"),
+        (["init", "--out", "new"], "input_shape, outputs: expected"),
+        ([*INIT, "--model", "nothing"], "name: got 'nothing'"),
+        ([*INIT, "--model", "no_such:net"], "model: cannot import"),
+        ([*INIT, "--model", "math:remainder"], "model: math:remainder"),
+        ([*INIT, "--model", "operator:eq"], "returned bool, expected a pair of functions"),
+        ([*INIT, "--model", "math:prod"], "model: math:prod((8, 8, 1), 10) failed"),
+        ([*INIT, "--likelihood", "x"], "likelihood: got 'x'"),
+        ([*INIT, "--seed", "-1"], "seed"),
         (["init", "--data", "digits", "--out", "nothing/start"], "out: cannot write"),
         (["init", "--data", "digits"], "start.safetensors is there already"),
-        ([*NEW, "--data", "digits", "--checkpoint", "other.safetensors"], "other.safetensors: parameters: missing"),
-        ([*NEW, "--data", "digits", "--checkpoint", "broken.safetensors"], "broken.safetensors: not a safetensors"),
+        ([*INIT, "--checkpoint", "other.safetensors"], "other.safetensors: parameters: missing"),
+        ([*INIT, "--checkpoint", "broken.safetensors"], "broken.safetensors: not a safetensors"),
         (["measure", "--data", "nothing.npz"], "data: nothing.npz"),
         (["measure", "--data", "nothing"], "got the data set 'nothing'"),
         (["measure", "--data", "no.npz"], "data: no.npz"),

@@ -42,7 +42,7 @@ class Limits(NamedTuple):
 
     Memory stays below 3 times the file's bytes (at most `file_bytes`) + 2 `decoded_bytes` + `working_bytes` + 32
     `header_bytes` (Python's objects). Time grows with the cubes of the matrices' sides n: Σ n³ stays below `cubes`
-    times 1 + bytes / 2^17, for an uncompressed matrix has 4 n² bytes, but two kilobytes may announce any number.
+    times 1 + bytes / 2^16, for an uncompressed matrix has 4 n² bytes, but two kilobytes may announce any number.
     """
 
     file_bytes: int = 2**31
@@ -50,7 +50,7 @@ class Limits(NamedTuple):
     entries: int = 50_000
     decoded_bytes: int = 2**32  # arrays of one file after decompression
     working_bytes: int = 2**32  # to decompress and check one entry, see `file.WORKING`
-    cubes: int = 2**33  # Σ n³ of matrices to check, see above; an eigendecomposition counts `file.EIGEN` times
+    cubes: int = 2**32  # Σ n³ of matrices to check, see above; an eigendecomposition counts `file.EIGEN` times
     depth: int = 32  # of what is nested in a header
     files: int = 10_000  # of one merge
 

@@ -28,7 +28,7 @@ from ._header import About, Header, Plan, from_json, require_same, require_start
 from ._tree import leaves, nested
 
 PyTree = Any
-EIGEN = 16  # an eigendecomposition for as many Cholesky factorisations
+EIGEN = 8  # an eigendecomposition for as many Cholesky factorisations
 WORKING = 8 * 6, 8 * 4  # bytes a number that decoding and checking hold: of a matrix, of other encoded entries
 
 
@@ -255,7 +255,7 @@ def _decode(
             raise PayloadError(f"{file}: {name}: {needed} bytes to decode and check, the cap is {limits.working_bytes}")
     matrices = {name: shape for name, (shape, _) in expected.items() if signs[name] == "semidefinite"}
     cubes = sum(math.prod(s) * s[-1] * (EIGEN if isinstance(plan.get(n), Singular) else 1) for n, s in matrices.items())
-    if cubes > limits.cubes * (1 + header.bits / 8 / 2**17):
+    if cubes > limits.cubes * (1 + header.bits / 8 / 2**16):
         raise PayloadError(f"{file}: Σ n³ of the matrices that it announces is {cubes}, too much for its few bytes")
     total = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in expected.values())
     if total > limits.decoded_bytes:

@@ -183,7 +183,7 @@ def recoded(data, draw):
 
 
 def announcing(data, draw):
-    """A few kilobytes that announce large matrices, all sizes right."""
+    """A few kilobytes that announce large matrices, all sizes right; a triangle of them takes more, so a small one."""
     header, _ = samples.opened(data)
     header.pop("sha256")
     rank, count = int(draw.integers(1, 3)), int(draw.integers(1, 4))

@@ -66,7 +66,7 @@ def test_a_compressed_payload_still_shows_the_mean(payloads):
 def test_a_secure_sum_shows_the_weighted_mean_alone(payloads, kind):
     seen = views.summed(RULES[kind], payloads[kind])
     weights = np.array([30, 60, 90]) / 180
-    for part in ("params", "fisher"):
+    for part in ("params", "statistics"):
         terms = [np.asarray(ravel_pytree(getattr(one, part))[0], float) for one in payloads[kind]]
         np.testing.assert_allclose(ravel_pytree(getattr(seen, part))[0], weights @ np.stack(terms), atol=1e-5)
     assert float(seen.weight) == 180
