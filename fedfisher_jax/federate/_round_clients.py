@@ -1,0 +1,108 @@
+"""The clients' part of a round: train, measure and lift; measure again; compare with the merged model."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._examples import Examples, mean_over_batches
+from .._likelihood import Likelihood
+from .._trees import widened
+from ..merge import Rule, Update, exchanges, lift
+from ._cohort import Client, with_examples
+from ._federation import Federation
+from ._simulate import MeasureClient, Shared
+
+PyTree = Any
+MEASURE = 2**31 - 1  # what a client's key is folded with for its measures; epochs are folded with 0, 1, …
+
+
+class Everyone(NamedTuple):
+    """What the sampled clients read."""
+
+    shared: Shared
+    common: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainAndMeasure:
+    """One client's part of a round's first exchange: train, measure, lift."""
+
+    federation: Federation
+
+    def __call__(self, everyone: Everyone, client: tuple[Client, PyTree, Any]) -> tuple[PyTree, dict[str, Any]]:
+        """Return the contribution to the sum, and what is kept of the client."""
+        federation, (who, own, epochs), shared = self.federation, client, everyone.shared
+        rule = exchanges(federation.rule)[0]
+        epochs = federation.training.epochs if epochs is None else epochs
+        training = dataclasses.replace(federation.training, epochs=epochs, squares=rule.squares)
+        if federation.variant is not None:
+            optimizer = federation.variant.optimizer(training.optimizer, shared.start, own, everyone.common)
+            training = dataclasses.replace(training, optimizer=optimizer)
+        trained = training(shared, who)
+        update = Update(trained.params, shared.start, trained.squares, training.steps(who.size))
+        key = jax.random.fold_in(jax.random.fold_in(shared.key, who.number), MEASURE)
+        payload = with_examples(shared.cohort, who, lambda data: rule.measure(update, data, key))
+        contribution = lift(rule, payload, shared.start)
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params)]).all()
+        kept: dict[str, Any] = {"loss": trained.loss, "finite": jnp.where(finite, 1.0, jnp.nan)}
+        if federation.variant is not None:
+            kept["own"], kept["sent"] = federation.variant.after(update, own, everyone.common)
+        if federation.barrier:
+            kept["score"] = _client_scores(federation, shared, who, trained.params)
+        if rule.combine == "add":
+            return contribution, kept
+        return None, kept | {"stacked": contribution}
+
+
+@dataclasses.dataclass(frozen=True)
+class Remeasure:
+    """One client's part of a further exchange: measure the model merged so far, lift."""
+
+    rule: Rule
+    number: int  # of the exchange, which its random draws depend on
+
+    def __call__(self, shared: Shared, who: Client) -> tuple[PyTree, PyTree]:
+        """Return the contribution to the sum, or to the stack."""
+        apart = shared._replace(key=jax.random.fold_in(shared.key, MEASURE - self.number))
+        payload = MeasureClient(self.rule.measure)(apart, (who, Update(None)))
+        contribution = lift(self.rule, payload, shared.start)
+        return (contribution, None) if self.rule.combine == "add" else (None, contribution)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """The merged model on one client's data, against what the client's own one scored there."""
+
+    federation: Federation
+
+    def __call__(self, everyone: Everyone, client: tuple[Client, jax.Array]) -> tuple[jax.Array, None]:
+        """Return the gaps [loss, accuracy], positive where the merged model is worse."""
+        who, own = client
+        merged = _client_scores(self.federation, everyone.shared, who, everyone.shared.start)
+        return (merged - own) * jnp.array([1, -1], own.dtype), None
+
+
+def _client_scores(federation: Federation, shared: Shared, who: Client, params: PyTree) -> jax.Array:
+    training = federation.training
+    return with_examples(
+        shared.cohort, who, lambda data: client_scores(training.apply, training.likelihood, params, data)
+    )
+
+
+def client_scores(
+    apply: Callable, likelihood: Likelihood, params: PyTree, data: Examples, batch_size: int = 256
+) -> jax.Array:
+    """Score a model on one client's examples: mean [loss in nats, accuracy]; accuracy is NaN where there is none."""
+
+    def sums(batch: Any) -> jax.Array:
+        outputs = widened(apply(params, batch.x))
+        rows = [jax.vmap(likelihood.nll)(outputs, batch.y)]
+        if likelihood.correct:
+            rows.append(jax.vmap(likelihood.correct)(outputs, batch.y).astype(rows[0].dtype))
+        totals = jnp.stack([jnp.sum(jnp.where(batch.mask, row, 0)) for row in rows])
+        return totals if len(rows) == 2 else jnp.append(totals, jnp.nan)
+
+    return mean_over_batches(sums, data, batch_size)

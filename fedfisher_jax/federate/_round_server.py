@@ -1,0 +1,59 @@
+"""The server's part of a round: solve each exchange, remember what a variant needs, step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from .._trees import difference, in_types_of, weighted_sum
+from ..merge import Rule, exchanges
+from ._federation import Federation, State
+
+PyTree = Any
+
+
+class RoundMerged(NamedTuple):
+    """The first exchange's model, and what a variant remembers."""
+
+    params: PyTree
+    diagnostics: dict[str, Any]
+    common: PyTree
+    own: PyTree
+
+
+def merge_here(
+    federation: Federation, registered: int, state: State, chosen: Any, sizes: Any, added: PyTree, kept: dict[str, Any]
+) -> RoundMerged:
+    """The server's part of the first exchange; `sizes` [sampled] are relative to the mean of all registered."""
+    rule = exchanges(federation.rule)[0]
+    params, diagnostics = solve_here(rule, added if rule.combine == "add" else kept["stacked"], state.params)
+    common, own = state.common, state.own
+    if federation.variant is not None:
+        own = jax.tree.map(lambda all_, mine: all_.at[chosen].set(mine), own, kept["own"])
+        sent = jax.tree.map(lambda leaf: leaf / federation.sampled, weighted_sum(sizes, kept["sent"]))
+        params, common = federation.variant.server(params, common, sent, federation.sampled / registered)
+    return RoundMerged(params, diagnostics, common, own)
+
+
+def solve_here(rule: Rule, summary: PyTree, start: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    merged = rule.solve(summary, start)
+    if merged.apply is not None:
+        raise ValueError(f"rule: {rule.name} changes the network, so that the next round cannot start from its model")
+    return in_types_of(merged.params, start), merged.diagnostics
+
+
+def serve_here(
+    federation: Federation, state: State, params: PyTree, common: PyTree, own: PyTree
+) -> tuple[State, jax.Array]:
+    """The server's step to the merged model, and its length."""
+    start, inner = state.params, state.optimizer
+    if federation.optimizer is not None:
+        updates, inner = federation.optimizer.update(difference(start, params), inner, start)
+        params = optax.apply_updates(start, updates)
+    moved = optax.tree.norm(difference(params, start))
+    return State(params, inner, state.round + 1, state.key, common, own), moved
+
+
+merge = jax.jit(merge_here, static_argnums=(0, 1))
+solve = jax.jit(solve_here, static_argnums=0)
+serve = jax.jit(serve_here, static_argnums=0)
