@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.linalg
 from jax.flatten_util import ravel_pytree
 
 import fedfisher_jax as ff
@@ -116,13 +117,22 @@ def test_inverse_quadratics_against_dense_matrices():
     for name, fisher in fishers.items():
         dense = np.asarray(fisher.to_dense())
         damped = dense + damping * np.trace(dense) / len(dense) * np.eye(len(dense))
+        if name == "kronecker":  # leaves are in the order of their names: v before w
+            layers, order = (
+                zip(fisher.inputs, fisher.outputs, strict=True),
+                np.argsort([n.weight for n in fisher.layers]),
+            )
+            sides = [
+                [m + damping * np.trace(m) / len(m) * np.eye(len(m)) for m in map(np.asarray, two)] for two in layers
+            ]
+            damped = scipy.linalg.block_diag(*[np.kron(*sides[n]) for n in order])
         expected = flat @ np.linalg.solve(damped, flat)
         assert float(membership.inverse_quadratic(fisher, damping)(v)) == pytest.approx(expected, rel=1e-7), name
     first = fishers["kronecker"].layers[:1]
     moment, shapes = x.T @ x / len(x), tuple(leaf.shape for leaf in jax.tree.leaves(SMALL))
     one = Gram((moment,), first, shapes, jax.tree.structure(SMALL))  # knows nothing of the second layer
     inside = np.linalg.inv(np.asarray(moment) + damping * np.trace(moment) / 4 * np.eye(4))
-    expected = float(jnp.sum(v["w"] * (inside @ v["w"])))
+    expected = float(jnp.sum(v["w"] * (inside @ v["w"]))) / (1 + damping)  # the identity is damped, too
     assert float(membership.inverse_quadratic(one, damping)(v)) == pytest.approx(expected, rel=1e-9)
     with pytest.raises(ValueError, match="fisher: got NoneType"):
         membership.inverse_quadratic(None, damping)

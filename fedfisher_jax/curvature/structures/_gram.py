@@ -80,6 +80,10 @@ class Gram(Structure):
         """Apply the function to the eigenvalues of each A."""
         return self.kronecker().spectral(function, cutoff)
 
+    def preconditioner(self, damping: float) -> Callable[[PyTree], PyTree]:
+        """Each A damped on its own."""
+        return self.kronecker().preconditioner(damping)
+
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
         """One name for each layer's matrix, by the path of its weight."""
         return tuple(f"inputs/{leaves[layer.weight].path}" for layer in self.layers)

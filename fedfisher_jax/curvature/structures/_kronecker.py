@@ -99,6 +99,20 @@ class Kronecker(Structure):
             left, right = left[..., :, None], right[..., None, :]
             noise = jnp.maximum(left_noise[..., None] * right, left * right_noise[..., None])
             parts.append((u, function(left * right, noise, number), w))
+        return self._turned(parts, rest)
+
+    def preconditioner(self, damping: float) -> Callable[[PyTree], PyTree]:
+        """Each factor damped on its own, by ε relative to its mean diagonal entry (arXiv 1503.05671, section 6.3)."""
+        rest = {leaf: _reciprocal(value, damping, None) for leaf, value in self.rest.items()}
+        parts = []
+        for a, g in zip(self.inputs, self.outputs, strict=True):
+            (left, u, _), (right, w, _) = eigenpairs(a, None), eigenpairs(g, None)
+            factors = _reciprocal(left, damping)[..., :, None] * _reciprocal(right, damping)[..., None, :]
+            parts.append((u, factors, w))
+        return self._turned(parts, rest)
+
+    def _turned(self, parts: Sequence[tuple], rest: Mapping[int, Any]) -> Callable[[PyTree], PyTree]:
+        """The map that multiplies by factors in the factors' eigenvectors, (u, factors, w) for each layer."""
 
         def apply(v: PyTree) -> PyTree:
             leaves = jax.tree.leaves(v)
@@ -186,6 +200,13 @@ def factor_of(layers: Sequence[Layer], factors: Sequence[Any], layer: Layer) -> 
     if layer.weight not in by_weight:
         raise ValueError(f"fisher: got no factors of the layer of leaf {layer.weight}, expected those of every layer")
     return by_weight[layer.weight]
+
+
+def _reciprocal(values: jax.Array, damping: float, axis: int | None = -1) -> jax.Array:
+    """1 / (values + ε), ε relative to their mean over an axis; zero where all are."""
+    mean = jnp.mean(values, axis=axis, keepdims=True)
+    floor = jnp.maximum(damping * mean, jnp.finfo(values.dtype).tiny)
+    return jnp.where(mean > 0, 1 / (values + floor), 0)
 
 
 def _balanced(a: Any, g: Any) -> tuple[Any, Any]:

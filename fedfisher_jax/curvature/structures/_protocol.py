@@ -131,6 +131,17 @@ class Structure(Fisher):
         """The same F in arrays whose norms do not depend on how F is written: these are clipped before noise."""
         return self
 
+    def preconditioner(self, damping: float) -> Callable[[PyTree], PyTree]:
+        """The map v → (F + ε)⁻¹ v, ε being `damping` times the mean diagonal entry of F, of the blocks that it knows.
+
+        Blocks where F is zero, of which it knows nothing, give zero. A structure of factors may damp each on its own.
+        """
+        means, leaves = jnp.stack(mean_diagonals(self)), jax.tree.leaves(self.diagonal())
+        sizes = jnp.array([sum(leaves[n].size for n in block) for block in self.blocks()], means.dtype)
+        known = means > 0
+        floor = damping * jnp.sum(sizes * means) / jnp.maximum(jnp.sum(jnp.where(known, sizes, 0)), 1)
+        return damped_inverse(self, jnp.where(known, jnp.maximum(floor, jnp.finfo(floor.dtype).tiny), 0))
+
     def moment(self, layer: Layer, side: int) -> jax.Array:
         """A layer's block summed over its outputs (side 0: [inputs, inputs]) or over its inputs (side 1).
 

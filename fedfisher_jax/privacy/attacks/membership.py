@@ -10,8 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ..._likelihood import Likelihood
-from ...curvature import Capture, activations, damped_inverse
-from ...curvature.structures._protocol import mean_diagonals
+from ...curvature import Capture, activations
 from ...curvature.structures._registry import require_known
 from ...tracing._convolution import for_loops
 
@@ -60,7 +59,7 @@ def fisher_scores(
         fisher: Fisher information of any registered structure.
         x: [n, ...].
         y: [n].
-        damping: ε relative to the mean diagonal entry of F.
+        damping: ε relative to the mean diagonal entry of F, or of each factor.
         batch_size: examples at once.
 
     Raises:
@@ -114,18 +113,12 @@ def leverage_scores(
 
 
 def inverse_quadratic(fisher: Any, damping: float) -> Callable[[PyTree], jax.Array]:
-    """The function v → vᵀ (F + ε)⁻¹ v, ε relative to the mean diagonal entry of F.
-
-    Blocks where F is zero, of which it knows nothing, do not count.
+    """The function v → vᵀ (F + ε)⁻¹ v, damped as the structure's `preconditioner` is.
 
     Raises:
         ValueError: no registered structure.
     """
-    means, leaves = jnp.stack(mean_diagonals(require_known(fisher))), jax.tree.leaves(fisher.diagonal())
-    sizes = jnp.array([sum(leaves[n].size for n in block) for block in fisher.blocks()], means.dtype)
-    known = means > 0
-    floor = damping * jnp.sum(sizes * means) / jnp.maximum(jnp.sum(jnp.where(known, sizes, 0)), 1)
-    inverse = damped_inverse(fisher, jnp.where(known, jnp.maximum(floor, jnp.finfo(floor.dtype).tiny), 0))
+    inverse = require_known(fisher).preconditioner(damping)
     return lambda v: jnp.asarray(optax.tree.vdot(v, inverse(v)))
 
 
