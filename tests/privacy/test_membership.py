@@ -118,13 +118,9 @@ def test_inverse_quadratics_against_dense_matrices():
         dense = np.asarray(fisher.to_dense())
         damped = dense + damping * np.trace(dense) / len(dense) * np.eye(len(dense))
         if name == "kronecker":  # leaves are in the order of their names: v before w
-            layers, order = (
-                zip(fisher.inputs, fisher.outputs, strict=True),
-                np.argsort([n.weight for n in fisher.layers]),
-            )
-            sides = [
-                [m + damping * np.trace(m) / len(m) * np.eye(len(m)) for m in map(np.asarray, two)] for two in layers
-            ]
+            own = lambda m: np.asarray(m) + damping * np.trace(m) / len(m) * np.eye(len(m))  # noqa: E731
+            sides = [(own(a), own(g)) for a, g in zip(fisher.inputs, fisher.outputs, strict=True)]
+            order = np.argsort([layer.weight for layer in fisher.layers])
             damped = scipy.linalg.block_diag(*[np.kron(*sides[n]) for n in order])
         expected = flat @ np.linalg.solve(damped, flat)
         assert float(membership.inverse_quadratic(fisher, damping)(v)) == pytest.approx(expected, rel=1e-7), name
