@@ -272,7 +272,7 @@ def _decode(
             else:
                 _require_sound(signs[name], value)
             with np.errstate(all="ignore"):
-                decoded[name] = jnp.asarray(value)  # a narrower type, where jax has no float64
+                decoded[name] = jax.device_put(value)  # a narrower type, where jax has no float64; compiles nothing
             if decoded[name].dtype != value.dtype:
                 _require_finite(np.asarray(decoded[name]))
         except (ValueError, np.linalg.LinAlgError) as error:

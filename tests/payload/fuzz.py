@@ -17,6 +17,7 @@ import time
 import jax
 import numpy as np
 import samples
+import threadpoolctl
 
 from fedfisher_jax import payload as files
 from fedfisher_jax.curvature.structures._signs import require_sign
@@ -268,6 +269,7 @@ WAYS = as_bytes, as_text, sealed, stepped, nested, recoded, announcing
 SHARES = 0.15, 0.15, 0.3, 0.15, 0.1, 0.13, 0.02
 
 
+@threadpoolctl.threadpool_limits.wrap(limits=1)  # on busy processors BLAS's threads spin for seconds
 def run(count, seed=0):
     """Outcomes of `count` mutated files, the slowest one's seconds of this process, and how it grew, in MiB."""
     draw, outcomes, slowest = np.random.default_rng(seed), collections.Counter(), 0.0
