@@ -321,9 +321,22 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(problem, tmp_path)
         ((faster, who, 1), "optimizer "),
         ((more, who, 1), "epochs 2 there, 5 here"),
         ((plan, others, 1), "data "),
+        ((dataclasses.replace(plan, variant=variants.fedprox(0.5)), who, 1), "variant none there"),
         ((plan_of(KFAC), who, 1), "rule fedavg there, fedfisher-kfac here"),
     ):
         with pytest.raises(ValueError, match=f"holds another run: .*{words}"):
             run(*other)
     with only_writer(tmp_path), pytest.raises(ValueError, match="another run is writing"):
         run(plan, who, 1)
+
+
+def test_rounds_of_optimisers_that_need_the_loss_are_kept_apart_too(problem, tmp_path):
+    start, who = problem
+    newton = dataclasses.replace(TRAIN, optimizer=optax.lbfgs(memory_size=2))
+    plan = dataclasses.replace(plan_of(FEDAVG), training=newton)
+    state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
+    resume.run_rounds(plan, state, who, 1, tmp_path, strategy="sequential")
+    strong, weak = (dataclasses.replace(plan_of(FEDAVG), variant=variants.fedprox(mu)) for mu in (0.5, 0.1))
+    resume.run_rounds(strong, state, who, 1, tmp_path / "prox", strategy="sequential")
+    with pytest.raises(ValueError, match="variant "):
+        resume.run_rounds(weak, state, who, 1, tmp_path / "prox", strategy="sequential")

@@ -49,7 +49,7 @@ class Contender:
     Args:
         factory: "module:function" of this folder; called in the process, returns the function without arguments to be
             timed. That one is run once before the contest.
-        arguments: of the factory.
+        arguments: what the factory is called with.
         env: environment variables of the process.
     """
 

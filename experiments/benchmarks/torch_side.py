@@ -37,13 +37,13 @@ def train(
     """Contender: one epoch of SGD with momentum for each client, one client after the other.
 
     Args:
-        name: of the network.
+        name: the network's name.
         shape: [h, w, c] of an example.
         pool: number of random examples.
         rows: [M, n] indices of the clients' examples in the pool.
         batch_size: a divisor of n.
-        threads: of PyTorch.
-        seed: of the examples.
+        threads: how many PyTorch uses.
+        seed: what the examples are drawn from.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
@@ -81,7 +81,7 @@ def fisher(
         params: PyTorch's state dict.
         clients: one array of examples [n, 1, h, w] per client.
         batches: sizes to try first.
-        threads: of PyTorch.
+        threads: how many PyTorch uses.
     """
     from nngeometry.metrics import FIM  # pyright: ignore[reportMissingImports]
     from nngeometry.object import PMatDiag, PMatKFAC  # pyright: ignore[reportMissingImports]
@@ -130,7 +130,7 @@ def server_loop(
         shares: [M] p, of sum one.
         steps: 2000.
         batched: all clients' factors in one product, instead of one client after the other as released.
-        threads: of PyTorch.
+        threads: how many PyTorch uses.
     """
     torch.set_num_threads(threads)
     tensors = [tuple(torch.as_tensor(np.array(array)) for array in layer) for layer in layers]

@@ -29,7 +29,7 @@ class Problem:
 
     Attributes:
         apply: (params, x [n, ...]) → outputs, or residuals, [n, C].
-        likelihood: of them.
+        likelihood: what the outputs mean.
         draw: key → examples (x [N, ...], y [N, C]) of all clients.
         init: key → parameters.
         field: params → the function on the points where it is compared, [...].

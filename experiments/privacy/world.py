@@ -46,14 +46,14 @@ class World:
     Attributes:
         dataset: a name of `fedfisher list`.
         clients: their number.
-        alpha: of the Dirichlet split.
+        alpha: concentration of the Dirichlet split.
         examples: drawn from the training set for all clients together; the rest are never seen by anybody.
         epochs: local epochs.
         hidden: widths of the MLP.
-        rank: of low-rank Fishers.
+        rank: eigenpairs of low-rank Fishers.
         attacked: how many clients are attacked; the means over them are what is reported.
-        budget: of compressed payloads, × FedAvg's 32 bits per parameter; of low-rank ones times rank + 1.
-        epsilon: of private payloads (δ = 10⁻⁵), clipped to norms of one.
+        budget: size of compressed payloads, × FedAvg's 32 bits per parameter; of low-rank ones times rank + 1.
+        epsilon: privacy of payloads with noise (δ = 10⁻⁵), clipped to norms of one.
     """
 
     dataset: str
@@ -189,7 +189,7 @@ def target(full: Dataset, mine: np.ndarray, outside: np.ndarray, random: np.rand
 
 @cache
 def guarantee(epsilon: float) -> noise.Guarantee:
-    """Of private payloads, for one release."""
+    """The guarantee of private payloads, for one release."""
     return noise.noise_for(epsilon, 1e-5, clip_params=1.0)
 
 

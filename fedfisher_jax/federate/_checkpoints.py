@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from .._files import only_writer, plain, write_atomically
 from ._cohort import Cohort
@@ -114,9 +115,11 @@ def _identity(federation: Federation, state: State, cohort: Cohort, epochs: Any)
         "sampled": federation.sampled,
         "epochs": training.epochs if epochs is None else np.asarray(epochs).tolist(),
         "batch_size": training.batch_size,
+        "likelihood": training.likelihood.name,
         "optimizer": _program_of(training.optimizer, state.params),
         "server optimizer": _program_of(federation.optimizer, state.params),
-        "variant": federation.variant is not None,
+        "variant": _program_of(_corrected(federation, state), state.params),
+        "start": _hash(state.params),
         "key": np.asarray(jax.random.key_data(state.key)).tolist(),
         "clients": _hash((cohort.rows, cohort.clients)),
         "data": _hash((cohort.x, cohort.y)),
@@ -124,11 +127,25 @@ def _identity(federation: Federation, state: State, cohort: Cohort, epochs: Any)
     return {name: str(value) for name, value in parts.items()}
 
 
+def _corrected(federation: Federation, state: State) -> Any:
+    """A variant's local optimiser, in which its strengths stand; None without a variant."""
+    variant, start = federation.variant, state.params
+    if variant is None:
+        return None
+    return variant.optimizer(federation.training.optimizer, start, variant.own(start), variant.common(start))
+
+
 def _program_of(optimizer: Any, params: Any) -> str:
     """A hash of what an optimiser computes, its rates among it; addresses of functions count for nothing."""
     if optimizer is None:
         return "none"
-    text = str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params), params))
+    update = optax.with_extra_args_support(optimizer).update
+
+    def step(slope: Any, inner: Any, p: Any) -> Any:
+        zero = jnp.zeros(())  # what optimisers that need the loss ask for
+        return update(slope, inner, p, value=zero, grad=slope, value_fn=lambda _: zero)
+
+    text = str(jax.make_jaxpr(step)(params, optimizer.init(params), params))
     return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode()).hexdigest()[:12]
 
 

@@ -90,7 +90,7 @@ def fedbens(
     joint = ensemble_apply(apply, likelihood)
 
     def predict(modes: tuple[PyTree, ...], x: Any) -> jax.Array:
-        return joint(_stack(modes), jnp.asarray(x))
+        return joint(stack(list(modes)), jnp.asarray(x))
 
     def solve(payloads: Payload, start: PyTree) -> Merged:
         # A program of its own: with the eigenvalues in the program of the search, XLA:CPU waits for ever (jax 0.10.2).
@@ -208,7 +208,3 @@ def _modes(
     found = [search(jax.tree.map(lambda leaf: jnp.median(leaf, axis=0), means)) for means in payloads.params]
     modes, starts, ends = zip(*found, strict=True)
     return tuple(modes), jnp.min(jnp.stack(starts)), jnp.min(jnp.stack(ends))
-
-
-def _stack(modes: tuple[PyTree, ...]) -> PyTree:
-    return stack(modes)

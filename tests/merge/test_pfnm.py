@@ -86,7 +86,7 @@ def test_second_client_is_assigned_as_by_trying_everything(seed):
     prior = Prior(gamma=1.5, sigma=0.5, sigma0=2.0, mean=0.3)
 
     def log_evidence(vectors):
-        """Of units that copy one global unit, up to what is common to all assignments."""
+        """Compare the costs of units that copy one global unit, up to what is common to all assignments."""
         scale = 1 / 2.0 + len(vectors) / 0.5
         return np.sum((0.3 / 2.0 + sum(vectors) / 0.5) ** 2) / scale - np.sum((0.3 / 2.0) ** 2) * 2.0
 

@@ -115,7 +115,7 @@ def test_golden_second_moments_are_measured():
 
 
 def golden_payloads():
-    """Of the authors' own second moments, which saves a pass over the data."""
+    """The model comes from the authors' own second moments, which saves a pass over the data."""
     captured = capture(golden.network.apply, golden.params(0), jnp.zeros((1, 28, 28, 1)))
     leaves, treedef = jax.tree.flatten(golden.params(0))
     shapes = tuple(leaf.shape for leaf in leaves)

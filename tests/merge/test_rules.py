@@ -131,7 +131,7 @@ NARROW = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfish
     + [("fedavg", jnp.float16), ("fedfisher-kfac", jnp.float16)],
 )
 def test_narrow_models_are_merged_in_float32_and_come_back_as_they_were(name, dtype):
-    """Of unlike sizes: 300 is more than bfloat16 can count to, and 70,000 more than float16 holds."""
+    """Clients of unlike sizes: 300 is more than bfloat16 can count to, and 70,000 more than float16 holds."""
     rng = np.random.default_rng(0)
     shapes = {"b": 3, "v": (3, 4), "w": (5, 3)}
     models = [{k: jnp.asarray(rng.normal(size=s), dtype) for k, s in shapes.items()} for _ in range(3)]

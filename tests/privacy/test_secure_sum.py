@@ -54,7 +54,7 @@ def uniform(words):
 
 
 def test_a_single_masked_payload_looks_uniform():
-    """Of zeros and of large numbers alike; the same numbers unmasked, or masked by one and the same word, do not."""
+    """Masked zeros look like masked large numbers; both unmasked, or masked by one and the same word, do not."""
     size = 20_000
     values = [np.zeros(size), 1e6 + np.random.default_rng(3).normal(size=size), np.zeros(size)]
     encoded = [fixed_point.encode(one, 3) for one in values]

@@ -29,7 +29,7 @@ RULES = {
 
 @pytest.fixture(scope="module")
 def payloads():
-    """Of three clients with one class each, in numbers 30, 60 and 90, with models of their own."""
+    """Payloads of three clients with one class each, in numbers 30, 60 and 90, with models of their own."""
     found = {}
     for kind, rule in RULES.items():
         measure = jax.jit(rule.measure)
