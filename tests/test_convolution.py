@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 import zoo
 from jax import lax
 
-from fedfisher_jax import gaussian, train
+from fedfisher_jax import LocalTraining, gaussian, train
 from fedfisher_jax._examples import examples
 from fedfisher_jax.tracing import _convolution as convolution
 
@@ -131,13 +133,13 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 def test_training_is_the_same_either_way():
     model = zoo.CASES["uneven_padding"]()
     data = examples(model.x, zoo.normal(8, 3, 2))
-    options = {"epochs": 2, "batch_size": 2}
+    training = LocalTraining(model.apply, gaussian(), optax.sgd(0.1), epochs=2, batch_size=2)
 
     @jax.jit
     def run(params):
         key = jax.random.key(0)
         return [
-            train(model.apply, gaussian(), optax.sgd(0.1), params, data, key, convolutions=way, **options).params
+            train(dataclasses.replace(training, convolutions=way), params, data, key).params
             for way in ("matrix", "plain")
         ]
 

@@ -103,9 +103,9 @@ def test_numbers_that_do_not_match_the_clients_are_refused():
 def test_what_is_masked_out_may_be_nan():
     mask = jnp.arange(30) % 3 != 0
     hidden = ff.examples(jnp.where(mask[:, None], X, jnp.nan), LABELS, mask)
-    settings = apply, ff.categorical(), optax.sgd(0.1), START
-    found = ff.train(*settings, hidden, KEY, epochs=2, batch_size=4).params
-    shown = ff.train(*settings, ff.examples(X, LABELS, mask), KEY, epochs=2, batch_size=4).params
+    settings = training(epochs=2, batch_size=4)
+    found = ff.train(settings, START, hidden, KEY).params
+    shown = ff.train(settings, START, ff.examples(X, LABELS, mask), KEY).params
     np.testing.assert_array_equal(found, shown)
     fishers = [ff.fisher(apply, ff.categorical(), found, d).values for d in (hidden, ff.examples(X, LABELS, mask))]
     np.testing.assert_array_equal(*fishers)
@@ -119,7 +119,7 @@ def test_what_is_masked_out_may_be_nan():
 def test_optimisers_that_need_the_loss_train(optimizer):
     data, y = ff.examples(X, LABELS), jnp.asarray(LABELS)
     before = ff.evaluate(apply, ff.categorical(), START, X, y).loss
-    found = ff.train(apply, ff.categorical(), optimizer, START, data, KEY, epochs=30, batch_size=30)
+    found = ff.train(ff.LocalTraining(apply, ff.categorical(), optimizer, epochs=30, batch_size=30), START, data, KEY)
     assert ff.evaluate(apply, ff.categorical(), found.params, X, y).loss < 0.95 * before
 
 

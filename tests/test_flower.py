@@ -160,7 +160,7 @@ def test_a_node_trains_with_the_keys_of_its_round_and_number():
     sent = answer(node, "train")
     got, header = files.loads(sent["arrays"]["payload"].data, node.like)
     data = ff.examples(node.x, node.y)
-    trained = node.training.fit(node.like, data, jax.random.fold_in(key.train, 7)).params
+    trained = ff.train(node.training, node.like, data, jax.random.fold_in(key.train, 7)).params
     expected = node.rule.measure(ff.Update(trained, node.like), data, jax.random.fold_in(key.measure, 7))
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)

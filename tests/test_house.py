@@ -100,7 +100,6 @@ def test_functions_take_fewer_than_ten_arguments():
     """More than nine are the exception, which stands here with its reason."""
     excused = {
         "curvature/_estimate.py: fishers",  # what is measured, of whom, and how exactly: all of it is the caller's
-        "federate/_local.py: train",  # the same for training
     }
     many = set()
     for path in ROOT.rglob("*.py"):

@@ -7,7 +7,7 @@ import pytest
 from fedfisher_jax._augment import crop_and_flip
 from fedfisher_jax._examples import Examples
 from fedfisher_jax._likelihood import categorical
-from fedfisher_jax.federate._local import train
+from fedfisher_jax.federate._local import LocalTraining, train
 
 RANDOM = np.random.default_rng(0)
 X, Y = jnp.asarray(RANDOM.normal(size=(30, 3))), jnp.asarray(RANDOM.integers(0, 4, 30))
@@ -25,7 +25,8 @@ def client(rows, padding=0):
 
 def run(data, optimizer=optax.adam(0.1), key=3, **options):
     options = {"epochs": 3, "batch_size": 3} | options
-    trained = jax.jit(lambda data, key: train(apply, categorical(), optimizer, PARAMS, data, key, **options))
+    training = LocalTraining(apply, categorical(), optimizer, **options)
+    trained = jax.jit(lambda data, key: train(training, PARAMS, data, key))
     return trained(data, jax.random.key(key))
 
 
@@ -102,7 +103,7 @@ def test_clients_in_one_program_equal_one_by_one():
     keys = jax.random.split(jax.random.key(1), len(parts))
 
     def one(data, key):
-        return train(apply, categorical(), optax.adam(0.1), PARAMS, data, key, epochs=3, batch_size=3)
+        return train(LocalTraining(apply, categorical(), optax.adam(0.1), 3, 3), PARAMS, data, key)
 
     together = jax.jit(jax.vmap(one, (Examples(None, None, 0, 0), 0)))(Examples(X, Y, *stacked), keys)
     alone = jax.jit(one)
@@ -120,7 +121,7 @@ def test_no_epoch_returns_the_start():
 def test_epochs_may_differ_between_clients():
     def one(epochs):
         data, key = client(ROWS), jax.random.key(3)
-        return train(apply, categorical(), optax.adam(0.1), PARAMS, data, key, epochs=epochs, batch_size=3)
+        return train(LocalTraining(apply, categorical(), optax.adam(0.1), epochs, 3), PARAMS, data, key)
 
     together = jax.jit(jax.vmap(one))(jnp.array([1, 4]))
     for number, epochs in enumerate([1, 4]):
@@ -169,8 +170,8 @@ def test_long_epochs_in_bfloat16_lose_nothing():
     for dtype in (jnp.bfloat16, jnp.float32):
         data = Examples(jnp.asarray(x, dtype), jnp.asarray(y), jnp.arange(20_000), jnp.asarray(20_000))
         start = jax.tree.map(lambda leaf, t=dtype: leaf.astype(t), PARAMS)
-        options = {"epochs": 1, "batch_size": 32, "squares": True}
-        found[dtype] = train(apply, categorical(), optax.sgd(0.0), start, data, jax.random.key(0), **options)
+        training = LocalTraining(apply, categorical(), optax.sgd(0.0), epochs=1, batch_size=32, squares=True)
+        found[dtype] = train(training, start, data, jax.random.key(0))
     narrow, wide = found[jnp.bfloat16], found[jnp.float32]
     assert narrow.loss.dtype == jnp.float32 and narrow.squares["w"].dtype == jnp.bfloat16
     np.testing.assert_allclose(float(narrow.loss), float(wide.loss), rtol=0.01)

@@ -27,9 +27,7 @@ def test_scores_are_those_of_each_clients_own_model(shots):
         key = jax.random.fold_in(jax.random.key(1), number)
         rows = jnp.asarray(mine[:shots])
         data = ff.Examples(X, Y, rows, jnp.asarray(len(mine[:shots])))
-        tuned = ff.train(
-            NETWORK.apply, ff.categorical(), TRAIN.optimizer, START, data, key, epochs=3, batch_size=4
-        ).params
+        tuned = ff.train(TRAIN, START, data, key).params
         for params, loss, accuracy in (
             (START, found.loss_before, found.accuracy_before),
             (tuned, found.loss, found.accuracy),

@@ -114,7 +114,7 @@ def test_every_client_may_have_its_own_epochs(problem):
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), 1)
     mean = jax.tree.map(jnp.zeros_like, start)
     for number, share in enumerate(shares):
-        train = dataclasses.replace(TRAIN, epochs=int(epochs[number]))
+        train = simulate.TrainClient(dataclasses.replace(TRAIN, epochs=int(epochs[number])))
         mine = jax.tree.map(lambda leaf, n=number: leaf[n], who.members)
         model = train(simulate.Shared(who.shared, key, start), mine).params
         mean = jax.tree.map(lambda a, b, s=share: a + s * b, mean, model)
@@ -209,9 +209,8 @@ def test_squares_are_the_last_epochs_minibatch_gradients():
     x, y = jnp.asarray(rng.normal(size=(6, 6))), jnp.asarray(rng.integers(0, 3, 6))
     start = jax.tree.map(lambda leaf: leaf.astype(float), NETWORK.init(jax.random.key(3)))
     data = ff.examples(x, y)
-    found = ff.train(
-        NETWORK.apply, LIKELIHOOD, optax.sgd(0.0), start, data, jax.random.key(0), epochs=3, batch_size=1, squares=True
-    ).squares
+    training = ff.LocalTraining(NETWORK.apply, LIKELIHOOD, optax.sgd(0.0), epochs=3, batch_size=1, squares=True)
+    found = ff.train(training, start, data, jax.random.key(0)).squares
     each = ff.fisher(NETWORK.apply, LIKELIHOOD, start, data, kind="empirical").values
     chex.assert_trees_all_close(found, each, rtol=1e-9)
 

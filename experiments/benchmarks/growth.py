@@ -24,6 +24,7 @@ from fedfisher_jax import LocalTraining, Update, categorical, cohort, data, fede
 from fedfisher_jax.curvature import capture
 from fedfisher_jax.federate import Client
 from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.federate._simulate import TrainClient
 from fedfisher_jax.merge import Rule, catalogue
 
 EXAMPLES, BATCH, GROUP = 60, 64, 64
@@ -49,7 +50,7 @@ class OneShot:
 
     def __call__(self, shared: simulate.Shared, client: Client) -> Any:
         """One client's contribution to the fold."""
-        update = Update(self.training(shared, client).params)
+        update = Update(TrainClient(self.training)(shared, client).params)
         payload = simulate.MeasureClient(self.rule.measure)(shared, (client, update))
         return self.rule.lift(payload, shared.start)
 

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from experiments.lib import common
-from fedfisher_jax import Examples, Federation, LocalTraining, cohort, gaussian, rounds
+from fedfisher_jax import Examples, Federation, LocalTraining, cohort, gaussian, rounds, train
 from fedfisher_jax.merge import fedavg, fedfish
 
 NETWORKS: dict[str, tuple[tuple[int, ...], Callable]] = {
@@ -114,7 +114,7 @@ def federation(network: str, method: str, num_rounds: int, epochs: int, learning
 
         def train_alone(number: Any, rows: Any) -> Any:
             data = Examples(x, y, rows, jnp.asarray(EXAMPLES, jnp.int32))
-            return training.fit(start.params, data, jax.random.fold_in(key_run, number)).params
+            return train(training, start.params, data, jax.random.fold_in(key_run, number)).params
 
         alone = jax.vmap(train_alone)(jnp.arange(2), jnp.stack(parts))
         merged = jax.lax.scan(one_round, start, None, num_rounds)[1]

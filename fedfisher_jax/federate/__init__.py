@@ -7,6 +7,7 @@ from ._cohort import Client as Client
 from ._cohort import Cohort as Cohort
 from ._cohort import cohort as cohort
 from ._fold_clients import fold_clients as fold_clients
+from ._local import LocalTraining as LocalTraining
 from ._local import Trained as Trained
 from ._local import train as train
 from ._map_clients import CohortReport as CohortReport
@@ -17,7 +18,6 @@ from ._one_shot import compare as compare
 from ._one_shot import run_keys as run_keys
 from ._personalise import Personalised as Personalised
 from ._personalise import personalise as personalise
-from ._simulate import LocalTraining as LocalTraining
 from ._simulate import measure_clients as measure_clients
 from ._simulate import merge_clients as merge_clients
 from ._simulate import payload_bits as payload_bits

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import optax
 
 from ..merge import Rule, exchanges
-from ._simulate import LocalTraining
+from ._local import LocalTraining
 from ._variants import Variant
 
 PyTree = Any

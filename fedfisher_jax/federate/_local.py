@@ -1,5 +1,6 @@
-"""One client's training: a pure optax loop over its own examples."""
+"""One client's training and its settings: a pure optax loop over its own examples."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,60 +33,71 @@ class Trained(NamedTuple):
     squares: PyTree = None
 
 
-def require_counts(epochs: Any, batch_size: int) -> None:
-    """Refuse negative epochs and batches without examples; epochs that are traced are not looked at."""
-    for name, number, least in (("batch_size", batch_size, 1), ("epochs", epochs, 0)):
-        if isinstance(number, int) and number < least:
-            raise ValueError(f"{name}: got {number}, expected at least {least}")
+@dataclasses.dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains; equal to another one with equal settings (so it is traced once).
+
+    Attributes:
+        apply: (params, x [b, ...]) → outputs [b, ...].
+        likelihood: the likelihood whose mean `nll` over a batch is minimised.
+        optimizer: the local optimiser; its state starts afresh.
+        epochs: passes over the data, perhaps traced (under `vmap` each client has its own); 0 returns the start.
+        batch_size: largest number of examples in a step; a client with fewer examples has one batch an epoch.
+        augment: applied to every drawn example with its own key.
+        on_epoch: called on the host after each epoch, for progress; its order is not guaranteed.
+        squares: gather the last epoch's squared minibatch gradients: a rough Fisher at no extra pass.
+        convolutions: "auto", or how convolutions in loops are computed, see `tracing._convolution.for_loops`.
+
+    Raises:
+        ValueError: negative epochs, or batches without examples; epochs that are traced are not looked at.
+    """
+
+    apply: Callable
+    likelihood: Likelihood
+    optimizer: optax.GradientTransformation
+    epochs: Any
+    batch_size: int
+    augment: Augment | None = None
+    on_epoch: Callable[[], None] | None = None
+    squares: bool = False
+    convolutions: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, number, least in (("batch_size", self.batch_size, 1), ("epochs", self.epochs, 0)):
+            if isinstance(number, int) and number < least:
+                raise ValueError(f"{name}: got {number}, expected at least {least}")
+
+    def steps(self, size: Any) -> Any:
+        """Number of optimiser steps of a client with `size` examples."""
+        return self.epochs * -(-size // self.batch_size)
 
 
-def train(
-    apply: Callable,
-    likelihood: Likelihood,
-    optimizer: optax.GradientTransformation,
-    params: PyTree,
-    data: Examples,
-    key: jax.Array,
-    *,
-    epochs: Any,
-    batch_size: int,
-    augment: Augment | None = None,
-    convolutions: str = "auto",
-    squares: bool = False,
-    on_epoch: Callable[[], None] | None = None,
-) -> Trained:
+def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Array) -> Trained:
     """Train from `params` on minibatches drawn without replacement, the last partial batch of an epoch included.
 
     Pure; jit it, vmap it over clients. The result does not depend on padding in `data`: step counts follow `data.size`,
     and random draws follow places: the order of an epoch those in the client's row, augmentation those in that order.
 
     Args:
-        apply: (params, x [b, ...]) → outputs [b, ...].
-        likelihood: the likelihood whose mean `nll` over a batch is minimised.
-        optimizer: the local optimiser; its state starts afresh.
+        training: the settings.
         params: the common starting point.
         data: the client's examples, at least one.
         key: random key of this client and round.
-        epochs: passes over the data, perhaps traced (under `vmap` each client has its own); 0 returns `params`.
-        batch_size: largest number of examples in a step; a client with fewer examples has one batch an epoch.
-        augment: applied to every drawn example with its own key.
-        convolutions: "auto", or how convolutions in loops are computed, see `tracing._convolution.for_loops`.
-        squares: gather the last epoch's squared minibatch gradients: a rough Fisher at no extra pass.
-        on_epoch: called on the host after each epoch, for progress; its order is not guaranteed.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, fedfisher_jax as ff
         >>> data = ff.examples(jnp.eye(4), jnp.arange(4) % 2)
         >>> linear, start = (lambda params, x: x @ params), jnp.zeros((4, 2))
-        >>> made = dict(epochs=20, batch_size=2)
-        >>> trained = ff.train(linear, ff.categorical(), optax.sgd(1.0), start, data, jax.random.key(0), **made)
+        >>> training = ff.LocalTraining(linear, ff.categorical(), optax.sgd(1.0), epochs=20, batch_size=2)
+        >>> trained = ff.train(training, start, data, jax.random.key(0))
         >>> trained.params.shape, bool(trained.loss < jnp.log(2.0))
         ((4, 2), True)
     """
-    require_counts(epochs, batch_size)
-    apply, update = for_loops(apply, convolutions), optax.with_extra_args_support(optimizer).update
+    apply, likelihood, optimizer = training.apply, training.likelihood, training.optimizer
+    augment, squares, on_epoch = training.augment, training.squares, training.on_epoch
+    apply, update = for_loops(apply, training.convolutions), optax.with_extra_args_support(optimizer).update
     length = data.indices.shape[0]
-    batch_size = min(batch_size, length)
+    batch_size = min(training.batch_size, length)
 
     def loss(p: PyTree, batch: Batch) -> jax.Array:
         losses = jax.vmap(likelihood.nll)(widened(apply(p, batch.x)), batch.y)
@@ -125,5 +137,5 @@ def train(
     no_loss = jnp.asarray(jnp.nan, jax.eval_shape(loss, params, take(data, 0, batch_size)).dtype)
     no_squares = jax.tree.map(jnp.zeros_like, params) if squares else None
     start = (params, optimizer.init(params), no_loss, no_squares)
-    trained, _, last, gathered = jax.lax.fori_loop(0, epochs, epoch, start)
+    trained, _, last, gathered = jax.lax.fori_loop(0, training.epochs, epoch, start)
     return Trained(trained, last, gathered)

@@ -15,7 +15,8 @@ from .._trees import pick
 from ..curvature import Capture
 from ..merge import FreshModes, Merged, Rule, Update, exchanges
 from ._cohort import Cohort, cohort
-from ._simulate import LocalTraining, measure_clients, merge_clients, payload_bits, train_clients
+from ._local import LocalTraining, train
+from ._simulate import measure_clients, merge_clients, payload_bits, train_clients
 
 PyTree = Any
 Stage = Callable[[str, int], Callable[..., None] | None]  # (name, steps) → called after each step, or with how many
@@ -182,7 +183,7 @@ class Fit:
 
     def __call__(self, params: PyTree, data: Examples, key: jax.Array) -> PyTree:
         """Trained parameters."""
-        return self.training.fit(params, data, key).params
+        return train(self.training, params, data, key).params
 
 
 def _judge_locals(simulation: Simulation, stacked: PyTree, done: Callable[..., None] | None) -> Iterator[Result]:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from .._examples import Examples
 from ._cohort import Client, Cohort, with_examples
+from ._local import LocalTraining
 from ._map_clients import map_clients
-from ._simulate import LocalTraining, Shared
+from ._simulate import Shared, TrainClient
 from .rounds import client_scores
 
 PyTree = Any
@@ -33,7 +34,7 @@ class FineTune:
     def __call__(self, shared: tuple[Shared, Cohort], client: tuple[Client, Client]) -> tuple[jax.Array, jax.Array]:
         """Return [loss, accuracy] before and after."""
         (everyone, tests), (mine, test) = shared, client
-        tuned = self.training(everyone, mine).params
+        tuned = TrainClient(self.training)(everyone, mine).params
 
         def scores(data: Examples) -> tuple[jax.Array, jax.Array]:
             settings = self.training.apply, self.training.likelihood

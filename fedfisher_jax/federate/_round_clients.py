@@ -13,7 +13,7 @@ from .._trees import widened
 from ..merge import Rule, Update, exchanges, lift
 from ._cohort import Client, with_examples
 from ._federation import Federation
-from ._simulate import MeasureClient, Shared
+from ._simulate import MeasureClient, Shared, TrainClient
 
 PyTree = Any
 MEASURE = 2**31 - 1  # what a client's key is folded with for its measures; epochs are folded with 0, 1, …
@@ -41,7 +41,7 @@ class TrainAndMeasure:
         if federation.variant is not None:
             optimizer = federation.variant.optimizer(training.optimizer, shared.start, own, everyone.common)
             training = dataclasses.replace(training, optimizer=optimizer)
-        trained = training(shared, who)
+        trained = TrainClient(training)(shared, who)
         update = Update(trained.params, shared.start, trained.squares, training.steps(who.size))
         key = jax.random.fold_in(jax.random.fold_in(shared.key, who.number), MEASURE)
         payload = with_examples(shared.cohort, who, lambda data: rule.measure(update, data, key))

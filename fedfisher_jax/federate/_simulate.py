@@ -12,15 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from .._examples import Examples
-from .._likelihood import Likelihood
 from .._trees import pick
 from ..merge import Merged, Rule, Update, fold
 from ..merge._rule import lift, merge_summary
-from . import _local as local
 from ._cohort import Client, Cohort, by_length, require_targets, with_examples
+from ._local import LocalTraining, Trained, train
 from ._map_clients import CohortReport, default_strategy, map_clients
 
 PyTree = Any
@@ -35,35 +32,15 @@ class Shared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalTraining:
-    """How clients train; equal to another one with equal settings (so it is traced once)."""
+class TrainClient:
+    """The per-client function of local training."""
 
-    apply: Callable
-    likelihood: Likelihood
-    optimizer: optax.GradientTransformation
-    epochs: Any  # an integer; traced where clients have their own
-    batch_size: int
-    augment: Callable | None = None
-    on_epoch: Callable[[], None] | None = None
-    squares: bool = False
+    training: LocalTraining
 
-    def __post_init__(self) -> None:
-        local.require_counts(self.epochs, self.batch_size)
-
-    def __call__(self, shared: Shared, client: Client) -> local.Trained:
+    def __call__(self, shared: Shared, client: Client) -> Trained:
         """Train one client's model from `shared.start`."""
         key = jax.random.fold_in(shared.key, client.number)
-        return with_examples(shared.cohort, client, lambda data: self.fit(shared.start, data, key))
-
-    def fit(self, params: PyTree, data: Examples, key: jax.Array) -> local.Trained:
-        """Train a model from `params` on `data`."""
-        names = ("epochs", "batch_size", "augment", "squares", "on_epoch")
-        settings = {name: getattr(self, name) for name in names}
-        return local.train(self.apply, self.likelihood, self.optimizer, params, data, key, **settings)
-
-    def steps(self, size: Any) -> Any:
-        """Number of local optimiser steps of a client with `size` examples."""
-        return self.epochs * -(-size // self.batch_size)
+        return with_examples(shared.cohort, client, lambda data: train(self.training, shared.start, data, key))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +59,7 @@ class MeasureClient:
 
 def train_clients(
     training: LocalTraining, start: PyTree, cohort: Cohort, key: Any, **how: Any
-) -> tuple[local.Trained, CohortReport]:
+) -> tuple[Trained, CohortReport]:
     """Train all clients from a common start.
 
     Args:
@@ -101,7 +78,7 @@ def train_clients(
     """
     require_targets(training.likelihood, training.apply, start, cohort)
     steps = training.steps(np.asarray(cohort.sizes))
-    trained, report = map_cohort(training, Shared(cohort.shared, key, start), cohort, steps=steps, **how)
+    trained, report = map_cohort(TrainClient(training), Shared(cohort.shared, key, start), cohort, steps=steps, **how)
     require_finite(trained.params, "parameters after training (lower the learning rate?)", cohort.members.number)
     return trained, report
 

@@ -141,21 +141,8 @@ def test_fisher_aware_inversion_sees_more_than_weights_show():
     x, y = jnp.asarray(data.train_x[kept]), jnp.asarray(data.train_y[kept])
     network = ff.models.build("mlp", (8, 8, 1), 10, True, hidden=(32,))
     start = network.init(jax.random.key(0))
-    train = jax.jit(
-        lambda p: (
-            ff.train(
-                network.apply,
-                LIKELIHOOD,
-                optax.sgd(0.05),
-                p,
-                ff.examples(x, y),
-                jax.random.key(1),
-                epochs=15,
-                batch_size=32,
-            ).params
-        )
-    )
-    params = train(start)
+    training = ff.LocalTraining(network.apply, LIKELIHOOD, optax.sgd(0.05), epochs=15, batch_size=32)
+    params = jax.jit(lambda p: ff.train(training, p, ff.examples(x, y), jax.random.key(1)).params)(start)
     captured = ff.capture(network.apply, params, x)
     options = {"structure": "kronecker", "captured": captured}
     fisher = jax.jit(lambda p: ff.fisher(network.apply, LIKELIHOOD, p, ff.examples(x, y), **options))(params)

@@ -24,13 +24,8 @@ MINE, OTHERS = slice(0, 200), slice(200, 1400)
 
 
 def fitted(x, y, epochs):
-    settings = {"epochs": epochs, "batch_size": 32}
-    train = jax.jit(
-        lambda p: ff.train(
-            NETWORK.apply, LIKELIHOOD, optax.sgd(0.1, 0.9), p, ff.examples(x, y), jax.random.key(1), **settings
-        )
-    )
-    return train(START).params
+    training = ff.LocalTraining(NETWORK.apply, LIKELIHOOD, optax.sgd(0.1, 0.9), epochs, batch_size=32)
+    return jax.jit(lambda p: ff.train(training, p, ff.examples(x, y), jax.random.key(1)))(START).params
 
 
 def measured(params, data, **options):
