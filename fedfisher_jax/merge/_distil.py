@@ -8,7 +8,7 @@ on in networks that have none, like those of FedFisher's experiments, and is lef
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,104 +111,132 @@ def dense(
     def solve(payloads: Payload, start: PyTree) -> Merged:
         shares = payloads.weight / jnp.sum(payloads.weight)
         student = weighted_sum(shares, payloads.params)
-        return _distil(apply, chosen, validation, payloads, shares, student)
+        return _distil(_setting(apply, chosen, payloads, shares, student), validation, student)
 
     return Rule("dense", MeasureBounds(chosen.bounds is not None), lambda payload, start: payload, solve, "stack")
 
 
-def _distil(
-    apply: Callable, s: DenseSettings, validation: Callable | None, payloads: Payload, shares: Any, start: PyTree
-) -> Merged:
-    example = payloads.statistics["example"]
-    shape, dtype = example.shape[2:], example.dtype
-    if s.bounds is None:
-        low, high = jnp.min(payloads.statistics["low"]), jnp.max(payloads.statistics["high"])
-    else:
-        low, high = jnp.asarray(s.bounds[0], dtype), jnp.asarray(s.bounds[1], dtype)
-    network = Generator(shape, s.width)
-    generate = for_loops(lambda p, z: (low + (high - low) * jnp.asarray(network.apply({"params": p}, z))).astype(dtype))
-    model = for_loops(apply)
-    images = s.augment and len(shape) == 3
-    moved, flipped = crop_and_flip(), crop_and_flip(0)
-    student_optimizer, maker = optax.sgd(s.learning_rate, 0.9), optax.adam(s.generator_rate, b1=0.5, b2=0.999)
+class Setting(NamedTuple):
+    """What every step of the distillation reads.
+
+    Attributes:
+        settings: the rule's settings.
+        model: (params, x [n, ...]) → outputs [n, C].
+        teacher: x [n, ...] → outputs [n, C] of the clients' ensemble.
+        init: (key, noise) → the generator's parameters.
+        generate: (the generator's parameters, noise [n, ...]) → examples [n, ...].
+        example: shape and type of one example.
+        classes: the number C of outputs.
+    """
+
+    settings: DenseSettings
+    model: Callable[[PyTree, Any], jax.Array]
+    teacher: Callable[[Any], jax.Array]
+    init: Callable[[jax.Array, Any], PyTree]
+    generate: Callable[[PyTree, Any], jax.Array]
+    example: jax.ShapeDtypeStruct
+    classes: int
+
+    def augmented(self, transform: Callable, key: jax.Array, x: Any) -> Any:
+        """Transform each example with its own key, where they are images."""
+        if not (self.settings.augment and len(self.example.shape) == 3):
+            return x
+        return jax.vmap(transform)(jax.random.split(key, x.shape[0]), x)
+
+    @property
+    def pupil(self) -> optax.GradientTransformation:
+        """The student's optimiser."""
+        return optax.sgd(self.settings.learning_rate, 0.9)
+
+
+def _setting(apply: Callable, s: DenseSettings, payloads: Payload, shares: Any, start: PyTree) -> Setting:
+    told = payloads.statistics
+    shape, dtype = told["example"].shape[2:], told["example"].dtype
+    low, high = (jnp.min(told["low"]), jnp.max(told["high"])) if s.bounds is None else jnp.asarray(s.bounds, dtype)
+    network, model = Generator(shape, s.width), for_loops(apply)
 
     def teacher(x: Any) -> jax.Array:
         outputs = jax.lax.map(lambda params: model(params, x), payloads.params)  # one after the other: memory of one
         return jnp.tensordot(shares.astype(outputs.dtype), outputs, axes=1)
 
-    def augmented(transform: Callable, key: jax.Array, x: Any) -> Any:
-        return jax.vmap(transform)(jax.random.split(key, x.shape[0]), x) if images else x
+    generate = for_loops(lambda p, z: (low + (high - low) * jnp.asarray(network.apply({"params": p}, z))).astype(dtype))
+    init = lambda key, noise: network.init(key, noise)["params"]  # noqa: E731
+    classes = jax.eval_shape(apply, start, jax.ShapeDtypeStruct((1, *shape), dtype)).shape[-1]
+    return Setting(s, model, teacher, init, generate, jax.ShapeDtypeStruct(shape, dtype), classes)
 
-    def make(student: PyTree, key: jax.Array) -> tuple[Any, jax.Array]:
-        """A batch of examples, the one of least loss that the generator came by, and that loss."""
-        init_key, noise_key, class_key, step_key = jax.random.split(key, 4)
-        noise = jax.random.normal(noise_key, (s.batch_size, s.noise), dtype)
-        state: Any = (network.init(init_key, noise)["params"], noise)
-        classes = jax.eval_shape(apply, start, jax.ShapeDtypeStruct((1, *shape), dtype)).shape[-1]
-        targets = jax.random.randint(class_key, (s.batch_size,), 0, classes)
 
-        def loss(state: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-            made = generate(*state)
-            x = augmented(moved, key, made)
-            return generator_loss(teacher(x), model(student, x), targets, s.adversarial), made
+def _make(here: Setting, student: PyTree, key: jax.Array) -> tuple[Any, jax.Array]:
+    """Make a batch of examples, the one of least loss that the generator came by; return it with that loss."""
+    s, dtype = here.settings, here.example.dtype
+    maker = optax.adam(s.generator_rate, b1=0.5, b2=0.999)
+    init_key, noise_key, class_key, step_key = jax.random.split(key, 4)
+    noise = jax.random.normal(noise_key, (s.batch_size, s.noise), dtype)
+    state: Any = (here.init(init_key, noise), noise)
+    targets = jax.random.randint(class_key, (s.batch_size,), 0, here.classes)
 
-        def step(number: Any, carry: tuple) -> tuple:
-            state, inner, best, least = carry
-            (value, made), slope = jax.value_and_grad(loss, has_aux=True)(state, jax.random.fold_in(step_key, number))
-            updates, inner = maker.update(slope, inner, state)
-            return (
-                optax.apply_updates(state, updates),
-                inner,
-                jnp.where(value < least, made, best),
-                jnp.minimum(value, least),
-            )
+    def loss(state: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        made = here.generate(*state)
+        x = here.augmented(crop_and_flip(), key, made)
+        return generator_loss(here.teacher(x), here.model(student, x), targets, s.adversarial), made
 
-        empty = jnp.zeros((s.batch_size, *shape), dtype)
-        begin = (state, maker.init(state), empty, jnp.asarray(jnp.inf, jax.eval_shape(loss, state, key)[0].dtype))
-        _, _, best, least = jax.lax.fori_loop(0, s.generator_steps, step, begin)
-        return best, least
+    def step(number: Any, carry: tuple) -> tuple:
+        state, inner, best, least = carry
+        (value, made), slope = jax.value_and_grad(loss, has_aux=True)(state, jax.random.fold_in(step_key, number))
+        updates, inner = maker.update(slope, inner, state)
+        best, least = jnp.where(value < least, made, best), jnp.minimum(value, least)
+        return optax.apply_updates(state, updates), inner, best, least
 
-    def learn(number: Any, student: PyTree, inner: Any, pool: Any, key: jax.Array) -> tuple[PyTree, Any, jax.Array]:
-        """One pass of the student over the batches 0 … number in a random order."""
-        order_key, flip_key = jax.random.split(key)
-        rank = jax.random.uniform(order_key, pool.shape[:1], jnp.float32)
-        order = jnp.argsort(jnp.where(jnp.arange(pool.shape[0]) < (number + 1) * s.batch_size, rank, jnp.inf))
+    empty = jnp.zeros((s.batch_size, *here.example.shape), dtype)
+    begin = (state, maker.init(state), empty, jnp.asarray(jnp.inf, jax.eval_shape(loss, state, key)[0].dtype))
+    _, _, best, least = jax.lax.fori_loop(0, s.generator_steps, step, begin)
+    return best, least
 
-        def loss(p: PyTree, x: Any) -> jax.Array:
-            answers = jax.lax.stop_gradient(teacher(x)) / s.temperature
-            return s.temperature**2 * jnp.mean(divergence(model(p, x) / s.temperature, answers))
 
-        def step(index: Any, carry: tuple) -> tuple:
-            p, inner, total = carry
-            rows = jax.lax.dynamic_slice_in_dim(order, index * s.batch_size, s.batch_size)
-            x = augmented(flipped, jax.random.fold_in(flip_key, index), pool[rows])
-            value, slope = jax.value_and_grad(loss)(p, x)
-            updates, inner = student_optimizer.update(slope, inner, p)
-            return optax.apply_updates(p, updates), inner, total + value
+def _learn(here: Setting, number: Any, student: PyTree, inner: Any, pool: Any, key: jax.Array) -> tuple:
+    """Take the student once over the batches 0 … number in a random order; return it, its optimiser, its mean loss."""
+    s = here.settings
+    order_key, flip_key = jax.random.split(key)
+    rank = jax.random.uniform(order_key, pool.shape[:1], jnp.float32)
+    order = jnp.argsort(jnp.where(jnp.arange(pool.shape[0]) < (number + 1) * s.batch_size, rank, jnp.inf))
 
-        zero = jnp.zeros((), jax.eval_shape(loss, student, pool[: s.batch_size]).dtype)
-        student, inner, total = jax.lax.fori_loop(0, number + 1, step, (student, inner, zero))
-        return student, inner, total / (number + 1)
+    def loss(p: PyTree, x: Any) -> jax.Array:
+        answers = jax.lax.stop_gradient(here.teacher(x)) / s.temperature
+        return s.temperature**2 * jnp.mean(divergence(here.model(p, x) / s.temperature, answers))
 
-    def round_(number: Any, carry: tuple) -> tuple:
+    def step(index: Any, carry: tuple) -> tuple:
+        p, inner, total = carry
+        rows = jax.lax.dynamic_slice_in_dim(order, index * s.batch_size, s.batch_size)
+        x = here.augmented(crop_and_flip(0), jax.random.fold_in(flip_key, index), pool[rows])
+        value, slope = jax.value_and_grad(loss)(p, x)
+        updates, inner = here.pupil.update(slope, inner, p)
+        return optax.apply_updates(p, updates), inner, total + value
+
+    zero = jnp.zeros((), jax.eval_shape(loss, student, pool[: s.batch_size]).dtype)
+    student, inner, total = jax.lax.fori_loop(0, number + 1, step, (student, inner, zero))
+    return student, inner, total / (number + 1)
+
+
+def _distil(here: Setting, validation: Callable | None, start: PyTree) -> Merged:
+    """Let generator and student take turns; the best student by `validation`, or the last one."""
+    s = here.settings
+
+    def turn(number: Any, carry: tuple) -> tuple:
         student, inner, pool, best, score, _ = carry
         make_key, learn_key = jax.random.split(jax.random.fold_in(jax.random.key(s.seed), number))
-        batch, made = make(student, make_key)
+        batch, made = _make(here, student, make_key)
         pool = jax.lax.dynamic_update_slice_in_dim(pool, batch, number * s.batch_size, 0)
-        student, inner, learned = learn(number, student, inner, pool, learn_key)
+        student, inner, learned = _learn(here, number, student, inner, pool, learn_key)
         if validation is None:
             return student, inner, pool, student, score, (made, learned)
         new = validation(student).astype(jnp.float32)
         best = jax.tree.map(lambda old, now: jnp.where(new > score, now, old), best, student)
         return student, inner, pool, best, jnp.maximum(score, new), (made, learned)
 
-    pool = jnp.zeros((s.rounds * s.batch_size, *shape), dtype)
-    inner, score = student_optimizer.init(start), jnp.asarray(-jnp.inf, jnp.float32)
-    types = jax.eval_shape(lambda: round_(0, (start, inner, pool, start, score, None))[-1])
+    pool = jnp.zeros((s.rounds * s.batch_size, *here.example.shape), here.example.dtype)
+    inner, score = here.pupil.init(start), jnp.asarray(-jnp.inf, jnp.float32)
+    types = jax.eval_shape(lambda: turn(0, (start, inner, pool, start, score, None))[-1])
     losses = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), types)
-    *_, best, score, (made, learned) = jax.lax.fori_loop(
-        0, s.rounds, round_, (start, inner, pool, start, score, losses)
-    )
+    *_, best, score, (made, learned) = jax.lax.fori_loop(0, s.rounds, turn, (start, inner, pool, start, score, losses))
     diagnostics = {"generator_loss": made, "student_loss": learned}
     return Merged(best, diagnostics if validation is None else diagnostics | {"validation": score})
 
