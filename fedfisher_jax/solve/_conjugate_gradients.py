@@ -1,12 +1,15 @@
 """Preconditioned conjugate gradients on the aggregated objective: the default solver."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ._objective import Objective, Solution, Solver, _divide, _mean_diagonals, _shifts, _solution, _unit
+from ..curvature import Mixture
+from ..curvature.structures._protocol import damped_inverse, power_near
+from ._objective import Objective, Solution, Solver, _divide, _mean_diagonals, _shifts, _solution
 
 PyTree = Any
 
@@ -36,9 +39,9 @@ def conjugate_gradients(*, damping: float = 0.3, iterations: int = 100, toleranc
         blocks = [owner[leaf] for leaf in range(len(leaves))]
         shifts = _shifts(problem, damping)
         # Blocks in units of their own size, or the dots of a Fisher of 1e-20 underflow; powers of two round nothing.
-        units = jax.tree.map(_unit, _mean_diagonals(problem))
+        units = jax.tree.map(power_near, _mean_diagonals(problem))
         pull = jax.tree.map(jnp.multiply, units, problem.pull)
-        precondition = jax.tree.map(lambda u, h, s: u * (h + s), units, problem.curvature.diagonal(), shifts)
+        precondition = _preconditioner(problem, shifts, units)
 
         def dots(a: PyTree, b: PyTree) -> jax.Array:
             products = [jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
@@ -65,7 +68,7 @@ def conjugate_gradients(*, damping: float = 0.3, iterations: int = 100, toleranc
             alpha = ratio(rho, dots(direction, applied), active)
             delta = jax.tree.map(jnp.add, delta, scaled(alpha, direction))
             residual = jax.tree.map(jnp.subtract, residual, scaled(alpha, applied))
-            conditioned = jax.tree.map(_divide, residual, precondition)
+            conditioned = precondition(residual)
             new = dots(residual, conditioned)
             beta = ratio(new, rho, active)
             direction = jax.tree.map(jnp.add, conditioned, scaled(beta, direction))
@@ -74,10 +77,21 @@ def conjugate_gradients(*, damping: float = 0.3, iterations: int = 100, toleranc
         def unfinished(state: tuple) -> jax.Array:
             return (state[4] < iterations) & jnp.any(dots(state[1], state[1]) > goal)
 
-        first = jax.tree.map(_divide, pull, precondition)
+        first = precondition(pull)
         start = (optax.tree.zeros_like(pull), pull, first, dots(pull, first), jnp.asarray(0))
         delta, residual, _, _, count = jax.lax.while_loop(unfinished, step, start)
         converged = ~jnp.any(dots(residual, residual) > goal)
         return _solution(problem, delta, shifts, iterations=count, converged=converged)
 
     return solve
+
+
+def _preconditioner(problem: Objective, shifts: PyTree, units: PyTree) -> Callable[[PyTree], PyTree]:
+    """Make the map r → M⁻¹ r, M being near u (H + λ): of the nearest Fisher of cheap spectrum, or the diagonal."""
+    near = problem.curvature.nearest() if isinstance(problem.curvature, Mixture) else None
+    if near is None:
+        diagonal = jax.tree.map(lambda u, h, s: u * (h + s), units, problem.curvature.diagonal(), shifts)
+        return lambda residual: jax.tree.map(_divide, residual, diagonal)
+    by_leaf = jax.tree.leaves(shifts)
+    invert = damped_inverse(near, [by_leaf[block[0]] for block in near.blocks()])
+    return lambda residual: jax.tree.map(jnp.divide, invert(residual), units)

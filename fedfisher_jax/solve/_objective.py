@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._trees import weighted_sum, wide
+from .._trees import weighted_sum
 from ..curvature import Fisher, Mixture
-from ..curvature.structures._protocol import mean_diagonals
+from ..curvature.structures._protocol import mean_diagonals, power_near
 
 PyTree = Any
 
@@ -78,18 +78,10 @@ def _shifts(problem: Objective, damping: float) -> PyTree:
     return jax.tree.map(lambda mean: damping * mean, _mean_diagonals(problem))
 
 
-def _unit(size: jax.Array) -> jax.Array:
-    """Choose a power of two that brings a positive size near one; 1 for zero."""
-    most = 3 * jnp.finfo(size.dtype).maxexp // 4
-    near = size.astype(wide(size.dtype))
-    exponent = jnp.clip(jnp.frexp(near)[1], -most, most)
-    return jnp.where(size > 0, jnp.ldexp(jnp.ones_like(near), -exponent), 1).astype(size.dtype)
-
-
 def _solution(problem: Objective, delta: PyTree, shifts: PyTree, *, iterations: Any, converged: Any) -> Solution:
     params = jax.tree.map(lambda a, d: (a + d).astype(a.dtype), problem.anchor, delta)
     applied = jax.tree.map(lambda hv, d, s: hv + s * d, problem.curvature.matvec(delta), delta, shifts)
-    unit = _unit(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(problem.pull)])))
+    unit = power_near(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(problem.pull)])))
     gap = optax.tree.norm(jax.tree.map(lambda r, hd: unit * (r - hd), problem.pull, applied))
     size = optax.tree.norm(jax.tree.map(lambda r: unit * r, problem.pull))
     return Solution(

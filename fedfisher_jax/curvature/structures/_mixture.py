@@ -56,5 +56,9 @@ class Mixture:
             )
         return self._mean(self.fishers).spectral(function, cutoff)
 
+    def nearest(self) -> Any:
+        """One Fisher near H whose spectrum is cheap, or None: see `Structure.nearest_sum`."""
+        return self.fishers.nearest_sum(self.weights)
+
     def _mean(self, stacked: PyTree) -> PyTree:
         return weighted_sum(self.weights, stacked)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..._trees import wide
 from .._layers import Layer
 from .._leaves import Leaf
 from .._pull_back import Capture, Pulled
@@ -127,6 +128,13 @@ class Structure(Fisher):
         """The structure from the means over examples of `sums` and `input_sums`."""
         raise NotImplementedError(f"{cls.__name__}: has no sums over batches")
 
+    def nearest_sum(self, weights: Any) -> Any:
+        """One Fisher near Σ_i w_i F_i of these Fishers, stacked on a leading axis, whose spectrum is cheap.
+
+        Solvers are preconditioned with it. None, the default, means that the sum's diagonal is the best that is known.
+        """
+        del weights
+
     def balanced(self) -> Any:
         """The same F in arrays whose norms do not depend on how F is written: these are clipped before noise."""
         return self
@@ -240,6 +248,17 @@ def damped_inverse(fisher: Fisher, shifts: Any) -> Callable[[PyTree], PyTree]:
 
 def eigenpairs(matrix: jax.Array, cutoff: float | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Eigenvalues [..., n], not negative, eigenvectors, and the size [..., 1] of the eigenvalues' rounding errors."""
-    values, vectors = jnp.linalg.eigh(matrix)
+    # Near one, since LAPACK's steps depend on the size of numbers; a power of two rounds nothing.
+    unit = power_near(jnp.trace(matrix, axis1=-2, axis2=-1))
+    values, vectors = jnp.linalg.eigh(unit[..., None, None] * matrix)
+    values = values / unit[..., None]
     relative = values.shape[-1] * jnp.finfo(values.dtype).eps if cutoff is None else cutoff
     return jnp.maximum(values, 0), vectors, jnp.maximum(relative * values[..., -1:], 0)
+
+
+def power_near(size: jax.Array) -> jax.Array:
+    """Choose the power of two that brings a positive size near one; 1 for zero."""
+    most = 3 * jnp.finfo(size.dtype).maxexp // 4
+    near = size.astype(wide(size.dtype))
+    exponent = jnp.clip(jnp.frexp(near)[1], -most, most)
+    return jnp.where(size > 0, jnp.ldexp(jnp.ones_like(near), -exponent), 1).astype(size.dtype)
