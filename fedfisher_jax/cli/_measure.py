@@ -165,7 +165,7 @@ def _write(settings: MeasureSettings, start: model_file.Model, sent: Any, guaran
         rule=settings.rule,
         likelihood=start.kind.likelihood,
         start=payload.fingerprint(start.params),
-        kind=settings.kind if sent.statistics is not None else None,
+        kind=None if sent.kind is None else sent.kind.name,
         silo=settings.silo,
         name=settings.name,
         privacy=None if guarantee is None else guarantee._asdict(),

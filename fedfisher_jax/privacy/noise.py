@@ -137,7 +137,8 @@ def privatise(payload: Payload, start: PyTree, guarantee: Guarantee) -> Payload:
         else:
             wide = np.maximum(wide + std * _gaussian(wide.shape), 0)
         released.append(jnp.asarray(wide, array.dtype))
-    return Payload(payload.weight, treedef.unflatten(params), with_arrays(payload.statistics, released))
+    noisy_statistics = with_arrays(payload.statistics, released)
+    return payload._replace(params=treedef.unflatten(params), statistics=noisy_statistics)
 
 
 def _moved(payload: Payload, start: PyTree) -> list[np.ndarray]:
