@@ -25,6 +25,7 @@ from ..silos import _model_file as model_file
 from ..silos._network import likelihood_of
 from ..solve._conjugate_gradients import conjugate_gradients
 from ._inspect import literal
+from ._ranges import require_ranges
 
 KINDS = ("exact", "monte_carlo", "empirical")  # of Fisher information, which rules that measure it can be told
 MOST_REPORT = 2**26  # bytes of an older report
@@ -56,10 +57,7 @@ def merge(settings: MergeSettings) -> dict[str, Any]:
     Raises:
         ValueError: a file is refused (file, entry and reason), or settings do not work.
     """
-    if settings.damping is not None and not 0 <= settings.damping < float("inf"):
-        raise ValueError(f"damping: got {settings.damping}, expected a number of at least 0")
-    if settings.max_bytes < 1:
-        raise ValueError(f"max_bytes: got {settings.max_bytes}, expected at least 1")
+    require_ranges(settings)
     _files.require_file(settings.out)
     files, described = _paths(settings.files), settings.out.with_suffix(".json")
     _require_free(settings.out, described, [settings.start, *files])

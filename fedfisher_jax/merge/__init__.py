@@ -19,8 +19,8 @@ from ._pfnm import released_pfnm as released_pfnm
 from ._regmean import regmean as regmean
 from ._regmean import regmean_kron as regmean_kron
 from ._regmean import released_regmean as released_regmean
-from ._rule import MeasureFisher as MeasureFisher
 from ._rule import Kind as Kind
+from ._rule import MeasureFisher as MeasureFisher
 from ._rule import Merged as Merged
 from ._rule import Payload as Payload
 from ._rule import Rule as Rule

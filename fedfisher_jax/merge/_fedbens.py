@@ -49,9 +49,8 @@ class MeasureModes:
     def of(self, modes: tuple[PyTree, ...], data: Examples, key: jax.Array) -> Payload:
         """The payload of given local models."""
         sent = [self.one(Update(params), data, jax.random.fold_in(key, n)) for n, params in enumerate(modes)]
-        return Payload(
-            sent[0].weight, tuple(p.params for p in sent), tuple(p.statistics for p in sent), Kind(MODES + self.one.kind)
-        )
+        models, fishers = tuple(p.params for p in sent), tuple(p.statistics for p in sent)
+        return Payload(sent[0].weight, models, fishers, Kind(MODES + self.one.kind))
 
 
 def fedbens(

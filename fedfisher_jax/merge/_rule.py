@@ -33,7 +33,7 @@ class Update(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How a payload's statistics were measured, in the words that files use, too: "exact", "squares", …
+    """How a payload's statistics were measured, in the words that files use, too: "exact", say, or "squares".
 
     It is no leaf of a payload's tree but part of its structure, so it goes through `jit` and `vmap`.
     """

@@ -96,7 +96,8 @@ def test_exact_and_drawn_fishers_are_one_statistic_and_empirical_ones_another():
     for kind in ("exact", "monte_carlo"):
         ff.merge_payloads(rules["exact"], sent[kind])
         ff.merge_payloads(rules["monte_carlo"], sent[kind])
-        assert "kronecker (empirical)" in refusal("fedfisher-kfac", lambda k=kind: ff.merge_payloads(rules[k], sent["empirical"]))
+        line = refusal("fedfisher-kfac", lambda k=kind: ff.merge_payloads(rules[k], sent["empirical"]))
+        assert "kronecker (empirical)" in line
         refusal("fedfisher-kfac", lambda k=kind: ff.merge_payloads(rules["empirical"], sent[k]))
     ff.merge_payloads(rule_of("fedlpa"), sent["empirical"])
 
@@ -160,7 +161,9 @@ def silos(tmp_path_factory):
 
 
 def merged(silos, name, measured, out):
-    cli.main(["merge", str(silos / measured), "--start", str(silos / "start.safetensors"), "--rule", name, "--out", out])
+    cli.main(
+        ["merge", str(silos / measured), "--start", str(silos / "start.safetensors"), "--rule", name, "--out", out]
+    )
     return safetensors.numpy.load_file(out), json.loads(Path(out).with_suffix(".json").read_text())
 
 
