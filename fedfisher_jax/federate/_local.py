@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from .._augment import Augment
+from .._compat import vary, varying
+from .._doors import require_examples, require_likelihood, require_optimizer, require_params, require_targets
 from .._examples import Batch, Examples, take
 from .._likelihood import Likelihood
 from .._trees import wide, widened
@@ -73,6 +75,10 @@ def train(
         squares: gather the last epoch's squared minibatch gradients: a rough Fisher at no extra pass.
         on_epoch: called on the host after each epoch, for progress; its order is not guaranteed.
 
+    Raises:
+        TypeError: a likelihood, optimiser, parameters or data that are none.
+        ValueError: targets do not fit the outputs, or a count is out of range.
+
     Example:
         >>> import jax, jax.numpy as jnp, optax, fedfisher_jax as ff
         >>> data = ff.examples(jnp.eye(4), jnp.arange(4) % 2)
@@ -82,7 +88,13 @@ def train(
         >>> trained.params.shape, bool(trained.loss < jnp.log(2.0))
         ((4, 2), True)
     """
+    require_likelihood(likelihood)
+    require_optimizer(optimizer)
+    require_params(params)
+    require_examples(data)
     require_counts(epochs, batch_size)
+    require_targets(likelihood, apply, params, data)
+    axes = varying((params, data, key, epochs))
     apply, update = for_loops(apply, convolutions), optax.with_extra_args_support(optimizer).update
     length = data.indices.shape[0]
     batch_size = min(batch_size, length)
@@ -114,6 +126,7 @@ def train(
 
         steps = -(-data.size // batch_size)
         sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf.dtype)), (no_loss, no_squares))
+        sums = vary(sums, axes)
         p, state, total, gathered = jax.lax.fori_loop(0, steps, step, (p, state, *sums))
         if on_epoch is not None:
             jax.debug.callback(lambda _, tell=on_epoch: tell(), total)
@@ -124,6 +137,6 @@ def train(
 
     no_loss = jnp.asarray(jnp.nan, jax.eval_shape(loss, params, take(data, 0, batch_size)).dtype)
     no_squares = jax.tree.map(jnp.zeros_like, params) if squares else None
-    start = (params, optimizer.init(params), no_loss, no_squares)
+    start = vary((params, optimizer.init(params), no_loss, no_squares), axes)
     trained, _, last, gathered = jax.lax.fori_loop(0, epochs, epoch, start)
     return Trained(trained, last, gathered)

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._doors import require_likelihood, require_optimizer
 from .._examples import Examples
 from .._likelihood import Likelihood
 from .._trees import pick
 from ..merge import Merged, Rule, Update, fold
-from ..merge._rule import lift, merge_summary, require_squares
+from ..merge._rule import lift, merge_summary, require_rule, require_squares
 from . import _local as local
 from ._cohort import Client, Cohort, by_length, require_targets, with_examples
 from ._map_clients import CohortReport, default_strategy, map_clients
@@ -48,6 +49,8 @@ class LocalTraining:
     squares: bool = False
 
     def __post_init__(self) -> None:
+        require_likelihood(self.likelihood)
+        require_optimizer(self.optimizer)
         local.require_counts(self.epochs, self.batch_size)
 
     def __call__(self, shared: Shared, client: Client) -> local.Trained:
@@ -163,6 +166,7 @@ def merge_clients(rule: Rule, payloads: PyTree, start: PyTree = None) -> Merged:
         ValueError: the rule cannot merge what payloads hold, gives an `apply` of its own and says that it can be
             compiled, or ends with an objective below zero.
     """
+    require_rule(rule)
     if not rule.jit:
         return require_squares(_merge(rule, payloads, start))
     # measure's hash is not asked for

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import Tracer
+from .._doors import require_examples
 from .._examples import Examples
 from .._likelihood import Likelihood
 from .._trees import difference, in_types_of, stack, widened
@@ -97,6 +98,8 @@ def then(first: Rule, second: Rule) -> Rule:
         >>> rule.name, len(ff.merge.exchanges(rule))
         ('fedavg+fedfisher-kfac', 2)
     """
+    for rule in (first, second):
+        require_rule(rule)
     if second.squares:
         raise ValueError(
             f"second: got {second.name}, which reads gradients of local training, expected a rule that does not"
@@ -129,6 +132,7 @@ class MeasureFisher:
 
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload."""
+        require_examples(data)
         weight = jnp.asarray(data.size, jnp.result_type(float))
         if self.structure is None:
             return Payload(weight, update.params)
@@ -196,6 +200,18 @@ def lift(rule: Rule, payload: Any, start: PyTree = None) -> Any:
 
 
 ONE_MODEL = Takes((type(None), Structure, dict))  # of rules that read one model's parameters, and nothing beside them
+
+
+def require_rule(rule: Any) -> None:
+    """Refuse what is no rule, such as the function that makes one.
+
+    Raises:
+        TypeError: what was given.
+    """
+    if not isinstance(rule, Rule):
+        given = getattr(rule, "__name__", type(rule).__name__)
+        call = f"; call it: {given}(apply, likelihood)" if callable(rule) else ""
+        raise TypeError(f"rule: got {given}, expected a Rule{call}")
 
 
 def require_taken(rule: Rule, payload: Any) -> None:
@@ -285,6 +301,7 @@ def merge_payloads(rule: Rule, payloads: Sequence[Any], start: PyTree = None) ->
         >>> ff.merge_payloads(rule, [sure, unsure]).params.tolist()  # (3 · 0 + 1 · 1) / (3 + 1)
         [0.25]
     """
+    require_rule(rule)
     if not payloads:
         raise ValueError("payloads: expected at least one, got none")
     if len(exchanges(rule)) > 1:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..merge._rule import Merged, Rule, check_payload, lift, merge_summary, require_squares, require_taken
+from ..merge._rule import Merged, Rule, check_payload, lift, merge_summary, require_rule, require_squares, require_taken
 from . import _fixed_point as fixed_point
 from ._secure_sum import secure_sum
 
@@ -107,6 +107,7 @@ def secure_merge(rule: Rule, payloads: Sequence[Any], start: PyTree = None, **op
         ValueError: the rule stacks payloads, one of them is refused, or the objective ends below zero.
         RoundVoid: too many clients dropped out.
     """
+    require_rule(rule)
     if rule.combine != "add":
         raise ValueError(
             f"rule: {rule.name} needs each client's payload; a secure sum serves rules that add: fedavg, …"
