@@ -122,7 +122,8 @@ def _each(settings: MeasureSettings) -> list[MeasureSettings]:
 def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Guarantee | None) -> None:
     x, y = silo_data.read(settings.data, "train")
     apply, likelihood = start.network.apply, likelihood_of(start.kind.likelihood)
-    y = silo_data.targets_of(settings.data, likelihood, outputs_of(apply, start.params, x), y)
+    outputs = outputs_of(apply, start.params, x, start.kind.input_shape)
+    y = silo_data.targets_of(settings.data, likelihood, outputs, y)
     captured = capture(apply, start.params, x)
     offers = {"captured": captured, "kind": settings.kind, "samples": settings.samples}
     rule = catalogue.named_rule(settings.rule, apply, likelihood, offers=offers)
