@@ -7,6 +7,7 @@ and `make test-newest` runs what stands on it with the newest JAX.
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax.core import Tracer as Tracer
 from jax.extend.core import ClosedJaxpr, Literal
 
@@ -32,3 +33,24 @@ def bind(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Seq
     """Apply a primitive with the parameters that its equation in a jaxpr has; the results always are a sequence."""
     results = primitive.bind(*operands, **primitive.get_bind_params(params))
     return results if primitive.multiple_results else [results]
+
+
+def varying(tree: Any) -> set[str]:
+    """Name the axes of a `shard_map` along which an array of a tree (or of its shapes) differs between devices."""
+    kinds = [leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf) for leaf in jax.tree.leaves(tree)]
+    marks = [getattr(kind, "manual_axis_type", None) for kind in kinds]
+    return {axis for mark in marks if mark is not None for axis in mark.varying}
+
+
+def vary(tree: Any, axes: set[str]) -> Any:
+    """Mark all arrays of a tree as differing along these axes.
+
+    A loop's first values must be so if its last ones are; and the gradient in what does not differ is a sum over the
+    axes' devices.
+    """
+
+    def one(leaf: Any) -> Any:
+        missing = tuple(sorted(axes - varying(leaf)))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(one, tree) if axes else tree

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from ._compat import Tracer
+from ._compat import Tracer, vary, varying
 from ._trees import wide
 
 PyTree = Any
@@ -115,5 +115,6 @@ def mean_over_batches(
 
     shapes = jax.eval_shape(lambda: function(take(data, 0, batch_size)))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, wide(s.dtype)), shapes)
+    zeros = vary(zeros, varying((shapes, data.size)))
     total = jax.lax.fori_loop(0, -(-data.size // batch_size), add, zeros)
     return jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), total)

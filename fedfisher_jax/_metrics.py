@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from ._compat import Tracer
+from ._doors import applying, require_arrays, require_likelihood
 from ._likelihood import Likelihood, check_targets
 from ._trees import widened
 
@@ -63,6 +64,8 @@ def evaluate(
         >>> print(f"{scores.loss:.4f} nats, {scores.accuracy:.0%} right")
         0.0067 nats, 100% right
     """
+    require_likelihood(likelihood)
+    require_arrays(params)
     x, y = jnp.asarray(x), jnp.asarray(y)
     n = x.shape[0]
     if n < 1 or y.shape[0] != n or (mask is not None and mask.shape != (n,)):
@@ -72,7 +75,8 @@ def evaluate(
         raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x, y, mask))):
         counted = slice(None) if mask is None else np.asarray(mask)
-        outputs = jax.eval_shape(apply, params, jax.ShapeDtypeStruct(x.shape, x.dtype)).shape
+        with applying(x):
+            outputs = jax.eval_shape(apply, params, jax.ShapeDtypeStruct(x.shape, x.dtype)).shape
         check_targets(likelihood, (*np.empty(n)[counted].shape, *outputs[1:]), np.asarray(y)[counted])
     return _evaluate(apply, likelihood, params, x, y, batch_size, mask)
 

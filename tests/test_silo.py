@@ -330,7 +330,6 @@ def test_bad_input_is_one_line(arguments, words, small, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(("rule", "arrays"), [("fedavg", 0), ("fedfisher-kfac", 6)])
 def test_a_private_payload_is_clipped_noisy_and_says_so(rule, arrays, small, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("dp_accounting", reason="accounting needs pip install 'fedfisher-jax[privacy]'")
     monkeypatch.chdir(tmp_path)
     start = model_file.read(small / "start.safetensors")
     trained = jax.tree.map(lambda leaf: leaf + 0.1, start.params)

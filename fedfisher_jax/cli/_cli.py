@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from ..merge._rule import Rule
 from ..solve._conjugate_gradients import conjugate_gradients
 from ._commands import COMMANDS
 from ._one_line import fit_terminal, one_line
+from ._ranges import require_ranges
 
 INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
@@ -92,29 +93,38 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug, arguments = "--debug" in arguments, [word for word in arguments if word != "--debug"]
     fit_terminal()
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"run": RunSettings, "list": ListSettings} | {name: settings for name, (settings, _) in COMMANDS.items()},
-        args=arguments,
-        prog="fedfisher",
-        sort_subcommands=False,
-    )
+    known = {"run": RunSettings, "list": ListSettings} | {name: settings for name, (settings, _) in COMMANDS.items()}
     try:
-        if isinstance(command, ListSettings):
-            names = {"data sets": data.DATASETS, "models": models.NAMES, "splits": data.PARTITIONS}
-            for kind, known in {**names, "rules": catalogue.RULES}.items():
-                print(f"{kind}: {', '.join(known)}")
-        elif isinstance(command, RunSettings):
-            if command.distributed:
-                jax.distributed.initialize()
-            run(command)
-        else:
-            function = next(function for settings, function in COMMANDS.values() if isinstance(command, settings))
-            function(command)
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exc()
-        print(f"fedfisher: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2) from None
+        command = tyro.extras.subcommand_cli_from_dict(known, args=arguments, prog="fedfisher", sort_subcommands=False)
+    except SystemExit:  # after help, or tyro's own words about what it does not know
+        raise
+    except BaseException as error:
+        _leave(error, debug)
+    try:
+        _do(command)
+    except BaseException as error:  # of whatever kind: code that users name may raise anything
+        _leave(error, debug)
+
+
+def _do(command: Any) -> None:
+    if isinstance(command, ListSettings):
+        names = {"data sets": data.DATASETS, "models": models.NAMES, "splits": data.PARTITIONS}
+        for kind, known in {**names, "rules": catalogue.RULES}.items():
+            print(f"{kind}: {', '.join(known)}")
+    elif isinstance(command, RunSettings):
+        if command.distributed:
+            jax.distributed.initialize()
+        run(command)
+    else:
+        function = next(function for settings, function in COMMANDS.values() if isinstance(command, settings))
+        function(command)
+
+
+def _leave(error: BaseException, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exception(error)
+    print(f"fedfisher: {one_line(error)}", file=sys.stderr)
+    raise SystemExit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2) from None
 
 
 def run(settings: RunSettings) -> dict[str, Any]:
@@ -207,15 +217,7 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
 
 
 def _check(settings: RunSettings) -> None:
-    for name in ("clients", "epochs", "batch_size", "samples"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}: got {getattr(settings, name)}, expected at least 1")
-    if not 0 < settings.learning_rate < float("inf"):
-        raise ValueError(f"learning_rate: got {settings.learning_rate}, expected a positive number")
-    if settings.seed < 0 or (settings.data_seed or 0) < 0:
-        raise ValueError("seed, data_seed: expected non-negative integers")
-    if settings.damping is not None and not settings.damping >= 0:
-        raise ValueError(f"damping: got {settings.damping}, expected a number of at least 0")
+    require_ranges(settings)
     if len(set(settings.rules)) != len(settings.rules) or not settings.rules:
         raise ValueError(f"rules: expected different names, at least one, got {' '.join(settings.rules) or 'none'}")
     if settings.preset == "paper" and settings.damping is not None:

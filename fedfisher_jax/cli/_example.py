@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import data
 from .._files import require_folder
+from ._ranges import require_ranges
 
 CLIENTS, ALPHA = 5, 0.1
 MARK = ".fedfisher-example"
@@ -38,8 +39,7 @@ def example(settings: ExampleSettings) -> None:
     Raises:
         ValueError: a command failed; its own message is printed above.
     """
-    if settings.epochs < 1 or settings.seed < 0:
-        raise ValueError("epochs, seed: expected a positive and a non-negative integer")
+    require_ranges(settings)
     out, dataset = require_folder(settings.out), data.load("digits")
     if any(out.iterdir()) and not (out / MARK).exists():  # somebody's silo0.npz may lie there
         raise ValueError(f"out: got {out}, expected a folder that is empty, or that an example made")

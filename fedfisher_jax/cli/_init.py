@@ -13,6 +13,7 @@ from ..payload import fingerprint
 from ..silos import _model_file as model_file
 from ..silos import _silo_data as silo_data
 from ..silos._network import likelihood_of, network_of, require_sizes, template_of
+from ._ranges import require_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,7 @@ def init(settings: InitSettings) -> None:
     if settings.out.exists() and not settings.overwrite:
         raise ValueError(f"out: {settings.out} is there already; a federation may have agreed on it: say --overwrite")
     shape, outputs = settings.input_shape, settings.outputs
-    if settings.seed < 0:
-        raise ValueError(f"seed: got {settings.seed}, expected a non-negative integer")
+    require_ranges(settings)
     likelihood_of(settings.likelihood)
     if settings.data is not None:
         x, y = silo_data.read(settings.data, "train")

@@ -22,6 +22,7 @@ from ..silos import _model_file as model_file
 from ..silos import _silo_data as silo_data
 from ..silos import silo_cohort, train_and_measure
 from ..silos._network import likelihood_of, outputs_of
+from ._ranges import require_ranges
 
 TRAINING = ("epochs", "learning_rate", "momentum", "augment")  # settings that a checkpoint leaves no use for
 PRIVATE = ("delta", "rounds", "clip_params", "clip_fisher")  # settings of epsilon
@@ -121,7 +122,8 @@ def _each(settings: MeasureSettings) -> list[MeasureSettings]:
 def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Guarantee | None) -> None:
     x, y = silo_data.read(settings.data, "train")
     apply, likelihood = start.network.apply, likelihood_of(start.kind.likelihood)
-    y = silo_data.targets_of(settings.data, likelihood, outputs_of(apply, start.params, x), y)
+    outputs = outputs_of(apply, start.params, x, start.kind.input_shape)
+    y = silo_data.targets_of(settings.data, likelihood, outputs, y)
     captured = capture(apply, start.params, x)
     offers = {"captured": captured, "kind": settings.kind, "samples": settings.samples}
     rule = catalogue.named_rule(settings.rule, apply, likelihood, offers=offers)
@@ -165,7 +167,7 @@ def _write(settings: MeasureSettings, start: model_file.Model, sent: Any, guaran
         rule=settings.rule,
         likelihood=start.kind.likelihood,
         start=payload.fingerprint(start.params),
-        kind=settings.kind if sent.statistics is not None else None,
+        kind=None if sent.kind is None else sent.kind.name,
         silo=settings.silo,
         name=settings.name,
         privacy=None if guarantee is None else guarantee._asdict(),
@@ -185,22 +187,12 @@ def _changed(settings: MeasureSettings, names: tuple[str, ...]) -> str:
 
 
 def _check(settings: MeasureSettings) -> None:
-    for name in ("batch_size", "samples", "epochs"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}: got {getattr(settings, name)}, expected at least 1")
-    if not 0 < settings.learning_rate < float("inf"):
-        raise ValueError(f"learning_rate: got {settings.learning_rate}, expected a positive number")
-    if not 0 <= settings.momentum < 1:
-        raise ValueError(f"momentum: got {settings.momentum}, expected a number from 0 to below 1")
+    require_ranges(settings)
     if settings.checkpoint is not None and (given := _changed(settings, TRAINING)):
         raise ValueError(f"{given}: with a checkpoint nothing is trained")
-    if settings.seed < 0 or settings.silo < 0 or settings.silo >= 2**31:
-        raise ValueError("seed, silo: expected non-negative integers")
     if len(settings.name) > MOST_TEXT or not settings.name.isprintable():
         raise ValueError(f"name: got {settings.name[:40]!r}, expected at most {MOST_TEXT} printable characters")
     if settings.budget is not None and settings.compression != "none":
         raise ValueError("budget, compression: give one of them")
-    if settings.budget is not None and not 0 < settings.budget < float("inf"):
-        raise ValueError(f"budget: got {settings.budget}, expected a positive number")
     if settings.stochastic and settings.budget is None:
         raise ValueError("stochastic: needs a budget")

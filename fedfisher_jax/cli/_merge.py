@@ -25,7 +25,9 @@ from ..silos import _model_file as model_file
 from ..silos._network import likelihood_of
 from ..solve._conjugate_gradients import conjugate_gradients
 from ._inspect import literal
+from ._ranges import require_ranges
 
+KINDS = ("exact", "monte_carlo", "empirical")  # of Fisher information, which rules that measure it can be told
 MOST_REPORT = 2**26  # bytes of an older report
 
 
@@ -40,7 +42,7 @@ class MergeSettings:
     out: Path = Path("global.safetensors")
     """The global model; beside it the report, as .json, with the model file's SHA-256."""
     rule: str | None = None
-    """Merge rule, by default the one that the files were measured for; another one must take the same payload."""
+    """Merge rule, by default the one that the files were measured for; another one must take what they hold."""
     damping: float | None = None
     """Damping of the fedfisher solvers, relative to a layer's mean diagonal; by default the rule's own."""
     max_bytes: int = Limits().file_bytes
@@ -55,10 +57,7 @@ def merge(settings: MergeSettings) -> dict[str, Any]:
     Raises:
         ValueError: a file is refused (file, entry and reason), or settings do not work.
     """
-    if settings.damping is not None and not 0 <= settings.damping < float("inf"):
-        raise ValueError(f"damping: got {settings.damping}, expected a number of at least 0")
-    if settings.max_bytes < 1:
-        raise ValueError(f"max_bytes: got {settings.max_bytes}, expected at least 1")
+    require_ranges(settings)
     _files.require_file(settings.out)
     files, described = _paths(settings.files), settings.out.with_suffix(".json")
     _require_free(settings.out, described, [settings.start, *files])
@@ -80,10 +79,14 @@ def merge(settings: MergeSettings) -> dict[str, Any]:
     )
     if options and name not in catalogue.SOLVED:
         raise ValueError(f"damping: {name} has none")
-    rule = catalogue.named_rule(
-        name, start.network.apply, likelihood_of(start.kind.likelihood), offers={"captured": captured}, **options
-    )
-    merged = _merged(rule, [sent for sent, _ in found], start.params, headers[0].structure)
+    payloads, offers = [sent for sent, _ in found], {"captured": captured}
+    if name == headers[0].about.rule:  # which gave every rule's statistics the same kind in files of version 0.2
+        payloads = [sent._replace(kind=None) for sent in payloads]
+    if headers[0].about.kind in KINDS:
+        offers["kind"] = headers[0].about.kind
+    likelihood = likelihood_of(start.kind.likelihood)
+    rule = catalogue.named_rule(name, start.network.apply, likelihood, offers=offers, **options)
+    merged = _merged(rule, payloads, start.params)
     if merged.apply is not None:
         raise ValueError(f"rule: {name} makes another network, for which there is no model file")
     record = _record(name, start.params, found, merged)
@@ -123,13 +126,9 @@ def _paths(given: tuple[Path, ...]) -> list[Path]:
     return paths
 
 
-def _merged(rule: Any, payloads: list[Any], start: Any, structure: str | None) -> Any:
+def _merged(rule: Any, payloads: list[Any], start: Any) -> Any:
     """The same program as in memory, so that the result is the same, bit for bit."""
-    stacked = stack(payloads)
-    try:
-        merged = merge_clients(rule, stacked, start)
-    except (AttributeError, TypeError, KeyError) as error:
-        raise ValueError(f"rule: {rule.name} cannot merge files that hold a {structure} Fisher: {error}") from error
+    merged = merge_clients(rule, stack(payloads), start)
     for leaf, value in zip(payload.leaves(merged.params), jax.tree.leaves(merged.params), strict=True):
         if not np.isfinite(np.asarray(value)).all():
             raise ValueError(f"rule: the merged model is not finite at {leaf.path}")
@@ -162,6 +161,7 @@ def _record(name: str, start: Any, found: list[tuple[Any, Header]], merged: Any)
     return _files.plain(
         {
             "rule": name,
+            "kind": found[0][1].about.kind,
             "start": found[0][1].about.start,
             "contributors": contributors,
             "same_arrays": _same_arrays(found),

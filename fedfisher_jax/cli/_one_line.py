@@ -3,17 +3,20 @@
 import os
 import shutil
 import sys
+from pathlib import Path
 
 REPORT_AT = "the issues of the project's page"
 LEAST_WIDTH = 40  # in narrower terminals help texts are never done wrapping
-FORESEEN = (ValueError, TypeError, OSError, ImportError)  # what the library and the system say about input
+PACKAGE = Path(__file__).parent.parent
+SAID_BY_US = (ValueError, TypeError)  # where this package raises them: what it says about input
+SAID_BY_THE_SYSTEM = (OSError, ImportError)
 
 
 def one_line(error: BaseException) -> str:
     """The error's text in one printable line; of an error that nobody foresaw, that it is a bug, and what to do."""
     said = " ".join(str(error).split()) or type(error).__name__
     said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
-    if isinstance(error, FORESEEN):
+    if isinstance(error, SAID_BY_THE_SYSTEM) or isinstance(error, SAID_BY_US) and _raised_here(error):
         return said
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
@@ -25,6 +28,14 @@ def one_line(error: BaseException) -> str:
         f"{type(error).__name__}: {said[:500]}. This is a bug, of fedfisher or of code that you named: run it again "
         f"with --debug, and report what it prints under {REPORT_AT}"
     )
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Tell whether this package raised an error itself; what other libraries raise when it calls them is a bug."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and PACKAGE in Path(trace.tb_frame.f_code.co_filename).parents
 
 
 def fit_terminal() -> None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import Tracer
+from .._doors import applying, require_params
 from ..tracing._convolution import kernel_matrix_steps
 from ..tracing._jaxpr import Program, depends_on, evaluate, trace, uses
 from ._layers import Layer, Steps, product_steps, run
@@ -37,8 +38,8 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
         structured: False captures nothing: every leaf falls back (the reference that tests compare with).
 
     Raises:
-        TypeError: a leaf of `params` is not floating-point.
-        ValueError: `apply` does not return one array of at least two axes.
+        TypeError: a leaf of `params` is no array of floating-point numbers.
+        ValueError: `apply` fails on such examples, or does not return one array of at least two axes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,12 +50,12 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
         >>> [layer.matrix_shape for layer in found.layers], list(found.fallback)  # the bias is one more input
         ([(4, 2)], ["['scale']"])
     """
+    require_params(params)
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
-    for path, leaf in zip(paths, jax.tree.leaves(params), strict=True):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"params{path}: got {leaf.dtype}, expected floating-point numbers")
-    program = trace(apply, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), params), one)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    with applying(x):
+        program = trace(apply, shapes, one)
     if len(program.outputs) != 1:
         raise ValueError(f"apply: got {len(program.outputs)} arrays of outputs, expected one")
     if len(shape := program.avals[program.outputs[0]].shape) < 2:

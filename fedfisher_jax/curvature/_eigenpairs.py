@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._compat import vary, varying
+from .._doors import require_examples, require_likelihood, require_params
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from ..tracing._convolution import for_loops
@@ -93,8 +95,12 @@ def top_eigenpairs(
         >>> print(f"{found.fisher.values[0]:.3f}", bool(found.residuals[0] < 1e-5))
         2.000 True
     """
+    require_likelihood(likelihood)
+    require_examples(data)
+    require_params(params)
     if key is None:
         raise ValueError("key: got None, expected a random key, since low_rank starts from random vectors")
+    params = vary(params, varying((data, key)))
     pulled = cotangents(likelihood, kind, key, samples)
     leaves, treedef = jax.tree.flatten(params)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]

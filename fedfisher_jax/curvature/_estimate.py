@@ -13,6 +13,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from .._compat import vary, varying
+from .._doors import require_examples, require_likelihood, require_params, require_targets
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import widened
@@ -92,8 +94,10 @@ def fishers(
         subspace: rank and effort of "low_rank", and which parameters it covers.
 
     Raises:
-        ValueError: unknown structure or kind, Monte-Carlo or low rank without key, a full Fisher of a large model, or
-            `skip` outside of [0, 1), not with "exact", or with "low_rank".
+        TypeError: a likelihood, data or parameters that are none.
+        ValueError: targets that do not fit the outputs, where they are read; unknown structure or kind, Monte-Carlo or
+            low rank without key, a full Fisher of a large model, or `skip` outside of [0, 1), not with "exact", or with
+            "low_rank".
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,7 +107,13 @@ def fishers(
         >>> {name: f.diagonal().ravel().tolist() for name, f in found.items()}
         {'diagonal': [0.5, 2.0], 'kronecker': [0.5, 2.0]}
     """
+    require_likelihood(likelihood)
+    require_examples(data)
+    require_params(params)
     rows_of = cotangents(likelihood, kind, key, samples)
+    params = vary(params, varying((data, key)))  # under `shard_map` every device has gradients of its own
+    if kind == "empirical":
+        require_targets(likelihood, apply, params, data)
     chosen = _chosen(structures, params, kind, skip)
     iterated = {name: structure for name, structure in chosen.items() if hasattr(structure, "estimate")}
     summed = {name: structure for name, structure in chosen.items() if name not in iterated}

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import optax
 
+from .._doors import require_optimizer
 from ..merge import Rule, exchanges
+from ..merge._rule import require_rule
 from ._local import LocalTraining
 from ._variants import Variant
 
@@ -62,6 +64,13 @@ class Federation:
     optimizer: optax.GradientTransformation | None = None
     variant: Variant | None = None
     barrier: bool = False
+
+    def __post_init__(self) -> None:
+        require_rule(self.rule)
+        if not isinstance(self.training, LocalTraining):
+            raise TypeError(f"training: got {type(self.training).__name__}, expected a LocalTraining")
+        if self.optimizer is not None:
+            require_optimizer(self.optimizer)
 
     @property
     def jit(self) -> bool:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from .._augment import Augment
+from .._compat import vary, varying
+from .._doors import require_examples, require_likelihood, require_optimizer, require_params, require_targets
 from .._examples import Batch, Examples, take
 from .._likelihood import Likelihood
 from .._trees import wide, widened
@@ -49,6 +51,7 @@ class LocalTraining:
         convolutions: "auto", or how convolutions in loops are computed, see `tracing._convolution.for_loops`.
 
     Raises:
+        TypeError: a likelihood or optimiser that is none.
         ValueError: negative epochs, or batches without examples; epochs that are traced are not looked at.
     """
 
@@ -63,6 +66,8 @@ class LocalTraining:
     convolutions: str = "auto"
 
     def __post_init__(self) -> None:
+        require_likelihood(self.likelihood)
+        require_optimizer(self.optimizer)
         for name, number, least in (("batch_size", self.batch_size, 1), ("epochs", self.epochs, 0)):
             if isinstance(number, int) and number < least:
                 raise ValueError(f"{name}: got {number}, expected at least {least}")
@@ -84,6 +89,10 @@ def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Arra
         data: the client's examples, at least one.
         key: random key of this client and round.
 
+    Raises:
+        TypeError: parameters or data that are none.
+        ValueError: targets do not fit the outputs.
+
     Example:
         >>> import jax, jax.numpy as jnp, optax, fedfisher_jax as ff
         >>> data = ff.examples(jnp.eye(4), jnp.arange(4) % 2)
@@ -95,6 +104,10 @@ def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Arra
     """
     apply, likelihood, optimizer = training.apply, training.likelihood, training.optimizer
     augment, squares, on_epoch = training.augment, training.squares, training.on_epoch
+    require_params(params)
+    require_examples(data)
+    require_targets(likelihood, apply, params, data)
+    axes = varying((params, data, key, training.epochs))
     apply, update = for_loops(apply, training.convolutions), optax.with_extra_args_support(optimizer).update
     length = data.indices.shape[0]
     batch_size = min(training.batch_size, length)
@@ -126,6 +139,7 @@ def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Arra
 
         steps = -(-data.size // batch_size)
         sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf.dtype)), (no_loss, no_squares))
+        sums = vary(sums, axes)
         p, state, total, gathered = jax.lax.fori_loop(0, steps, step, (p, state, *sums))
         if on_epoch is not None:
             jax.debug.callback(lambda _, tell=on_epoch: tell(), total)
@@ -136,6 +150,6 @@ def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Arra
 
     no_loss = jnp.asarray(jnp.nan, jax.eval_shape(loss, params, take(data, 0, batch_size)).dtype)
     no_squares = jax.tree.map(jnp.zeros_like, params) if squares else None
-    start = (params, optimizer.init(params), no_loss, no_squares)
+    start = vary((params, optimizer.init(params), no_loss, no_squares), axes)
     trained, _, last, gathered = jax.lax.fori_loop(0, training.epochs, epoch, start)
     return Trained(trained, last, gathered)

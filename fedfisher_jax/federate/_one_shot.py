@@ -19,6 +19,7 @@ from ._local import LocalTraining, train
 from ._simulate import measure_clients, merge_clients, payload_bits, train_clients
 
 PyTree = Any
+MOST_SEED = 2**32 - 1
 Stage = Callable[[str, int], Callable[..., None] | None]  # (name, steps) → called after each step, or with how many
 
 
@@ -51,7 +52,13 @@ class RunKeys(NamedTuple):
 
 
 def run_keys(seed: int) -> RunKeys:
-    """A run's keys from its seed."""
+    """A run's keys from its seed.
+
+    Raises:
+        ValueError: a seed below 0 or beyond 32 bits, of which JAX drops the higher ones unless it counts in 64.
+    """
+    if not 0 <= seed <= MOST_SEED:
+        raise ValueError(f"seed: got {str(seed)[:40]}, expected a whole number from 0 to {MOST_SEED}")
     return RunKeys(*jax.random.split(jax.random.key(seed), 4))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from .._trees import pick
 from ..merge import Merged, Rule, Update, fold
-from ..merge._rule import lift, merge_summary
+from ..merge._rule import lift, merge_summary, require_rule, require_squares
 from ._cohort import Client, Cohort, by_length, require_targets, with_examples
 from ._local import LocalTraining, Trained, train
 from ._map_clients import CohortReport, default_strategy, map_clients
@@ -137,13 +137,15 @@ def merge_clients(rule: Rule, payloads: PyTree, start: PyTree = None) -> Merged:
         start: the model that the clients were sent, where the rule reads it.
 
     Raises:
-        ValueError: the rule gives an `apply` of its own and says that it can be compiled.
+        ValueError: the rule cannot merge what payloads hold, gives an `apply` of its own and says that it can be
+            compiled, or ends with an objective below zero.
     """
+    require_rule(rule)
     if not rule.jit:
-        return _merge(rule, payloads, start)
+        return require_squares(_merge(rule, payloads, start))
     # measure's hash is not asked for
     params, diagnostics = _merge_compiled(rule._replace(measure=None), payloads, start)
-    return Merged(params, jax.block_until_ready(diagnostics))
+    return require_squares(Merged(params, jax.block_until_ready(diagnostics)))
 
 
 def _merge(rule: Rule, payloads: PyTree, start: PyTree) -> Merged:

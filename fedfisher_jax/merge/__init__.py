@@ -19,10 +19,12 @@ from ._pfnm import released_pfnm as released_pfnm
 from ._regmean import regmean as regmean
 from ._regmean import regmean_kron as regmean_kron
 from ._regmean import released_regmean as released_regmean
+from ._rule import Kind as Kind
 from ._rule import MeasureFisher as MeasureFisher
 from ._rule import Merged as Merged
 from ._rule import Payload as Payload
 from ._rule import Rule as Rule
+from ._rule import Takes as Takes
 from ._rule import Update as Update
 from ._rule import check_payload as check_payload
 from ._rule import combine as combine
@@ -35,11 +37,13 @@ from ._rule import then as then
 __all__ = [
     "DenseSettings",
     "FreshModes",
+    "Kind",
     "MeasureFisher",
     "Merged",
     "Payload",
     "RELEASED_DENSE",
     "Rule",
+    "Takes",
     "Update",
     "check_payload",
     "combine",

@@ -20,8 +20,8 @@ from .._likelihood import Likelihood
 from .._trees import weighted_sum
 from ..models._generator import Generator
 from ..tracing._convolution import for_loops
-from ._outline import outline
-from ._rule import Merged, Payload, Rule, Update
+from ._outline import BOUNDS, TAKES_ANY, outline
+from ._rule import Merged, Payload, Rule, Takes, Update
 
 PyTree = Any
 
@@ -113,7 +113,9 @@ def dense(
         student = weighted_sum(shares, payloads.params)
         return _distil(_setting(apply, chosen, payloads, shares, student), validation, student)
 
-    return Rule("dense", MeasureBounds(chosen.bounds is not None), lambda payload, start: payload, solve, "stack")
+    given = chosen.bounds is not None
+    takes = TAKES_ANY if given else Takes((dict,), (BOUNDS,))
+    return Rule("dense", MeasureBounds(given), lambda payload, start: payload, solve, "stack", takes=takes)
 
 
 class Setting(NamedTuple):

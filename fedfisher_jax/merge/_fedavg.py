@@ -5,7 +5,7 @@ from typing import Any
 
 from .._likelihood import Likelihood
 from .._trees import scaled
-from ._rule import MeasureFisher, Merged, Payload, Rule
+from ._rule import ONE_MODEL, MeasureFisher, Merged, Payload, Rule
 
 PyTree = Any
 
@@ -32,4 +32,4 @@ def fedavg(apply: Callable, likelihood: Likelihood) -> Rule:
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         return Merged(scaled(1 / summary["weight"], summary["params"]), {})
 
-    return Rule("fedavg", MeasureFisher(apply, likelihood, None), lift, solve, "add")
+    return Rule("fedavg", MeasureFisher(apply, likelihood, None), lift, solve, "add", takes=ONE_MODEL)

@@ -26,9 +26,10 @@ from .._likelihood import Likelihood
 from .._metrics import ensemble_apply
 from .._trees import stack
 from ..curvature import Kronecker
-from ._rule import MeasureFisher, Merged, Payload, Rule, Update, require_options
+from ._rule import Kind, MeasureFisher, Merged, Payload, Rule, Takes, Update, require_options
 
 PyTree = Any
+MODES = "modes, "  # before the kind of their Fishers
 ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
 OtherModes = Callable[[Examples, jax.Array], tuple[PyTree, ...]]  # (data, key) → further local models
 
@@ -48,7 +49,8 @@ class MeasureModes:
     def of(self, modes: tuple[PyTree, ...], data: Examples, key: jax.Array) -> Payload:
         """The payload of given local models."""
         sent = [self.one(Update(params), data, jax.random.fold_in(key, n)) for n, params in enumerate(modes)]
-        return Payload(sent[0].weight, tuple(p.params for p in sent), tuple(p.statistics for p in sent))
+        models, fishers = tuple(p.params for p in sent), tuple(p.statistics for p in sent)
+        return Payload(sent[0].weight, models, fishers, Kind(MODES + self.one.kind))
 
 
 def fedbens(
@@ -96,12 +98,13 @@ def fedbens(
         # A program of its own: with the eigenvalues in the program of the search, XLA:CPU waits for ever (jax 0.10.2).
         constants = jax.block_until_ready(_log_determinants(payloads, precision, temperature))
         modes, first, last = _modes(payloads, constants, precision, temperature, optimizer or ADAM, steps)
-        diagnostics = {"objective_start": first, "objective_end": last, "modes": jnp.asarray(len(modes))}
+        diagnostics = {"log_density_start": -first, "log_density_end": -last, "modes": jnp.asarray(len(modes))}
         if len(modes) == 1:
             return Merged(modes[0], diagnostics)
         return Merged(modes, diagnostics, predict)
 
-    return Rule("fedbens", measure, lambda payload, start: payload, solve, "stack", jit=False)
+    takes = Takes((tuple,), tuple(MODES + kind for kind in measure.one.takes().kinds))
+    return Rule("fedbens", measure, lambda payload, start: payload, solve, "stack", jit=False, takes=takes)
 
 
 def from_starts(starts: tuple[PyTree, ...], train: Callable[[PyTree, Examples, jax.Array], PyTree]) -> OtherModes:

@@ -19,10 +19,11 @@ from ..curvature import Diagonal
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Solver
 from ._fedfisher import DAMPING, lift_sums, stacked
-from ._rule import MeasureFisher, Merged, Payload, Rule, Update, moved, require_options, require_start
+from ._rule import Kind, MeasureFisher, Merged, Payload, Rule, Update, moved, require_options, require_start
 
 PyTree = Any
-ESTIMATORS = ("exact", "monte_carlo", "empirical", "squares")
+SQUARES = "squares"
+ESTIMATORS = ("exact", "monte_carlo", "empirical", SQUARES)
 
 
 def measure_squares(update: Update, data: Examples, key: jax.Array) -> Payload:
@@ -34,7 +35,8 @@ def measure_squares(update: Update, data: Examples, key: jax.Array) -> Payload:
     del key
     if update.squares is None:
         raise ValueError("update.squares: got None, expected the squared gradients of the last local epoch")
-    return Payload(jnp.asarray(data.size, jnp.result_type(float)), update.params, Diagonal(update.squares))
+    weight = jnp.asarray(data.size, jnp.result_type(float))
+    return Payload(weight, update.params, Diagonal(update.squares), Kind(SQUARES))
 
 
 def fedfish(
@@ -80,7 +82,7 @@ def fedfish(
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: got {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
-    if structure not in ("diagonal", "kronecker") or (structure == "kronecker" and estimator == "squares"):
+    if structure not in ("diagonal", "kronecker") or (structure == "kronecker" and estimator == SQUARES):
         raise ValueError(
             f"structure: got {structure!r} with {estimator}, expected diagonal, or kronecker not of squares"
         )
@@ -88,10 +90,11 @@ def fedfish(
         if not value >= 0:
             raise ValueError(f"{name}: got {value}, expected a number of at least 0")
     require_options(options, fedfish, MeasureFisher, "kind")
-    gathered = estimator == "squares"
+    gathered = estimator == SQUARES
     if gathered and options:
         raise ValueError(f"options: got {', '.join(options)}, which the estimator squares does not read")
-    measure = measure_squares if gathered else MeasureFisher(apply, likelihood, structure, kind=estimator, **options)
+    fisher = MeasureFisher(apply, likelihood, structure, kind=estimator, **options)
+    measure, takes = measure_squares if gathered else fisher, fisher.takes()
     if structure == "kronecker":
         chosen = conjugate_gradients(damping=DAMPING["kronecker"]) if solver is None else solver
 
@@ -99,7 +102,7 @@ def fedfish(
             step, diagnostics = chosen(stacked(moved(payloads, start)))
             return Merged(jax.tree.map(jnp.add, start, step), diagnostics)
 
-        return Rule("fedfish-kfac", measure, lambda payload, start: payload, solve_stacked, "stack")
+        return Rule("fedfish-kfac", measure, lambda payload, start: payload, solve_stacked, "stack", takes=takes)
 
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         share = 1 / summary["weight"]
@@ -115,4 +118,5 @@ def fedfish(
         unknown = sum(jnp.sum(f <= floor) for f in leaves) / sum(f.size for f in leaves)
         return Merged(params, {"share_averaged": unknown})
 
-    return Rule("fedfish", measure, lambda p, start: lift_sums(moved(p, start)), solve, "add", squares=gathered)
+    lift = lambda payload, start: lift_sums(moved(payload, start))  # noqa: E731
+    return Rule("fedfish", measure, lift, solve, "add", squares=gathered, takes=takes)

@@ -68,8 +68,10 @@ def fedfisher(
     measure = MeasureFisher(apply, likelihood, structure, **options)
     chosen = conjugate_gradients(damping=DAMPING[structure]) if solver is None else solver
     if structure in ("kronecker", "low_rank"):
-        return Rule(names[structure], measure, with_fisher, lambda s, _: _merged(chosen, stacked(s)), "stack")
-    return Rule(names[structure], measure, lift_sums, lambda s, _: _merged(chosen, summed(s)), "add")
+        solve = lambda s, _: _merged(chosen, stacked(s))  # noqa: E731
+        return Rule(names[structure], measure, with_fisher, solve, "stack", takes=measure.takes())
+    solve = lambda s, _: _merged(chosen, summed(s))  # noqa: E731
+    return Rule(names[structure], measure, lift_sums, solve, "add", takes=measure.takes())
 
 
 def fisher_merge(apply: Callable, likelihood: Likelihood, *, floor: float = 0.0, **options: Any) -> Rule:
@@ -96,7 +98,8 @@ def fisher_merge(apply: Callable, likelihood: Likelihood, *, floor: float = 0.0,
     """
     require_options(options, fisher_merge, MeasureFisher)
     measure = MeasureFisher(apply, likelihood, "diagonal", **options)
-    return Rule("fisher-merge", measure, lift_sums, lambda s, _: _merged(closed_form(floor=floor), summed(s)), "add")
+    solve = lambda s, _: _merged(closed_form(floor=floor), summed(s))  # noqa: E731
+    return Rule("fisher-merge", measure, lift_sums, solve, "add", takes=measure.takes())
 
 
 def with_fisher(payload: Payload, start: PyTree = None) -> Payload:
@@ -128,8 +131,10 @@ def summed(summary: dict[str, Any]) -> Objective:
     share = 1 / summary["weight"]
     anchor, curvature = scaled(share, summary["params"]), scaled(share, summary["fisher"])
     product, applied = scaled(share, summary["product"]), curvature.matvec(anchor)
-    at_anchor = share * summary["constant"] + optax.tree.vdot(anchor, applied) - 2 * optax.tree.vdot(anchor, product)
-    return Objective(curvature, jax.tree.map(jnp.subtract, product, applied), anchor, at_anchor)
+    squares, crossed = optax.tree.vdot(anchor, applied), 2 * optax.tree.vdot(anchor, product)
+    at_anchor = share * summary["constant"] + squares - crossed
+    size = share * summary["constant"] + squares + jnp.abs(crossed)
+    return Objective(curvature, jax.tree.map(jnp.subtract, product, applied), anchor, at_anchor, size)
 
 
 def stacked(payloads: Payload) -> Objective:

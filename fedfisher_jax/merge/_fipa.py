@@ -88,7 +88,7 @@ def fipa(
         step, diagnostics = joint_step(steps, off_span=off_span, tau=tau, cutoff=cutoff, bound=bound)
         return Merged(jax.tree.map(jnp.add, start, step), diagnostics)
 
-    return Rule("fipa", measure, lambda payload, start: payload, solve, "stack")
+    return Rule("fipa", measure, lambda payload, start: payload, solve, "stack", takes=measure.takes())
 
 
 def joint_step(

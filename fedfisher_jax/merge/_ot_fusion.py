@@ -16,8 +16,8 @@ from .._examples import Examples
 from .._likelihood import Likelihood
 from ..curvature import Capture
 from ..curvature._chain import Chain, Units
-from ._outline import chain_of, models, outline
-from ._rule import Merged, Payload, Rule, Update
+from ._outline import TAKES_ANY, chain_of, models, outline
+from ._rule import ONE_MODEL, Merged, Payload, Rule, Update
 
 PyTree = Any
 Layers = Sequence[Units]
@@ -67,7 +67,8 @@ def ot_fusion(
         fused = fuse(chain, models(chain, payloads), weights, number, probes, align_output, rescale)
         return Merged(chain.join(fused), {"reference": jnp.asarray(number)})
 
-    return Rule("otfusion", _measure, lambda payload, start: payload, solve, "stack", jit=False)
+    takes = TAKES_ANY if captured is None else ONE_MODEL  # the layers are found by the shape of an example
+    return Rule("otfusion", _measure, lambda payload, start: payload, solve, "stack", jit=False, takes=takes)
 
 
 def released_ot_fusion(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:

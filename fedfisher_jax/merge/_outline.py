@@ -10,7 +10,7 @@ from .._examples import Examples
 from .._trees import pick
 from ..curvature import Capture, capture
 from ..curvature import _chain as chain
-from ._rule import Payload
+from ._rule import Kind, Payload, Takes
 
 PyTree = Any
 
@@ -20,9 +20,14 @@ def like(data: Examples) -> jax.Array:
     return jnp.zeros((0, *data.x.shape[1:]), data.x.dtype)
 
 
+EXAMPLE, COUNTS, BOUNDS = "example", "example, counts", "example, low, high"  # kinds: names of what is measured
+TAKES_ANY = Takes((dict,), (EXAMPLE, COUNTS, BOUNDS))
+
+
 def outline(params: PyTree, data: Examples, **more: Any) -> Payload:
     """Make a payload of parameters, `like(data)` as "example" and small statistics by name."""
-    return Payload(jnp.asarray(data.size, jnp.result_type(float)), params, {"example": like(data), **more})
+    statistics = {"example": like(data), **more}
+    return Payload(jnp.asarray(data.size, jnp.result_type(float)), params, statistics, Kind(", ".join(statistics)))
 
 
 def chain_of(apply: Callable, payloads: Payload, captured: Capture | None) -> chain.Chain:

@@ -18,8 +18,8 @@ from .._examples import Examples
 from .._likelihood import Likelihood
 from ..curvature import Capture
 from ..curvature._chain import Chain, Units
-from ._outline import chain_of, models, outline
-from ._rule import Merged, Payload, Rule, Update
+from ._outline import COUNTS, chain_of, models, outline
+from ._rule import Merged, Payload, Rule, Takes, Update
 
 PyTree = Any
 
@@ -85,7 +85,7 @@ def pfnm(
         layers = match_layers(clients, shares, prior or Prior(), iterations, np.random.default_rng(seed))
         return _merged(chain, layers)
 
-    return Rule("pfnm", MeasureCounts(apply, likelihood), lambda payload, start: payload, solve, "stack", jit=False)
+    return _rule(apply, likelihood, solve)
 
 
 def released_pfnm(apply: Callable, likelihood: Likelihood, *, seed: int = 0, captured: Capture | None = None) -> Rule:
@@ -104,7 +104,12 @@ def released_pfnm(apply: Callable, likelihood: Likelihood, *, seed: int = 0, cap
         draw = np.random.default_rng(seed)
         return _merged(chain, match_layers(clients, shares, prior, 5, draw, misplaced=True))
 
-    return Rule("pfnm", MeasureCounts(apply, likelihood), lambda payload, start: payload, solve, "stack", jit=False)
+    return _rule(apply, likelihood, solve)
+
+
+def _rule(apply: Callable, likelihood: Likelihood, solve: Callable[[Payload, PyTree], Merged]) -> Rule:
+    measure, takes = MeasureCounts(apply, likelihood), Takes((dict,), (COUNTS,))
+    return Rule("pfnm", measure, lambda payload, start: payload, solve, "stack", jit=False, takes=takes)
 
 
 @dataclasses.dataclass(frozen=True)

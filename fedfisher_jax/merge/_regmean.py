@@ -21,9 +21,10 @@ from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._least_squares import least_squares
 from ..solve._objective import Solver
 from ._fedfisher import lift_sums, summed
-from ._rule import Merged, Payload, Rule, Update, require_options
+from ._rule import ALL_INPUTS, Kind, Merged, Payload, Rule, Takes, Update, require_options
 
 PyTree = Any
+DENSE_INPUTS = "inputs of dense layers"  # without their biases
 Compression = Callable[[jax.Array, int], jax.Array]  # (second moment, rank) → what is left of it
 
 
@@ -61,7 +62,8 @@ class MeasureGrams:
             layers = [dataclasses.replace(layer, bias=None, bias_shape=()) for layer in layers]
         shapes = tuple(jnp.shape(leaf) for leaf in leaves)
         weight = jnp.asarray(data.size, jnp.result_type(float))
-        return Payload(weight, params, Gram(tuple(total), tuple(layers), shapes, treedef))
+        kind = Kind(DENSE_INPUTS if self.dense_only else ALL_INPUTS)
+        return Payload(weight, params, Gram(tuple(total), tuple(layers), shapes, treedef), kind)
 
 
 def regmean(
@@ -119,7 +121,7 @@ def regmean(
         leaves = [merged[leaf] if leaf in covered else plain[leaf] for leaf in range(len(merged))]
         return Merged(jax.tree.unflatten(treedef, leaves), solution.diagnostics)
 
-    return Rule("regmean", measure, lift, solve, "add")
+    return Rule("regmean", measure, lift, solve, "add", takes=Takes((Gram,), (DENSE_INPUTS,)))
 
 
 def released_regmean(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
@@ -165,7 +167,8 @@ def regmean_kron(
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         return Merged(*(solver or conjugate_gradients())(summed(summary)))
 
-    return Rule("regmean-kron", MeasureGrams(apply, False, **options), lift, solve, "add")
+    measure, takes = MeasureGrams(apply, False, **options), Takes((Gram,), (ALL_INPUTS,))
+    return Rule("regmean-kron", measure, lift, solve, "add", takes=takes)
 
 
 def low_rank(moment: jax.Array, rank: int) -> jax.Array:
@@ -181,7 +184,7 @@ def _compressed(payload: Payload, compression: Compression) -> Payload:
     rank = int(2 * size / sum(2 * a.shape[-1] + 1 for a in gram.inputs))
     params = jax.tree.map(lambda leaf: _quantised(leaf, 15), payload.params)
     inputs = tuple(compression(a, rank) for a in gram.inputs)
-    return Payload(payload.weight, params, dataclasses.replace(gram, inputs=inputs))
+    return payload._replace(params=params, statistics=dataclasses.replace(gram, inputs=inputs))
 
 
 def _quantised(array: jax.Array, bits: int) -> jax.Array:

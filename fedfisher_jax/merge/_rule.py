@@ -8,12 +8,18 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .._compat import Tracer
+from .._doors import require_examples
 from .._examples import Examples
 from .._likelihood import Likelihood
 from .._trees import difference, in_types_of, stack, widened
 from ..curvature import Capture, Subspace, fisher
+from ..curvature.structures._protocol import Structure
+from ..curvature.structures._registry import by_name
 
 PyTree = Any
+AT_START = " at start"  # of a Fisher of the model that was sent, not of the trained one
+ALL_INPUTS = "inputs of all layers"  # of a Gram
 
 
 class Update(NamedTuple):
@@ -25,12 +31,31 @@ class Update(NamedTuple):
     steps: Any = 0  # the local optimiser's
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How a payload's statistics were measured, in the words that files use, too: "exact", say, or "squares".
+
+    It is no leaf of a payload's tree but part of its structure, so it goes through `jit` and `vmap`.
+    """
+
+    name: str
+
+
 class Payload(NamedTuple):
     """What one client sends."""
 
     weight: Any  # its number of examples
     params: PyTree
     statistics: Any = None  # what the rule measured: a Fisher, second moments of inputs, counts, or nothing
+    kind: Kind | None = None  # of the statistics; None where nobody knows, as in payloads that are made by hand
+
+
+class Takes(NamedTuple):
+    """The statistics that a rule can merge; all others are refused by `lift`."""
+
+    types: tuple[type, ...]  # a structure of `curvature`, NoneType, or what else a measure gives
+    kinds: tuple[str, ...] = ()  # names of `Kind`; any where there is none
 
 
 class Merged(NamedTuple):
@@ -57,6 +82,7 @@ class Rule(NamedTuple):
     jit: bool = True  # False: `solve` works on the host (assignments, widths that depend on data), so do not compile it
     squares: bool = False  # whether `measure` reads the last epoch's squared gradients
     parts: tuple["Rule", ...] = ()  # see `then`
+    takes: Takes | None = None  # what `lift` and `solve` can merge; None: a rule of one's own that does not say
 
 
 def then(first: Rule, second: Rule) -> Rule:
@@ -72,6 +98,8 @@ def then(first: Rule, second: Rule) -> Rule:
         >>> rule.name, len(ff.merge.exchanges(rule))
         ('fedavg+fedfisher-kfac', 2)
     """
+    for rule in (first, second):
+        require_rule(rule)
     if second.squares:
         raise ValueError(
             f"second: got {second.name}, which reads gradients of local training, expected a rule that does not"
@@ -104,13 +132,23 @@ class MeasureFisher:
 
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload."""
+        require_examples(data)
         weight = jnp.asarray(data.size, jnp.result_type(float))
         if self.structure is None:
             return Payload(weight, update.params)
+        place = "" if self.at == "params" else AT_START
+        kind = Kind(ALL_INPUTS if self.structure == "gram" else self.kind + place)
         names = ("structure", "kind", "samples", "batch_size", "skip", "captured", "subspace")
         options = {name: getattr(self, name) for name in names}
         model = update.params if self.at == "params" else require_start(update.start)
-        return Payload(weight, update.params, fisher(self.apply, self.likelihood, model, data, key=key, **options))
+        measured = fisher(self.apply, self.likelihood, model, data, key=key, **options)
+        return Payload(weight, update.params, measured, kind)
+
+    def takes(self) -> Takes:
+        """What a rule can merge that reads this measure's Fisher: exact or drawn, one estimates the other."""
+        kinds = ("exact", "monte_carlo") if self.kind in ("exact", "monte_carlo") else (self.kind,)
+        place = "" if self.at == "params" else AT_START
+        return Takes((by_name(str(self.structure)),), tuple(kind + place for kind in kinds))
 
 
 def require_options(options: Mapping[str, Any], rule: Callable, measure: type, *taken: str) -> None:
@@ -150,8 +188,75 @@ def moved(payload: Payload, start: PyTree) -> Payload:
 
 
 def lift(rule: Rule, payload: Any, start: PyTree = None) -> Any:
-    """Make a client's contribution to the fold, by `rule.lift`, in float32 at least, as sums need."""
+    """Make a client's contribution to the fold, by `rule.lift`, in float32 at least, as sums need.
+
+    Every merge goes through here: in memory, of files, live, or by secure sums.
+
+    Raises:
+        ValueError: the rule cannot merge what the payload holds.
+    """
+    require_taken(rule, payload)
     return rule.lift(widened(payload), widened(start))
+
+
+ONE_MODEL = Takes((type(None), Structure, dict))  # of rules that read one model's parameters, and nothing beside them
+
+
+def require_rule(rule: Any) -> None:
+    """Refuse what is no rule, such as the function that makes one.
+
+    Raises:
+        TypeError: what was given.
+    """
+    if not isinstance(rule, Rule):
+        given = getattr(rule, "__name__", type(rule).__name__)
+        call = f"; call it: {given}(apply, likelihood)" if callable(rule) else ""
+        raise TypeError(f"rule: got {given}, expected a Rule{call}")
+
+
+def require_taken(rule: Rule, payload: Any) -> None:
+    """Refuse statistics that a rule cannot merge; payloads may be traced or stacked.
+
+    Raises:
+        ValueError: what the rule takes, and what the payload holds.
+    """
+    if rule.takes is None:
+        return
+    types, kinds = rule.takes
+    if not isinstance(payload, Payload):
+        raise ValueError(f"payload: got {type(payload).__name__}, expected a Payload for {rule.name}")
+    known = payload.kind is None or not kinds or payload.kind.name in kinds
+    if not isinstance(payload.statistics, types) or not known:
+        held = _in_words(type(payload.statistics), () if payload.kind is None else (payload.kind.name,))
+        wanted = " or ".join(_in_words(one, kinds) for one in types)
+        raise ValueError(f"rule: {rule.name} takes {wanted}; the payload holds {held}, which it cannot merge")
+
+
+def _in_words(statistics: type, kinds: Sequence[str]) -> str:
+    name = statistics.__name__
+    if issubclass(statistics, Structure):
+        name = getattr(statistics, "name", "any structure")
+    elif statistics is type(None):
+        return "parameters alone"
+    return f"{name} ({' or '.join(kinds)})" if kinds else name
+
+
+def require_squares(merged: Merged) -> Merged:
+    """Return the merged model itself, if no objective of its solver, a sum of squares, is below zero.
+
+    Solvers give zero for what is below it by rounding. Objectives that are traced are not looked at.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name in ("objective_start", "objective_end"):
+        value = merged.diagnostics.get(name)
+        if value is not None and not isinstance(value, Tracer) and float(value) < 0:
+            raise ValueError(
+                f"{name}: got {float(value):.4g}, expected at least 0 of a sum of squares: the clients' curvatures are "
+                "not positive semi-definite, or are not what the rule takes"
+            )
+    return merged
 
 
 def merge_summary(rule: Rule, summary: Any, params: PyTree, start: PyTree = None) -> Merged:
@@ -184,7 +289,8 @@ def merge_payloads(rule: Rule, payloads: Sequence[Any], start: PyTree = None) ->
 
     Raises:
         ValueError: no payload, trees or shapes that do not match, non-finite or negative entries (the client is named),
-            several exchanges, or no start where the rule reads it.
+            several exchanges, no start where the rule reads it, statistics that the rule cannot merge, or an objective
+            below zero.
 
     Example:
         >>> import jax.numpy as jnp
@@ -195,14 +301,16 @@ def merge_payloads(rule: Rule, payloads: Sequence[Any], start: PyTree = None) ->
         >>> ff.merge_payloads(rule, [sure, unsure]).params.tolist()  # (3 · 0 + 1 · 1) / (3 + 1)
         [0.25]
     """
+    require_rule(rule)
     if not payloads:
         raise ValueError("payloads: expected at least one, got none")
     if len(exchanges(rule)) > 1:
         raise ValueError(f"rule: got {rule.name}, which is {len(exchanges(rule))} exchanges, expected one of its parts")
     for number, payload in enumerate(payloads):
+        require_taken(rule, payload)
         check_payload(payload, payloads[0], f"payloads[{number}]")
     contributions = stack([lift(rule, payload, start) for payload in payloads])
-    return merge_summary(rule, fold(rule, contributions), payloads[0].params, start)
+    return require_squares(merge_summary(rule, fold(rule, contributions), payloads[0].params, start))
 
 
 def check_payload(payload: Payload, like: Payload, name: str = "payload") -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..curvature import Layer
 from ..curvature.structures._signs import Sign, nearest_semidefinite, require_sign
-from ..merge._rule import Payload
+from ..merge._rule import Kind, Payload
 from . import _codecs as codecs
 from . import _container as container
 from . import _structures as structures
@@ -140,7 +140,8 @@ def loads(
         raise PayloadError(f"{file}: {error}") from error
     treedef = jax.tree.structure(params)
     fisher = structures.filled(_outline(header, treedef), header.leaves, decoded)
-    return Payload(jnp.asarray(header.examples, jnp.result_type(float)), params, fisher), header
+    kind = None if fisher is None or header.about.kind is None else Kind(header.about.kind)
+    return Payload(jnp.asarray(header.examples, jnp.result_type(float)), params, fisher, kind), header
 
 
 def header_of(

@@ -1,6 +1,6 @@
 """What a payload reveals, and how to reveal less: secure sums, differentially private noise (docs/silos.md).
 
-Every name loads when it is used, since secure sums need `cryptography`, and a noise's accounting `dp_accounting`.
+Every name loads when it is used, since secure sums need `cryptography`.
 """
 
 import importlib as _importlib

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..merge._rule import Merged, Rule, check_payload, lift, merge_summary
+from ..merge._rule import Merged, Rule, check_payload, lift, merge_summary, require_rule, require_squares, require_taken
 from . import _fixed_point as fixed_point
 from ._secure_sum import secure_sum
 
@@ -104,9 +104,10 @@ def secure_merge(rule: Rule, payloads: Sequence[Any], start: PyTree = None, **op
         options: options of `secure_sum`: threshold, silent, lost, dropouts; clients' numbers there start at 1.
 
     Raises:
-        ValueError: the rule stacks payloads, or one of them is refused.
+        ValueError: the rule stacks payloads, one of them is refused, or the objective ends below zero.
         RoundVoid: too many clients dropped out.
     """
+    require_rule(rule)
     if rule.combine != "add":
         raise ValueError(
             f"rule: {rule.name} needs each client's payload; a secure sum serves rules that add: fedavg, …"
@@ -114,6 +115,7 @@ def secure_merge(rule: Rule, payloads: Sequence[Any], start: PyTree = None, **op
     if len(payloads) < 2:
         raise ValueError(f"payloads: expected at least two, got {len(payloads)}")
     for number, payload in enumerate(payloads):
+        require_taken(rule, payload)
         check_payload(payload, payloads[0], f"payloads[{number}]")
     summary = total([lift(rule, payload, start) for payload in payloads], **options)
-    return merge_summary(rule, summary, payloads[0].params, start)
+    return require_squares(merge_summary(rule, summary, payloads[0].params, start))

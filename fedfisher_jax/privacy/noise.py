@@ -7,6 +7,7 @@ the number of examples, and that the silo took part, are taken as public. (docs/
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,11 +37,27 @@ class Guarantee(NamedTuple):
     unit: str = "silo, all of its data replaced"
 
 
+def delta_of(epsilon: float, noise_multiplier: float) -> float:
+    """δ of one release with Gaussian noise of σ times the sensitivity (Balle and Wang, arXiv 1805.06530, theorem 8).
+
+    δ = Φ(1/2σ − εσ) − e^ε Φ(−1/2σ − εσ), from logarithms: for large ε both terms are beyond a float's range.
+    """
+    half, moved = 0.5 / noise_multiplier, epsilon * noise_multiplier
+    first, second = (float(scipy.special.log_ndtr(side - moved)) for side in (half, -half))
+    if first == -math.inf:
+        return 0.0
+    return -math.exp(first) * math.expm1(min(epsilon + second - first, 0.0))
+
+
 def epsilon_of(noise_multiplier: float, delta: float, rounds: int = 1) -> float:
-    """ε of `rounds` releases with Gaussian noise, by dp-accounting's privacy loss distributions."""
-    accounting, accountant = _accountant()
-    spent = accountant().compose(accounting.GaussianDpEvent(noise_multiplier), rounds)
-    return float(spent.get_epsilon(delta))
+    """Find the least ε of `rounds` releases with Gaussian noise: together they are one with σ / √rounds.
+
+    It is rounded up, so that δ never is above what is asked for.
+    """
+    sigma = noise_multiplier / math.sqrt(rounds)
+    if delta_of(0.0, sigma) <= delta:
+        return 0.0
+    return _where(lambda epsilon: delta_of(epsilon, sigma) <= delta, 1.0)
 
 
 def noise_for(
@@ -56,21 +73,15 @@ def noise_for(
         rounds: releases of this silo in all.
 
     Raises:
-        ValueError: numbers out of range, or dp-accounting is not installed.
+        ValueError: numbers out of range.
     """
     for name, value in (("epsilon", epsilon), ("clip_params", clip_params), ("clip_fisher", clip_fisher)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name}: got {value}, expected a positive number")
     if not 0 < delta < 1 or rounds < 1:
         raise ValueError(f"delta, rounds: got {delta}, {rounds}, expected a number between 0 and 1, and at least 1")
-    accounting, accountant = _accountant()
-    multiplier = accounting.calibrate_dp_mechanism(
-        accountant,
-        lambda sigma: accounting.SelfComposedDpEvent(accounting.GaussianDpEvent(sigma), rounds),
-        epsilon,
-        delta,
-    )
-    return Guarantee(epsilon_of(multiplier, delta, rounds), delta, rounds, float(multiplier), clip_params, clip_fisher)
+    sigma = _where(lambda sigma: delta_of(epsilon, sigma) <= delta, 1.0)
+    return Guarantee(epsilon, delta, rounds, sigma * math.sqrt(rounds), clip_params, clip_fisher)
 
 
 def require_defined(fisher: Any) -> None:
@@ -137,7 +148,8 @@ def privatise(payload: Payload, start: PyTree, guarantee: Guarantee) -> Payload:
         else:
             wide = np.maximum(wide + std * _gaussian(wide.shape), 0)
         released.append(jnp.asarray(wide, array.dtype))
-    return Payload(payload.weight, treedef.unflatten(params), with_arrays(payload.statistics, released))
+    noisy_statistics = with_arrays(payload.statistics, released)
+    return payload._replace(params=treedef.unflatten(params), statistics=noisy_statistics)
 
 
 def _moved(payload: Payload, start: PyTree) -> list[np.ndarray]:
@@ -190,10 +202,14 @@ def _gaussian(shape: tuple[int, ...]) -> np.ndarray:
     return scipy.special.ndtri(((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53).reshape(shape)
 
 
-def _accountant() -> tuple[Any, Any]:
-    try:
-        import dp_accounting
-        from dp_accounting import pld
-    except ImportError as error:
-        raise ValueError("epsilon: accounting needs pip install 'fedfisher-jax[privacy]'") from error
-    return dp_accounting, pld.PLDAccountant
+def _where(holds: Callable[[float], bool], guess: float) -> float:
+    """The least positive number from which on `holds` is true, rounded up to a relative 1e-12, by bisection."""
+    low = high = guess
+    while not holds(high):
+        low, high = high, 2 * high
+    while low > 1e-300 and holds(low):
+        low, high = low / 2, low
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

@@ -59,8 +59,8 @@ def network_of(name: str, input_shape: Sequence[int], outputs: int, bias: bool) 
     return models.Network(made[0], made[1], name)
 
 
-def outputs_of(apply: Callable, params: Any, x: Any) -> tuple[int, ...]:
-    """Shape of a network's outputs for examples x, without computing them.
+def outputs_of(apply: Callable, params: Any, x: Any, expected: Sequence[int]) -> tuple[int, ...]:
+    """Shape of a network's outputs for examples x, without computing them; `expected` is the shape that it is for.
 
     Raises:
         ValueError: the network cannot take them.
@@ -68,7 +68,8 @@ def outputs_of(apply: Callable, params: Any, x: Any) -> tuple[int, ...]:
     try:
         return jax.eval_shape(apply, params, jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))).shape
     except (Exception, SystemExit) as error:  # a user's own function may fail in any way
-        raise ValueError(f"data: the model cannot take examples of shape {x.shape[1:]}: {said(error)}") from error
+        wanted = f"got examples of shape {x.shape[1:]}, expected {tuple(expected)}"
+        raise ValueError(f"data: {wanted}: the model cannot take them: {said(error)}") from error
 
 
 def template_of(network: models.Network) -> Any:

@@ -33,6 +33,7 @@ from .._trees import stack
 from ..curvature import Layer
 from ..federate import LocalTraining, RunKeys, merge_clients, run_keys
 from ..merge import Rule, exchanges
+from ..merge._rule import require_taken
 from ..payload import Limits, PayloadError
 from ._silo import silo_cohort, train_and_measure
 
@@ -129,7 +130,7 @@ def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
             rule=rule.name,
             likelihood=node.training.likelihood.name,
             start=payload.fingerprint(start),
-            kind=None if sent.statistics is None else getattr(rule.measure, "kind", None),
+            kind=None if sent.kind is None else sent.kind.name,
             silo=node.number,
             compression="none" if node.plan is None else "planned",
         )
@@ -217,9 +218,11 @@ class FedFisher(FedAvg):
         for node, (data, _) in sent.items():  # nothing is decoded before headers are compared
             if node not in left_out:
                 try:
-                    opened[node] = payload.loads(data, self.start_of_round, **self._checks(f"node {node}"))
-                except PayloadError as error:
-                    left_out[node] = str(error)
+                    pair = payload.loads(data, self.start_of_round, **self._checks(f"node {node}"))
+                    require_taken(rule, pair[0])
+                    opened[node] = pair
+                except ValueError as error:
+                    left_out[node] = str(error) if isinstance(error, PayloadError) else f"node {node}: {error}"
         left_out |= _doubles({node: header for node, (_, header) in opened.items()})
         self.left_out[server_round] = left_out
         for reason in left_out.values():
@@ -230,7 +233,11 @@ class FedFisher(FedAvg):
             LOG.warning("round %s: %s payloads, fewer than %s: no merge", server_round, len(found), self.quorum)
             return None, None
         stacked = stack([sent for sent, _ in found])
-        merged = merge_clients(rule, stacked, self.start_of_round)
+        try:
+            merged = merge_clients(rule, stacked, self.start_of_round)
+        except ValueError as error:
+            LOG.warning("round %s: %s: no merge", server_round, error)
+            return None, None
         if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(merged.params)):
             LOG.warning("round %s: the merged model is not finite: no merge", server_round)
             return None, None

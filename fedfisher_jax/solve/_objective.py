@@ -12,6 +12,7 @@ from ..curvature import Fisher, Mixture
 from ..curvature.structures._protocol import mean_diagonals, power_near
 
 PyTree = Any
+ROUNDING = 10  # how many standard errors of a sum still are rounding
 
 
 class Objective(NamedTuple):
@@ -21,6 +22,7 @@ class Objective(NamedTuple):
     pull: PyTree  # r
     anchor: PyTree  # θ̄, where the solvers start and where null(H) stays
     value_at_anchor: Any  # Q(θ̄)
+    size: Any = None  # of the numbers whose differences Q(θ̄) is, where it is one: it is rounded relative to them
 
     def value(self, params: PyTree) -> jax.Array:
         """Evaluate Q at `params`, a tree like the anchor."""
@@ -84,16 +86,26 @@ def _solution(problem: Objective, delta: PyTree, shifts: PyTree, *, iterations: 
     unit = power_near(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(problem.pull)])))
     gap = optax.tree.norm(jax.tree.map(lambda r, hd: unit * (r - hd), problem.pull, applied))
     size = optax.tree.norm(jax.tree.map(lambda r: unit * r, problem.pull))
+    start, end = _squares(problem, problem.value_at_anchor), _squares(problem, problem.value(params))
     return Solution(
         params,
         {
-            "objective_start": problem.value_at_anchor,
-            "objective_end": problem.value(params),
+            "objective_start": start,
+            "objective_end": end,
             "residual": jnp.where(size > 0, gap / jnp.where(size > 0, size, 1), 0.0),
             "iterations": jnp.asarray(iterations),
             "converged": jnp.asarray(converged),
         },
     )
+
+
+def _squares(problem: Objective, value: jax.Array) -> jax.Array:
+    """Give zero for a value of Q, a sum of squares, that is below zero by rounding; what is further below stays."""
+    value = jnp.asarray(value)
+    size = jnp.abs(problem.value_at_anchor if problem.size is None else problem.size)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(problem.anchor))
+    rounding = ROUNDING * numbers**0.5 * jnp.finfo(value.dtype).eps * size  # of so many sums, whose errors are random
+    return jnp.where((value < 0) & (value >= -rounding), 0, value)
 
 
 def _divide(a: jax.Array, b: jax.Array, shift: Any = 0.0) -> jax.Array:

@@ -8,10 +8,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from commands import command, refused
 
-from fedfisher_jax.cli import _commands
+from fedfisher_jax.cli import _cli, _commands
 from fedfisher_jax.data import DataNotFoundError, load
 
 SHORT = ("--epochs", 1, "--rule", "fedavg", "--out", "x.safetensors")
@@ -154,11 +156,43 @@ def test_a_failure_that_nobody_foresaw_says_that_it_is_a_bug(folder, monkeypatch
         monkeypatch.setitem(_commands.COMMANDS, "inspect", (_commands.COMMANDS["inspect"][0], other))
         refused("inspect", "x")
 
+    class Odd(BaseException):
+        pass
+
+    for error in (Odd("of no known kind"), GeneratorExit(), np.linalg.LinAlgError("singular"), KeyError(), Exception()):
+
+        def another(settings, error=error):
+            raise error
+
+        monkeypatch.setitem(_commands.COMMANDS, "inspect", (_commands.COMMANDS["inspect"][0], another))
+        assert "This is a bug" in refused("inspect", "x")
+
     def interrupted(settings):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(_commands.COMMANDS, "inspect", (_commands.COMMANDS["inspect"][0], interrupted))
     assert command("inspect", "x") == (130, "fedfisher: interrupted\n")
+
+
+def test_what_other_libraries_raise_is_a_bug_and_what_we_raise_is_not(folder, monkeypatch):
+    """A ValueError from inside of JAX says nothing about a person's input, though ours all are ValueErrors."""
+
+    def fails(settings):
+        jnp.ones((2, 3)) @ jnp.ones((2, 3))
+
+    monkeypatch.setitem(_commands.COMMANDS, "inspect", (_commands.COMMANDS["inspect"][0], fails))
+    line = refused("inspect", "x")
+    assert "This is a bug" in line and "TypeError: dot_general" in line
+    monkeypatch.undo()
+    assert "This is a bug" not in refused("init", *NETWORK, "--out", "m.safetensors", "--model", "none")
+
+
+def test_errors_while_words_are_read_are_one_line(monkeypatch):
+    def fails(*args, **options):
+        raise RuntimeError("of the reader of words")
+
+    monkeypatch.setattr(_cli.tyro.extras, "subcommand_cli_from_dict", fails)
+    assert "This is a bug" in refused("inspect", "x")
 
 
 def test_no_home(monkeypatch):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("cryptography", reason="secure sums need pip install 'fedfisher-jax[privacy]'")
-pytest.importorskip("dp_accounting", reason="accounting needs pip install 'fedfisher-jax[privacy]'")
 
 
 @pytest.mark.slow

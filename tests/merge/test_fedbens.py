@@ -66,7 +66,7 @@ def test_far_modes_are_merged_apart_and_predict_together():
     probabilities = np.mean([jax.nn.softmax(APPLY(params, x)) for params in merged.params], axis=0)
     np.testing.assert_allclose(jax.nn.softmax(merged.apply(merged.params, x)), probabilities, atol=1e-9)
     assert int(merged.diagnostics["modes"]) == 2
-    assert merged.diagnostics["objective_end"] < merged.diagnostics["objective_start"]
+    assert merged.diagnostics["log_density_end"] > merged.diagnostics["log_density_start"]
 
 
 def test_near_modes_share_what_they_know():

@@ -4,41 +4,66 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import optimize, special, stats
+from samples import START, STRUCTURES, payload
+from scipy import special, stats
 
-pytest.importorskip("dp_accounting", reason="accounting needs pip install 'fedfisher-jax[privacy]'")
-
-from samples import START, STRUCTURES, payload  # noqa: E402
-
-from fedfisher_jax.curvature import Gram, Layer  # noqa: E402
-from fedfisher_jax.curvature.structures import _signs as signs  # noqa: E402
-from fedfisher_jax.payload import _file as file  # noqa: E402
-from fedfisher_jax.payload import _structures as structures  # noqa: E402
-from fedfisher_jax.privacy import noise  # noqa: E402
+from fedfisher_jax.curvature import Gram, Layer
+from fedfisher_jax.curvature.structures import _signs as signs
+from fedfisher_jax.payload import _file as file
+from fedfisher_jax.payload import _structures as structures
+from fedfisher_jax.privacy import noise
 
 SILENT = noise.Guarantee(1.0, 1e-5, 1, 0.0, clip_params=2.0, clip_fisher=0.5)  # clips, adds nothing
 MOVED = {structure: payload(structure) for structure in STRUCTURES if structure != "low_rank"}
 
 
 def analytic_delta(epsilon, sigma):
-    """δ of the Gaussian mechanism with sensitivity one, exactly (Balle and Wang, arXiv 1805.06530, theorem 8)."""
+    """δ of the Gaussian mechanism with sensitivity one, as Balle and Wang write it (arXiv 1805.06530, theorem 8)."""
     return special.ndtr(0.5 / sigma - epsilon * sigma) - np.exp(epsilon) * special.ndtr(-0.5 / sigma - epsilon * sigma)
 
 
 @pytest.mark.parametrize("sigma", [0.7, 2.0, 10.0])
+@pytest.mark.parametrize("epsilon", [0.01, 0.5, 4.0])
+def test_delta_is_that_of_the_formula(epsilon, sigma):
+    assert noise.delta_of(epsilon, sigma) == pytest.approx(analytic_delta(epsilon, sigma), rel=1e-9, abs=1e-16)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0, 20.0])
 @pytest.mark.parametrize("rounds", [1, 7])
-def test_accountant_agrees_with_the_exact_formula(sigma, rounds):
-    """Rounds of Gaussian noise compose to one with σ/√rounds."""
-    expected = optimize.brentq(lambda e: analytic_delta(e, sigma / np.sqrt(rounds)) - 1e-5, 1e-3, 100)
-    found = noise.epsilon_of(sigma, 1e-5, rounds)
-    assert expected - 1e-6 <= found <= expected * 1.01 + 1e-3  # never less than the truth
+def test_noise_is_that_of_dp_accounting(epsilon, rounds):
+    """Rounds of Gaussian noise compose to one with σ/√rounds; privacy loss distributions say the same from above."""
+    accounting = pytest.importorskip("dp_accounting")
+    from dp_accounting import pld
+
+    found = noise.noise_for(epsilon, 1e-5, rounds=rounds, clip_params=1.0)
+    event = accounting.GaussianDpEvent(found.noise_multiplier)
+    spent = pld.PLDAccountant().compose(event, rounds).get_epsilon(1e-5)
+    assert epsilon - 1e-6 <= spent <= epsilon * 1.01 + 1e-3
+    assert noise.epsilon_of(found.noise_multiplier, 1e-5, rounds) == pytest.approx(epsilon, rel=1e-9)
 
 
-def test_least_noise_for_a_promise():
-    epsilon = 2.0
-    found = noise.noise_for(epsilon, 1e-5, clip_params=1.0)
-    assert found.epsilon <= epsilon * (1 + 1e-6) and found.epsilon == pytest.approx(epsilon, rel=0.01)
-    assert analytic_delta(epsilon, found.noise_multiplier) == pytest.approx(1e-5, rel=0.05)
+@pytest.mark.parametrize("epsilon", [1e-300, 1e-6, 1.0, 1000.0, 1e6, 1e300])
+@pytest.mark.parametrize("delta", [1e-300, 1e-12, 1e-5, 0.5])
+def test_the_least_noise_is_found_for_every_promise(epsilon, delta):
+    found = noise.noise_for(epsilon, delta, clip_params=1.0)
+    assert found.epsilon == epsilon and 0 < found.noise_multiplier < np.inf
+    assert noise.delta_of(epsilon, found.noise_multiplier) <= delta
+    if delta > 1e-100 and 1e-100 < epsilon < 1e100:
+        assert noise.delta_of(epsilon, 0.999 * found.noise_multiplier) > delta
+
+
+def test_noise_for_a_thousand_is_where_both_terms_overflow():
+    """σ = 0.02458 for ε = 1000 and δ = 1e-5, from mpmath at 400 digits."""
+    mpmath = pytest.importorskip("mpmath")
+    found = noise.noise_for(1000.0, 1e-5, clip_params=1.0).noise_multiplier
+    with mpmath.workdps(600):
+        half, moved = mpmath.mpf(1) / (2 * mpmath.mpf(found)), 1000 * mpmath.mpf(found)
+        delta = mpmath.ncdf(half - moved) - mpmath.exp(1000) * mpmath.ncdf(-half - moved)
+    assert float(delta) == pytest.approx(1e-5, rel=1e-6)
+
+
+def test_much_noise_promises_everything():
+    assert noise.epsilon_of(1e6, 1e-5) == 0.0
 
 
 def blocks(sent):

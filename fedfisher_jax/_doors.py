@@ -1,0 +1,110 @@
+"""What public functions ask of their arguments before any work: "name: got X, expected Y" for one of the wrong kind.
+
+Traced values are not looked into, so that nothing of this costs anything under `jit`.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ._compat import Tracer
+from ._examples import Examples
+from ._likelihood import Likelihood, check_targets
+
+PyTree = Any
+
+
+def require_likelihood(likelihood: Any) -> None:
+    """Refuse what is no likelihood, such as the function that makes one.
+
+    Raises:
+        TypeError: what was given.
+    """
+    if not isinstance(likelihood, Likelihood):
+        given = getattr(likelihood, "__name__", type(likelihood).__name__)
+        call = f"; call it: {given}()" if callable(likelihood) else ""
+        raise TypeError(f"likelihood: got {given}, expected a Likelihood, such as categorical(){call}")
+
+
+def require_examples(data: Any) -> None:
+    """Refuse what is no `Examples`, such as a pair of arrays.
+
+    Raises:
+        TypeError: what was given.
+    """
+    if not isinstance(data, Examples):
+        raise TypeError(f"data: got {type(data).__name__}, expected Examples: examples(x, y) makes them of arrays")
+
+
+def require_optimizer(optimizer: Any, name: str = "optimizer") -> None:
+    """Refuse what is no optax optimiser, such as a learning rate.
+
+    Raises:
+        TypeError: what was given.
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        given = f"{type(optimizer).__name__} {str(optimizer)[:40]}"
+        raise TypeError(f"{name}: got {given}, expected an optax optimiser, such as optax.sgd(0.1)")
+
+
+def require_arrays(params: PyTree) -> None:
+    """Refuse parameters that are no arrays, or none at all.
+
+    Raises:
+        TypeError: the first leaf that is none, by its path.
+    """
+    found = jax.tree.leaves_with_path(params)
+    if not found:
+        raise TypeError(f"params: got {type(params).__name__} without arrays, expected at least one")
+    for path, leaf in found:
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            given = getattr(leaf, "__name__", type(leaf).__name__)
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)}: got {given}, expected an array (of a number jnp.asarray makes "
+                "one; of a module pass the arrays alone, and put the rest into apply)"
+            )
+
+
+def require_params(params: PyTree) -> None:
+    """Refuse parameters that are no arrays of floating-point numbers, or none at all.
+
+    Raises:
+        TypeError: the first leaf that is none, by its path.
+    """
+    require_arrays(params)
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"params{jax.tree_util.keystr(path)}: got {leaf.dtype}, expected floating-point numbers")
+
+
+@contextlib.contextmanager
+def applying(x: Any) -> Iterator[None]:
+    """Say which examples a model was given that cannot take them.
+
+    Raises:
+        ValueError: what the model says, and the examples' shape.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(f"x: got examples of shape {tuple(x.shape[1:])}, which apply fails on: {said}") from error
+
+
+def require_targets(likelihood: Likelihood, apply: Any, params: PyTree, data: Examples) -> None:
+    """Refuse targets that do not fit the model's outputs, where arrays are there to be looked at.
+
+    Raises:
+        ValueError: as `check_targets`.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, data))):
+        return
+    rows = np.asarray(data.indices)[: int(data.size)]
+    with applying(data.x):
+        outputs = jax.eval_shape(apply, params, jax.ShapeDtypeStruct((len(rows), *data.x.shape[1:]), data.x.dtype))
+    check_targets(likelihood, outputs.shape, np.asarray(data.y)[rows])
