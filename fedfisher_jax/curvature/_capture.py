@@ -20,6 +20,7 @@ from .._doors import applying, require_params
 from ..tracing._convolution import kernel_matrix_steps
 from ..tracing._jaxpr import Program, depends_on, evaluate, trace, uses
 from ._layers import Layer, Steps, product_steps, run
+from ._lookup import gradient, is_one_hot, table_axis
 from ._pull_back import Capture, Site, position_rows, pull_back
 
 PyTree = Any
@@ -76,6 +77,8 @@ def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
     if isinstance(position, str):
         return position
     equation, shape = program.equations[position], program.avals[program.inputs[leaf]].shape
+    if equation.name == "gather" and equation.inputs[0] == variable:
+        return _table(program, Layer(leaf, None, shape, (), steps, lookup=True), position)
     if equation.name not in ("dot_general", "conv_general_dilated"):
         return f"read by {equation.name}"
     if not jnp.issubdtype(program.avals[equation.outputs[0]].dtype, jnp.floating):
@@ -83,19 +86,32 @@ def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
     operand = 1 - equation.inputs.index(variable)
     if equation.inputs[operand] not in depends_on(program, program.inputs[num_leaves:]):
         return f"multiplied by something that does not depend on the example ({equation.name})"
-    seen, groups = program.avals[variable].shape, 1
+    seen, groups, lookup = program.avals[variable].shape, 1, False
     if equation.name == "dot_general":
         contracting, batch = equation.params["dimension_numbers"]
         if batch[0]:
             return "a product with batch dimensions"
         steps += product_steps(seen, contracting[1 - operand])
+        along = contracting[operand]
+        lookup = len(along) == 1 and is_one_hot(program, equation.inputs[operand], along[0])
     else:
         if operand == 1 or equation.params["batch_group_count"] != 1:
             return "not the kernel of a plain convolution"
         groups = equation.params["feature_group_count"]
         steps += kernel_matrix_steps(seen, equation.params)
-    layer = Layer(leaf, None, shape, (), steps, groups)
-    return _with_bias(program, readers, Site(layer, position, equation.outputs[0], operand, ()), num_leaves)
+    site = Site(Layer(leaf, None, shape, (), steps, groups, lookup), position, equation.outputs[0], operand, ())
+    return site if lookup else _with_bias(program, readers, site, num_leaves)
+
+
+def _table(program: Program, layer: Layer, position: int) -> Site | str:
+    """Make the site of a table whose rows a `gather` reads, or say why it is none."""
+    equation = program.equations[position]
+    shape = program.avals[equation.inputs[0]].shape
+    axis = table_axis(equation, shape)
+    if axis is None:
+        return "read by a gather of other things than whole rows"
+    steps = layer.steps + product_steps(shape, (axis,))
+    return Site(dataclasses.replace(layer, steps=steps), position, equation.outputs[0], 1, ())
 
 
 def _chain(program: Program, readers: dict, variable: int) -> tuple[int | str, int, Steps]:
@@ -199,8 +215,8 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
         pulled = pull_back(trial, leaves, x[0], lambda _: cotangent[None])
         result = {}
         for site, a, g in zip(sites, pulled.activations, pulled.gradients, strict=True):
-            rebuilt = site.layer.from_matrix(jnp.swapaxes(a, -1, -2) @ g[0])
-            sizes = site.layer.from_matrix(jnp.swapaxes(abs(a), -1, -2) @ abs(g[0]))
+            rebuilt = site.layer.from_matrix(gradient(a, g[0]))
+            sizes = site.layer.from_matrix(gradient(jax.tree.map(abs, a), abs(g[0])))
             for leaf, value in rebuilt.items():
                 gap = jnp.linalg.norm((value - expected[leaf]).astype(jnp.float32))
                 result[leaf] = gap / (jnp.linalg.norm(sizes[leaf].astype(jnp.float32)) + 1e-30)

@@ -124,6 +124,10 @@ def find(captured: Capture, treedef: Any) -> Chain:
         leaf, reason = next(iter(captured.fallback.items()))
         raise ValueError(f"apply: expected a chain of dense and convolutional layers, but {leaf} is in none: {reason}")
     for site in sites:
+        if site.layer.lookup:
+            raise ValueError(
+                f"apply: expected a chain of dense and convolutional layers, but {paths[site.layer.weight]} is a table"
+            )
         if site.layer.groups > 1:
             raise ValueError(f"apply: expected no grouped convolution, but {paths[site.layer.weight]} has groups")
     targets = [program.equations[site.product].inputs[site.operand] for site in sites] + [program.outputs[0]]

@@ -20,7 +20,7 @@ class Layer:
     """A weight and perhaps a bias among the leaves of a parameter tree. Static and hashable.
 
     Their matrix is [inputs, outputs], or [groups, inputs, outputs] for a grouped convolution; the bias is one more row
-    of it (one more input, which is constantly one).
+    of it (one more input, which is constantly one). A table [rows, outputs] has its rows as inputs.
     """
 
     weight: int  # leaf number
@@ -29,6 +29,7 @@ class Layer:
     bias_shape: tuple[int, ...]
     steps: Steps  # from the weight's leaf to the matrix
     groups: int = 1
+    lookup: bool = False  # whether inputs are one-hot, as of a table: their second moment is a diagonal, kept as such
 
     @property
     def leaves(self) -> tuple[int, ...]:
@@ -68,6 +69,7 @@ def layers_to_json(layers: Sequence[Layer]) -> list[dict[str, Any]]:
             "groups": int(layer.groups),
             "steps": [[kind, [int(n) for n in argument]] for kind, argument in layer.steps],
         }
+        | ({"lookup": True} if layer.lookup else {})  # files of models without tables stay as they were
         for layer in layers
     ]
 
@@ -126,14 +128,16 @@ def product_steps(shape: Sequence[int], contracting: Sequence[int]) -> Steps:
 
 
 def _layer(entry: Any, leaves: Sequence[Leaf]) -> Layer:
-    if not isinstance(entry, dict) or set(entry) != {"weight", "bias", "groups", "steps"}:
+    if not isinstance(entry, dict) or set(entry) - {"lookup"} != {"weight", "bias", "groups", "steps"}:
         raise ValueError("expected weight, bias, groups and steps")
-    weight, bias, groups = entry["weight"], entry["bias"], entry["groups"]
+    weight, bias, groups, lookup = entry["weight"], entry["bias"], entry["groups"], "lookup" in entry
     for number in (weight,) if bias is None else (weight, bias):
         if type(number) is not int or not 0 <= number < len(leaves):
             raise ValueError(f"expected numbers of parameters, 0 to {len(leaves) - 1}, got {str(number)[:40]!r}")
     if type(groups) is not int or groups < 1 or weight == bias:
         raise ValueError("expected at least one group, and a bias that is not the weight")
+    if lookup and (entry["lookup"] is not True or bias is not None or groups > 1):
+        raise ValueError("lookup: expected true, for a table without bias and groups")
     if len(entry["steps"]) > MAX_STEPS:
         raise ValueError(f"steps: got {len(entry['steps'])}, expected at most {MAX_STEPS}")
     shape, steps = leaves[weight].shape, []
@@ -154,4 +158,4 @@ def _layer(entry: Any, leaves: Sequence[Leaf]) -> Layer:
     if bias is not None and leaves[bias].size != groups * shape[-1]:
         raise ValueError(f"bias: {leaves[bias].path} has not one entry for each of {groups * shape[-1]} outputs")
     bias_shape = () if bias is None else leaves[bias].shape
-    return Layer(weight, bias, leaves[weight].shape, bias_shape, tuple(steps), groups)
+    return Layer(weight, bias, leaves[weight].shape, bias_shape, tuple(steps), groups, lookup)

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from .. import _compat
 from ..tracing._convolution import matrix_product, output_rows, patches
 from ..tracing._jaxpr import Program, evaluate
+from .._trees import wide
 from ._layers import Layer, Steps, product_steps, run, unrun
+from ._lookup import Lookup, gathered, hot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Capture:
 class Pulled(NamedTuple):
     """One example's K output cotangents pulled back; T positions, K cotangents."""
 
-    activations: list[jax.Array]  # per layer [(groups,) T, inputs]
+    activations: list[jax.Array | Lookup]  # per layer [(groups,) T, inputs], or rows of a table
     gradients: list[jax.Array]  # per layer [K, (groups,) T, outputs]
     leaves: list[jax.Array]  # per fallback leaf [K, *leaf]
 
@@ -79,7 +81,7 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
     return Pulled(activations, rows, by_leaf)
 
 
-def activations(captured: Capture, leaves: Sequence[Any], x: Any) -> list[jax.Array]:
+def activations(captured: Capture, leaves: Sequence[Any], x: Any) -> list[jax.Array | Lookup]:
     """Give the `activations` that `pull_back` would give for one example x [...], without its gradients."""
     return _forward(captured, [*leaves, x[None]], _zeros(captured))[1]
 
@@ -125,12 +127,17 @@ def _replacements(program: Program, sites: Sequence[Site], zeros: Sequence[Any],
     }
 
 
-def activation_rows(program: Program, site: Site, operand: jax.Array) -> jax.Array:
-    """Arrange the product's activations as [(groups,) T, inputs (+1 for the bias)]."""
+def activation_rows(program: Program, site: Site, operand: jax.Array) -> Any:
+    """Arrange the product's activations as [(groups,) T, inputs (+1 for the bias)], or as the rows of a table."""
     equation = program.equations[site.product]
+    dtype = wide(program.avals[site.output].dtype)
+    if equation.name == "gather":
+        return gathered(equation, operand, site.layer.matrix_shape[0], dtype)
     if equation.name == "dot_general":
         contracting = equation.params["dimension_numbers"][0][site.operand]
         rows = run(product_steps(operand.shape, contracting), operand).T
+        if site.layer.lookup:
+            return hot(rows, dtype)
     else:
         kernel = program.avals[equation.inputs[1]].shape
         spatial = [kernel[axis] for axis in equation.params["dimension_numbers"].rhs_spec[2:]]
@@ -146,6 +153,10 @@ def position_rows(program: Program, site: Site, output: Any) -> Any:
     """Arrange a value of the output's shape as [(groups,) T, outputs]."""
     equation = program.equations[site.product]
     product = unrun(site.after, program.avals[equation.outputs[0]].shape, output)
+    if equation.name == "gather":
+        slices = equation.params["dimension_numbers"].offset_dims
+        rows = product.transpose((*(n for n in range(product.ndim) if n not in slices), *slices))
+        return rows.reshape(-1, site.layer.matrix_shape[1])
     if equation.name == "dot_general":
         free = len(program.avals[equation.inputs[1 - site.operand]].shape) - len(
             equation.params["dimension_numbers"][0][0]

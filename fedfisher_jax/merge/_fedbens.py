@@ -153,8 +153,10 @@ def log_density(fisher: Kronecker, mean: PyTree, weight: Any, precision: Any, pa
 def _log_determinant(fisher: Kronecker, weight: Any, precision: Any) -> jax.Array:
     """Compute log |weight · F + precision| from the factors' eigenvalues."""
     total = sum((jnp.sum(jnp.log(weight * value + precision)) for value in fisher.rest.values()), jnp.zeros(()))
-    for a, g in zip(fisher.inputs, fisher.outputs, strict=True):
-        left, right = (jnp.maximum(jnp.linalg.eigvalsh(factor), 0) for factor in (a, g))
+    for layer, a, g in zip(fisher.layers, fisher.inputs, fisher.outputs, strict=True):
+        left, right = (
+            jnp.maximum(e, 0) for e in (a if layer.lookup else jnp.linalg.eigvalsh(a), jnp.linalg.eigvalsh(g))
+        )
         total += jnp.sum(jnp.log(weight * left[..., :, None] * right[..., None, :] + precision))
     return total
 

@@ -17,6 +17,7 @@ from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import scaled, widened
 from ..curvature import Capture, Gram, activations, capture
+from ..curvature._lookup import second_moment
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._least_squares import least_squares
 from ..solve._objective import Solver
@@ -52,8 +53,8 @@ class MeasureGrams:
 
         def sums(batch: Batch) -> list[jax.Array]:
             rows = jax.vmap(lambda x: activations(captured, leaves, x))(batch.x)
-            kept = [jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0) for a in rows]
-            return [jnp.einsum("n...ti,n...tj->...ij", a, a) for a in widened([kept[n] for n in chosen])]
+            kept = jax.tree.map(lambda a: jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0), rows)
+            return [second_moment(a) for a in widened([kept[n] for n in chosen])]
 
         total = mean_over_batches(sums, data, self.batch_size)
         layers = [captured.layers[n] for n in chosen]
@@ -195,12 +196,15 @@ def _quantised(array: jax.Array, bits: int) -> jax.Array:
 
 def _shrunk(gram: Gram, factor: float) -> Gram:
     """Multiply off-diagonal entries by `factor`."""
-    scaled = tuple(jnp.where(jnp.eye(a.shape[-1], dtype=bool), a, factor * a) for a in gram.inputs)
+    scaled = tuple(
+        a if layer.lookup else jnp.where(jnp.eye(a.shape[-1], dtype=bool), a, factor * a)  # a table's is diagonal
+        for layer, a in zip(gram.layers, gram.inputs, strict=True)
+    )
     return dataclasses.replace(gram, inputs=scaled)
 
 
 def _is_dense(captured: Capture, site: Any) -> bool:
-    return captured.program.equations[site.product].name == "dot_general"
+    return captured.program.equations[site.product].name == "dot_general" and not site.layer.lookup
 
 
 def _check_factor(off_diagonal: float) -> None:

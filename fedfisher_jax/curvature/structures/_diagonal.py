@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from .._leaves import Leaf
+from .._lookup import Lookup, squares
 from .._pull_back import Capture, Pulled
 from ._protocol import Blocks, Spectral, Structure, require_static, shaped
 from ._signs import Sign
@@ -93,8 +94,10 @@ class Diagonal(Structure):
         return jnp.diag(jnp.sum(layer.to_matrix(jax.tree.leaves(self.values)), axis=1 - side))
 
 
-def _squares(a: jax.Array, g: jax.Array) -> jax.Array:
+def _squares(a: Any, g: jax.Array) -> jax.Array:
     """Σ_n Σ_k (Σ_t a_ti g_kto)² as [(groups,) inputs, outputs]: a [n, …, t, i], g [n, k, …, t, o]."""
+    if isinstance(a, Lookup):
+        return squares(a, g)
     if a.shape[-2] == 1:  # one position: the square of the product is the product of the squares
         return jnp.einsum("n...i,n...o->...io", a[..., 0, :] ** 2, jnp.sum(g[..., 0, :] ** 2, axis=1))
     return jnp.sum(jnp.einsum("n...ti,nk...to->nk...io", a, g) ** 2, axis=(0, 1))

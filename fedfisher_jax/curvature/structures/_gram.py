@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from .._layers import Layer
 from .._leaves import Leaf
 from .._pull_back import Capture, Pulled
-from ._kronecker import Kronecker, factor_of, layer_blocks
+from ._kronecker import Kronecker, factor_of, input_names, layer_blocks, times
 from ._protocol import Blocks, Spectral, Structure
 from ._signs import Sign
 
@@ -34,10 +34,10 @@ class Gram(Structure):
     """
 
     name: ClassVar[str] = "gram"
-    signs: ClassVar[Mapping[str, Sign]] = {"inputs": "semidefinite"}
+    signs: ClassVar[Mapping[str, Sign]] = {"inputs": "semidefinite", "counts": "nonnegative"}
     additive: ClassVar[bool] = True
 
-    inputs: tuple[Any, ...]  # per layer [(groups,) inputs, inputs]
+    inputs: tuple[Any, ...]  # per layer [(groups,) inputs, inputs], or the diagonal [rows] of a table
     layers: tuple[Layer, ...] = dataclasses.field(metadata={"static": True})
     shapes: tuple[tuple[int, ...], ...] = dataclasses.field(metadata={"static": True})  # of the parameters' leaves
     treedef: Any = dataclasses.field(metadata={"static": True})
@@ -57,7 +57,7 @@ class Gram(Structure):
         leaves, treedef = jax.tree.flatten(v)
         result = dict(enumerate(jax.tree.map(jnp.zeros_like, leaves)))
         for layer, a in zip(self.layers, self.inputs, strict=True):
-            result |= layer.from_matrix(a @ layer.to_matrix(leaves))
+            result |= layer.from_matrix(times(layer, a, layer.to_matrix(leaves)))
         return jax.tree.unflatten(treedef, [result[leaf] for leaf in range(len(leaves))])
 
     def diagonal(self) -> PyTree:
@@ -86,7 +86,7 @@ class Gram(Structure):
 
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
         """One name for each layer's matrix, by the path of its weight."""
-        return tuple(f"inputs/{leaves[layer.weight].path}" for layer in self.layers)
+        return input_names(self.layers, leaves)
 
     def static(self) -> dict[str, Any]:
         """The layers as JSON."""
@@ -107,7 +107,7 @@ class Gram(Structure):
         return ()
 
     @classmethod
-    def input_sums(cls, activations: Sequence[jax.Array]) -> PyTree:
+    def input_sums(cls, activations: Sequence[Any]) -> PyTree:
         """Add up second moments of activations."""
         return Kronecker.input_sums(activations)
 
@@ -124,7 +124,7 @@ class Gram(Structure):
         """The matrix A itself, for side 0."""
         if side:
             raise ValueError("fisher: a Gram has no gradients, expected a structure that has")
-        return factor_of(self.layers, self.inputs, layer)
+        return self.kronecker().moment(layer, side)
 
     def _others(self) -> list[int]:
         covered = {leaf for layer in self.layers for leaf in layer.leaves}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ..._trees import weighted_sum
 from .._layers import Layer, layers_from_json, layers_to_json, numbered
 from .._leaves import Leaf
+from .._lookup import second_moment
 from .._pull_back import Capture, Pulled
 from ._protocol import Blocks, Spectral, Structure, eigenpairs, require_static, shaped
 from ._signs import Sign
@@ -24,7 +25,8 @@ class Kronecker(Structure):
 
     `inputs[l]` is A [(groups,) inputs, inputs], the second moment of the layer's activations summed over positions;
     `outputs[l]` is G [(groups,) outputs, outputs], of the gradients at its output, averaged over positions. On the
-    layer's matrix V [inputs, outputs] the block acts as A V G; papers, whose weights are [out, in], write G ⊗ A.
+    layer's matrix V [inputs, outputs] the block acts as A V G; papers, whose weights are [out, in], write G ⊗ A. For a
+    table whose rows are looked up A is diagonal, and `inputs[l]` is that diagonal [rows]: how often each row is read.
 
     Example:
         >>> import jax.numpy as jnp
@@ -38,6 +40,7 @@ class Kronecker(Structure):
     name: ClassVar[str] = "kronecker"
     signs: ClassVar[Mapping[str, Sign]] = {
         "inputs": "semidefinite",
+        "counts": "nonnegative",
         "outputs": "semidefinite",
         "rest": "nonnegative",
     }
@@ -54,15 +57,16 @@ class Kronecker(Structure):
         leaves = jax.tree.leaves(v)
         result = {leaf: value * leaves[leaf] for leaf, value in self.rest.items()}
         for layer, a, g in zip(self.layers, self.inputs, self.outputs, strict=True):
-            result |= layer.from_matrix(a @ layer.to_matrix(leaves) @ g)
+            result |= layer.from_matrix(times(layer, a, layer.to_matrix(leaves)) @ g)
         return self._tree(v, result)
 
     def diagonal(self) -> PyTree:
         """The diagonal of F, which is diag(A) diag(G)ᵀ for each layer."""
         result = dict(self.rest)
         for layer, a, g in zip(self.layers, self.inputs, self.outputs, strict=True):
-            diagonals = jnp.diagonal(a, axis1=-2, axis2=-1), jnp.diagonal(g, axis1=-2, axis2=-1)
-            result |= layer.from_matrix(diagonals[0][..., :, None] * diagonals[1][..., None, :])
+            left = a if layer.lookup else jnp.diagonal(a, axis1=-2, axis2=-1)
+            right = jnp.diagonal(g, axis1=-2, axis2=-1)
+            result |= layer.from_matrix(left[..., :, None] * right[..., None, :])
         return jax.tree.unflatten(self.treedef, [result[leaf] for leaf in range(len(result))])
 
     def scale(self, factor: Any) -> "Kronecker":
@@ -84,7 +88,7 @@ class Kronecker(Structure):
             where = numbers[leaf].ravel()
             dense = dense.at[where, where].set(value.ravel())
         for layer, a, g in zip(self.layers, self.inputs, self.outputs, strict=True):
-            where = layer.to_matrix(numbers)
+            where, a = layer.to_matrix(numbers), jnp.diag(a) if layer.lookup else a
             groups = [(where, a, g)] if where.ndim == 2 else zip(where, a, g, strict=True)
             for rows, left, right in groups:
                 dense = dense.at[rows.ravel()[:, None], rows.ravel()].set(jnp.kron(left, right))
@@ -95,8 +99,9 @@ class Kronecker(Structure):
         count = len(self.layers)
         rest = {leaf: function(self.rest[leaf], 0, count + n) for n, leaf in enumerate(sorted(self.rest))}
         parts = []
-        for number, (a, g) in enumerate(zip(self.inputs, self.outputs, strict=True)):
-            (left, u, left_noise), (right, w, right_noise) = eigenpairs(a, cutoff), eigenpairs(g, cutoff)
+        for number, (layer, a, g) in enumerate(zip(self.layers, self.inputs, self.outputs, strict=True)):
+            left, u, left_noise = input_eigenpairs(layer, a, cutoff)
+            right, w, right_noise = eigenpairs(g, cutoff)
             left, right = left[..., :, None], right[..., None, :]
             noise = jnp.maximum(left_noise[..., None] * right, left * right_noise[..., None])
             parts.append((u, function(left * right, noise, number), w))
@@ -106,29 +111,38 @@ class Kronecker(Structure):
         """Each factor damped on its own, by ε relative to its mean diagonal entry (arXiv 1503.05671, section 6.3)."""
         rest = {leaf: _reciprocal(value, damping, None) for leaf, value in self.rest.items()}
         parts = []
-        for a, g in zip(self.inputs, self.outputs, strict=True):
-            (left, u, _), (right, w, _) = eigenpairs(a, None), eigenpairs(g, None)
+        for layer, a, g in zip(self.layers, self.inputs, self.outputs, strict=True):
+            (left, u, _), (right, w, _) = input_eigenpairs(layer, a, None), eigenpairs(g, None)
             factors = _reciprocal(left, damping)[..., :, None] * _reciprocal(right, damping)[..., None, :]
             parts.append((u, factors, w))
         return self._turned(parts, rest)
 
     def _turned(self, parts: Sequence[tuple], rest: Mapping[int, Any]) -> Callable[[PyTree], PyTree]:
-        """The map that multiplies by factors in the factors' eigenvectors, (u, factors, w) for each layer."""
+        """The map that multiplies by factors in the factors' eigenvectors, (u, factors, w) for each layer.
+
+        Where u is None its eigenvectors are the unit vectors.
+        """
 
         def apply(v: PyTree) -> PyTree:
             leaves = jax.tree.leaves(v)
             result = {leaf: factor * leaves[leaf] for leaf, factor in rest.items()}
             for layer, (u, factors, w) in zip(self.layers, parts, strict=True):
-                turned = jnp.swapaxes(u, -1, -2) @ layer.to_matrix(leaves) @ w
-                result |= layer.from_matrix(u @ (factors * turned) @ jnp.swapaxes(w, -1, -2))
+                matrix = layer.to_matrix(leaves)
+                turned = (matrix if u is None else jnp.swapaxes(u, -1, -2) @ matrix) @ w
+                back = (factors * turned) @ jnp.swapaxes(w, -1, -2)
+                result |= layer.from_matrix(back if u is None else u @ back)
             return self._tree(v, result)
 
         return apply
 
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
         """The names of each layer's two matrices, by its weight, and of every other leaf's diagonal."""
-        sides = tuple(f"{side}/{leaves[n.weight].path}" for side in ("inputs", "outputs") for n in self.layers)
-        return sides + tuple(f"rest/{leaves[leaf].path}" for leaf in sorted(self.rest))
+        outputs = tuple(f"outputs/{leaves[layer.weight].path}" for layer in self.layers)
+        return (
+            input_names(self.layers, leaves)
+            + outputs
+            + tuple(f"rest/{leaves[leaf].path}" for leaf in sorted(self.rest))
+        )
 
     def static(self) -> dict[str, Any]:
         """The layers as JSON."""
@@ -142,7 +156,10 @@ class Kronecker(Structure):
         shapes = [(layer.matrix_shape[:-2], *layer.matrix_shape[-2:]) for layer in layers]
         covered = {leaf for layer in layers for leaf in layer.leaves}
         return cls(
-            tuple(shaped(*groups, inputs, inputs) for groups, inputs, _ in shapes),
+            tuple(
+                shaped(inputs) if layer.lookup else shaped(*groups, inputs, inputs)
+                for layer, (groups, inputs, _) in zip(layers, shapes, strict=True)
+            ),
             tuple(shaped(*groups, outputs, outputs) for groups, _, outputs in shapes),
             {n: shaped(*leaf.shape) for n, leaf in enumerate(leaves) if n not in covered},
             layers,
@@ -158,8 +175,8 @@ class Kronecker(Structure):
         }
 
     @classmethod
-    def input_sums(cls, activations: Sequence[jax.Array]) -> PyTree:
-        """Add up second moments of activations, [(groups,) inputs, inputs] each."""
+    def input_sums(cls, activations: Sequence[Any]) -> PyTree:
+        """Add up second moments of activations, [(groups,) inputs, inputs] each, or counts of a table's rows."""
         return [second_moment(a) for a in activations]
 
     @classmethod
@@ -188,7 +205,8 @@ class Kronecker(Structure):
 
     def moment(self, layer: Layer, side: int) -> jax.Array:
         """The factor itself: A, or G."""
-        return factor_of(self.layers, (self.inputs, self.outputs)[side], layer)
+        factor = factor_of(self.layers, (self.inputs, self.outputs)[side], layer)
+        return jnp.diag(factor) if layer.lookup and side == 0 else factor
 
     def _tree(self, v: PyTree, result: dict[int, Any]) -> PyTree:
         return jax.tree.unflatten(jax.tree.structure(v), [result[leaf] for leaf in range(len(result))])
@@ -199,9 +217,19 @@ def layer_blocks(layers: Sequence[Layer], others: Sequence[int]) -> Blocks:
     return tuple(layer.leaves for layer in layers) + tuple((leaf,) for leaf in others)
 
 
-def second_moment(a: jax.Array) -> jax.Array:
-    """Add up a aᵀ over examples and positions, for a [n, (groups,) T, inputs], to [(groups,) inputs, inputs]."""
-    return jnp.einsum("n...ti,n...tj->...ij", a, a)
+def input_names(layers: Sequence[Layer], leaves: Sequence[Leaf]) -> tuple[str, ...]:
+    """Name each layer's A by its weight: "inputs", or "counts" where it is the diagonal of a table."""
+    return tuple(f"{'counts' if layer.lookup else 'inputs'}/{leaves[layer.weight].path}" for layer in layers)
+
+
+def times(layer: Layer, a: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Multiply A with a layer's matrix."""
+    return a[..., :, None] * matrix if layer.lookup else a @ matrix
+
+
+def input_eigenpairs(layer: Layer, a: jax.Array, cutoff: float | None) -> tuple[jax.Array, Any, jax.Array]:
+    """Eigenvalues, eigenvectors and rounding errors of A, as `eigenpairs`; a diagonal has None and no errors."""
+    return (a, None, jnp.zeros_like(a[..., :1])) if layer.lookup else eigenpairs(a, cutoff)
 
 
 def factor_of(layers: Sequence[Layer], factors: Sequence[Any], layer: Layer) -> jax.Array:
