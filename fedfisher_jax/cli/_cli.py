@@ -170,7 +170,7 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
         "fedavg_bits": 32 * sum(leaf.size for leaf in jax.tree.leaves(start)),
         "clients": {"sizes": [len(part) for part in parts], "label_counts": counts, "accuracies": []},
         "rules": {},
-        "references": {"best_local": None, "ensemble": None, "pooled": None},
+        "references": {"best_local": None, "ensemble": None, "ensemble_by_class": None, "pooled": None},
         "seconds": {},
         "complete": False,
     }

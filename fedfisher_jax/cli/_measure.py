@@ -133,7 +133,10 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
     if guarantee is not None:
         noise.require_defined(promised.statistics)
     params, training = None, None
-    if settings.checkpoint is not None:
+    if not rule.trains:
+        if given := _changed(settings, (*TRAINING, "checkpoint")):
+            raise ValueError(f"{given}: {settings.rule} measures the start itself, and nothing is trained")
+    elif settings.checkpoint is not None:
         params = model_file.read_checkpoint(settings.checkpoint, start.params)
     else:
         optimizer = optax.sgd(settings.learning_rate, settings.momentum)
@@ -165,7 +168,7 @@ def _write(settings: MeasureSettings, start: model_file.Model, sent: Any, guaran
         rule=settings.rule,
         likelihood=start.kind.likelihood,
         start=payload.fingerprint(start.params),
-        kind=settings.kind if sent.statistics is not None else None,
+        kind=settings.kind if sent.statistics is not None and sent.params is not None else None,
         silo=settings.silo,
         name=settings.name,
         privacy=None if guarantee is None else guarantee._asdict(),

@@ -12,6 +12,8 @@ from ._fedfisher import fedfisher as fedfisher
 from ._fedfisher import fisher_merge as fisher_merge
 from ._fedlpa import fedlpa as fedlpa
 from ._fipa import fipa as fipa
+from ._heads import analytic as analytic
+from ._heads import recalibrate as recalibrate
 from ._ot_fusion import ot_fusion as ot_fusion
 from ._ot_fusion import released_ot_fusion as released_ot_fusion
 from ._pfnm import pfnm as pfnm
@@ -41,6 +43,7 @@ __all__ = [
     "RELEASED_DENSE",
     "Rule",
     "Update",
+    "analytic",
     "check_payload",
     "combine",
     "dense",
@@ -58,6 +61,7 @@ __all__ = [
     "merge_payloads",
     "ot_fusion",
     "pfnm",
+    "recalibrate",
     "regmean",
     "regmean_kron",
     "released_ot_fusion",
