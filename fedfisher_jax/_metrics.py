@@ -159,7 +159,7 @@ def ensemble(
     members = jax.tree.leaves(stacked_params)[0].shape[0]
     if weights is not None and (weights.ndim > 2 or weights.shape[0] != members):
         raise ValueError(
-            f"weights: got shape {weights.shape}, expected ({members},), one for each member, or one of each for each class"
+            f"weights: got shape {weights.shape}, expected ({members},), one for each member, or ({members}, classes)"
         )
     joint = ensemble_apply(apply, likelihood, weights)
     return evaluate(joint, likelihood, stacked_params, x, y, batch_size=batch_size, mask=mask)

@@ -64,6 +64,8 @@ class RunSettings:
     momentum: float = 0.9
     bias: bool = False
     """Whether the layers have biases (the papers' networks have none)."""
+    start: Literal["usual", "designed"] = "usual"
+    """"designed": convolutions made for the heads of `analytic`, cosines first; free of data."""
     kind: Literal["exact", "monte_carlo", "empirical"] = "exact"
     """Kind of Fisher information."""
     samples: int = 1
@@ -142,7 +144,7 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
     network = models.build(settings.model, dataset.train_x.shape[1:], dataset.num_classes, settings.bias)
     likelihood, apply = categorical(), network.apply
     key = run_keys(settings.seed)
-    start = network.init(key.init)
+    start = models.STARTS[settings.start](network.init(key.init))
     captured = capture(apply, start, dataset.train_x)
     x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
     training = LocalTraining(
