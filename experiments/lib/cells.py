@@ -3,9 +3,8 @@
 A method is a rule by its name (or a user's, as module:function) or a reference: the best local model, chosen by the
 test examples; the ensemble of local models, of equal weights, by size or by class shares; one model trained on
 everybody's data. Cells differ by data set, number of clients, α, epochs, the seed of the split and the seed of
-initialisation and training, maybe by their start, and run the code of the `fedfisher` command. Every method is a line
-of ``results.jsonl``: with a rule added, only what is missing is measured and merged (the clients are trained again, to the
-same models).
+initialisation and training, and run the code of the `fedfisher` command. Every method is a line of ``results.jsonl``:
+with a rule added, only what is missing is measured and merged (the clients are trained again, to the same models).
 """
 
 import dataclasses
@@ -38,7 +37,7 @@ ELSEWHERE = "cnn"
 BATCH_SIZE = 64
 OPTIMIZER = optax.sgd(0.01, 0.9)
 
-Cell = Mapping[str, Any]  # dataset, model, clients, alpha, epochs, data_seed, train_seed, maybe start
+Cell = Mapping[str, Any]  # dataset, model, clients, alpha, epochs, data_seed, train_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +156,6 @@ def pooled(here: World, cell: Cell) -> dict[str, Any]:
 def _simulation(here: World, cell: Cell, who: Cohort) -> Simulation:
     train = training(here.network, here.dataset.augment, cell["epochs"])
     start = _init(here.network)(run_keys(cell["train_seed"]).init)
-    start = models.STARTS[cell.get("start", "usual")](start)
     return Simulation(train, start, who, *here.arrays[2:])
 
 

@@ -18,6 +18,8 @@ from ._ot_fusion import ot_fusion as ot_fusion
 from ._ot_fusion import released_ot_fusion as released_ot_fusion
 from ._pfnm import pfnm as pfnm
 from ._pfnm import released_pfnm as released_pfnm
+from ._pseudo_data import Draws as Draws
+from ._pseudo_data import pseudo_data as pseudo_data
 from ._regmean import regmean as regmean
 from ._regmean import regmean_kron as regmean_kron
 from ._regmean import released_regmean as released_regmean
@@ -36,6 +38,7 @@ from ._rule import then as then
 
 __all__ = [
     "DenseSettings",
+    "Draws",
     "FreshModes",
     "MeasureFisher",
     "Merged",
@@ -61,6 +64,7 @@ __all__ = [
     "merge_payloads",
     "ot_fusion",
     "pfnm",
+    "pseudo_data",
     "recalibrate",
     "regmean",
     "regmean_kron",

@@ -33,13 +33,18 @@ class MeasureMoments:
     apply: Callable
     likelihood: Likelihood
     features: tuple[str, ...] | None  # None: see `head_place.widest_place`
+    start: Callable[[PyTree], PyTree] | None = None  # what is made of the model that was sent
     batch_size: int = 256
     captured: Capture | None = None
+
+    def model(self, sent: PyTree) -> PyTree:
+        """Make the model that is measured of the one that was sent."""
+        return require_start(sent) if self.start is None else self.start(require_start(sent))
 
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload."""
         del key
-        params = require_start(update.start)
+        params = self.model(update.start)
         leaves, (place, described) = jax.tree.leaves(params), self.place(params, data.x)
         require_room(place, leaves)
 
@@ -88,7 +93,8 @@ def analytic(
             all inputs of fc1 and the first 100 of fc2. By default the first of the dense layers at the model's end, and
             as many units of it as leave room to write the head into the model. () is the last layer.
         ridge: λ, relative to the mean diagonal entry of ΣS.
-        options: what else `MeasureMoments` takes: batch_size, captured.
+        options: what else `MeasureMoments` takes: batch_size, captured, and `start`, a function that everybody applies
+            to the model that was sent before it is measured, such as `models.designed`.
 
     Raises:
         TypeError: an unknown option.
@@ -166,8 +172,9 @@ def _heads(
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         moments = summary["moments"]
         shape, dtype = moments.example
-        old, treedef = jax.tree.flatten(require_start(start))
-        place, _ = measure.place(start, jnp.zeros((1, *shape), dtype))
+        model = measure.model(start)
+        old, treedef = jax.tree.flatten(model)
+        place, _ = measure.place(model, jnp.zeros((1, *shape), dtype))
         if (place.features, place.constant) != (moments.features, moments.constant):
             raise ValueError(f"payloads: measured features {moments.features}, expected {place.features}")
         new, gap = require_exact(place, old, head_of(moments, ridge))

@@ -24,6 +24,7 @@ from ._fipa import fipa
 from ._heads import analytic, recalibrate
 from ._ot_fusion import ot_fusion, released_ot_fusion
 from ._pfnm import pfnm, released_pfnm
+from ._pseudo_data import pseudo_data
 from ._regmean import regmean, regmean_kron, released_regmean
 from ._rule import Rule, then
 
@@ -59,6 +60,7 @@ RULES: dict[str, Entry] = {
     "fedfish": Entry(fedfish),
     "fedfish-kfac": Entry(partial(fedfish, structure="kronecker", estimator="exact"), ("captured",)),
     "fipa": Entry(fipa),
+    "pseudo-data": Entry(pseudo_data, _FISHER),
     "analytic": Entry(analytic, ("captured",)),
     "recalibrate": Entry(recalibrate, ("captured",)),
 }

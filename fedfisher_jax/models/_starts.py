@@ -39,7 +39,7 @@ def designed(params: PyTree) -> PyTree:
 
     def one(path: str, leaf: Any) -> Any:
         if path == "conv1/kernel":
-            return jnp.asarray(_cosines(leaf.shape) / math.sqrt(3 * leaf.shape[2]), leaf.dtype)
+            return jnp.asarray(_filters(leaf.shape) / math.sqrt(3 * leaf.shape[2]), leaf.dtype)
         return leaf - leaf.mean((0, 1, 2)) if jnp.ndim(leaf) == 4 else leaf
 
     return treedef.unflatten([one(path, leaf) for path, (_, leaf) in zip(paths, flat, strict=True)])
@@ -49,20 +49,25 @@ STARTS: Mapping[str, Callable[[PyTree], PyTree]] = {"usual": lambda params: para
 """What is made of the parameters of `Network.init`, by name."""
 
 
-def _cosines(shape: tuple[int, ...]) -> np.ndarray:
-    """Fill a kernel [H, W, I, O] with orthonormal cosines; beyond H·W of them signs alternate."""
-    height, width, channels, count = shape
-    rows, columns = _basis(height), _basis(width)
-    order = sorted(((i, j) for i in range(height) for j in range(width)), key=lambda ij: (sum(ij), ij))
-    filters = [
-        np.outer(rows[i], columns[j]) * (-1) ** turn for turn in range(-(-count // len(order))) for i, j in order
-    ]
-    return np.repeat(np.stack(filters[:count], -1)[:, :, None], channels, axis=2)
+def by_frequency(height: int, width: int) -> list[tuple[int, int]]:
+    """List pairs of frequencies, lowest sums first."""
+    return sorted(((i, j) for i in range(height) for j in range(width)), key=lambda ij: (sum(ij), ij))
 
 
-def _basis(size: int) -> np.ndarray:
+def cosines(size: int) -> np.ndarray:
     """The DCT-II basis [frequency, place], orthonormal."""
     places, frequencies = np.arange(size) + 0.5, np.arange(size)[:, None]
     basis = np.cos(np.pi * frequencies * places / size) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
     return basis
+
+
+def _filters(shape: tuple[int, ...]) -> np.ndarray:
+    """Fill a kernel [H, W, I, O] with orthonormal cosines; beyond H·W of them signs alternate."""
+    height, width, channels, count = shape
+    rows, columns = cosines(height), cosines(width)
+    order = by_frequency(height, width)
+    filters = [
+        np.outer(rows[i], columns[j]) * (-1) ** turn for turn in range(-(-count // len(order))) for i, j in order
+    ]
+    return np.repeat(np.stack(filters[:count], -1)[:, :, None], channels, axis=2)
