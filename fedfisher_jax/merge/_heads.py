@@ -174,7 +174,7 @@ def _heads(
         shape, dtype = moments.example
         model = measure.model(start)
         old, treedef = jax.tree.flatten(model)
-        place, _ = measure.place(model, jnp.zeros((1, *shape), dtype))
+        place, _ = measure.place(model, jax.ShapeDtypeStruct((1, *shape), dtype))
         if (place.features, place.constant) != (moments.features, moments.constant):
             raise ValueError(f"payloads: measured features {moments.features}, expected {place.features}")
         new, gap = require_exact(place, old, head_of(moments, ridge))
