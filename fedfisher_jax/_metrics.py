@@ -98,13 +98,17 @@ def _evaluate(apply: Apply, likelihood: Likelihood, params: Any, x: Any, y: Any,
     return Scores(loss, accuracy[0] if accuracy else None)
 
 
-def ensemble_apply(apply: Apply, likelihood: Likelihood, weights: Float[Array, " m"] | None = None) -> Apply:
+def ensemble_apply(
+    apply: Apply, likelihood: Likelihood, weights: Float[Array, " m"] | Float[Array, "m c"] | None = None
+) -> Apply:
     """Make the model whose mean parameter (for a classifier, its probabilities) is the average of its members'.
 
     Args:
         apply: (params, x [b, ...]) -> outputs [b, ...].
         likelihood: what the outputs mean.
-        weights: [m], the non-negative weight of each member, normalised here; None is equal weights.
+        weights: [m], the non-negative weight of each member, normalised here; None is equal weights. For a classifier
+            also [m, c], each member's weight for each class, such as how many examples of it the member has seen:
+            p(c|x) ∝ Σ_i (weights_ic / Σ_j weights_jc) p_i(c|x), where a class that nobody has gets nothing.
 
     Returns:
         (stacked_params, x) -> outputs, where each leaf of `stacked_params` has a leading axis of members. One member is
@@ -114,8 +118,15 @@ def ensemble_apply(apply: Apply, likelihood: Likelihood, weights: Float[Array, "
     def joint(stacked_params: Any, x: Shaped[Array, "n ..."]) -> Float[Array, "n ..."]:
         outputs = widened(jax.lax.map(lambda params: apply(params, x), stacked_params))  # [m, n, ...]
         given = jnp.ones(len(outputs)) if weights is None else jnp.asarray(weights)
-        shares = (given / given.sum()).astype(outputs.dtype)
-        return jax.vmap(likelihood.mix, (1, None))(outputs, shares)
+        if given.ndim == 1:
+            shares = (given / given.sum()).astype(outputs.dtype)
+            return jax.vmap(likelihood.mix, (1, None))(outputs, shares)
+        if likelihood.name != "categorical":
+            raise ValueError(f"weights: got one for each class and likelihood {likelihood.name}, expected categorical")
+        shares = (given / jnp.maximum(given.sum(0), jnp.finfo(given.dtype).tiny)).astype(outputs.dtype)
+        by_class = shares.reshape(len(shares), *[1] * (outputs.ndim - 2), -1)
+        lowest = jnp.finfo(outputs.dtype).min / 4  # a class that nobody has; infinity would make losses of others NaN
+        return jnp.maximum(jax.nn.logsumexp(jax.nn.log_softmax(outputs), axis=0, b=by_class), lowest)
 
     return joint
 
@@ -128,14 +139,14 @@ def ensemble(
     x: Shaped[Array | np.ndarray, "n ..."],
     y: Shaped[Array | np.ndarray, "n2 ..."],
     *,
-    weights: Float[Array, " m"] | None = None,
+    weights: Float[Array, " m"] | Float[Array, "m c"] | None = None,
     batch_size: int = 1000,
     mask: Bool[Array | np.ndarray, " n3"] | None = None,
 ) -> Scores:
     """Evaluate the ensemble of several models, whose mean parameters are averaged (see `ensemble_apply`).
 
     Args as in `evaluate`, but `stacked_params`, whose leaves have a leading axis of m members, and `weights` [m], the
-    non-negative weights of the members, equal by default.
+    non-negative weights of the members, equal by default, or [m, c] for each class (see `ensemble_apply`).
 
     Raises:
         ValueError: as `evaluate`, or if there is not one weight for each member.
@@ -150,8 +161,10 @@ def ensemble(
         0.6931
     """
     members = jax.tree.leaves(stacked_params)[0].shape[0]
-    if weights is not None and weights.shape != (members,):
-        raise ValueError(f"weights: got shape {weights.shape}, expected ({members},), one for each member")
+    if weights is not None and (weights.ndim > 2 or weights.shape[0] != members):
+        raise ValueError(
+            f"weights: got shape {weights.shape}, expected ({members},), one for each member, or ({members}, classes)"
+        )
     joint = ensemble_apply(apply, likelihood, weights)
     return evaluate(joint, likelihood, stacked_params, x, y, batch_size=batch_size, mask=mask)
 

@@ -34,7 +34,7 @@ def test_result_has_everything(record):
         assert 0 <= rule["accuracy"] <= 1 and rule["seconds"] > 0
     bits = {name: rule["bits_up"] / result["fedavg_bits"] for name, rule in result["rules"].items()}
     assert bits["fedavg"] == 1 and bits["fisher-merge"] == bits["fedfisher-diag"] == 2 and bits["fedfisher-kfac"] > 2
-    assert {"best_local", "ensemble", "pooled"} <= set(result["references"])
+    assert {"best_local", "ensemble", "ensemble_by_class", "pooled"} <= set(result["references"])
     clients = result["clients"]
     assert len(clients["sizes"]) == len(clients["accuracies"]) == 3
     assert np.sum(clients["label_counts"], axis=1).tolist() == clients["sizes"]

@@ -178,6 +178,24 @@ def test_a_node_compresses_by_its_plan():
     assert header.about.compression == "planned" and header.bits == found["metrics"]["bits"]
 
 
+def test_a_second_exchange_trains_nothing_and_sends_moments_alone():
+    node = small_silo()
+    part = ff.merge.recalibrate(node.training.apply, node.training.likelihood)
+    node = node._replace(rule=ff.then(ff.fedavg(node.training.apply, node.training.likelihood), part))
+    found = answer(node, "train")["arrays"]["payload"].data
+    got, header = files.loads(found, node.like)
+    assert got.params is None and header.structure == "moments" and header.about.kind is None
+    made = flower.FedFisher(node.rule, node.like)
+    made.start_of_round, made.asked = node.like, [asking(5)]
+    record, metrics = made.aggregate_train(2, [reply(5, carrying(found))])
+    data = ff.examples(node.x, node.y)
+    expected = ff.merge_payloads(part, [part.measure(ff.Update(None, node.like), data, jax.random.key(0))], node.like)
+    merged = flower.from_record(record, node.like)
+    for ours, theirs in zip(jax.tree.leaves(merged), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert metrics["features"] == 32
+
+
 def test_a_node_evaluates_what_it_is_sent():
     node = small_silo()
     found = answer(node, "evaluate")["metrics"]

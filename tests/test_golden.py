@@ -1,5 +1,7 @@
 """The authors' own arrays: Fisher information, merged parameters and test accuracies of one run of their code."""
 
+from functools import cache
+
 import golden
 import jax
 import jax.numpy as jnp
@@ -155,7 +157,27 @@ def test_compressed_kronecker_paper_loop():
     require_accuracy(solution.params, "fedfisher_kfac")
 
 
+@cache
+def merged_by_default():
+    return ff.merge_payloads(ff.fedfisher(apply, likelihood), payloads(kronecker)).params
+
+
+def accuracy_of(params):
+    return float(ff.evaluate(apply, likelihood, params, *map(jnp.asarray, golden.held_out())).accuracy)
+
+
 def test_default_solver_needs_no_labels_and_is_as_good():
-    merged = ff.merge_payloads(ff.fedfisher(apply, likelihood), payloads(kronecker))
-    accuracy = ff.evaluate(apply, likelihood, merged.params, *map(jnp.asarray, golden.held_out())).accuracy
-    assert float(accuracy) > golden.ACCURACY["fedfisher_kfac_uncompressed"]
+    assert accuracy_of(merged_by_default()) > golden.ACCURACY["fedfisher_kfac_uncompressed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("features", "expected"), [((), 0.822), (("fc1",), 0.835)])
+def test_recalibrated_heads_are_those_of_the_prototypes(features, expected):
+    """On the inputs of the last layer and of the first dense one; each client's moments from its own examples."""
+    dataset, start = golden.fashion_mnist(), merged_by_default()
+    x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
+    rule = ff.merge.recalibrate(apply, likelihood, features=features, captured=captured)
+    rows, sizes = pad_rows([golden.array(f"client{i}/idx") for i in CLIENTS])
+    measure = jax.jit(lambda data: rule.measure(ff.Update(None, start), data, jax.random.key(0)))
+    sent = [measure(Examples(x, y, jnp.asarray(r), jnp.asarray(n))) for r, n in zip(rows, sizes, strict=True)]
+    assert accuracy_of(ff.merge_payloads(rule, sent, start).params) == pytest.approx(expected, abs=0.003)

@@ -116,3 +116,37 @@ def test_bad_lengths_are_named():
             metrics.evaluate(apply, family, params, *arguments)
     with pytest.raises(ValueError, match="batch_size: got 0"):
         metrics.evaluate(apply, family, params, x, y, batch_size=0)
+
+
+def test_an_ensemble_by_class_shares_is_the_formula():
+    """p(c|x) ∝ Σ_i (n_ic / n_c) p_i(c|x), in plain numpy; a class that nobody has gets nothing."""
+    family = likelihood.categorical()
+    stacked, _, x, y = _problem(family)
+    counts = np.array([[5.0, 0, 2, 0], [1, 3, 0, 0], [0, 9, 2, 0]])
+    joint = metrics.ensemble_apply(apply, family, jnp.asarray(counts))
+    each = np.stack(
+        [jax.nn.softmax(apply(jax.tree.map(lambda leaf, i=i: leaf[i], stacked), x)) for i in range(MEMBERS)]
+    )
+    shares = counts / np.maximum(counts.sum(0), 1)
+    expected = (shares[:, None] * each).sum(0)
+    expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(jax.nn.softmax(joint(stacked, x)), expected, rtol=1e-12)
+    scores = metrics.ensemble(apply, family, stacked, x, jnp.minimum(y, 2), weights=jnp.asarray(counts))
+    np.testing.assert_allclose(scores.accuracy, np.mean(expected.argmax(1) == np.minimum(y, 2)))
+    loss = -np.log(np.take_along_axis(expected, np.minimum(np.asarray(y), 2)[:, None], 1)).mean()
+    np.testing.assert_allclose(scores.loss, loss, rtol=1e-10)
+
+
+def test_equal_class_shares_are_the_plain_ensemble():
+    family = likelihood.categorical()
+    stacked, _, x, y = _problem(family)
+    plain = metrics.ensemble(apply, family, stacked, x, y)
+    _same(metrics.ensemble(apply, family, stacked, x, y, weights=jnp.full((MEMBERS, 4), 7.0)), plain)
+
+
+def test_class_shares_need_classes():
+    stacked, _, x, y = _problem(likelihood.gaussian())
+    with pytest.raises(ValueError, match="weights: got one for each class and likelihood gaussian"):
+        metrics.ensemble(apply, likelihood.gaussian(), stacked, x, y, weights=jnp.ones((MEMBERS, 4)))
+    with pytest.raises(ValueError, match=r"weights: got shape \(2, 4\)"):
+        metrics.ensemble(apply, likelihood.categorical(), stacked, x, y, weights=jnp.ones((2, 4)))

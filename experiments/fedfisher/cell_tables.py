@@ -8,8 +8,16 @@ import numpy as np
 from experiments.lib import common
 from experiments.lib.cells import Cell, Outcome, Settings, run_cells
 
-REFERENCES = {"best_local": "best local (oracle)", "ensemble": "ensemble", "pooled": "pooled training"}
-DASHES = {"best_local": ":", "ensemble": "--", "pooled": "-."}
+REFERENCES = {
+    "best_local": "best local (oracle)",
+    "ensemble": "ensemble",
+    "ensemble_weighted": "ensemble by size",
+    "ensemble_by_class": "ensemble by class share",
+    "pooled": "pooled training",
+}
+DASHES = {"best_local": ":", "ensemble": "--", "pooled": "-."} | dict.fromkeys(
+    ("ensemble_weighted", "ensemble_by_class"), (0, (5, 1))
+)
 
 
 def spread_note(settings: Settings) -> str:
@@ -40,8 +48,8 @@ def spread(numbers: np.ndarray, settings: Settings, digits: int = 1, sign: str =
 
 def methods_of(columns: Mapping[Any, Sequence[Outcome]], rules: Sequence[str]) -> list[str]:
     """The rows of a table: rules, then the references that were computed."""
-    first = next(iter(columns.values()))[0]
-    return [*rules, *(method for method in REFERENCES if method in first.methods)]
+    everything = [outcome.methods for outcomes in columns.values() for outcome in outcomes]
+    return [*rules, *(method for method in REFERENCES if all(method in found for found in everything))]
 
 
 def label(method: str) -> str:

@@ -1,10 +1,10 @@
 """What the tables of one-shot rules share: a cell is one federation and every method on it.
 
 A method is a rule by its name (or a user's, as module:function) or a reference: the best local model, chosen by the
-test examples; the ensemble of local models; one model trained on everybody's data. Cells differ by data set, number of
-clients, α, epochs, the seed of the split and the seed of initialisation and training, and run the code of the
-`fedfisher` command. Every method is a line of ``results.jsonl``: with a rule added, only what is missing is measured
-and merged (the clients are trained again, to the same models).
+test examples; the ensemble of local models, of equal weights, by size or by class shares; one model trained on
+everybody's data. Cells differ by data set, number of clients, α, epochs, the seed of the split and the seed of
+initialisation and training, and run the code of the `fedfisher` command. Every method is a line of ``results.jsonl``:
+with a rule added, only what is missing is measured and merged (the clients are trained again, to the same models).
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ from fedfisher_jax.merge import Rule, catalogue
 ALPHA_RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
 ALL_RULES = (*ALPHA_RULES, "fedlpa", "regmean", "regmean-kron", "otfusion", "pfnm", "dense", "fedbens")
 LOCAL = ("best_local", "ensemble")
+MORE = ("ensemble_weighted", "ensemble_by_class")  # noted where clients are trained; older results have none
 MODELS = {"digits": "mlp", "mnist": "lenet", "fashion_mnist": "lenet"}
 ELSEWHERE = "cnn"
 BATCH_SIZE = 64
@@ -200,13 +201,15 @@ def run_cells(
             names = {method: {**cell, "method": method} for method in ("training", *LOCAL, *rules)}
             if pooled_by:
                 names["pooled"] = {**{name: cell[name] for name in pooled_by}, "method": "pooled"}
+            known = names | {method: {**cell, "method": method} for method in MORE}
             missing = [method for method, settings in names.items() if common.run_key(settings) not in done]
             if set(missing) - {"pooled"}:
                 for method, result in compare(worlds(cell), cell, [name for name in missing if name in rules]):
-                    if method in names:
-                        note(names[method], result)
+                    if method in known:
+                        note(known[method], result)
             if "pooled" in missing:
                 note(names["pooled"], pooled(worlds(cell), cell))
-            outcomes.append(Outcome(cell, {m: done[common.run_key(settings)] for m, settings in names.items()}))
+            found = {m: done[key] for m, settings in known.items() if (key := common.run_key(settings)) in done}
+            outcomes.append(Outcome(cell, found))
             progress.advance(task)
     return outcomes

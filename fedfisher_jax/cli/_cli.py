@@ -65,6 +65,8 @@ class RunSettings:
     momentum: float = 0.9
     bias: bool = False
     """Whether the layers have biases (the papers' networks have none)."""
+    start: Literal["usual", "designed"] = "usual"
+    """"designed": convolutions made for the heads of `analytic`, cosines first; free of data."""
     kind: Literal["exact", "monte_carlo", "empirical"] = "exact"
     """Kind of Fisher information."""
     samples: int = 1
@@ -152,7 +154,7 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
     network = models.build(settings.model, dataset.train_x.shape[1:], dataset.num_classes, settings.bias)
     likelihood, apply = categorical(), network.apply
     key = run_keys(settings.seed)
-    start = network.init(key.init)
+    start = models.STARTS[settings.start](network.init(key.init))
     captured = capture(apply, start, dataset.train_x)
     x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
     training = LocalTraining(
@@ -180,7 +182,7 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
         "fedavg_bits": 32 * sum(leaf.size for leaf in jax.tree.leaves(start)),
         "clients": {"sizes": [len(part) for part in parts], "label_counts": counts, "accuracies": []},
         "rules": {},
-        "references": {"best_local": None, "ensemble": None, "pooled": None},
+        "references": {"best_local": None, "ensemble": None, "ensemble_by_class": None, "pooled": None},
         "seconds": {},
         "complete": False,
     }

@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 
-from .. import _files
+from .. import _files, models
 from ..data._where import expanded
 from ..federate import run_keys
 from ..payload import fingerprint
@@ -34,6 +35,8 @@ class InitSettings:
     """categorical, bernoulli or gaussian."""
     bias: bool = False
     """Whether the layers of our models have biases."""
+    start: Literal["usual", "designed"] = "usual"
+    """"designed": convolutions made for the heads of `analytic`, cosines first; free of data."""
     seed: int = 0
     """Seed of the initialisation, as in `fedfisher run`."""
     checkpoint: Path | None = None
@@ -66,8 +69,8 @@ def init(settings: InitSettings) -> None:
     require_sizes(kind.input_shape, kind.outputs)
     network = network_of(kind.model, kind.input_shape, kind.outputs, kind.bias)
     template_of(network)
-    params = network.init(run_keys(settings.seed).init)
-    made_by = f"init, seed {settings.seed}"
+    params = models.STARTS[settings.start](network.init(run_keys(settings.seed).init))
+    made_by = f"init, seed {settings.seed}" + (", designed" if settings.start == "designed" else "")
     if settings.checkpoint is not None:
         params, made_by = model_file.read_checkpoint(settings.checkpoint, params), "init, a checkpoint"
     model_file.write(settings.out, kind, params, made_by)

@@ -135,7 +135,10 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
     if guarantee is not None:
         noise.require_defined(promised.statistics)
     params, training = None, None
-    if settings.checkpoint is not None:
+    if not rule.trains:
+        if given := _changed(settings, (*TRAINING, "checkpoint")):
+            raise ValueError(f"{given}: {settings.rule} measures the start itself, and nothing is trained")
+    elif settings.checkpoint is not None:
         params = model_file.read_checkpoint(settings.checkpoint, start.params)
     else:
         optimizer = optax.sgd(settings.learning_rate, settings.momentum)

@@ -140,7 +140,9 @@ def _record(name: str, start: Any, found: list[tuple[Any, Header]], merged: Any)
     full = 32 * sum(leaf.size for leaf in jax.tree.leaves(start))
     total = sum(header.examples for _, header in found)
 
-    def distance(first: Any, second: Any) -> float:
+    def distance(first: Any, second: Any) -> float | None:
+        if first is None:  # no parameters were sent
+            return None
         return float(optax.tree.norm(jax.tree.map(jnp.subtract, first, second)))
 
     contributors = [
@@ -191,7 +193,8 @@ def _table(record: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
     for one in record["contributors"]:
         bits = f"{one['bits'] / 1e6:.2f}", f"{one['bits_over_fedavg']:.2f}"
-        distances = f"{one['distance_from_start']:.3g}", f"{one['distance_from_merged']:.3g}"
+        gaps = one["distance_from_start"], one["distance_from_merged"]
+        distances = ["" if gap is None else f"{gap:.3g}" for gap in gaps]
         row = str(one["silo"]), literal(one["name"]), str(one["examples"]), f"{one['weight']:.3f}", *bits, *distances
         table.add_row(*row)
     return table

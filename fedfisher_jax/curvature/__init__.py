@@ -17,6 +17,7 @@ from .structures import Gram as Gram
 from .structures import Kronecker as Kronecker
 from .structures import LowRank as LowRank
 from .structures import Mixture as Mixture
+from .structures import Moments as Moments
 from .structures import Structure as Structure
 from .structures import damped_inverse as damped_inverse
 from .structures import num_bytes as num_bytes
@@ -37,6 +38,7 @@ __all__ = [
     "Layer",
     "LowRank",
     "Mixture",
+    "Moments",
     "STRUCTURES",
     "Structure",
     "Subspace",

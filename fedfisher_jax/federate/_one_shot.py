@@ -194,7 +194,7 @@ class Fit:
 
 
 def _judge_locals(simulation: Simulation, stacked: PyTree, done: Callable[..., None] | None) -> Iterator[Result]:
-    """Every local model, the best of them and their ensembles, with equal weights and weighted by examples."""
+    """Judge every local model, the best of them and their ensembles: of equal weights, by examples, by class shares."""
     sizes, scores = np.asarray(simulation.cohort.sizes), []
     for number in range(len(sizes)):
         scores.append(score(simulation, pick(stacked, number)))
@@ -203,8 +203,20 @@ def _judge_locals(simulation: Simulation, stacked: PyTree, done: Callable[..., N
             done()
     best = int(np.argmax([one.get("accuracy", -one["loss"]) for one in scores]))
     yield Result("reference", "best_local", scores[best] | {"client": best})
-    weights = jnp.asarray(sizes / sizes.sum(), jnp.float32)
+    weights = {"ensemble": None, "ensemble_weighted": jnp.asarray(sizes / sizes.sum(), jnp.float32)}
+    if simulation.training.likelihood.name == "categorical":
+        weights["ensemble_by_class"] = jnp.asarray(_class_counts(simulation, stacked), jnp.float32)
     settings = simulation.training.apply, simulation.training.likelihood
-    for name, shares in (("ensemble", None), ("ensemble_weighted", weights)):
+    for name, shares in weights.items():
         found = ensemble(*settings, stacked, simulation.test_x, simulation.test_y, weights=shares)
         yield Result("reference", name, as_numbers(found))
+
+
+def _class_counts(simulation: Simulation, stacked: PyTree) -> np.ndarray:
+    """Count each client's targets of each class, [clients, classes]."""
+    everyone, test = simulation.cohort, simulation.test_x
+    outputs = jax.eval_shape(simulation.training.apply, pick(stacked, 0), jnp.asarray(test[:1]))
+    y, rows = np.asarray(everyone.y), np.asarray(everyone.rows)
+    starts, sizes = np.asarray(everyone.members.start), np.asarray(everyone.sizes)
+    parts = [rows[begin : begin + size] for begin, size in zip(starts, sizes, strict=True)]
+    return np.stack([np.bincount(y[part].ravel(), minlength=outputs.shape[-1]) for part in parts])

@@ -12,10 +12,14 @@ from ._fedfisher import fedfisher as fedfisher
 from ._fedfisher import fisher_merge as fisher_merge
 from ._fedlpa import fedlpa as fedlpa
 from ._fipa import fipa as fipa
+from ._heads import analytic as analytic
+from ._heads import recalibrate as recalibrate
 from ._ot_fusion import ot_fusion as ot_fusion
 from ._ot_fusion import released_ot_fusion as released_ot_fusion
 from ._pfnm import pfnm as pfnm
 from ._pfnm import released_pfnm as released_pfnm
+from ._pseudo_data import Draws as Draws
+from ._pseudo_data import pseudo_data as pseudo_data
 from ._regmean import regmean as regmean
 from ._regmean import regmean_kron as regmean_kron
 from ._regmean import released_regmean as released_regmean
@@ -36,6 +40,7 @@ from ._rule import then as then
 
 __all__ = [
     "DenseSettings",
+    "Draws",
     "FreshModes",
     "Kind",
     "MeasureFisher",
@@ -45,6 +50,7 @@ __all__ = [
     "Rule",
     "Takes",
     "Update",
+    "analytic",
     "check_payload",
     "combine",
     "dense",
@@ -62,6 +68,8 @@ __all__ = [
     "merge_payloads",
     "ot_fusion",
     "pfnm",
+    "pseudo_data",
+    "recalibrate",
     "regmean",
     "regmean_kron",
     "released_ot_fusion",

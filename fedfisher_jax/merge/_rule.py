@@ -46,7 +46,7 @@ class Payload(NamedTuple):
     """What one client sends."""
 
     weight: Any  # its number of examples
-    params: PyTree
+    params: PyTree  # None where the rule measures at the start alone
     statistics: Any = None  # what the rule measured: a Fisher, second moments of inputs, counts, or nothing
     kind: Kind | None = None  # of the statistics; None where nobody knows, as in payloads that are made by hand
 
@@ -83,6 +83,7 @@ class Rule(NamedTuple):
     squares: bool = False  # whether `measure` reads the last epoch's squared gradients
     parts: tuple["Rule", ...] = ()  # see `then`
     takes: Takes | None = None  # what `lift` and `solve` can merge; None: a rule of one's own that does not say
+    trains: bool = True  # whether clients train before they measure; else `measure` reads the start alone
 
 
 def then(first: Rule, second: Rule) -> Rule:
@@ -260,9 +261,9 @@ def require_squares(merged: Merged) -> Merged:
 
 
 def merge_summary(rule: Rule, summary: Any, params: PyTree, start: PyTree = None) -> Merged:
-    """Solve for the global model, in the types of the clients' `params` if it has their structure."""
+    """Solve for the global model, in the types of the clients' `params` (or of the start) if it is like them."""
     merged = rule.solve(summary, widened(start))
-    return merged._replace(params=in_types_of(merged.params, params))
+    return merged._replace(params=in_types_of(merged.params, start if params is None else params))
 
 
 def fold(rule: Rule, contributions: PyTree) -> PyTree:

@@ -21,8 +21,10 @@ from ._fedfish import fedfish
 from ._fedfisher import fedfisher, fisher_merge
 from ._fedlpa import fedlpa
 from ._fipa import fipa
+from ._heads import analytic, recalibrate
 from ._ot_fusion import ot_fusion, released_ot_fusion
 from ._pfnm import pfnm, released_pfnm
+from ._pseudo_data import pseudo_data
 from ._regmean import regmean, regmean_kron, released_regmean
 from ._rule import Rule, then
 
@@ -58,6 +60,9 @@ RULES: dict[str, Entry] = {
     "fedfish": Entry(fedfish),
     "fedfish-kfac": Entry(partial(fedfish, structure="kronecker", estimator="exact"), ("captured",)),
     "fipa": Entry(fipa),
+    "pseudo-data": Entry(pseudo_data, _FISHER),
+    "analytic": Entry(analytic, ("captured",)),
+    "recalibrate": Entry(recalibrate, ("captured",)),
 }
 
 
@@ -92,7 +97,8 @@ def named_rule(
 ) -> Rule:
     """Make a rule by its name in `rules`, or `module:function` where function(apply, likelihood, **options) → Rule.
 
-    Names with a plus between them are exchanges one after the other, see `then`: "fedfisher-kfac+fedavg".
+    Names with a plus between them are exchanges one after the other, see `then`: "fedfisher-kfac+fedavg". After "@"
+    stand the features of a rule that has some, "recalibrate@fc1,fc2:100".
 
     The module is looked for on Python's path, and then in the current folder.
 
@@ -116,6 +122,9 @@ def named_rule(
     if "+" in name:
         parts = [named_rule(n, apply, likelihood, offers=offers, rules=rules, **options) for n in name.split("+")]
         return reduce(then, parts)
+    name, at, features = name.partition("@")
+    if at:
+        options = options | {"features": tuple(features.split(","))}
     entry = _entry(name, rules)
     given = {key: value for key, value in (offers or {}).items() if key in entry.takes}
     return entry.constructor(apply, likelihood, **given | options)
@@ -126,7 +135,9 @@ def takes(name: str, rules: Mapping[str, Entry] = RULES) -> tuple[str, ...]:
 
     It raises as `named_rule` does.
     """
-    return tuple(dict.fromkeys(taken for part in name.split("+") for taken in _entry(part, rules).takes))
+    return tuple(
+        dict.fromkeys(taken for part in name.split("+") for taken in _entry(part.partition("@")[0], rules).takes)
+    )
 
 
 def _entry(name: str, rules: Mapping[str, Entry]) -> Entry:

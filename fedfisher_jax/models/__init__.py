@@ -11,6 +11,8 @@ from ._lenet import LeNet as LeNet
 from ._mlp import MLP as MLP
 from ._resnet import ResNet18 as ResNet18
 from ._resnet import ResNet18Pretrained as ResNet18Pretrained
+from ._starts import STARTS as STARTS
+from ._starts import designed as designed
 from ._transformer import Transformer as Transformer
 from ._transformer import build_transformer as build_transformer
 
@@ -22,9 +24,11 @@ __all__ = [
     "Network",
     "ResNet18",
     "ResNet18Pretrained",
+    "STARTS",
     "Transformer",
     "build",
     "build_transformer",
+    "designed",
     "ngram",
     "torch_layout",
     "weights",

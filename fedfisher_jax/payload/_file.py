@@ -25,7 +25,7 @@ from . import _structures as structures
 from ._codecs import Raw, Singular
 from ._container import Limits, PayloadError
 from ._header import About, Header, Plan, from_json, require_same, require_start, to_json
-from ._tree import leaves, nested
+from ._tree import nested
 
 PyTree = Any
 EIGEN = 8  # an eigendecomposition for as many Cholesky factorisations
@@ -34,8 +34,9 @@ WORKING = 8 * 6, 8 * 4  # bytes a number that decoding and checking hold: of a m
 
 def entries(payload: Payload) -> dict[str, np.ndarray]:
     """Name every array of a payload as files do."""
-    described = leaves(payload.params)
-    params = {f"params/{leaf.path}": x for leaf, x in zip(described, jax.tree.leaves(payload.params), strict=True)}
+    described = structures.model_leaves(payload)
+    held = () if payload.params is None else zip(described, jax.tree.leaves(payload.params), strict=True)
+    params = {f"params/{leaf.path}": x for leaf, x in held}
     fisher = structures.arrays_of(payload.statistics, described)
     return {name: np.asarray(value) for name, value in (params | fisher).items()}
 
@@ -133,12 +134,14 @@ def loads(
     """
     header, arrays = _opened(data, like, layers, limits, file)
     decoded = _decode(header, arrays, limits, file, parity)
-    values = [decoded[f"params/{leaf.path}"] for leaf in header.leaves]
-    try:
-        params = nested(header.leaves, values) if like is None else jax.tree.structure(like).unflatten(values)
-    except ValueError as error:
-        raise PayloadError(f"{file}: {error}") from error
-    treedef = jax.tree.structure(params)
+    params, treedef = None, None
+    if structures.has_params(header.structure):
+        values = [decoded[f"params/{leaf.path}"] for leaf in header.leaves]
+        try:
+            params = nested(header.leaves, values) if like is None else jax.tree.structure(like).unflatten(values)
+        except ValueError as error:
+            raise PayloadError(f"{file}: {error}") from error
+        treedef = jax.tree.structure(params)
     fisher = structures.filled(_outline(header, treedef), header.leaves, decoded)
     kind = None if fisher is None or header.about.kind is None else Kind(header.about.kind)
     return Payload(jnp.asarray(header.examples, jnp.result_type(float)), params, fisher, kind), header
@@ -233,7 +236,8 @@ def _decode(
 ) -> dict[str, jax.Array]:
     """Every entry's array; sizes first, then numbers."""
     plan = header.plan
-    expected = {f"params/{leaf.path}": (leaf.shape, leaf.dtype) for leaf in header.leaves}
+    held = header.leaves if structures.has_params(header.structure) else ()
+    expected = {f"params/{leaf.path}": (leaf.shape, leaf.dtype) for leaf in held}
     shapes = structures.expected(_outline(header), header.leaves)
     expected |= {name: (shape, header.fisher_dtype) for name, shape in shapes.items()}
     signs: dict[str, Sign] = {name: structures.sign(header.structure, name) for name in expected}

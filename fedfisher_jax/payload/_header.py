@@ -70,7 +70,7 @@ def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: 
         "library": __version__,
         "structure": structures.name_of(payload.statistics),
         "examples": int(payload.weight),
-        "params": [[leaf.path, list(leaf.shape), leaf.dtype] for leaf in leaves(payload.params)],
+        "params": [[leaf.path, list(leaf.shape), leaf.dtype] for leaf in structures.model_leaves(payload)],
         "static": {} if payload.statistics is None else payload.statistics.static(),
         "fisher_dtype": fisher[0] if fisher else None,
         "codecs": [codecs.to_json(codec) for codec in table],
@@ -101,8 +101,8 @@ def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
     for key, least in (("examples", 1), ("silo", 0)):
         if type(raw[key]) is not int or not least <= raw[key] < 2**53:
             raise ValueError(f"{key}: expected a whole number of at least {least}, got {str(raw[key])[:80]}")
-    if raw["structure"] not in (None, *structures.STRUCTURES):
-        raise ValueError(f"structure: got {raw['structure']!r}, known are {', '.join(structures.STRUCTURES)}")
+    if raw["structure"] not in (None, *structures.statistics()):
+        raise ValueError(f"structure: got {raw['structure']!r}, known are {', '.join(structures.statistics())}")
     if raw["fisher_dtype"] not in (DTYPES if raw["structure"] else (None,)):
         raise ValueError(f"fisher_dtype: got {str(raw['fisher_dtype'])[:40]!r}")
     _require_flat(raw["privacy"])

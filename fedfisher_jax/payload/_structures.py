@@ -12,8 +12,9 @@ from ..curvature import Layer
 from ..curvature._layers import MAX_AXES as MAX_AXES
 from ..curvature._layers import MAX_SIZE as MAX_SIZE
 from ..curvature._leaves import Leaf
+from ..curvature._leaves import leaves as leaves_of
 from ..curvature.structures._protocol import named, sign_of, with_arrays
-from ..curvature.structures._registry import STRUCTURES, by_name, is_known
+from ..curvature.structures._registry import statistics
 from ..curvature.structures._signs import Sign
 
 PREFIX = "fisher/"
@@ -27,8 +28,8 @@ def name_of(fisher: Any) -> str | None:
     """
     if fisher is None:
         return None
-    if not is_known(fisher):
-        known = ", ".join(STRUCTURES)
+    if statistics().get(getattr(type(fisher), "name", "")) is not type(fisher):
+        known = ", ".join(statistics())
         raise ValueError(f"payload.statistics: {type(fisher).__name__} has no form in files; known are {known}")
     return fisher.name
 
@@ -57,7 +58,10 @@ def outline(structure: str | None, static: Any, leaves: Sequence[Leaf], treedef:
             raise ValueError("static: expected nothing without a structure")
         return None
     tree = jax.tree.structure([0] * len(leaves)) if treedef is None else treedef
-    return by_name(structure).outline(static, leaves, tree)
+    known = statistics()
+    if structure not in known:
+        raise ValueError(f"structure: got {structure!r}, expected one of {', '.join(known)}")
+    return known[structure].outline(static, leaves, tree)
 
 
 def expected(outlined: Any, leaves: Sequence[Leaf]) -> dict[str, tuple[int, ...]]:
@@ -74,7 +78,17 @@ def sign(structure: str | None, entry: str) -> Sign:
     """What the entries of a file's array may be; its parameters may be anything."""
     if structure is None or not entry.startswith(PREFIX):
         return "any"
-    return sign_of(STRUCTURES[structure], entry.removeprefix(PREFIX))
+    return sign_of(statistics()[structure], entry.removeprefix(PREFIX))
+
+
+def model_leaves(payload: Any) -> tuple[Leaf, ...]:
+    """The leaves of the model that a payload is about, whether or not it holds the parameters."""
+    return leaves_of(payload.params) if payload.params is not None else payload.statistics.leaves
+
+
+def has_params(structure: str | None) -> bool:
+    """Whether files with this structure hold parameters, too."""
+    return structure is None or not statistics()[structure].alone
 
 
 def require_layers(outlined: Any, known: Sequence[Layer]) -> None:

@@ -77,7 +77,7 @@ def fit(payload: Payload, about: file.About, budget: float, *, stochastic: bool 
     if not 0 < budget < float("inf"):
         raise ValueError(f"budget: got {budget}, expected a positive multiple of 32 bits per parameter")
     arrays = file.entries(payload)
-    full = 32 * sum(array.size for entry, array in arrays.items() if entry.startswith("params/"))
+    full = 32 * sum(leaf.size for leaf in structures.model_leaves(payload))
     name = structures.name_of(payload.statistics)
     largest = max((array.shape[-1] for entry, array in arrays.items() if is_matrix(name, entry)), default=0)
 

@@ -16,9 +16,9 @@ def plot_accuracy(record: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     colours = ["#BBBBBB"] * len(names)
     for name, rule in record["rules"].items():
         names, values, colours = [*names, name], [*values, rule["accuracy"]], [*colours, "#0072B2"]
-    for name in ("ensemble", "pooled"):
+    for name in ("ensemble", "ensemble_by_class", "pooled"):
         if record["references"].get(name):
-            names, values = [*names, name], [*values, record["references"][name]["accuracy"]]
+            names, values = [*names, name.replace("_", " ")], [*values, record["references"][name]["accuracy"]]
             colours = [*colours, "#E69F00"]
     figure = Figure(figsize=(6.4, 0.6 + 0.32 * len(names)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)

@@ -19,7 +19,13 @@ def result_table(record: Mapping[str, Any]) -> Table:
         row = [f"{rule['accuracy']:.4f}", f"{rule['loss']:.4f}", f"{bits / 1e6:.2f}", f"{bits / base:.2f}"]
         table.add_row(name, *row, f"{rule['seconds']:.1f}", style=mark)
     table.add_section()
-    labels = {"best_local": "best local", "ensemble": "ensemble", "pooled": "pooled"}
+    labels = {
+        "best_local": "best local",
+        "ensemble": "ensemble",
+        "ensemble_weighted": "ensemble by size",
+        "ensemble_by_class": "ensemble by class",
+        "pooled": "pooled",
+    }
     for key, label in labels.items():
         if references.get(key):
             reference = references[key]

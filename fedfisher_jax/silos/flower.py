@@ -124,7 +124,7 @@ def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
             raise ValueError(f"config: server-round: got {number!r}, expected a number from 1")
         rule, first = exchange_of(node.rule, number)
         mine = silo_cohort(node.x, node.y, node.number, node.training.batch_size)
-        training = node.training if first else None
+        training = node.training if first and rule.trains else None
         sent = train_and_measure(training, rule, start, mine, round_keys(node.seed, number))
         about = payload.About(
             rule=rule.name,

@@ -14,8 +14,10 @@ from ._low_rank import LowRank as LowRank
 from ._low_rank import Recompressed as Recompressed
 from ._low_rank import recompress as recompress
 from ._mixture import Mixture as Mixture
+from ._moments import Moments as Moments
 from ._protocol import Blocks as Blocks
 from ._protocol import Fisher as Fisher
+from ._protocol import Statistic as Statistic
 from ._protocol import Structure as Structure
 from ._protocol import damped_inverse as damped_inverse
 from ._protocol import num_bytes as num_bytes
@@ -34,8 +36,10 @@ __all__ = [
     "Kronecker",
     "LowRank",
     "Mixture",
+    "Moments",
     "Recompressed",
     "STRUCTURES",
+    "Statistic",
     "Structure",
     "damped_inverse",
     "num_bytes",

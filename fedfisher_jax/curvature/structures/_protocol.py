@@ -61,17 +61,16 @@ class Fisher(Protocol):
         ...
 
 
-class Structure(Fisher):
-    """What a Fisher structure offers to estimates, files, noise and attacks: to be inherited by frozen dataclasses.
+class Statistic(abc.ABC):
+    """Named arrays that clients measure and files hold: to be inherited by frozen dataclasses that are pytrees.
 
-    A structure is a pytree. Its arrays are its pytree's leaves, which `names` names, so whoever stores or changes
-    arrays needs to know no more of it. `registry.register` makes it known by its name everywhere.
+    The arrays are the pytree's leaves, which `names` names, so whoever stores or changes arrays needs to know no more.
     """
 
     name: ClassVar[str]
     signs: ClassVar[Mapping[str, Sign]]  # first part of an array's name → what its entries may be
-    additive: ClassVar[bool]  # whether F is linear in its arrays: clients' Fishers then add up array by array
-    reads: ClassVar[Literal["layers", "gradients"]] = "layers"  # what `sums` is given
+    additive: ClassVar[bool]  # whether clients' statistics add up array by array
+    alone: ClassVar[bool] = False  # whether payloads hold it without parameters; it then has `leaves`, the model's
 
     @abc.abstractmethod
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
@@ -96,6 +95,15 @@ class Structure(Fisher):
             ValueError: `static` does not fit the parameters; why.
         """
         ...
+
+
+class Structure(Fisher, Statistic):
+    """What a Fisher structure offers to estimates, files, noise and attacks: to be inherited by frozen dataclasses.
+
+    It is additive where F is linear in its arrays. `registry.register` makes it known by its name everywhere.
+    """
+
+    reads: ClassVar[Literal["layers", "gradients"]] = "layers"  # what `sums` is given
 
     @classmethod
     def require(cls, params: PyTree) -> None:
@@ -175,7 +183,7 @@ class Structure(Fisher):
         return jnp.sum(found, axis=1 - side)
 
 
-def named(fisher: Structure, leaves: Sequence[Leaf]) -> dict[str, Any]:
+def named(fisher: Statistic, leaves: Sequence[Leaf]) -> dict[str, Any]:
     """Give a structure's arrays by their names."""
     return dict(zip(fisher.names(leaves), jax.tree.leaves(fisher), strict=True))
 
@@ -185,7 +193,7 @@ def with_arrays(fisher: Any, arrays: Sequence[Any]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(fisher), arrays)
 
 
-def sign_of(structure: type[Structure], name: str) -> Sign:
+def sign_of(structure: type[Statistic], name: str) -> Sign:
     """Tell what the entries of an array of this name may be."""
     return structure.signs[name.split("/")[0]]
 

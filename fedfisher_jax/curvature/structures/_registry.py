@@ -7,11 +7,13 @@ from ._full import Full
 from ._gram import Gram
 from ._kronecker import Kronecker
 from ._low_rank import LowRank
-from ._protocol import Structure
+from ._moments import Moments
+from ._protocol import Statistic, Structure
 
 STRUCTURES: dict[str, type[Structure]] = {
     structure.name: structure for structure in (Diagonal, Full, Kronecker, Gram, LowRank)
 }
+OTHERS: dict[str, type[Statistic]] = {Moments.name: Moments}  # what payloads may hold that is no Fisher
 T = TypeVar("T", bound=type[Structure])
 
 
@@ -44,7 +46,7 @@ def register(structure: T) -> T:
         >>> f.values.ravel().tolist()
         [1.25, 1.25]
     """
-    taken = STRUCTURES.setdefault(structure.name, structure)
+    taken = OTHERS.get(structure.name) or STRUCTURES.setdefault(structure.name, structure)
     if taken is not structure:
         raise ValueError(f"name: got {structure.name!r}, which is that of {taken.__name__}, expected another one")
     return structure
@@ -64,6 +66,11 @@ def by_name(name: str) -> type[Structure]:
 def is_known(fisher: Any) -> bool:
     """Tell whether a Fisher's structure is registered."""
     return STRUCTURES.get(getattr(type(fisher), "name", "")) is type(fisher)
+
+
+def statistics() -> dict[str, type[Statistic]]:
+    """List by name all that files may hold beside parameters: every Fisher structure, and `Moments`."""
+    return STRUCTURES | OTHERS
 
 
 def require_known(fisher: Any) -> Structure:

@@ -1,0 +1,93 @@
+"""Second moments of activations and their products with targets: all that least squares on them needs."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+
+from .._layers import MAX_AXES, MAX_SIZE
+from .._leaves import Leaf
+from ._protocol import Statistic, require_static, shaped
+from ._signs import Sign
+
+KEYS = {"features", "constant", "outputs", "example"}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments(Statistic):
+    """Means over examples of φφᵀ, φyᵀ and y, for activations φ [D] of a model that all clients have, and targets y [C].
+
+    They were measured at the model that was sent, so a payload holds them without parameters. Weighted by numbers of
+    examples they add up to those of the pooled data, however these are split (AFL, arXiv 2405.16240).
+
+    Attributes:
+        second: [D, D], φφᵀ.
+        cross: [D, C], φyᵀ.
+        totals: [C], y: for classes, the share of each.
+        features: static; pairs of a weight's leaf number and how many inputs of its layer are among φ, one after the
+            other.
+        constant: static; whether a last feature is constantly one.
+        example: static; shape and type of one example.
+        leaves: static; the model's parameters.
+    """
+
+    name: ClassVar[str] = "moments"
+    signs: ClassVar[Mapping[str, Sign]] = {"second": "semidefinite", "cross": "any", "totals": "any"}
+    additive: ClassVar[bool] = True
+    alone: ClassVar[bool] = True
+
+    second: Any
+    cross: Any
+    totals: Any
+    features: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})
+    constant: bool = dataclasses.field(metadata={"static": True})
+    example: tuple[tuple[int, ...], str] = dataclasses.field(metadata={"static": True})
+    leaves: tuple[Leaf, ...] = dataclasses.field(metadata={"static": True})
+
+    def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
+        """The three arrays."""
+        del leaves
+        return ("second", "cross", "totals")
+
+    def static(self) -> dict[str, Any]:
+        """Which activations these are, as JSON."""
+        shape, dtype = self.example
+        return {
+            "features": [[int(leaf), int(units)] for leaf, units in self.features],
+            "constant": self.constant,
+            "outputs": int(self.totals.shape[-1]),
+            "example": [[int(size) for size in shape], dtype],
+        }
+
+    @classmethod
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "Moments":
+        """The outline of as many features as are announced."""
+        del treedef
+        require_static(static, KEYS, cls.name)
+        features, constant, outputs, example = (static[key] for key in ("features", "constant", "outputs", "example"))
+        pairs = isinstance(features, list) and all(isinstance(p, list) and len(p) == 2 for p in features)
+        if not pairs or not 1 <= len(features) <= len(leaves):
+            raise ValueError("features: expected pairs of a parameter's number and a number of inputs, at least one")
+        for leaf, units in features:
+            if type(leaf) is not int or not 0 <= leaf < len(leaves):
+                raise ValueError(f"features: got {str(leaf)[:40]!r}, expected a number from 0 to {len(leaves) - 1}")
+            if not _is_size(units) or units > leaves[leaf].size:
+                raise ValueError(f"features: got {str(units)[:40]!r} inputs, expected 1 to {leaves[leaf].size}")
+        if type(constant) is not bool or not _is_size(outputs):
+            raise ValueError("constant, outputs: expected a truth value and a number from 1")
+        good = isinstance(example, list) and len(example) == 2 and isinstance(example[0], list)
+        if not good or len(example[0]) > MAX_AXES or not all(map(_is_size, example[0])) or example[1] not in TYPES:
+            raise ValueError(f"example: got {str(example)[:80]}, expected a shape and a type of numbers")
+        width = sum(units for _, units in features) + constant
+        arrays = shaped(width, width), shaped(width, outputs), shaped(outputs)
+        kept = tuple((leaf, units) for leaf, units in features)
+        return cls(*arrays, kept, constant, (tuple(example[0]), example[1]), tuple(leaves))
+
+
+TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float64", "float32", "float16", "bfloat16")
+
+
+def _is_size(number: Any) -> bool:
+    return type(number) is int and 0 < number < MAX_SIZE

@@ -1,0 +1,184 @@
+"""Linear heads in closed form on features that all clients share: least squares whose statistics add up exactly.
+
+At a model that every client was sent (the common start, AFL, arXiv 2405.16240; or a merged model, in one more exchange)
+a client measures S = ΦᵀΦ and B = ΦᵀY for the activations Φ that enter a dense layer. The head of all clients' data is
+W = (ΣS + λ tr(ΣS)/D · I)⁻¹ ΣB, whatever the split: no client is ever far from the others, since nothing is trained.
+CCVR (arXiv 2106.05001) recalibrates from Gaussians of each class; here the moments are exact.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._examples import Batch, Examples, mean_over_batches
+from .._likelihood import Likelihood
+from .._trees import scaled, widened
+from ..curvature import Capture, Moments, capture
+from ..curvature._leaves import leaves as leaves_of
+from ._head_place import Place, find_place, require_exact, require_room, widest_place
+from ._rule import Merged, Payload, Rule, Update, require_options, require_start
+
+PyTree = Any
+RIDGE = 1e-4  # λ
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureMoments:
+    """Measures `Moments` of the chosen features at the model that was sent; the payload holds no parameters."""
+
+    apply: Callable
+    likelihood: Likelihood
+    features: tuple[str, ...] | None  # None: see `head_place.widest_place`
+    start: Callable[[PyTree], PyTree] | None = None  # what is made of the model that was sent
+    batch_size: int = 256
+    captured: Capture | None = None
+
+    def model(self, sent: PyTree) -> PyTree:
+        """Make the model that is measured of the one that was sent."""
+        return require_start(sent) if self.start is None else self.start(require_start(sent))
+
+    def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
+        """One client's payload."""
+        del key
+        params = self.model(update.start)
+        leaves, (place, described) = jax.tree.leaves(params), self.place(params, data.x)
+        require_room(place, leaves)
+
+        def sums(batch: Batch) -> list[jax.Array]:
+            rows = widened(jax.vmap(lambda x: place.rows(leaves, x))(batch.x))
+            targets = jax.vmap(lambda y: regressed(self.likelihood, place, y))(batch.y).astype(rows.dtype)
+            rows, targets = (jnp.where(batch.mask[:, None, None], a, 0) for a in (rows, targets))
+            return [
+                jnp.einsum("nti,ntj->ij", rows, rows),
+                jnp.einsum("nti,ntc->ic", rows, targets),
+                jnp.sum(targets, (0, 1)),
+            ]
+
+        means = mean_over_batches(sums, data, self.batch_size)
+        example = (tuple(data.x.shape[1:]), data.x.dtype.name)
+        moments = Moments(*means, place.features, place.constant, example, described)
+        return Payload(jnp.asarray(data.size, jnp.result_type(float)), None, moments)
+
+    def place(self, params: PyTree, x: Any) -> tuple[Place, Any]:
+        """Find the head's place in a model and describe the model's leaves; x [n, ...] is looked at for its shape."""
+        captured = capture(self.apply, params, x) if self.captured is None else self.captured
+        described = leaves_of(params)
+        if self.features is None:
+            return widest_place(captured, described), described
+        return find_place(captured, described, self.features), described
+
+
+def analytic(
+    apply: Callable,
+    likelihood: Likelihood,
+    *,
+    features: Sequence[str] | None = None,
+    ridge: float = RIDGE,
+    **options: Any,
+) -> Rule:
+    """The analytic head on the common start's features: one exchange in which nothing is trained.
+
+    Sums alone are sent, in place of parameters, and the result is that of the pooled data for every split. Outputs are
+    least-squares fits of the targets (one-hot classes; 1 and −1 for binary ones), so that classes are as right as they
+    can be, but probabilities are not calibrated: look at accuracies, not at losses.
+
+    Args:
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
+        likelihood: what is fitted; its targets are.
+        features: paths of the dense layer whose inputs are read, and maybe of the next one: ("fc1", "fc2:100") reads
+            all inputs of fc1 and the first 100 of fc2. By default the first of the dense layers at the model's end, and
+            as many units of it as leave room to write the head into the model. () is the last layer.
+        ridge: λ, relative to the mean diagonal entry of ΣS.
+        options: what else `MeasureMoments` takes: batch_size, captured, and `start`, a function that everybody applies
+            to the model that was sent before it is measured, such as `models.designed`.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: `ridge` is not positive; when measuring, features for which the network has no room.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fedfisher_jax as ff
+        >>> x, y = jnp.asarray([[1.0], [2.0], [3.0]]), jnp.asarray([[2.0], [4.0], [6.0]])
+        >>> rule = ff.merge.analytic(lambda w, x: x @ w, ff.gaussian(), ridge=1e-6)
+        >>> start = jnp.zeros((1, 1))
+        >>> clients = [ff.examples(x[:1], y[:1]), ff.examples(x[1:], y[1:])]
+        >>> sent = [rule.measure(ff.Update(None, start), one, jax.random.key(0)) for one in clients]
+        >>> print(f"{ff.merge_payloads(rule, sent, start).params.item():.3f}")
+        2.000
+    """
+    return _heads("analytic", apply, likelihood, features, ridge, options)
+
+
+def recalibrate(
+    apply: Callable, likelihood: Likelihood, *, features: Sequence[str] = (), ridge: float = RIDGE, **options: Any
+) -> Rule:
+    """The same head at a merged model, to be the second exchange of a rule made by `then`: "fedavg+recalibrate".
+
+    Args:
+        apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
+        likelihood: what is fitted; its targets are.
+        features: as in `analytic`; by default the last layer's inputs, where the head always has room.
+        ridge: λ, relative to the mean diagonal entry of ΣS.
+        options: what else `MeasureMoments` takes: batch_size, captured.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: `ridge` is not positive; when measuring, features for which the network has no room.
+    """
+    return _heads("recalibrate", apply, likelihood, tuple(features), ridge, options)
+
+
+def regressed(likelihood: Likelihood, place: Place, target: Any) -> jax.Array:
+    """Arrange one example's target as what outputs are fitted to, [positions, C]."""
+    outputs = place.outputs
+    if likelihood.name == "categorical":
+        rows = jax.nn.one_hot(target, outputs[-1])
+    else:
+        rows = 2 * target - 1 if likelihood.name == "bernoulli" else target
+    return jnp.reshape(rows, (-1, outputs[-1]))
+
+
+def head_of(moments: Moments, ridge: float) -> np.ndarray:
+    """Solve for the head [D, C] in float64, from moments in any common scale."""
+    second, cross = (np.asarray(a, np.float64) for a in (moments.second, moments.cross))
+    shift = ridge * np.trace(second) / len(second)
+    if not shift > 0:
+        raise ValueError("payloads: got features that are zero for every example, expected some that are not")
+    return np.linalg.solve(second + shift * np.eye(len(second)), cross)
+
+
+def _heads(
+    name: str,
+    apply: Callable,
+    likelihood: Likelihood,
+    features: Sequence[str] | None,
+    ridge: float,
+    options: dict[str, Any],
+) -> Rule:
+    require_options(options, analytic, MeasureMoments)
+    if not 0 < ridge < float("inf"):
+        raise ValueError(f"ridge: got {ridge}, expected a positive number")
+    if isinstance(features, str):
+        raise ValueError(f"features: got {features!r}, expected a sequence of paths, such as ({features!r},)")
+    measure = MeasureMoments(apply, likelihood, None if features is None else tuple(features), **options)
+
+    def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
+        return {"weight": payload.weight, "moments": scaled(payload.weight, payload.statistics)}
+
+    def solve(summary: dict[str, Any], start: PyTree) -> Merged:
+        moments = summary["moments"]
+        shape, dtype = moments.example
+        model = measure.model(start)
+        old, treedef = jax.tree.flatten(model)
+        place, _ = measure.place(model, jax.ShapeDtypeStruct((1, *shape), dtype))
+        if (place.features, place.constant) != (moments.features, moments.constant):
+            raise ValueError(f"payloads: measured features {moments.features}, expected {place.features}")
+        new, gap = require_exact(place, old, head_of(moments, ridge))
+        diagnostics = {"features": len(moments.second), "rounding": gap}
+        return Merged(treedef.unflatten(new), {key: jnp.asarray(value) for key, value in diagnostics.items()})
+
+    return Rule(name, measure, lift, solve, "add", jit=False, trains=False)

@@ -1,0 +1,221 @@
+"""Pseudo-data: training at the server on draws from Gaussians of each class's inputs, held by the clients' curvature.
+
+Beside a K-FAC payload a client sends for each class the count, sum and second moment of its inputs' u = D x, the first
+cosine coefficients of an image or a row of features as it is. The server minimises, from the K-FAC merge,
+
+    E_{c, u ~ N(μ_c, S_c)} CE(f_θ(clip(Dᵀu)), c) + (λ/2) Σ p_i (θ − θ_i)ᵀ F_i (θ − θ_i).
+
+GH-OFL (arXiv 2602.01186) and FedCGS (arXiv 2503.06962) send such moments of pre-trained features and train on draws
+alone; here the clients' Laplace posteriors are the second term. Both terms are means over examples, in nats, so λ = 1
+counts a draw and a client's example alike. No labels are needed at the server: λ is a setting and not fitted there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .._examples import Batch, Examples, mean_over_batches
+from .._likelihood import Likelihood
+from .._trees import widened
+from ..models._starts import by_frequency, cosines
+from ..solve._conjugate_gradients import conjugate_gradients
+from ..solve._objective import Objective, Solver
+from ..tracing._convolution import for_loops
+from ._fedfisher import DAMPING, stacked
+from ._outline import like
+from ._rule import MeasureFisher, Merged, Payload, Rule, Update, require_options
+
+PyTree = Any
+
+
+class ClassMoments(NamedTuple):
+    """Moments of the coefficients u [K] of one client's inputs, as means over all of its examples."""
+
+    share: Any  # [C], the class's share of the examples
+    first: Any  # [C, K], u where the class is c, else 0
+    second: Any  # [C, K, K], the same of uuᵀ
+    low: Any  # the smallest input
+    high: Any  # the largest
+    example: Any  # [0, ...], shape and type of an example
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """How the server trains.
+
+    Attributes:
+        weight: λ.
+        steps: steps of Adam; its rate falls to zero along a cosine.
+        learning_rate: Adam's rate at the start.
+        batch_size: draws a step.
+        seed: the draws' seed.
+    """
+
+    weight: float = 3.0
+    steps: int = 600
+    learning_rate: float = 1e-3
+    batch_size: int = 256
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureInputs:
+    """Measures a Fisher and the moments of each class's inputs."""
+
+    fisher: MeasureFisher
+    coefficients: int
+
+    def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
+        """One client's payload."""
+        payload = self.fisher(update, data, key)
+        one = jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype)
+        shape = jax.eval_shape(self.fisher.apply, update.params, one)
+        if len(shape.shape) != 2 or not jnp.issubdtype(data.x.dtype, jnp.floating):
+            raise ValueError(f"apply: got outputs {shape.shape} and inputs {data.x.dtype}, expected classes and floats")
+        matrix = basis(data.x.shape[1:], self.coefficients)
+
+        def sums(batch: Batch) -> list[jax.Array]:
+            real = batch.mask[:, None]
+            flat = widened(jnp.where(real, batch.x.reshape(len(batch.x), -1), 0))
+            u = flat @ jnp.asarray(matrix, flat.dtype).T
+            chosen = jnp.where(real, jax.nn.one_hot(batch.y, shape.shape[-1], dtype=flat.dtype), 0)
+            return [chosen.sum(0), chosen.T @ u, jnp.einsum("nc,ni,nj->cij", chosen, u, u, optimize=True)]
+
+        means = mean_over_batches(sums, data, 256)
+        real = data.indices[jnp.clip(jnp.arange(data.indices.shape[0]), 0, data.size - 1)]
+        x = data.x[real]
+        moments = ClassMoments(*means, jnp.min(x), jnp.max(x), like(data))
+        return payload._replace(statistics={"fisher": payload.statistics, "inputs": moments})
+
+
+def pseudo_data(
+    apply: Callable,
+    likelihood: Likelihood,
+    *,
+    draws: Draws = Draws(),
+    coefficients: int = 100,
+    solver: Solver | None = None,
+    **options: Any,
+) -> Rule:
+    """K-FAC, then training at the server on draws from each class's Gaussian, with the clients' curvature as a prior.
+
+    A client's payload shows its class means: use it where a server may see those.
+
+    Args:
+        apply: (params, x [n, ...]) → outputs [n, C]; inputs are arrays of floats.
+        likelihood: what was fitted; only categorical will do.
+        draws: how the server trains.
+        coefficients: the most coefficients of an input. Rows of more features than that are refused.
+        solver: what finds the K-FAC merge that training starts from; as in `fedfisher`.
+        options: what else `MeasureFisher` takes: kind, samples, batch_size, skip, captured.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: another likelihood, settings that do not work, or inputs with too many features.
+    """
+    require_options(options, pseudo_data, MeasureFisher, "at", "subspace")
+    if likelihood.name != "categorical":
+        raise ValueError(f"likelihood: got {likelihood.name}, expected categorical: examples are drawn for classes")
+    if not draws.weight >= 0 or draws.steps < 1 or draws.batch_size < 1 or coefficients < 1:
+        raise ValueError(f"draws, coefficients: got {draws} and {coefficients}, expected positive numbers")
+    measure = MeasureInputs(MeasureFisher(apply, likelihood, "kronecker", **options), coefficients)
+    chosen = conjugate_gradients(damping=DAMPING["kronecker"]) if solver is None else solver
+
+    def solve(payloads: Payload, start: PyTree) -> Merged:
+        problem = stacked(payloads._replace(statistics=payloads.statistics["fisher"]))
+        merged, diagnostics = chosen(problem)
+        shares = payloads.weight / jnp.sum(payloads.weight)
+        source = gaussians(payloads.statistics["inputs"], shares, coefficients)
+        params, loss = train_on_draws(apply, likelihood, problem, source, draws, merged)
+        return Merged(params, {**diagnostics, "loss_on_draws": loss})
+
+    return Rule("pseudo-data", measure, lambda payload, start: payload, solve, "stack")
+
+
+class Gaussians(NamedTuple):
+    """Each class's Gaussian of coefficients, and the way from these to inputs."""
+
+    logits: Any  # [C], log of a class's share
+    mean: Any  # [C, K]
+    root: Any  # [C, K, K], of the covariance
+    matrix: Any  # [K, inputs], D
+    low: Any
+    high: Any
+    example: Any
+
+
+def gaussians(inputs: ClassMoments, shares: Any, coefficients: int) -> Gaussians:
+    """Pool the clients' moments, stacked, by the clients' shares [M]."""
+    pooled = [jnp.tensordot(shares, leaf, 1) for leaf in inputs[:3]]
+    share = jnp.maximum(pooled[0], jnp.finfo(pooled[0].dtype).tiny)
+    mean = pooled[1] / share[:, None]
+    covariance = pooled[2] / share[:, None, None] - mean[:, :, None] * mean[:, None, :]
+    values, vectors = jnp.linalg.eigh(covariance)
+    root = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :]
+    example = inputs.example[0]
+    matrix = jnp.asarray(basis(example.shape[1:], coefficients), mean.dtype)
+    logits = jnp.where(pooled[0] > 0, jnp.log(share), -jnp.inf)  # a class that nobody has is never drawn
+    return Gaussians(logits, mean, root, matrix, jnp.min(inputs.low), jnp.max(inputs.high), example)
+
+
+def draw(source: Gaussians, count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Draw inputs [count, ...] and their classes [count]."""
+    class_key, key = jax.random.split(key)
+    classes = jax.random.categorical(class_key, source.logits, shape=(count,))
+    noise = jax.random.normal(key, (count, source.mean.shape[1]), source.mean.dtype)
+    u = source.mean[classes] + jnp.einsum("nij,nj->ni", source.root[classes], noise)
+    x = jnp.clip(u @ source.matrix, source.low, source.high)
+    return x.reshape(count, *source.example.shape[1:]).astype(source.example.dtype), classes
+
+
+def train_on_draws(
+    apply: Callable, likelihood: Likelihood, problem: Objective, source: Gaussians, settings: Draws, params: PyTree
+) -> tuple[PyTree, jax.Array]:
+    """Minimise the loss on fresh draws plus (λ/2) Q from `params`; also the last step's loss on draws."""
+    model = for_loops(apply)
+    optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
+    key = jax.random.key(settings.seed)
+
+    def loss(p: PyTree, x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
+        fitted = jnp.mean(jax.vmap(likelihood.nll)(model(p, x), y))
+        return fitted + settings.weight / 2 * problem.value(p), fitted
+
+    def step(number: Any, carry: tuple) -> tuple:
+        p, inner, _ = carry
+        x, y = draw(source, settings.batch_size, jax.random.fold_in(key, number))
+        slope, fitted = jax.grad(loss, has_aux=True)(p, x, y)
+        updates, inner = optimizer.update(slope, inner, p)
+        return optax.apply_updates(p, updates), inner, fitted
+
+    dtype = jax.eval_shape(lambda: loss(params, *draw(source, 1, key))[1]).dtype
+    carry = params, optimizer.init(params), jnp.zeros((), dtype)
+    params, _, fitted = jax.lax.fori_loop(0, settings.steps, step, carry)
+    return params, fitted
+
+
+def basis(shape: Sequence[int], coefficients: int) -> np.ndarray:
+    """Make D [K, inputs] with orthonormal rows: an image's first cosines by frequency, or the identity.
+
+    Args:
+        shape: of one example; [H, W, channels] is an image, every channel of which gets as many cosines.
+        coefficients: the most rows.
+
+    Raises:
+        ValueError: more features than that, and no image.
+    """
+    size = math.prod(shape)
+    if len(shape) != 3:
+        if size > coefficients:
+            raise ValueError(f"coefficients: got {coefficients}, expected at least the inputs' {size}")
+        return np.eye(size)
+    height, width, channels = shape
+    kept = by_frequency(height, width)[: max(1, coefficients // channels)]
+    rows, columns = cosines(height), cosines(width)
+    flat = np.stack([np.outer(rows[i], columns[j]).ravel() for i, j in kept])
+    return np.einsum("kp,cd->ckpd", flat, np.eye(channels)).reshape(-1, size)
