@@ -18,7 +18,7 @@ ORDER = (
     "tracing", "curvature", "solve", "merge", "federate", "payload", "silos", "privacy", "theory", "report", "cli",
 )  # fmt: skip
 ROOMS = [name for name in ORDER if not name.startswith("_")]
-OPTIONAL = ("fedfisher_jax.silos.flower",)  # needs flwr
+OPTIONAL = tuple(f"fedfisher_jax.silos.{name}" for name in ("flower", "_flower_node", "_flower_server"))  # need flwr
 
 
 def modules():
