@@ -43,6 +43,33 @@ def write_json(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(plain(record), indent=1) + "\n")
 
 
+def read_json_lines(path: str | os.PathLike[str], *names: str) -> list[dict[str, Any]]:
+    """Read a file of JSON objects, one a line; a last line that is not whole, as a kill leaves it, is left out.
+
+    Args:
+        path: the file; one that is not there has no lines.
+        names: what every object must hold.
+
+    Raises:
+        ValueError: a line is none of these; it is named by its number.
+    """
+    if not os.path.exists(path):
+        return []
+    found = []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested without end
+            record = None
+        if not isinstance(record, dict) or not record.keys() >= set(names):
+            wanted = f"an object with {', '.join(names)}" if names else "an object"
+            raise ValueError(f"{path}: line {number}: got {ascii(line[:40])[1:]}, expected {wanted}; mend or delete it")
+        found.append(record)
+    return found
+
+
 def plain(value: Any) -> Any:
     """Write a record in dicts, lists, strings, numbers, booleans and None only."""
     if isinstance(value, Mapping):

@@ -14,11 +14,12 @@ import fedfisher_jax as ff
 
 ROOT = Path(ff.__file__).parent
 ORDER = (
-    "_compat", "_files", "_trees", "_augment", "_examples", "_likelihood", "_doors", "_metrics", "data", "models",
+    "_compat", "_files", "_users_code", "_trees", "_augment", "_examples", "_likelihood", "_doors", "_metrics", "data",
+    "models",
     "tracing", "curvature", "solve", "merge", "federate", "payload", "silos", "privacy", "theory", "report", "cli",
 )  # fmt: skip
 ROOMS = [name for name in ORDER if not name.startswith("_")]
-OPTIONAL = ("fedfisher_jax.silos.flower",)  # needs flwr
+OPTIONAL = tuple(f"fedfisher_jax.silos.{name}" for name in ("flower", "_flower_node", "_flower_server"))  # need flwr
 
 
 def modules():

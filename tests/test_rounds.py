@@ -286,6 +286,35 @@ def test_too_few_rounds_are_refused(problem, tmp_path):
         resume.run_rounds(plan, state, who, 1, tmp_path, strategy="sequential")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda lines: [lines[0], lines[1][:9], lines[2]], "line 2: got .*expected an object with round"),
+        (lambda lines: [lines[0], "{}", lines[2]], "line 2: got"),
+        (lambda lines: [lines[0], lines[2]], "line 2: got round 3, expected 2"),
+        (lambda lines: [lines[0].replace('"round": 1', '"round": "1"'), *lines[1:]], "line 1: got round 1"),
+    ],
+)
+def test_a_damaged_line_of_rounds_is_named_before_a_round_is_run(change, words, problem, tmp_path):
+    start, who = problem
+    plan = plan_of(FEDAVG)
+    state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
+    resume.run_rounds(plan, state, who, 3, tmp_path, strategy="sequential")
+    log = tmp_path / "rounds.jsonl"
+    log.write_text("\n".join(change(log.read_text().splitlines())) + "\n")
+    with pytest.raises(ValueError, match=rf"rounds\.jsonl: {words}"):
+        resume.run_rounds(plan, state, who, 4, tmp_path, strategy="sequential")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3", ""])
+def test_a_damaged_note_of_whose_folder_it_is(text, problem, tmp_path):
+    start, who = problem
+    plan = plan_of(FEDAVG)
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        resume.run_rounds(plan, rounds.init(plan, start, len(SIZES), jax.random.key(1)), who, 1, tmp_path)
+
+
 def test_memory_follows_the_sampled_clients_not_the_registered_ones(problem):
     """What the compiled round needs beside its arguments, with 60 and with 600 registered clients, 50 sampled."""
     start, who = problem

@@ -37,7 +37,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.lib import provenance
-from fedfisher_jax._files import plain, write_atomically
+from fedfisher_jax._files import plain, read_json_lines, write_atomically
 
 ROOT = provenance.ROOT
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")  # Okabe-Ito and grey
@@ -110,10 +110,12 @@ def run_key(settings: Mapping[str, Any]) -> str:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Complete records of a ``results.jsonl``; the torn last line that a kill may leave is ignored."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line.strip()]
+    """Complete records of a ``results.jsonl``; the torn last line that a kill may leave is ignored.
+
+    Raises:
+        ValueError: a line is damaged; it is named by its number.
+    """
+    return read_json_lines(path, "settings", "result")
 
 
 def append_result(path: Path, record: Mapping[str, Any]) -> None:

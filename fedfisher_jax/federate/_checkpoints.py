@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._files import only_writer, plain, write_atomically
+from .._files import only_writer, plain, read_json_lines, write_atomically
 from ._cohort import Cohort
 from .rounds import DIVERGED, Federation, State, step
 
@@ -49,7 +49,7 @@ def run_rounds(
     Raises:
         ValueError: `rounds` or `every` below 1, a folder that holds another run (what differs is named) or in which
             another process runs, a checkpoint that is further than `rounds`, or a model that is not finite after a
-            round, of which nothing is written.
+            round, of which nothing is written. Also where a line of `rounds.jsonl` is damaged; it is named.
     """
     for name, value in (("rounds", rounds), ("every", every)):
         if value < 1:
@@ -161,7 +161,10 @@ def _require_same_run(folder: Path, identity: dict[str, str]) -> None:
     """Note whose folder it is, or refuse another run's; a folder that was begun before this was noted is taken."""
     said = folder / "run.json"
     if said.exists():
-        theirs = json.loads(said.read_text())
+        try:
+            theirs = dict(json.loads(said.read_bytes()))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"folder: {said} is damaged, expected an object of JSON; name another folder") from error
         other = [f"{name} {theirs.get(name)!s:.60} there, {ours:.60} here" for name, ours in identity.items()]
         differ = [text for text, (name, ours) in zip(other, identity.items(), strict=True) if theirs.get(name) != ours]
         if differ:
@@ -170,10 +173,18 @@ def _require_same_run(folder: Path, identity: dict[str, str]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the whole lines of a `rounds.jsonl`; a torn last one is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    """Read the whole lines of a `rounds.jsonl`; a torn last one is left out.
+
+    Raises:
+        ValueError: a line is damaged or missing; it is named by its number.
+    """
+    lines = read_json_lines(path, "round")
+    for number, line in enumerate(lines, start=1):
+        if type(line["round"]) is not int or line["round"] != number:
+            raise ValueError(
+                f"{path}: line {number}: got round {line['round']!s:.40}, expected {number}; mend or delete it"
+            )
+    return lines
 
 
 def _storable(state: State) -> dict[str, Any]:

@@ -4,15 +4,13 @@ Some rules take more than the model and its likelihood: its captured layers, say
 models. A run offers what it has, by name, and a rule gets those offers that it takes.
 """
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from .._likelihood import Likelihood
+from .._users_code import import_function, in_few_words
 from ..solve._paper_loop import paper_loop, released_adam
 from ._distil import RELEASED_DENSE, dense
 from ._fedavg import fedavg
@@ -111,7 +109,7 @@ def named_rule(
         options: what else this rule's constructor takes.
 
     Raises:
-        ValueError: no such rule, module or function.
+        ValueError: no such rule, module or function, or one of a user that fails or returns no rule.
 
     Example:
         >>> import fedfisher_jax as ff
@@ -143,13 +141,24 @@ def takes(name: str, rules: Mapping[str, Entry] = RULES) -> tuple[str, ...]:
 def _entry(name: str, rules: Mapping[str, Entry]) -> Entry:
     if name in rules:
         return rules[name]
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ValueError(f"rules: got {name!r}, expected one of {', '.join(rules)}, or your own as module:function")
-    if (here := os.getcwd()) not in sys.path:  # a command's own path begins elsewhere
-        sys.path.append(here)
+    constructor = import_function("rules", name)
     try:
-        constructor = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"rules: cannot import {name!r}: {error}") from error
-    return Entry(constructor, tuple(inspect.signature(constructor).parameters))
+        taken = tuple(inspect.signature(constructor).parameters)
+    except ValueError as error:  # some functions written in C
+        raise ValueError(f"rules: {name!r}: {in_few_words(error)}") from error
+    return Entry(partial(_users_rule, name, constructor), taken)
+
+
+def _users_rule(
+    name: str, constructor: Callable[..., Any], apply: Callable, likelihood: Likelihood, **given: Any
+) -> Rule:
+    """Make the rule of a user's own function, which may fail in any way, or return something else."""
+    try:
+        made = constructor(apply, likelihood, **given)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"rules: {name!r} failed: {in_few_words(error)}") from error
+    if not isinstance(made, Rule):
+        raise ValueError(f"rules: {name!r} returned {type(made).__name__}, expected a Rule")
+    return made

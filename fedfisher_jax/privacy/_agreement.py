@@ -1,19 +1,12 @@
-"""What the clients of a secure sum agree on, and what keeps a server from telling them two stories.
-
-A server that hears a client's answers to two lists (of who has keys, or who stayed), or sees two of its masked vectors,
-can unmask it (Bonawitz et al. 2017, section 6). So a client's secrets remember what they answered to: the same question
-again gets an answer, another one is refused. And a round is of the agreed number of clients, of which the threshold is
-a majority: no more of them can be made up.
-"""
+"""What the clients of a secure sum agree on before a round, and what each of them keeps and tells everybody."""
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-LABEL_BYTES = 16
+LABEL_BYTES, KEY_BYTES = 16, 32
 
 
 class RoundVoid(ValueError):
@@ -28,14 +21,18 @@ class Round:
         clients: how many may take part.
         threshold: clients that must stay, more than half of `clients`.
         label: at least 16 bytes, different for every round, or masks repeat.
+        identities: Ed25519 public keys of clients 1, 2, …, of 32 bytes each, known beforehand; every client then signs
+            the keys that it sends (`certify`). Without them a server could play other clients, which shows when
+            clients compare their `fingerprint`.
 
     Raises:
-        ValueError: the threshold is no majority, or the label too short.
+        ValueError: the threshold is no majority, the label too short, or identities that are not one for each client.
     """
 
     clients: int
     threshold: int
     label: bytes
+    identities: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.clients / 2 < self.threshold <= self.clients or not 2 <= self.clients < 2**31:
@@ -44,6 +41,9 @@ class Round:
             )
         if not isinstance(self.label, bytes) or len(self.label) < LABEL_BYTES:
             raise ValueError(f"label: got {self.label!r:.40}, expected at least {LABEL_BYTES} bytes")
+        sized = all(isinstance(one, bytes) and len(one) == KEY_BYTES for one in self.identities)
+        if self.identities and not (sized and len(self.identities) == len(set(self.identities)) == self.clients):
+            raise ValueError(f"identities: expected none, or {self.clients} different ones of {KEY_BYTES} bytes")
 
 
 class Secrets(NamedTuple):
@@ -62,54 +62,14 @@ class MaskingKeys(NamedTuple):
     masking: bytes
     channel: bytes
     seed: bytes  # commits to the seed, see `commitment`
+    signature: bytes = b""  # of the other three in this round, see `certify`
+
+    @property
+    def parts(self) -> tuple[bytes, bytes, bytes]:
+        """What is signed."""
+        return self.masking, self.channel, self.seed
 
 
 def commitment(seed: bytes) -> bytes:
     """What a client says of its seed beforehand: no other seed passes for it, and 32 random bytes stay hidden."""
     return hashlib.sha256(b"fedfisher secure sum seed" + seed).digest()
-
-
-def require_client(settings: Round, secrets: Secrets, keys: Mapping[int, MaskingKeys]) -> None:
-    """Refuse keys that are not of the agreed clients, or not those that this client has answered to before.
-
-    Raises:
-        RoundVoid: fewer than `threshold` clients are there.
-        ValueError: what is wrong with whose keys.
-    """
-    require_keys(settings, keys)
-    own = MaskingKeys(
-        secrets.masking.public_key().public_bytes_raw(),
-        secrets.channel.public_key().public_bytes_raw(),
-        commitment(secrets.seed),
-    )
-    if keys.get(secrets.number) != own:
-        raise ValueError(f"keys: client {secrets.number} is not there with its own keys")
-    answer_once(secrets, "keys", (settings, frozenset(keys.items())))
-
-
-def require_keys(settings: Round, keys: Mapping[int, MaskingKeys]) -> None:
-    """Refuse more clients than were agreed on, fewer than must stay, and keys that are none.
-
-    Raises:
-        RoundVoid: fewer than `threshold` clients are there.
-        ValueError: what is wrong with whose keys.
-    """
-    for number, key in keys.items():
-        if type(number) is not int or not 1 <= number <= settings.clients:
-            raise ValueError(f"keys: got client {number!r}, expected numbers from 1 to the agreed {settings.clients}")
-        if not isinstance(key, MaskingKeys) or not all(isinstance(part, bytes) and len(part) == 32 for part in key):
-            raise ValueError(f"keys: client {number} sent none, expected three of 32 bytes")
-    if len(keys) < settings.threshold:
-        raise RoundVoid(f"round: {len(keys)} clients sent keys, the threshold is {settings.threshold}")
-    if len({part for key in keys.values() for part in key}) != len(MaskingKeys._fields) * len(keys):
-        raise ValueError("keys: expected different ones")
-
-
-def answer_once(secrets: Secrets, question: str, story: Any) -> None:
-    """Remember what a client answers to; refuse another story about the same question.
-
-    Raises:
-        ValueError: the client has answered to another one.
-    """
-    if secrets.answered.setdefault(question, story) != story:
-        raise ValueError(f"{question}: client {secrets.number} has answered to others before, and answers to one story")

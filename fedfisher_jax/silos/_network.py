@@ -1,9 +1,6 @@
 """The network that a command works with: one of ours by name, or a user's own as module:function."""
 
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +9,7 @@ import jax.numpy as jnp
 
 from .. import models
 from .._likelihood import Likelihood, bernoulli, categorical, gaussian
+from .._users_code import import_function, in_few_words
 
 MOST_OUTPUTS, MOST_SIZE, MOST_AXES = 2**24, 2**20, 8  # of a network, and of its examples' shape
 MOST_BYTES = 2**31  # of parameters
@@ -41,19 +39,13 @@ def network_of(name: str, input_shape: Sequence[int], outputs: int, bias: bool) 
     Raises:
         ValueError: no such model or function, or it returns something else.
     """
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         return models.build(name, input_shape, outputs, bias)
-    if (here := os.getcwd()) not in sys.path:  # a command's own path begins elsewhere
-        sys.path.append(here)
-    try:
-        constructor = getattr(importlib.import_module(module), function)
-    except (Exception, SystemExit) as error:  # a user's own module may fail in any way, or leave
-        raise ValueError(f"model: cannot import {name!r}: {said(error)}") from error
+    constructor = import_function("model", name)
     try:
         made = constructor(tuple(input_shape), outputs)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"model: {name}({tuple(input_shape)}, {outputs}) failed: {said(error)}") from error
+        raise ValueError(f"model: {name}({tuple(input_shape)}, {outputs}) failed: {in_few_words(error)}") from error
     if not (isinstance(made, tuple) and len(made) >= 2 and callable(made[0]) and callable(made[1])):
         raise ValueError(f"model: {name} returned {type(made).__name__}, expected a pair of functions (init, apply)")
     return models.Network(made[0], made[1], name)
@@ -69,7 +61,7 @@ def outputs_of(apply: Callable, params: Any, x: Any, expected: Sequence[int]) ->
         return jax.eval_shape(apply, params, jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))).shape
     except (Exception, SystemExit) as error:  # a user's own function may fail in any way
         wanted = f"got examples of shape {x.shape[1:]}, expected {tuple(expected)}"
-        raise ValueError(f"data: {wanted}: the model cannot take them: {said(error)}") from error
+        raise ValueError(f"data: {wanted}: the model cannot take them: {in_few_words(error)}") from error
 
 
 def template_of(network: models.Network) -> Any:
@@ -82,7 +74,7 @@ def template_of(network: models.Network) -> Any:
         template = jax.eval_shape(network.init, jax.random.key(0))
         size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
     except (Exception, SystemExit) as error:  # a user's own function may fail in any way
-        raise ValueError(f"model: {network.name} cannot be initialised: {said(error)}") from error
+        raise ValueError(f"model: {network.name} cannot be initialised: {in_few_words(error)}") from error
     if size > MOST_BYTES:
         raise ValueError(
             f"model: {network.name} of these sizes has parameters of {size} bytes, the cap is {MOST_BYTES}"
@@ -103,8 +95,3 @@ def require_sizes(input_shape: Sequence[int], outputs: int) -> None:
         )
     if type(outputs) is not int or not 0 < outputs < MOST_OUTPUTS:
         raise ValueError(f"outputs: got {str(outputs)[:40]}, expected a number from 1 to below {MOST_OUTPUTS}")
-
-
-def said(error: BaseException) -> str:
-    """What an exception of somebody's code says, in a few words."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -31,7 +31,7 @@ class Errors(NamedTuple):
     to_locals: Array  # √(Σ p_i ‖θ − θ_i‖²)
     to_pooled: Array  # ‖θ − θ_pooled‖
     movement: Array  # max_r ‖w_r − w_r(0)‖
-    flipped: Array  # share of (example, neuron) pairs whose activation differs between θ and θ_i
+    flipped: Array  # share of (example, neuron) pairs whose activation differs between θ and θ_i; padding is none
 
 
 class Run(NamedTuple):
@@ -46,7 +46,7 @@ class Run(NamedTuple):
     ntk_min: Array  # smallest eigenvalue of the NTK J(θ_0) J(θ_0)ᵀ of all examples (not divided by their number)
     gram_min: Array  # smallest and largest eigenvalue of the stacked rows, i.e. of F̄ on their span
     gram_max: Array
-    eigenvalues: Array  # [R] of F̄ on the span of the rows, ascending
+    eigenvalues: Array  # [R] of F̄ on the span of the rows, ascending; first a zero for every row of weight 0
     target: Array  # [R], c per eigendirection: what the average leaves unexplained
     errors: dict[str, Errors]  # by rule, and "pooled"
 
@@ -55,6 +55,12 @@ def patterns(params: Params, data: ClientData) -> Array:
     """Activation patterns 1[w_rᵀx > 0], [M, n, m]; `params` of one network or of each client."""
     own = (None, 0)[params.a.ndim - 1]
     return jax.vmap(lambda w, x: x @ w > 0, in_axes=(own, 0))(params.w, data.x)
+
+
+def flipped(params: Params, other: Params, data: ClientData) -> Array:
+    """Share of (example, neuron) pairs whose activation differs between two networks; rows of weight 0 are none."""
+    differ = jnp.mean(patterns(params, data) != patterns(other, data), axis=2, dtype=data.x.dtype)  # [M, n]
+    return jnp.mean(differ, where=two_layer.real(data))
 
 
 def movement(params: Params, start: Params) -> Float[Array, "*batch m"]:
@@ -95,7 +101,7 @@ def errors(
         to_locals=jnp.sqrt(jnp.sum(two_layer.client_weights(data) * squared_norm(to_local))),
         to_pooled=jnp.sqrt(squared_norm(_minus(params, pooled))),
         movement=movement(params, start).max(),
-        flipped=jnp.mean(patterns(params, data) != patterns(local, data), dtype=value.dtype),
+        flipped=flipped(params, local, data),
     )
 
 
@@ -111,7 +117,7 @@ def diagnose(
 ) -> Run:
     """Train every client from `start`, merges with every rule and measure.
 
-    Pure and traceable: jit it for one width and map it over seeds.
+    Pure and traceable: jit it for one width and map it over seeds. Rows of weight 0 change nothing, whatever they hold.
 
     Args:
         start: Common initial parameters, w [d, m] and a [m].
@@ -123,6 +129,7 @@ def diagnose(
         test: Examples that no client saw.
         rules: Which global models to make.
     """
+    data = two_layer.hide_padding(data)
     local = two_layer.train(start, data, steps, step_size, scaling, train_output)
     pooled = two_layer.train(start, two_layer.pool(data), steps, step_size, scaling, train_output)
     pooled = pick(pooled, 0)
@@ -130,7 +137,8 @@ def diagnose(
     models = {rule: merges.merge(rule, objective, local, data) for rule in rules} | {"pooled": pooled}
     found = {k: errors(p, local, pooled, start, objective, data, test, scaling) for k, p in models.items()}
     moved = movement(local, start)
-    even = data._replace(weights=jnp.ones_like(data.weights))
+    even = data._replace(weights=two_layer.real(data).astype(data.weights.dtype))
+    padding = jnp.sum(~two_layer.real(data))
     stacked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(data.x), *leaf.shape)), start)
     ntk = rows.gram(rows.jacobian_rows(stacked, even, scaling, train_output))
     return Run(
@@ -139,9 +147,9 @@ def diagnose(
         init_loss=two_layer.loss(start, data, scaling),
         local_movement=moved.max(),
         mean_movement=moved.mean(),
-        local_flipped=jnp.mean(patterns(local, data) != patterns(start, data), dtype=moved.dtype),
-        ntk_min=jnp.linalg.eigvalsh(ntk)[0],
-        gram_min=objective.spectrum.values[0],
+        local_flipped=flipped(local, start, data),
+        ntk_min=sample_space.smallest(jnp.linalg.eigvalsh(ntk), padding),
+        gram_min=sample_space.smallest(objective.spectrum.values, padding),
         gram_max=objective.spectrum.values[-1],
         eigenvalues=objective.spectrum.values,
         target=objective.spectrum.target,

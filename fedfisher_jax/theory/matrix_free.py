@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from .._trees import pick
 from . import sample_space
 from .two_layer import ClientData as ClientData
-from .two_layer import pool
+from .two_layer import hide_padding, pool, real
 
 Apply = Callable[[Any, Array], Array]  # (params, x [n, ...]) -> outputs [n, C]
 
@@ -43,7 +43,7 @@ class Run(NamedTuple):
     ntk_min: Array  # extreme eigenvalues of the weighted Jacobian rows at θ_0
     ntk_max: Array
     step_size: Array  # the step that was used
-    eigenvalues: Array  # [R] of F̄ on the span of the rows at the local models
+    eigenvalues: Array  # [R] of F̄ on the span of the rows at the local models; zeros for rows of weight 0
     errors: dict[str, Errors]
 
 
@@ -135,7 +135,7 @@ def train(apply: Apply, params: Any, data: ClientData, steps: int | Array, step_
         body = lambda _, p: jax.tree.map(lambda v, g: v - step_size * g, p, grad(p))  # noqa: E731
         return jax.lax.fori_loop(0, steps, body, params)
 
-    return jax.lax.map(client, tuple(data))
+    return jax.lax.map(client, tuple(hide_padding(data)))
 
 
 def merge(apply: Apply, local: Any, data: ClientData, chunk: int = 8) -> tuple[dict[str, Any], sample_space.Spectrum]:
@@ -164,6 +164,8 @@ def diagnose(
 ) -> Run:
     """Local training, merging and error decomposition of any network; pure and traceable.
 
+    Rows of weight 0 change nothing, whatever they hold.
+
     Args:
         apply: (params, x [n, ...]) -> outputs [n, C]; examples must not mix.
         start: Common initial parameters.
@@ -173,6 +175,7 @@ def diagnose(
             different widths learn at the same rate; below 2 the linearised network is stable.
         chunk: Rows of the Jacobian held at a time, each as large as the parameters.
     """
+    data = hide_padding(data)
     clients, shape = len(data.x), data.y.shape
     p = data.weights.sum(axis=1)
     stacked = stack(start, clients)
@@ -208,7 +211,7 @@ def diagnose(
         local_loss=local_loss,
         init_loss=total((outputs(apply, stacked, data) - data.y) ** 2),
         local_movement=jax.vmap(norm)(minus(local, start)).max() / norm(start),
-        ntk_min=values[0],
+        ntk_min=sample_space.smallest(values, jnp.sum(~real(data)) * shape[-1]),
         ntk_max=values[-1],
         step_size=rate,
         eigenvalues=spectrum.values,

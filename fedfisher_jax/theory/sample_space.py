@@ -12,7 +12,7 @@ until the final Aᵀu. Derived in docs/theory.md.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 class Spectrum(NamedTuple):
@@ -36,6 +36,16 @@ def spectrum(gram: Float[Array, "R R"], target: Float[Array, " R"], rtol: float 
     rtol = 10 * gram.shape[0] * float(jnp.finfo(gram.dtype).eps) if rtol is None else rtol
     kept = values > rtol * values[-1]
     return Spectrum(jnp.where(kept, values, 0), vectors, vectors.T @ target, kept)
+
+
+def smallest(values: Float[Array, " R"], padding: Int[Array, ""]) -> Float[Array, ""]:
+    """Return the smallest eigenvalue of the rows that are examples.
+
+    Args:
+        values: eigenvalues of a Gram matrix in ascending order.
+        padding: how many of its rows are zero; each gives an eigenvalue of zero, and these come first.
+    """
+    return values[padding]
 
 
 def minimiser(spec: Spectrum) -> Float[Array, " R"]:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 Scaling = Literal["ntk", "mean_field"]
 
@@ -37,6 +37,21 @@ def clients(x: Float[Array, "M n d"], y: Float[Array, "M n"]) -> ClientData:
 def pool(data: ClientData) -> ClientData:
     """Give all examples to a single client."""
     return ClientData(*(leaf.reshape(1, -1, *leaf.shape[2:]) for leaf in data))
+
+
+def real(data: ClientData) -> Bool[Array, "M n"]:
+    """Return which rows are examples; the others have weight zero and are padding."""
+    return data.weights > 0
+
+
+def hide_padding(data: ClientData) -> ClientData:
+    """Put a client's example of the largest weight where it has padding: NaN times a weight of zero is NaN."""
+
+    def client(x: Array, y: Array, weights: Array) -> ClientData:
+        rows = jnp.where(weights > 0, jnp.arange(len(weights)), jnp.argmax(weights))
+        return ClientData(x[rows], y[rows], weights)
+
+    return jax.vmap(client)(*data)
 
 
 def client_weights(data: ClientData) -> Float[Array, " M"]:
@@ -86,6 +101,7 @@ def client_outputs(params: Params, data: ClientData, scaling: Scaling = "ntk") -
 
 def loss(params: Params, data: ClientData, scaling: Scaling = "ntk") -> Float[Array, ""]:
     """Return Σ_i p_i L_i with L_i the mean squared error (no factor ½); `params` as in `client_outputs`."""
+    data = hide_padding(data)
     return jnp.sum(data.weights * (client_outputs(params, data, scaling) - data.y) ** 2)
 
 
@@ -145,4 +161,5 @@ def train(
 
         return jax.lax.fori_loop(0, steps, body, params)
 
+    data = hide_padding(data)
     return jax.lax.map(client, tuple(data))  # one after the other: batched products are slower on processors

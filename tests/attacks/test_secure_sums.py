@@ -8,10 +8,12 @@ import pytest
 pytest.importorskip("cryptography", reason="secure sums need pip install 'fedfisher-jax[privacy]'")
 
 import jax.numpy as jnp  # noqa: E402
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: E402
 
 from fedfisher_jax.privacy import _fixed_point as fixed_point  # noqa: E402
 from fedfisher_jax.privacy import _secure_sum as protocol  # noqa: E402
 from fedfisher_jax.privacy._agreement import MaskingKeys  # noqa: E402
+from fedfisher_jax.privacy._one_story import certify, fingerprint  # noqa: E402
 from fedfisher_jax.privacy._secure_merge import total  # noqa: E402
 
 AGREED, THRESHOLD, DROPPED = 5, 3, 4  # client 4 sends keys and shares, but no masked numbers
@@ -195,6 +197,63 @@ def test_keys_that_are_none(change, words):
     keys = {number: public for number, (_, public) in people.items()} | change
     with pytest.raises(ValueError, match=words):
         protocol.mask(plan, people[1][0], keys, np.zeros(2, np.uint64))
+
+
+def test_two_stories_about_keys_open_no_message_and_have_two_fingerprints():
+    """The server replaces client 5 by one of its own, towards clients 1 and 2 alone."""
+    plan = protocol.Round(AGREED, THRESHOLD, os.urandom(16))
+    people = {number: protocol.join(number) for number in range(1, AGREED + 1)}
+    truth = {number: public for number, (_, public) in people.items()}
+    forged = truth | {5: protocol.join(5)[1]}
+    told = {number: forged if number in (1, 2) else truth for number in range(1, 5)}
+    sealed = {number: protocol.share(plan, people[number][0], told[number]) for number in told}
+    sealed[5] = protocol.share(plan, people[5][0], truth)
+    for number, other in ((1, 3), (2, 3), (3, 1), (4, 1)):
+        inbox = {sender: sealed[sender][number] for sender in sealed}
+        with pytest.raises(ValueError, match=f"the message of client {other} was .*, or that client was shown other"):
+            ordered = {other: inbox[other]} | inbox
+            protocol.reveal(plan, people[number][0], told[number], ordered, [1, 2, 3, 4])
+    assert fingerprint(plan, told[1]) == fingerprint(plan, told[2]) != fingerprint(plan, told[3])
+    assert fingerprint(plan, truth) == fingerprint(plan, dict(reversed(truth.items())))
+    for other in (protocol.Round(AGREED, 4, plan.label), protocol.Round(AGREED, THRESHOLD, os.urandom(16))):
+        assert fingerprint(other, truth) != fingerprint(plan, truth)
+    assert len(fingerprint(plan, truth).replace(" ", "")) == 64
+
+
+def test_certified_keys_are_signed_by_whose_they_are_in_this_round():
+    own = {number: Ed25519PrivateKey.generate() for number in range(1, AGREED + 1)}
+    identities = tuple(one.public_key().public_bytes_raw() for one in own.values())
+    plan = protocol.Round(AGREED, THRESHOLD, os.urandom(16), identities)
+    before = protocol.Round(AGREED, THRESHOLD, os.urandom(16), identities)
+    people = {number: protocol.join(number) for number in own}
+    keys = {number: certify(plan, number, public, own[number]) for number, (_, public) in people.items()}
+    sealed = {number: protocol.share(plan, people[number][0], keys) for number in people}
+    masked = {n: protocol.mask(plan, people[n][0], keys, np.full(2, n, np.uint64)) for n in people}
+    inboxes = {number: {sender: sealed[sender][number] for sender in sealed} for number in people}
+    answers = {n: protocol.reveal(plan, people[n][0], keys, inboxes[n], list(masked)) for n in people}
+    np.testing.assert_array_equal(protocol.unmask(plan, keys, masked, answers), [15, 15])
+    forged = protocol.join(3)[1]
+    for odd in (
+        forged,  # not signed
+        certify(plan, 3, forged, Ed25519PrivateKey.generate()),  # by somebody else
+        certify(plan, 3, forged, own[4]),  # by another client
+        certify(plan, 4, forged, own[3]),  # for another number
+        certify(before, 3, forged, own[3]),  # in another round, whose secrets the server may know
+        keys[3]._replace(seed=bytes(32)),  # changed after it was signed
+        keys[3]._replace(signature=None),
+    ):
+        for act in (
+            lambda odd=odd: protocol.share(plan, people[1][0], keys | {3: odd}),
+            lambda odd=odd: protocol.unmask(plan, keys | {3: odd}, masked, answers),
+        ):
+            with pytest.raises(ValueError, match="client 3 did not sign them for this round"):
+                act()
+
+
+@pytest.mark.parametrize("identities", [(b"x" * 32,), (b"x" * 32,) * 3, (b"", b"a", b"b")])
+def test_identities_that_are_none(identities):
+    with pytest.raises(ValueError, match="identities: expected none, or 3 different ones"):
+        protocol.Round(3, 2, os.urandom(16), identities)
 
 
 GOOD = {"a": jnp.ones(3, jnp.float32), "b": jnp.ones((2, 2), jnp.float32)}

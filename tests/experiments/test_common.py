@@ -98,3 +98,14 @@ def test_a_commit_says_when_the_sources_differ_from_it(tmp_path, monkeypatch):
     assert len(clean) >= 7 and asked() == clean
     (tmp_path / "script.py").write_text("new = 1")
     assert asked() == f"{clean}+"
+
+
+@pytest.mark.parametrize(
+    "line", ['{"settings": {}', "[]", '{"settings": {}}', "{}", "null", "\\ud800", "[" * 100_000, "\udcff"]
+)
+def test_a_damaged_line_is_named(line, tmp_path):
+    good = '{"settings": {}, "result": {}}\n'
+    path = tmp_path / "results.jsonl"
+    path.write_bytes((good + line + "\n" + good).encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"results\.jsonl: line 2: got .*expected an object with settings, result"):
+        common.read_results(path)

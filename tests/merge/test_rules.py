@@ -1,5 +1,9 @@
 """Laws of every rule, in float64: one client, equal clients, order, any folding; and what is refused."""
 
+import hashlib
+import sys
+from pathlib import Path
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -118,6 +122,30 @@ def test_no_payloads():
 def test_unknown_names():
     with pytest.raises(ValueError, match="rules: got 'best', expected one of fedavg"):
         catalogue.named_rule("best", apply, likelihood)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = undefined_name", "cannot import .*NameError: name 'undefined_name'"),
+        ("def f(:", "cannot import .*SyntaxError"),
+        ("import sys; sys.exit(3)", "cannot import .*SystemExit: 3"),
+        ("def g(): pass", "cannot import .*AttributeError"),
+        ("raise BufferError('two\\nlines')", "cannot import .*BufferError: two lines$"),
+        ("f = 3", "is a int, expected a function"),
+        ("def f(apply, likelihood): raise KeyError('k')", "failed: KeyError: 'k'"),
+        ("def f(apply, likelihood): exit(3)", "failed: SystemExit: 3"),
+        ("def f(apply): return None", "failed: TypeError"),
+        ("def f(apply, likelihood): return None", "returned NoneType, expected a Rule"),
+    ],
+)
+def test_a_users_rule_that_fails_in_any_way_is_one_line(text, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    name = f"users_rule_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    Path(name + ".py").write_text(text)
+    with pytest.raises(ValueError, match=f"^rules: '{name}:f' ({words})|^rules: {words}"):
+        catalogue.named_rule(f"{name}:f", lambda w, x: x @ w, ff.categorical())
     with pytest.raises(ValueError, match="structure: got 'sparse'"):
         ff.fedfisher(apply, likelihood, structure="sparse")
 

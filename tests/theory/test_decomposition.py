@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfisher_jax.theory import decomposition, inputs, merges, two_layer
+from fedfisher_jax.theory import decomposition, inputs, matrix_free, merges, two_layer
 
 from .common import client, dense_rows, flatten
 
@@ -77,3 +77,37 @@ def test_test_loss_is_on_the_unseen_examples(case):
     assert flatten(full).shape == (144,)
     want = float(jnp.mean((two_layer.apply(full, test.x[0]) - test.y[0]) ** 2))
     assert float(run.errors["full"].test_loss) == pytest.approx(want, rel=1e-8)
+
+
+def padded(data, value=None):
+    """Two rows of weight 0 more for every client: copies of its first example, or `value`."""
+
+    def longer(leaf, fill):
+        fill = leaf[:, :1] if fill is None else fill
+        return jnp.concatenate([leaf, jnp.broadcast_to(fill, (len(leaf), 2, *leaf.shape[2:]))], axis=1)
+
+    return two_layer.ClientData(longer(data.x, value), longer(data.y, value), longer(data.weights, 0.0))
+
+
+@pytest.mark.parametrize("value", [None, 0.0, np.nan], ids=["copies", "zeros", "nan"])
+def test_rows_of_weight_zero_change_nothing(case, value):
+    start, data, _, _ = case
+    runs = [jax.jit(decomposition.diagnose)(start, given, 60, 0.5) for given in (data, padded(data, value))]
+    for (path, want), got in zip(jax.tree.leaves_with_path(runs[0]), jax.tree.leaves(runs[1]), strict=True):
+        name = jax.tree_util.keystr(path)
+        if name in (".eigenvalues", ".target"):  # a zero for each of the four rows
+            assert name == ".target" or not np.asarray(got[:4]).any()
+            want, got = np.sort(np.abs(want)), np.sort(np.abs(got))[4:]
+        np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("value", [None, np.nan], ids=["copies", "nan"])
+def test_rows_of_weight_zero_change_nothing_of_any_network(case, value):
+    start, data, _, _ = case
+    apply = lambda params, x: two_layer.apply(params, x)[:, None]  # noqa: E731
+    given = [d._replace(y=d.y[..., None]) for d in (data, padded(data, value))]
+    want, got = (jax.jit(lambda s, d: matrix_free.diagnose(apply, s, d, 20, 0.5))(start, d) for d in given)
+    assert not np.asarray(got.eigenvalues[:4]).any()
+    got = got._replace(eigenvalues=got.eigenvalues[4:])
+    for (path, a), b in zip(jax.tree.leaves_with_path(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-7, atol=1e-12, err_msg=jax.tree_util.keystr(path))

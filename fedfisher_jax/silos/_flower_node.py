@@ -1,0 +1,157 @@
+"""A node of a live federation: Flower's ClientApp that trains, measures and sends payload files, see `flower`."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flwr.app import (  # pyright: ignore[reportMissingImports]
+    Array,
+    ArrayRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp  # pyright: ignore[reportMissingImports]
+
+from .. import payload
+from .._metrics import as_numbers, evaluate
+from ..federate import LocalTraining, RunKeys, run_keys
+from ..merge import Rule, exchanges
+from ._silo import silo_cohort, train_and_measure
+
+PyTree = Any
+LOG = logging.getLogger("flwr")
+STYPE = "fedfisher.payload"  # how the array that carries a payload is written
+
+
+class Silo(NamedTuple):
+    """A node's part: what it trains, measures and sends.
+
+    Attributes:
+        training: model, likelihood and settings of local training.
+        rule: what is measured; the server's must take it.
+        x: [n, ...] the node's examples.
+        y: [n, ...].
+        number: the silo's own, different ones in a federation; random draws depend on it.
+        like: parameters of the model, or their shapes: the tree to train.
+        seed: seed of all rounds, the same for all nodes.
+        plan: (payload, about) → how its entries are encoded; None sends them as they are.
+    """
+
+    training: LocalTraining
+    rule: Rule
+    x: Any
+    y: Any
+    number: int
+    like: PyTree
+    seed: int = 0
+    plan: Callable[[Any, payload.About], payload.Plan] | None = None
+
+
+def to_record(params: PyTree) -> ArrayRecord:
+    """A parameter tree as Flower's arrays, named by their paths."""
+    described = payload.leaves(params)
+    arrays = {leaf.path: Array(np.asarray(x)) for leaf, x in zip(described, jax.tree.leaves(params), strict=True)}
+    return ArrayRecord(arrays)
+
+
+def from_record(record: ArrayRecord, like: PyTree) -> PyTree:
+    """The inverse of `to_record`.
+
+    Raises:
+        ValueError: other names, shapes or types than those of `like`, or numbers that are not finite.
+    """
+    described = payload.leaves(like)
+    if set(record) != {leaf.path for leaf in described}:
+        raise ValueError(f"arrays: got {', '.join(record)}, expected {', '.join(leaf.path for leaf in described)}")
+    values = []
+    for leaf in described:
+        value = record[leaf.path].numpy()
+        if value.shape != leaf.shape or value.dtype.name != leaf.dtype or not np.isfinite(value).all():
+            given = f"{value.dtype.name} {value.shape}"
+            raise ValueError(f"arrays: {leaf.path}: got {given}, expected finite {leaf.dtype} {leaf.shape}")
+        values.append(jnp.asarray(value))
+    return jax.tree.structure(like).unflatten(values)
+
+
+def round_keys(seed: int, number: int) -> RunKeys:
+    """The keys of a round, from 1; those of the first are the keys of `fedfisher run`."""
+    keys = run_keys(seed)
+    return keys if number == 1 else RunKeys(*(jax.random.fold_in(key, number - 1) for key in keys))
+
+
+def exchange_of(rule: Rule, number: int) -> tuple[Rule, bool]:
+    """The exchange that Flower's round `number`, from 1, is, and whether clients train in it.
+
+    A rule made by `then` takes as many of Flower's rounds as it has parts; clients train in the first of them alone.
+    """
+    parts = exchanges(rule)
+    return parts[(number - 1) % len(parts)], (number - 1) % len(parts) == 0
+
+
+def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
+    """A ClientApp that trains, measures and sends a payload, and evaluates the model that it is sent.
+
+    What fails in it is told by the node's own log; the server is told the error's class.
+
+    Args:
+        silo_of: context → the node's `Silo`; `context.node_config` has what the node was started with.
+    """
+    app = ClientApp()
+
+    @app.train()
+    @_keeping_its_errors
+    def train(message: Message, context: Context) -> Message:
+        node = silo_of(context)
+        start = from_record(message.content.array_records["arrays"], node.like)
+        number = message.content.config_records["config"]["server-round"]
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"config: server-round: got {number!r}, expected a number from 1")
+        rule, first = exchange_of(node.rule, number)
+        mine = silo_cohort(node.x, node.y, node.number, node.training.batch_size)
+        training = node.training if first and rule.trains else None
+        sent = train_and_measure(training, rule, start, mine, round_keys(node.seed, number))
+        about = payload.About(
+            rule=rule.name,
+            likelihood=node.training.likelihood.name,
+            start=payload.fingerprint(start),
+            kind=None if sent.kind is None else sent.kind.name,
+            silo=node.number,
+            compression="none" if node.plan is None else "planned",
+        )
+        data = payload.dumps(sent, about, None if node.plan is None else node.plan(sent, about))
+        carried = ArrayRecord({"payload": Array("uint8", (len(data),), STYPE, data)})
+        metrics = MetricRecord({"num-examples": len(node.x), "bits": 8 * len(data)})
+        return Message(content=RecordDict({"arrays": carried, "metrics": metrics}), reply_to=message)
+
+    @app.evaluate()
+    @_keeping_its_errors
+    def score(message: Message, context: Context) -> Message:
+        node = silo_of(context)
+        params = from_record(message.content.array_records["arrays"], node.like)
+        found = evaluate(
+            node.training.apply, node.training.likelihood, params, jnp.asarray(node.x), jnp.asarray(node.y)
+        )
+        metrics = MetricRecord({"num-examples": len(node.x), **as_numbers(found)})
+        return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+def _keeping_its_errors(answer: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:
+    """Log what fails here, at the node; the server is told the error's class alone, no paths and no values."""
+
+    @functools.wraps(answer)
+    def guarded(message: Message, context: Context) -> Message:
+        try:
+            return answer(message, context)
+        except Exception as error:
+            LOG.exception("this node failed")
+            raise RuntimeError(f"the node failed ({type(error).__name__}); its own log says why") from None
+
+    return guarded
