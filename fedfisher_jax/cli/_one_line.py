@@ -11,8 +11,7 @@ FORESEEN = (ValueError, TypeError, OSError, ImportError)  # what the library and
 
 def one_line(error: BaseException) -> str:
     """The error's text in one printable line; of an error that nobody foresaw, that it is a bug, and what to do."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
+    said = _printable(" ".join(str(error).split()) or type(error).__name__)
     if isinstance(error, FORESEEN):
         return said
     if isinstance(error, KeyboardInterrupt):
@@ -25,6 +24,15 @@ def one_line(error: BaseException) -> str:
         f"{type(error).__name__}: {said[:500]}. This is a bug, of fedfisher or of code that you named: run it again "
         f"with --debug, and report what it prints under {REPORT_AT}"
     )
+
+
+def say(word: str) -> None:
+    """Tell a person, in a line on the error stream, what is no error and yet odd."""
+    print(f"fedfisher: note: {_printable(word)}", file=sys.stderr, flush=True)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def fit_terminal() -> None:
