@@ -172,3 +172,30 @@ def ensemble(
 def as_numbers(scores: Scores) -> dict[str, float]:
     """Give the scores by name as Python numbers; a score that the likelihood does not have is left out."""
     return {name: float(value) for name, value in scores._asdict().items() if value is not None}
+
+
+def best_constant(likelihood: Likelihood, y: Any) -> Scores | None:
+    """Score the best model that says the same of every example: what a trained one must beat.
+
+    Args:
+        likelihood: what the targets are fitted with; None is returned for a user's own, of which nothing is known.
+        y: [n, ...] targets, at least one.
+
+    Example:
+        >>> import numpy as np, fedfisher_jax as ff
+        >>> guess = ff.federate.best_constant(ff.categorical(), np.array([0, 0, 0, 1]))
+        >>> print(f"{guess.loss:.4f} nats, {guess.accuracy:.0%} right")
+        0.5623 nats, 75% right
+    """
+    y = np.asarray(y)
+    if likelihood.name == "categorical":
+        shares = np.unique(y, return_counts=True)[1] / y.size
+        return Scores(-float(shares @ np.log(shares)) * y.size / len(y), float(shares.max()))
+    if likelihood.name == "bernoulli":
+        ones = y.mean(0, dtype=float)
+        entropy = -sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0) for p in (ones, 1 - ones))
+        return Scores(float(np.sum(entropy)), float(np.maximum(ones, 1 - ones).mean()))
+    if likelihood.name == "gaussian":
+        per_square = float(likelihood.nll(jnp.zeros(1), jnp.ones(1)))
+        return Scores(per_square * float(y.var(0, dtype=float).sum()), None)
+    return None

@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import tyro
 from rich.console import Console
@@ -18,8 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import _files, data, models, report
 from .._likelihood import Likelihood, categorical
+from .._metrics import Scores
 from ..curvature import capture
-from ..federate import LocalTraining, Simulation, cohort, compare, crop_and_flip, run_keys
+from ..data._scaling import far_from_one
+from ..federate import LocalTraining, Simulation, best_constant, cohort, compare, crop_and_flip, run_keys
 from ..federate._one_shot import Result
 from ..federate._one_shot import offers as offers_of
 from ..merge import catalogue
@@ -63,6 +66,8 @@ class RunSettings:
     batch_size: int = 64
     learning_rate: float = 0.01
     momentum: float = 0.9
+    inputs: Literal["standardised", "as-is"] = "standardised"
+    """Of your own .npz: give every channel or feature mean 0 and spread 1 by the training examples, or do nothing."""
     bias: bool = False
     """Whether the layers have biases (the papers' networks have none)."""
     start: Literal["usual", "designed"] = "usual"
@@ -139,7 +144,7 @@ def run(settings: RunSettings) -> dict[str, Any]:
 def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
     first = jax.process_index() == 0
     console = Console(stderr=True, quiet=not first)
-    dataset = data.load(settings.dataset, data_dir=settings.data_dir)
+    dataset = data.load(settings.dataset, data_dir=settings.data_dir, inputs=settings.inputs)
     data_seed = settings.seed if settings.data_seed is None else settings.data_seed
     parts = data.split(
         settings.partition,
@@ -180,12 +185,17 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(start)),
         "fallback": captured.fallback,
         "fedavg_bits": 32 * sum(leaf.size for leaf in jax.tree.leaves(start)),
+        "inputs": None if dataset.scaling is None else dataset.scaling.plain(),
+        "classes": dataset.classes,
         "clients": {"sizes": [len(part) for part in parts], "label_counts": counts, "accuracies": []},
         "rules": {},
         "references": {"best_local": None, "ensemble": None, "ensemble_by_class": None, "pooled": None},
         "seconds": {},
+        "words": _words_on_data(dataset),
         "complete": False,
     }
+    for word in record["words"]:
+        console.print(f"note: {word}", markup=False)
 
     def save() -> None:
         if first:
@@ -206,6 +216,10 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
         )
         for result in found:
             _note(record, result)
+            words = _words(result, parts, dataset.train_y)
+            record["words"] += words
+            for word in words:
+                console.print(f"note: {word}", markup=False)
             save()
 
     record["complete"] = True
@@ -230,10 +244,29 @@ def _note(record: dict[str, Any], result: Result) -> None:
     """Put a result in its place in the record."""
     if result.kind == "training":
         record["seconds"]["train"], record["cohort"] = result.value["seconds"], result.value["cohort"]
+        record["clients"]["own"] = result.value["own"]
     elif result.kind == "client":
         record["clients"]["accuracies"].append(result.value["accuracy"])
     else:
         record["rules" if result.kind == "rule" else "references"][result.name] = result.value
+
+
+def _words_on_data(dataset: data.Dataset) -> list[str]:
+    """What a person should know of the data before any training."""
+    words = []
+    if dataset.classes is not None:
+        shown = ", ".join(map(str, dataset.classes[:8])) + (" …" if len(dataset.classes) > 8 else "")
+        words.append(f"labels with gaps: {shown} are classes 0 to {len(dataset.classes) - 1} (result.json has them)")
+    far = far_from_one(dataset.train_x)
+    return [*words, far] if far else words
+
+
+def _words(result: Result, parts: Sequence[np.ndarray], y: np.ndarray) -> list[str]:
+    """What a person should know of a result."""
+    if result.kind == "training":
+        names, guesses = [f"client {n}" for n in range(len(parts))], [best_constant(categorical(), y[p]) for p in parts]
+        return report.words_on_training(names, Scores(**result.value["own"]["after"]), guesses)
+    return report.words_on_rule(result.name, result.value) if result.kind == "rule" else []
 
 
 def _rules(

@@ -1,8 +1,9 @@
-"""Subcommands for silos that exchange files alone: init, measure, merge, evaluate, inspect, example (docs/silos.md)."""
+"""Subcommands for silos that exchange files alone (docs/silos.md)."""
 
 from collections.abc import Callable
 from typing import Any
 
+from ._describe import DescribeSettings, describe
 from ._evaluate import EvaluateSettings, evaluate
 from ._example import ExampleSettings, example
 from ._init import InitSettings, init
@@ -11,6 +12,7 @@ from ._measure import MeasureSettings, measure
 from ._merge import MergeSettings, merge
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
+    "describe": (DescribeSettings, describe),
     "init": (InitSettings, init),
     "measure": (MeasureSettings, measure),
     "merge": (MergeSettings, merge),

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import tyro
 
 from .. import _metrics as metrics
+from ..report import words_on_training
 from ..silos import _model_file as model_file
 from ..silos import _silo_data as silo_data
 from ..silos._network import likelihood_of, outputs_of
+from ._one_line import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +30,17 @@ class EvaluateSettings:
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, float]:
-    """Print and return loss (nats) and, where the likelihood has it, accuracy (0 to 1)."""
+    """Print and return loss (nats) and, where the likelihood has it, accuracy (0 to 1); say if a guess does better."""
     found = model_file.read(settings.file, settings.model)
     likelihood = likelihood_of(found.kind.likelihood)
     x, y = silo_data.read(settings.data, settings.part)
+    x = silo_data.inputs_of(settings.data, found, x)
     outputs = outputs_of(found.network.apply, found.params, x, found.kind.input_shape)
     y = silo_data.targets_of(settings.data, likelihood, outputs, y)
     scores = metrics.evaluate(found.network.apply, likelihood, found.params, jnp.asarray(x), jnp.asarray(y))
     result = metrics.as_numbers(scores)
     print(f"{settings.file}: {len(x)} examples, " + ", ".join(f"{name} {value:.4f}" for name, value in result.items()))
+    rows, guess = metrics.Scores(scores.loss[None], None), metrics.best_constant(likelihood, y)
+    for word in words_on_training([str(settings.file)], rows, [guess]):
+        say(word)
     return result

@@ -2,17 +2,19 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from .. import _files, models
+from ..data import Scaling, describe, scaling_of
+from ..data._scaling import as_images
 from ..data._where import expanded
 from ..federate import run_keys
-from ..payload import fingerprint
 from ..silos import _model_file as model_file
 from ..silos import _silo_data as silo_data
+from ..silos import _sums_file as sums_file
 from ..silos._network import likelihood_of, network_of, require_sizes, template_of
 from ._ranges import require_ranges
 
@@ -39,8 +41,12 @@ class InitSettings:
     """"designed": convolutions made for the heads of `analytic`, cosines first; free of data."""
     seed: int = 0
     """Seed of the initialisation, as in `fedfisher run`."""
+    standardise: tuple[Path, ...] = ()
+    """Files of `fedfisher describe`, from all silos: every silo scales its inputs by the mean and spread of all."""
+    inputs: Literal["standardised", "as-is"] = "standardised"
+    """With a .npz file as data and one of our models: scale by that file's mean and spread, or nothing."""
     checkpoint: Path | None = None
-    """A safetensors file of this network to start from instead."""
+    """A safetensors file of this network to start from instead, or a folder of its shards."""
     overwrite: bool = False
     """Replace a start that is there already: payloads that were made from it then cannot be merged any more."""
 
@@ -51,17 +57,23 @@ def init(settings: InitSettings) -> None:
     Raises:
         ValueError: a network, shape or file that does not work, or a start that is there already.
     """
-    _files.require_file(settings.out, [expanded(path) for path in (settings.data, settings.checkpoint) if path])
+    taken = [expanded(path) for path in (settings.data, settings.checkpoint) if path]
+    _files.require_file(settings.out, [*taken, *settings.standardise])
     if settings.out.exists() and not settings.overwrite:
         raise ValueError(f"out: {settings.out} is there already; a federation may have agreed on it: say --overwrite")
     shape, outputs = settings.input_shape, settings.outputs
     require_ranges(settings)
     likelihood_of(settings.likelihood)
+    scaling = sums_file.agreed(settings.standardise) if settings.standardise else None
     if settings.data is not None:
         x, y = silo_data.read(settings.data, "train")
+        ours = ":" not in settings.model
+        x = as_images(x) if ours else x
         shape = shape or x.shape[1:]
         if outputs is None and settings.likelihood == "categorical" and np.issubdtype(y.dtype, np.integer):
-            outputs = int(y.max()) + 1
+            outputs = _outputs(settings.data, y)
+        if scaling is None and ours and settings.inputs == "standardised" and settings.data.endswith(".npz"):
+            scaling = scaling_of(describe(x))
     shape = tuple(int(size) for size in shape)
     if not shape or outputs is None or outputs < 1 or min(shape) < 1:
         raise ValueError("input_shape, outputs: expected positive sizes, or data to read them from")
@@ -73,6 +85,27 @@ def init(settings: InitSettings) -> None:
     made_by = f"init, seed {settings.seed}" + (", designed" if settings.start == "designed" else "")
     if settings.checkpoint is not None:
         params, made_by = model_file.read_checkpoint(settings.checkpoint, params), "init, a checkpoint"
-    model_file.write(settings.out, kind, params, made_by)
+    model_file.write(settings.out, kind, params, made_by, scaling)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{settings.out}: {kind.model}, {size} parameters, {fingerprint(params)[:12]}")
+    mark = model_file.Model(kind, network, params, made_by, scaling).fingerprint[:12]
+    print(f"{settings.out}: {kind.model}, {size} parameters, inputs {_said(scaling)}, {mark}")
+
+
+def _outputs(source: str, y: Any) -> int:
+    """An output for every class from 0 to the largest label, none of which may be without examples.
+
+    Raises:
+        ValueError: labels with gaps.
+    """
+    found = np.unique(y)
+    if len(found) <= found[-1] or found[0] < 0:
+        labels = ", ".join(map(str, found[:4])) + (" …" if len(found) > 4 else "")
+        raise ValueError(
+            f"data: {source}: got labels {labels}, {len(found)} classes of {int(found[-1]) + 1}: number them "
+            f"0 to {len(found) - 1} in all silos alike, or say --outputs {int(found[-1]) + 1}"
+        )
+    return int(found[-1]) + 1
+
+
+def _said(scaling: Scaling | None) -> str:
+    return "as they are" if scaling is None else f"scaled by {scaling.mean.size} means and spreads"

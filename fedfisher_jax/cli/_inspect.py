@@ -40,8 +40,9 @@ def inspect(settings: InspectSettings) -> None:
         rows = [(name, array, "raw", 8 * array.nbytes) for name, array in sorted(arrays.items())]
         console.print(_facts(settings.file, said), _entries(rows))
         return
-    like = None if settings.start is None else model_file.read(settings.start, settings.model).params
-    sent, found = payload.read(settings.file, like)
+    start = None if settings.start is None else model_file.read(settings.start, settings.model)
+    like, made_from = (None, None) if start is None else (start.params, start.fingerprint)
+    sent, found = payload.read(settings.file, like, start=made_from)
     size = sum(leaf.size for leaf in found.leaves)
     said = {
         **dataclasses.asdict(found.about),

@@ -11,17 +11,20 @@ import optax
 from .. import _files, payload
 from .._examples import examples
 from ..curvature import capture
+from ..data._scaling import far_from_one
 from ..data._where import expanded
-from ..federate import LocalTraining, crop_and_flip, run_keys
+from ..federate import LocalTraining, best_constant, crop_and_flip, own_scores, run_keys, zero_fishers
 from ..merge import Update, catalogue
 from ..payload import _structures as structures
 from ..payload import plan
 from ..payload._header import MOST_TEXT
 from ..privacy import noise
+from ..report import words_on_rule, words_on_training
 from ..silos import _model_file as model_file
 from ..silos import _silo_data as silo_data
 from ..silos import silo_cohort, train_and_measure
 from ..silos._network import likelihood_of, outputs_of
+from ._one_line import say
 from ._ranges import require_ranges
 
 TRAINING = ("epochs", "learning_rate", "momentum", "augment")  # settings that a checkpoint leaves no use for
@@ -64,6 +67,8 @@ class MeasureSettings:
     momentum: float = 0.9
     augment: bool = False
     """Random crops and flips while training, for images."""
+    unscaled: bool = False
+    """Train on inputs that are far from one, which is refused otherwise where the start does not scale them."""
     seed: int = 0
     """Seed of training and Monte-Carlo draws, as in `fedfisher run`."""
     epsilon: float | None = None
@@ -121,6 +126,8 @@ def _each(settings: MeasureSettings) -> list[MeasureSettings]:
 
 def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Guarantee | None) -> None:
     x, y = silo_data.read(settings.data, "train")
+    x = silo_data.inputs_of(settings.data, start, x)
+    _require_near_one(settings, start, x)
     apply, likelihood = start.network.apply, likelihood_of(start.kind.likelihood)
     outputs = outputs_of(apply, start.params, x, start.kind.input_shape)
     y = silo_data.targets_of(settings.data, likelihood, outputs, y)
@@ -148,12 +155,40 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
         )
     mine = silo_cohort(x, y, settings.silo, settings.batch_size)
     sent = train_and_measure(training, rule, start.params, mine, key, params=params)
+    _tell(settings, start, sent, mine, rule.name)
     if guarantee is not None:
         print(f"for this silo only: {noise.losses(sent, start.params, guarantee)}")
         sent = noise.privatise(sent, start.params, guarantee)
     bits = _write(settings, start, sent, guarantee)
     size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
     print(f"{settings.out}: silo {settings.silo}, {len(x)} examples, {bits / 32 / size:.3f} × FedAvg's bits")
+
+
+def _require_near_one(settings: MeasureSettings, start: model_file.Model, x: np.ndarray) -> None:
+    """Refuse inputs that our networks hardly learn from, unless asked for; of others say it."""
+    far = far_from_one(x)
+    if far is None:
+        return
+    if start.scaling is None and ":" not in start.kind.model and settings.checkpoint is None and not settings.unscaled:
+        remedy = "let silos agree on a scaling (fedfisher describe, then init --standardise), or say --unscaled"
+        raise ValueError(f"data: {settings.data}: {far}, which training hardly digests: {remedy}")
+    say(f"{settings.data}: {far}")
+
+
+def _tell(settings: MeasureSettings, start: model_file.Model, sent: Any, mine: Any, rule: str) -> None:
+    """Tell this silo how its model does on its own examples, before and after, and what is odd about it."""
+    likelihood = likelihood_of(start.kind.likelihood)
+    model = LocalTraining(start.network.apply, likelihood, optax.identity(), 0, settings.batch_size)
+    before, after = own_scores(model, start.params, jax.tree.map(lambda leaf: leaf[None], sent.params), mine)
+    shown = [
+        ", ".join(f"{name} {value[0]:.4f}" for name, value in scores._asdict().items() if value is not None)
+        for scores in (before, after)
+    ]
+    print(f"on this silo's examples: {shown[0]} before, {shown[1]} after")
+    words = words_on_training([f"silo {settings.silo}"], after, [best_constant(likelihood, mine.y)])
+    zero = zero_fishers(jax.tree.map(lambda leaf: leaf[None], sent))
+    for word in words + words_on_rule(rule, {"zero_fisher": [settings.silo] if zero else []}):
+        say(word)
 
 
 def _guarantee(settings: MeasureSettings) -> noise.Guarantee | None:
@@ -169,7 +204,7 @@ def _write(settings: MeasureSettings, start: model_file.Model, sent: Any, guaran
     said = payload.About(
         rule=settings.rule,
         likelihood=start.kind.likelihood,
-        start=payload.fingerprint(start.params),
+        start=start.fingerprint,
         kind=None if sent.kind is None else sent.kind.name,
         silo=settings.silo,
         name=settings.name,

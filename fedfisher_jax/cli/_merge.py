@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,13 +17,15 @@ from rich.table import Table
 from .. import _files, payload, report
 from .._trees import stack
 from ..curvature import capture
-from ..federate import merge_clients
+from ..federate import merge_clients, zero_fishers
 from ..merge import catalogue
 from ..payload import Header, Limits
+from ..report import words_on_rule
 from ..silos import _model_file as model_file
 from ..silos._network import likelihood_of
 from ..solve._conjugate_gradients import conjugate_gradients
 from ._inspect import literal
+from ._one_line import say
 from ._ranges import require_ranges
 
 KINDS = ("exact", "monte_carlo", "empirical")  # of Fisher information, which rules that measure it can be told
@@ -67,7 +68,7 @@ def merge(settings: MergeSettings) -> dict[str, Any]:
     start = model_file.read(settings.start, settings.model)
     example = jax.ShapeDtypeStruct((1, *start.kind.input_shape), jnp.float32)
     captured = capture(start.network.apply, start.params, example)
-    found = payload.read_all(files, start.params, layers=captured.layers, limits=limits)
+    found = payload.read_all(files, start.params, layers=captured.layers, limits=limits, start=start.fingerprint)
     headers = [header for _, header in found]
     if headers[0].about.likelihood != start.kind.likelihood:
         raise ValueError(f"start: its likelihood is {start.kind.likelihood}, the files' {headers[0].about.likelihood}")
@@ -90,11 +91,14 @@ def merge(settings: MergeSettings) -> dict[str, Any]:
     if merged.apply is not None:
         raise ValueError(f"rule: {name} makes another network, for which there is no model file")
     record = _record(name, start.params, found, merged)
-    data = model_file.write(settings.out, start.kind, merged.params, f"merge of {len(found)} payloads by {name}")
+    made_by = f"merge of {len(found)} payloads by {name}"
+    data = model_file.write(settings.out, start.kind, merged.params, made_by, start.scaling)
     record["sha256"] = hashlib.sha256(data).hexdigest()  # of what was written, whatever has been there since
     _files.write_json(described, record)
     for doubled in record["same_arrays"]:
-        print(f"silos {' and '.join(map(str, doubled))} sent the same arrays: is one counted twice?", file=sys.stderr)
+        say(f"silos {' and '.join(map(str, doubled))} sent the same arrays: is one counted twice?")
+    for word in words_on_rule(name, record):
+        say(word)
     Console().print(_table(record))
     print(f"{settings.out}, {described}")
     return record
@@ -171,9 +175,15 @@ def _record(name: str, start: Any, found: list[tuple[Any, Header]], merged: Any)
             "bits": sum(header.bits for _, header in found),
             "fedavg_bits": full * len(found),
             "diagnostics": merged.diagnostics,
+            "zero_fisher": _zero_fishers(found),
             "versions": report.versions(),
         }
     )
+
+
+def _zero_fishers(found: list[tuple[Any, Header]]) -> list[int]:
+    """Numbers of silos whose Fisher is zero everywhere."""
+    return [header.about.silo for sent, header in found if zero_fishers(jax.tree.map(lambda leaf: leaf[None], sent))]
 
 
 def _same_arrays(found: list[tuple[Any, Header]]) -> list[list[int]]:

@@ -14,8 +14,7 @@ SAID_BY_THE_SYSTEM = (OSError, ImportError)
 
 def one_line(error: BaseException) -> str:
     """The error's text in one printable line; of an error that nobody foresaw, that it is a bug, and what to do."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
+    said = _printable(" ".join(str(error).split()) or type(error).__name__)
     if isinstance(error, SAID_BY_THE_SYSTEM) or isinstance(error, SAID_BY_US) and _raised_here(error):
         return said
     if isinstance(error, KeyboardInterrupt):
@@ -36,6 +35,15 @@ def _raised_here(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and PACKAGE in Path(trace.tb_frame.f_code.co_filename).parents
+
+
+def say(word: str) -> None:
+    """Tell a person, in a line on the error stream, what is no error and yet odd."""
+    print(f"fedfisher: note: {_printable(word)}", file=sys.stderr, flush=True)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def fit_terminal() -> None:

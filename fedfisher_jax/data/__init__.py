@@ -11,6 +11,10 @@ from ._partition import natural as natural
 from ._partition import quantity as quantity
 from ._partition import shards as shards
 from ._plot import plot_label_counts as plot_label_counts
+from ._scaling import Scaling as Scaling
+from ._scaling import Sums as Sums
+from ._scaling import describe as describe
+from ._scaling import scaling_of as scaling_of
 from ._split import PARTITIONS as PARTITIONS
 from ._split import label_counts as label_counts
 from ._split import split as split
@@ -25,7 +29,10 @@ __all__ = [
     "DataNotFoundError",
     "Dataset",
     "PARTITIONS",
+    "Scaling",
+    "Sums",
     "TextData",
+    "describe",
     "dirichlet_class",
     "dirichlet_client",
     "iid",
@@ -35,6 +42,7 @@ __all__ = [
     "plot_label_counts",
     "quantity",
     "read_npz",
+    "scaling_of",
     "shards",
     "split",
     "standard_library",

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from ._scaling import Scaling
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -18,6 +20,9 @@ class Dataset:
         num_classes: number of classes, C; a class without examples is allowed.
         groups: int [N], the column of a natural split (a writer, a hospital) over training examples, or None.
         augment: whether the FedFisher paper trains on random crops and flips of this set (arXiv 2403.12329).
+        scaling: what was done to the numbers as they were found; None where nothing was.
+        classes: the labels as they were found, of which `train_y` and `test_y` are the places; None where they are
+            those places themselves.
 
     Raises:
         ValueError: an array is empty, of another type or shape than stated, holds NaN or an infinite value, or a label
@@ -32,6 +37,8 @@ class Dataset:
     num_classes: int
     groups: np.ndarray | None = None
     augment: bool = False
+    scaling: Scaling | None = None
+    classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:

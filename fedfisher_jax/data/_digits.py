@@ -7,6 +7,7 @@ testing. That is a stratified 80 / 20 split of 1442 training and 355 test images
 import numpy as np
 
 from ._dataset import Dataset
+from ._scaling import Scaling
 
 # Mean and standard deviation of the 1442 training images' pixels, divided by 16, over all pixels.
 MEAN, STD = 0.305136, 0.376158
@@ -22,4 +23,5 @@ def read_digits() -> Dataset:
         is_test[np.flatnonzero(labels == label)[4::5]] = True
     x = ((pixels / 16 - MEAN) / STD).astype(np.float32).reshape(-1, 8, 8, 1)
     y = labels.astype(np.int32)
-    return Dataset("digits", x[~is_test], y[~is_test], x[is_test], y[is_test], num_classes=10)
+    scaling = Scaling(np.array([16 * MEAN]), np.array([16 * STD]))
+    return Dataset("digits", x[~is_test], y[~is_test], x[is_test], y[is_test], num_classes=10, scaling=scaling)

@@ -2,12 +2,15 @@
 
 import os
 
+import numpy as np
+
 from . import _folders as folders
 from . import _idx as idx
 from . import _tfds as tfds
 from ._dataset import Dataset
 from ._digits import read_digits
 from ._npz import read_npz
+from ._scaling import Scaling
 from ._specs import SPECS, Images, Spec, normalise
 from ._where import COMMON_FOLDERS, DataNotFoundError, expanded
 
@@ -15,8 +18,10 @@ DATASETS: tuple[str, ...] = ("digits", *SPECS)
 """The names that `load` knows; a path that ends in .npz is one too."""
 
 
-def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, download: bool = False) -> Dataset:
-    """Load a data set, normalised as in the FedFisher paper (arXiv 2403.12329) where the paper states it.
+def load(
+    name: str, *, data_dir: str | os.PathLike[str] | None = None, download: bool = False, inputs: str = "standardised"
+) -> Dataset:
+    """Load a data set, a named one normalised as in the FedFisher paper (arXiv 2403.12329) where the paper states it.
 
     Sources are tried in the order local idx files (MNIST, Fashion-MNIST), prepared TensorFlow Datasets, image folders.
     (TFDS stores the examples of a set in an order of its own, so a seed then splits them differently.)
@@ -28,6 +33,8 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, download:
             ~/.cache/fedfisher_jax, ~/data, ~/datasets, ./data, and where TensorFlow Datasets and Debian keep theirs.
         download: where the set is not on this machine, let TensorFlow Datasets download and build it (it needs
             tensorflow for that).
+        inputs: what is done to the numbers of a .npz file: "standardised" or "as-is" (see `read_npz`). A named set has
+            one normalisation, and "as-is" is refused.
 
     Returns:
         The data set; images are float32 [N, H, W, C].
@@ -38,7 +45,9 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, download:
             a FileNotFoundError and a ValueError.
     """
     if name.endswith(".npz"):
-        return read_npz(expanded(name))
+        return read_npz(expanded(name), inputs)
+    if inputs != "standardised":
+        raise ValueError(f"inputs: got {inputs!r} for {name}, expected standardised: a named set has one normalisation")
     if name == "digits":
         return read_digits()
     if name not in SPECS:
@@ -55,6 +64,7 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, download:
         images.test_y,
         num_classes=spec.num_classes,
         augment=spec.augment,
+        scaling=Scaling(255 * np.asarray(spec.mean), 255 * np.asarray(spec.std)),
     )
 
 

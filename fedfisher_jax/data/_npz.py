@@ -7,22 +7,31 @@ import numpy as np
 
 from ._arrays import read_arrays
 from ._dataset import Dataset
+from ._scaling import INPUTS, as_images, describe, require_digestible, scaling_of
 from ._where import DataNotFoundError
 
 _NEEDED = ("train_x", "train_y", "test_x", "test_y")
 MOST_CLASSES = 2**24  # of labels: a network has an output for each
 
 
-def read_npz(path: Path) -> Dataset:
-    """Read a data set as it is: no normalisation is applied, and nothing is unpickled.
+def read_npz(path: Path, inputs: str = "standardised") -> Dataset:
+    """Read a data set; nothing is unpickled.
 
-    Images are [N, H, W, C] and rows [N, features], any real type, made float32; labels are integers 0 … C − 1, and C is
-    the largest label + 1, at least 2. `groups` is one entry per training example, integers or strings.
+    Images are [N, H, W, C], or [N, H, W] with one channel, and rows [N, features], of any real type. Labels are
+    integers from 0; where classes have no example the others are numbered 0 … C − 1 in their order, which
+    `Dataset.classes` keeps. `groups` is one entry per training example, integers or strings.
+
+    Args:
+        path: the file.
+        inputs: "standardised" gives every channel or feature mean 0 and spread 1 by the training examples'
+            statistics, which `Dataset.scaling` keeps; "as-is" makes the numbers float32 and no more.
 
     Raises:
         DataNotFoundError: there is no such file.
         ValueError: it is no .npz file, an array is missing, pickled or not numeric, or `Dataset` refuses it.
     """
+    if inputs not in INPUTS:
+        raise ValueError(f"inputs: got {inputs!r}, expected one of {', '.join(INPUTS)}")
     if not path.is_file():
         raise DataNotFoundError(
             f"{path} does not exist: a .npz data set holds the arrays {', '.join(_NEEDED)} [groups]"
@@ -31,24 +40,35 @@ def read_npz(path: Path) -> Dataset:
         arrays = read_arrays(path, _chosen)
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as a data set: {error}") from error
+    train_x, test_x = (_numbers(path, name, arrays[name]) for name in ("train_x", "test_x"))
     train_y, test_y = (_labels(path, name, arrays[name]) for name in ("train_y", "test_y"))
     groups = _groups(path, arrays["groups"]) if "groups" in arrays else None
+    found = np.unique(np.concatenate([train_y.ravel(), test_y.ravel()]))
+    classes = None if np.array_equal(found, np.arange(len(found))) else tuple(found.tolist())
+    if classes is not None:
+        train_y, test_y = (np.searchsorted(found, y).astype(np.int32) for y in (train_y, test_y))
+    scaling = None
+    if inputs == "standardised" and train_x.size and train_x.shape[1:] == test_x.shape[1:]:
+        scaling = scaling_of(describe(train_x))  # of shapes that differ `Dataset` speaks
+    to_floats = scaling or (lambda x: x.astype(np.float32))
     return Dataset(
         name=path.stem,
-        train_x=_numbers(path, "train_x", arrays["train_x"]),
+        train_x=to_floats(train_x),
         train_y=train_y,
-        test_x=_numbers(path, "test_x", arrays["test_x"]),
+        test_x=to_floats(test_x),
         test_y=test_y,
-        num_classes=max(2, int(max(train_y.max(initial=0), test_y.max(initial=0))) + 1),
+        num_classes=max(2, len(found)),
         groups=groups,
+        scaling=scaling,
+        classes=classes,
     )
 
 
 def _numbers(path: Path, name: str, x: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "biuf":
         raise ValueError(f"{path}: {name}: got {x.dtype}, expected real numbers")
-    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, which Dataset refuses
-        return x.astype(np.float32)
+    require_digestible(f"{path}: {name}", x)
+    return as_images(x)
 
 
 def _labels(path: Path, name: str, y: np.ndarray) -> np.ndarray:

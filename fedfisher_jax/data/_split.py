@@ -68,11 +68,17 @@ def split(
 def label_counts(labels: np.ndarray, parts: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
     """Count the examples of each class at each client: int64 [M, C].
 
+    Raises:
+        ValueError: a label that is none of 0 … num_classes − 1.
+
     Example:
         >>> import numpy as np, fedfisher_jax as ff
         >>> ff.data.label_counts(np.array([0, 1, 1, 0]), [np.array([0, 3]), np.array([1, 2])], 2).tolist()
         [[2, 0], [0, 2]]
     """
+    if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < num_classes:
+        given = f"{np.min(labels)} to {np.max(labels)}"
+        raise ValueError(f"labels: got numbers from {given}, expected 0 to {num_classes - 1} for {num_classes} classes")
     return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])
 
 

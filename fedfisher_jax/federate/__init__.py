@@ -1,6 +1,7 @@
 """Clients at work: local training and its variants, many clients at once, one shot, rounds, personalisation."""
 
 from .._augment import crop_and_flip as crop_and_flip
+from .._metrics import best_constant as best_constant
 from . import rounds as rounds
 from ._checkpoints import run_rounds as run_rounds
 from ._cohort import Client as Client
@@ -16,6 +17,8 @@ from ._one_shot import RunKeys as RunKeys
 from ._one_shot import Simulation as Simulation
 from ._one_shot import compare as compare
 from ._one_shot import run_keys as run_keys
+from ._own_scores import own_scores as own_scores
+from ._own_scores import zero_fishers as zero_fishers
 from ._personalise import Personalised as Personalised
 from ._personalise import personalise as personalise
 from ._simulate import measure_clients as measure_clients
@@ -39,6 +42,7 @@ __all__ = [
     "Simulation",
     "Trained",
     "Variant",
+    "best_constant",
     "cohort",
     "compare",
     "crop_and_flip",
@@ -48,6 +52,7 @@ __all__ = [
     "map_clients",
     "measure_clients",
     "merge_clients",
+    "own_scores",
     "payload_bits",
     "personalise",
     "rounds",
@@ -56,4 +61,5 @@ __all__ = [
     "scaffold",
     "train",
     "train_clients",
+    "zero_fishers",
 ]

@@ -16,6 +16,7 @@ from ..curvature import Capture
 from ..merge import FreshModes, Merged, Rule, Update, exchanges
 from ._cohort import Cohort, cohort
 from ._local import LocalTraining, train
+from ._own_scores import own_scores, zero_fishers
 from ._simulate import measure_clients, merge_clients, payload_bits, train_clients
 
 PyTree = Any
@@ -100,7 +101,10 @@ def compare(
     training = dataclasses.replace(simulation.training, on_epoch=stage("train", count * epochs), squares=reads_squares)
     began = time.perf_counter()
     trained, ran = train_clients(training, simulation.start, cohort, key.train, strategy=strategy)
-    yield Result("training", "clients", {"seconds": time.perf_counter() - began, "cohort": ran._asdict()})
+    seconds = time.perf_counter() - began
+    before, after = own_scores(simulation.training, simulation.start, trained.params, cohort, strategy=strategy)
+    own = {"before": before._asdict(), "after": after._asdict()}
+    yield Result("training", "clients", {"seconds": seconds, "cohort": ran._asdict(), "own": own})
     yield from _judge_locals(simulation, trained.params, stage("evaluate clients", count))
 
     update = Update(trained.params, simulation.start, trained.squares, training.steps(np.asarray(cohort.sizes)))
@@ -126,6 +130,7 @@ def _exchange(
 ) -> tuple[Merged, dict[str, Any]]:
     """Merge by every exchange of a rule; the merged model, and what it cost. `measured` keeps the first payloads."""
     bits, measuring, merging = 0, 0.0, 0.0
+    zero: list[int] = []
     diagnostics: dict[str, Any] = {}
     merged = Merged(update.start, {})
     for number, part in enumerate(exchanges(rule)):
@@ -144,13 +149,14 @@ def _exchange(
         done, began = stage(f"merge by {part.name}", 1), time.perf_counter()
         merged = merge_clients(part, sent, here.start)
         jax.block_until_ready(merged.params)
+        zero += [int(cohort.members.number[place]) for place in zero_fishers(sent)]
         merging, measuring = merging + time.perf_counter() - began, measuring + spent
         bits = bits + payload_bits(sent)
         diagnostics = merged.diagnostics if number == 0 else diagnostics | {part.name: merged.diagnostics}
         if done:
             done()
     seconds = {"seconds": measuring + merging, "seconds_measure": measuring, "seconds_merge": merging}
-    return merged, {"bits_up": bits, **seconds, "diagnostics": diagnostics}
+    return merged, {"bits_up": bits, **seconds, "diagnostics": diagnostics} | ({"zero_fisher": zero} if zero else {})
 
 
 def train_pooled(simulation: Simulation, key: jax.Array) -> dict[str, float]:

@@ -105,6 +105,7 @@ def loads(
     limits: Limits = Limits(),
     file: str = "payload",
     parity: bool = False,
+    start: str | None = None,
 ) -> tuple[Payload, Header]:
     """Read a payload from the bytes of a file, all of it checked.
 
@@ -116,6 +117,7 @@ def loads(
         limits: caps on what is read.
         file: what messages call it.
         parity: leave the authors' U S Vᵀ as it is; else it is made symmetric and positive semi-definite.
+        start: fingerprint that the file must name, where it is not that of `like` alone (see `silos.Model`).
 
     Raises:
         PayloadError: it is refused; file, entry and reason.
@@ -132,7 +134,7 @@ def loads(
         ...     print("refused")
         refused
     """
-    header, arrays = _opened(data, like, layers, limits, file)
+    header, arrays = _opened(data, like, layers, limits, file, start)
     decoded = _decode(header, arrays, limits, file, parity)
     params, treedef = None, None
     if structures.has_params(header.structure):
@@ -154,13 +156,14 @@ def header_of(
     layers: Sequence[Layer] | None = None,
     limits: Limits = Limits(),
     file: str = "payload",
+    start: str | None = None,
 ) -> Header:
     """The header of a file's bytes, checked as by `loads`, while nothing is decoded yet.
 
     Raises:
         PayloadError: it is refused.
     """
-    return _opened(data, like, layers, limits, file)[0]
+    return _opened(data, like, layers, limits, file, start)[0]
 
 
 def write(path: str | os.PathLike[str], payload: Payload, about: About, plan: Plan | None = None, **more: Any) -> int:
@@ -184,6 +187,7 @@ def read_all(
     layers: Sequence[Layer] | None = None,
     limits: Limits = Limits(),
     parity: bool = False,
+    start: str | None = None,
 ) -> list[tuple[Payload, Header]]:
     """The files of one merge, in the order of the silos' numbers, whatever the order of `paths`.
 
@@ -200,7 +204,7 @@ def read_all(
     seen: dict[int, str] = {}
     for path in paths:
         data = container.read_bytes(path, limits)
-        header = header_of(data, like, layers=layers, limits=limits, file=str(path))
+        header = header_of(data, like, layers=layers, limits=limits, file=str(path), start=start)
         number = header.about.silo
         if number in seen:
             raise PayloadError(f"{path}: silo: number {number} is in {seen[number]}, too, and a silo counts once")
@@ -210,20 +214,25 @@ def read_all(
         headers.append(header)
     found = []
     for path, header in zip(paths, headers, strict=True):
-        found.append(read(path, like, layers=layers, limits=limits, parity=parity))
+        found.append(read(path, like, layers=layers, limits=limits, parity=parity, start=start))
         if found[-1][1] != header:
             raise PayloadError(f"{path}: changed while it was being read")
     return sorted(found, key=lambda pair: pair[1].about.silo)
 
 
 def _opened(
-    data: bytes, like: PyTree | None, layers: Sequence[Layer] | None, limits: Limits, file: str
+    data: bytes,
+    like: PyTree | None,
+    layers: Sequence[Layer] | None,
+    limits: Limits,
+    file: str,
+    start: str | None,
 ) -> tuple[Header, dict[str, np.ndarray]]:
     raw, arrays = container.unpack(data, limits, file)
     try:
         header = from_json(raw, len(data), limits)
         if like is not None:
-            require_start(header, like)
+            require_start(header, like, start)
         if layers is not None:
             structures.require_layers(_outline(header), layers)
     except (ValueError, OverflowError) as error:

@@ -179,8 +179,8 @@ def _leaves(value: Any, limits: Limits) -> tuple[Leaf, ...]:
     return tuple(found)
 
 
-def require_start(header: Header, like: PyTree) -> None:
-    """Refuse a file that was not made from this starting model.
+def require_start(header: Header, like: PyTree, start: str | None = None) -> None:
+    """Refuse a file that was not made from this starting model, whose fingerprint is `start` or that of `like`.
 
     Raises:
         ValueError: the leaf that differs, or the fingerprint.
@@ -191,7 +191,7 @@ def require_start(header: Header, like: PyTree) -> None:
             raise ValueError(f"params: got {theirs.path[:80]!r} {theirs.shape} {theirs.dtype}, the start has {mine}")
     if len(ours) != len(header.leaves):
         raise ValueError(f"params: got {len(header.leaves)} leaves, the starting model has {len(ours)}")
-    if header.about.start != fingerprint(like):
+    if header.about.start != (start or fingerprint(like)):
         raise ValueError(f"start: made from another starting model, {header.about.start[:12]}…")
 
 

@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import __version__
+from ..data import Scaling
 from ..models import Network, torch_layout
-from ..payload import Limits, PayloadError, leaves
+from ..payload import Limits, PayloadError, fingerprint, leaves
 from ..payload import _container as container
 from ..payload._tree import Leaf
 from ._network import likelihood_of, network_of, require_sizes, template_of
 
 PyTree = Any
-FORMAT = 1
+FORMAT = 2  # 1 without a scaling, as before there was one
+MOST_COLUMNS = 2**17  # of a scaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +38,25 @@ class Kind:
 
 
 class Model(NamedTuple):
-    """A network with its parameters."""
+    """A network with its parameters, and what is done to inputs before it sees them."""
 
     kind: Kind
     network: Network
     params: PyTree
     made_by: str
+    scaling: Scaling | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of parameters and scaling: silos that scale differently did not start from one model."""
+        if self.scaling is None:
+            return fingerprint(self.params)
+        return fingerprint({"params": self.params, "scaling": self.scaling._asdict()})
 
 
-def write(path: str | os.PathLike[str], kind: Kind, params: PyTree, made_by: str) -> bytes:
+def write(
+    path: str | os.PathLike[str], kind: Kind, params: PyTree, made_by: str, scaling: Scaling | None = None
+) -> bytes:
     """Write a model whole or not at all; returns the bytes that were written.
 
     Args:
@@ -52,13 +64,16 @@ def write(path: str | os.PathLike[str], kind: Kind, params: PyTree, made_by: str
         kind: which network.
         params: its parameters.
         made_by: a word on where it comes from, for people; no names of files, which tell more than was meant.
+        scaling: what is done to inputs before the network sees them; None where nothing is.
 
     Raises:
         ValueError: what `read` would refuse, or a folder that cannot be written to.
     """
     require_sizes(kind.input_shape, kind.outputs)
     arrays = {leaf.path: np.asarray(x) for leaf, x in zip(leaves(params), jax.tree.leaves(params), strict=True)}
-    header = {"format": FORMAT, "library": __version__, "made_by": made_by}
+    header: dict[str, Any] = {"format": 1 if scaling is None else FORMAT, "library": __version__, "made_by": made_by}
+    if scaling is not None:
+        header["scaling"] = _scaling(scaling.plain(), kind.input_shape, str(path)).plain()
     data = container.pack(header | dataclasses.asdict(kind), arrays)
     container.write_bytes(path, data)
     return data
@@ -85,7 +100,9 @@ def read(path: str | os.PathLike[str], model: str | None = None, limits: Limits 
     network = network_of(kind.model, kind.input_shape, kind.outputs, kind.bias)
     likelihood_of(kind.likelihood)
     template = template_of(network)
-    return Model(kind, network, _filled(template, arrays, str(path), exact=True), str(header["made_by"])[:200])
+    params = _filled(template, arrays, str(path), exact=True)
+    scaling = _scaling(header["scaling"], kind.input_shape, str(path)) if "scaling" in header else None
+    return Model(kind, network, params, str(header["made_by"])[:200], scaling)
 
 
 def read_checkpoint(path: str | os.PathLike[str], template: PyTree, limits: Limits = Limits()) -> PyTree:
@@ -137,6 +154,7 @@ def _kind(header: Mapping[str, Any], file: str) -> Kind:
     if version > FORMAT:
         raise PayloadError(f"{file}: format: version {str(version)[:40]}; this library reads up to {FORMAT}: update it")
     wanted = {"format", "library", "made_by", *(field.name for field in dataclasses.fields(Kind))}
+    wanted |= {"scaling"} if version > 1 else set()
     if set(header) != wanted:
         raise PayloadError(f"{file}: header: expected {', '.join(sorted(wanted))}")
     shape, outputs = header["input_shape"], header["outputs"]
@@ -149,3 +167,17 @@ def _kind(header: Mapping[str, Any], file: str) -> Kind:
     if not isinstance(header["likelihood"], str) or not isinstance(header["made_by"], str):
         raise PayloadError(f"{file}: likelihood, made_by: expected texts")
     return Kind(header["model"], tuple(shape), outputs, header["bias"], header["likelihood"])
+
+
+def _scaling(said: Any, input_shape: tuple[int, ...], file: str) -> Scaling:
+    """The scaling that a header holds, or a writer is about to write."""
+    columns = input_shape[-1]
+    parts = [said.get(name) for name in ("mean", "std")] if isinstance(said, dict) and len(said) == 2 else []
+    for part in parts:
+        numbers = isinstance(part, list) and all(type(n) in (int, float) and abs(n) < 1e100 for n in part)
+        if not numbers or len(part) not in (1, columns) or len(part) != len(parts[0]) or len(part) > MOST_COLUMNS:
+            parts = []
+            break
+    if not parts or not all(std > 0 for std in parts[1]):
+        raise PayloadError(f"{file}: scaling: expected mean and std > 0 of all {columns} columns or of each")
+    return Scaling(*(np.asarray(part, np.float64) for part in parts))

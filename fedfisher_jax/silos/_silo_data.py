@@ -8,11 +8,13 @@ import numpy as np
 from .. import data
 from .._likelihood import Likelihood, check_targets
 from ..data._arrays import read_arrays
+from ..data._scaling import require_digestible
 from ..data._where import expanded
+from ._model_file import Model
 
 
 def read(source: str, part: str, data_dir: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [N, ...] in float32, and targets [N, ...] as they are in the file, for `targets_of`.
+    """Inputs [N, ...] and targets [N, ...] as they are in the file, for `inputs_of` and `targets_of`.
 
     A .npz file holds `train_x`, `train_y` or `test_x`, `test_y`, whichever is asked for, or just `x`, `y`; nothing is
     unpickled and nothing normalised. A data set by name comes as `data.load` gives it.
@@ -45,11 +47,31 @@ def read(source: str, part: str, data_dir: Path | None = None) -> tuple[np.ndarr
         raise ValueError(f"data: {path}: expected real numbers, got {x.dtype} and {y.dtype}")
     if x.ndim < 2 or y.ndim < 1 or not x.size or len(x) != len(y):
         raise ValueError(f"data: {path}: expected [N, ...] inputs and N targets, got shapes {x.shape} and {y.shape}")
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused
-        x = x.astype(np.float32)
-    if not np.isfinite(x).all():
-        raise ValueError(f"data: {path}: {name} has NaN or infinite values")
+    require_digestible(f"data: {path}: {name}", x)
     return x, y.astype(np.uint8) if y.dtype.kind == "b" else y
+
+
+def inputs_of(source: str, model: Model, x: np.ndarray) -> np.ndarray:
+    """Inputs as a model takes them: float32, scaled by the model's statistics, images [N, H, W] with one channel.
+
+    Args:
+        source: the path or name that they were read from.
+        model: the model.
+        x: as `read` returns them.
+
+    Raises:
+        ValueError: a named data set, which is normalised, for a model with a scaling of its own, or other columns.
+    """
+    if (*x.shape[1:], 1) == model.kind.input_shape:
+        x = x[..., None]
+    if model.scaling is None:
+        return x.astype(np.float32)
+    if not source.endswith(".npz"):
+        raise ValueError(f"data: {source} is normalised already, and the model scales inputs: give them as .npz")
+    try:
+        return model.scaling(x)
+    except ValueError as error:
+        raise ValueError(f"data: {source}: {error}") from error
 
 
 def targets_of(source: str, likelihood: Likelihood, outputs: tuple[int, ...], y: np.ndarray) -> np.ndarray:
