@@ -4,6 +4,7 @@ from ._capture import capture as capture
 from ._eigenpairs import Eigenpairs as Eigenpairs
 from ._eigenpairs import Subspace as Subspace
 from ._eigenpairs import top_eigenpairs as top_eigenpairs
+from ._estimate import Estimate as Estimate
 from ._estimate import fisher as fisher
 from ._estimate import fishers as fishers
 from ._layers import Layer as Layer
@@ -31,6 +32,7 @@ __all__ = [
     "Capture",
     "Diagonal",
     "Eigenpairs",
+    "Estimate",
     "Fisher",
     "Full",
     "Gram",

@@ -7,6 +7,7 @@ from the model (monte_carlo), or at the given targets (empirical). One pass over
 low-rank one, which iterates.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -54,6 +55,31 @@ def fisher(
     return fishers(apply, likelihood, params, data, structures=(structure,), **options)[structure]
 
 
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The options of `fisher` and `fishers`: how Fisher information is estimated.
+
+    Attributes:
+        kind: "exact", "monte_carlo" (needs a key), "empirical".
+        samples: Monte-Carlo draws per example.
+        batch_size: examples at once: memory grows with it, not with the data.
+        skip: share of Σ_x tr(S_x S_xᵀ), the Fisher of the outputs, that may be left out. The columns of S that carry
+            least are not pulled back, which saves most of the work where a classifier is sure of itself. What is found
+            is never above the exact F: the rest, (1/n) Σ J_xᵀ s sᵀ J_x over the columns s left out, is positive
+            semi-definite. Activations are not concerned. Needs one number per example and column.
+        captured: the model's layers, from `capture`; found where they are needed if not given.
+            `capture(..., structured=False)` gives the plain per-example reference.
+        subspace: rank and effort of "low_rank", and which parameters it covers.
+    """
+
+    kind: str = "exact"
+    samples: int = 1
+    batch_size: int = 32
+    skip: float = 0.0
+    captured: Capture | None = None
+    subspace: Subspace = Subspace()
+
+
 def fishers(
     apply: Callable,
     likelihood: Likelihood,
@@ -61,13 +87,8 @@ def fishers(
     data: Examples,
     *,
     structures: Sequence[str] = ("diagonal", "kronecker"),
-    kind: str = "exact",
     key: jax.Array | None = None,
-    samples: int = 1,
-    batch_size: int = 32,
-    skip: float = 0.0,
-    captured: Capture | None = None,
-    subspace: Subspace = Subspace(),
+    **options: Any,
 ) -> dict[str, Fisher]:
     """Estimate several structures of Fisher information in one pass over the data.
 
@@ -80,21 +101,12 @@ def fishers(
         data: the client's examples; the result is the mean over them.
         structures: "diagonal", "kronecker", "full" (a dense [d, d] matrix: small models), "gram" (activations alone),
             "low_rank" (needs `key`; `top_eigenpairs` tells its residuals too), or the name of a registered structure.
-        kind: "exact", "monte_carlo" (needs `key`), "empirical".
         key: the random key of Monte-Carlo, where an example's draws depend on its place among the client's examples
             and not on batches, and of low rank.
-        samples: Monte-Carlo draws per example.
-        batch_size: examples at once: memory grows with it, not with the data.
-        skip: share of Σ_x tr(S_x S_xᵀ), the Fisher of the outputs, that may be left out. The columns of S that carry
-            least are not pulled back, which saves most of the work where a classifier is sure of itself. What is found
-            is never above the exact F: the rest, (1/n) Σ J_xᵀ s sᵀ J_x over the columns s left out, is positive
-            semi-definite. Activations are not concerned. Needs one number per example and column.
-        captured: the model's layers, from `capture`; found here if not given. `capture(..., structured=False)` gives
-            the plain per-example reference.
-        subspace: rank and effort of "low_rank", and which parameters it covers.
+        options: those of `Estimate`: kind, samples, batch_size, skip, captured, subspace.
 
     Raises:
-        TypeError: a likelihood, data or parameters that are none.
+        TypeError: a likelihood, data or parameters that are none; an unknown option.
         ValueError: targets that do not fit the outputs, where they are read; unknown structure or kind, Monte-Carlo or
             low rank without key, a full Fisher of a large model, or `skip` outside of [0, 1), not with "exact", or with
             "low_rank".
@@ -107,6 +119,8 @@ def fishers(
         >>> {name: f.diagonal().ravel().tolist() for name, f in found.items()}
         {'diagonal': [0.5, 2.0], 'kronecker': [0.5, 2.0]}
     """
+    how = _settled(options)
+    kind, samples, batch_size, skip = how.kind, how.samples, how.batch_size, how.skip
     require_likelihood(likelihood)
     require_examples(data)
     require_params(params)
@@ -117,14 +131,14 @@ def fishers(
     chosen = _chosen(structures, params, kind, skip)
     iterated = {name: structure for name, structure in chosen.items() if hasattr(structure, "estimate")}
     summed = {name: structure for name, structure in chosen.items() if name not in iterated}
-    options = {"subspace": subspace, "kind": kind, "samples": samples, "batch_size": batch_size}
+    iterating = {"subspace": how.subspace, "kind": kind, "samples": samples, "batch_size": batch_size}
     result: dict[str, Any] = {
-        name: structure.estimate(apply, likelihood, params, data, key, **options)
+        name: structure.estimate(apply, likelihood, params, data, key, **iterating)
         for name, structure in iterated.items()
     }
     if not summed:
         return result
-    layers = capture(apply, params, data.x) if captured is None else captured
+    layers = capture(apply, params, data.x) if how.captured is None else how.captured
     readers = {"layers": layers}
     if any(structure.reads == "gradients" for structure in summed.values()):
         readers["gradients"] = capture(apply, params, data.x, structured=False)
@@ -133,6 +147,15 @@ def fishers(
     for name, structure in summed.items():
         result[name] = structure.from_sums(*means[name], layers, params)
     return result
+
+
+def _settled(options: Mapping[str, Any]) -> Estimate:
+    """Make the settings of these options, and refuse unknown ones by name."""
+    known = [field.name for field in dataclasses.fields(Estimate)]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"option: got {name!r}, expected one of {', '.join(known)}")
+    return Estimate(**options)
 
 
 def _chosen(names: Sequence[str], params: PyTree, kind: str, skip: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from .._doors import require_examples
 from .._examples import Examples
 from .._likelihood import Likelihood
 from .._trees import difference, in_types_of, stack, widened
-from ..curvature import Capture, Subspace, fisher
+from ..curvature import Capture, Estimate, Subspace, fisher
 from ..curvature.structures._protocol import Structure
 from ..curvature.structures._registry import by_name
 
@@ -139,10 +139,9 @@ class MeasureFisher:
             return Payload(weight, update.params)
         place = "" if self.at == "params" else AT_START
         kind = Kind(ALL_INPUTS if self.structure == "gram" else self.kind + place)
-        names = ("structure", "kind", "samples", "batch_size", "skip", "captured", "subspace")
-        options = {name: getattr(self, name) for name in names}
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(Estimate)}
         model = update.params if self.at == "params" else require_start(update.start)
-        measured = fisher(self.apply, self.likelihood, model, data, key=key, **options)
+        measured = fisher(self.apply, self.likelihood, model, data, structure=self.structure, key=key, **options)
         return Payload(weight, update.params, measured, kind)
 
     def takes(self) -> Takes:
