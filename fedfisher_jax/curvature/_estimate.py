@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from .._compat import vary, varying
+from .._compat import standard_promotion, vary, varying
 from .._doors import require_examples, require_likelihood, require_params, require_targets
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
@@ -54,6 +54,7 @@ def fisher(
     return fishers(apply, likelihood, params, data, structures=(structure,), **options)[structure]
 
 
+@standard_promotion
 def fishers(
     apply: Callable,
     likelihood: Likelihood,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .._augment import Augment
-from .._compat import vary, varying
+from .._compat import standard_promotion, vary, varying
 from .._doors import require_examples, require_likelihood, require_optimizer, require_params, require_targets
 from .._examples import Batch, Examples, take
 from .._likelihood import Likelihood
@@ -41,6 +41,7 @@ def require_counts(epochs: Any, batch_size: int) -> None:
             raise ValueError(f"{name}: got {number}, expected at least {least}")
 
 
+@standard_promotion
 def train(
     apply: Callable,
     likelihood: Likelihood,

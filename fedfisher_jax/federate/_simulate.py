@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._compat import standard_promotion
 from .._doors import require_likelihood, require_optimizer
 from .._examples import Examples
 from .._likelihood import Likelihood
@@ -83,6 +84,7 @@ class MeasureClient:
         return with_examples(shared.cohort, who, lambda data: self.measure(update, data, key))
 
 
+@standard_promotion
 def train_clients(
     training: LocalTraining, start: PyTree, cohort: Cohort, key: Any, **how: Any
 ) -> tuple[local.Trained, CohortReport]:
@@ -109,6 +111,7 @@ def train_clients(
     return trained, report
 
 
+@standard_promotion
 def measure_clients(
     measure: Callable, update: Update, cohort: Cohort, key: Any, **how: Any
 ) -> tuple[PyTree, CohortReport]:
@@ -154,6 +157,7 @@ def map_cohort(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *found), report
 
 
+@standard_promotion
 def merge_clients(rule: Rule, payloads: PyTree, start: PyTree = None) -> Merged:
     """Merge stacked payloads into the global model, fold and solve in one compiled program if possible.
 
