@@ -4,12 +4,15 @@ JAX promises little about jaxprs. Everything that is read from one beside its eq
 and `make test-newest` runs what stands on it with the newest JAX.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import jax
 from jax.core import Tracer as Tracer
 from jax.extend.core import ClosedJaxpr, Literal
+
+Function = TypeVar("Function", bound=Callable)
 
 # Calls whose body is the same program written elsewhere, by all their names so far; anything else that holds a jaxpr
 # (loops, branches, custom derivatives) is one opaque equation.
@@ -54,3 +57,17 @@ def vary(tree: Any, axes: set[str]) -> Any:
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(one, tree) if axes else tree
+
+
+def standard_promotion(function: Function) -> Function:
+    """Let a function mix types by JAX's standard rules, as this library does on purpose, whatever the caller's switch.
+
+    `jax_numpy_dtype_promotion=strict` is a check of the caller's own code.
+    """
+
+    @functools.wraps(function)
+    def standard(*args: Any, **options: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **options)
+
+    return cast(Function, standard)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from ._compat import Tracer, vary, varying
+from ._compat import Tracer, standard_promotion, vary, varying
 from ._trees import wide
 
 PyTree = Any
@@ -93,6 +93,7 @@ def take(data: Examples, start: Any, batch_size: int) -> Batch:
     return Batch(data.x[rows], data.y[rows], position < data.size, position)
 
 
+@standard_promotion
 def mean_over_batches(
     function: Callable[[Batch], PyTree], data: Examples, batch_size: int, count: Any = None
 ) -> PyTree:

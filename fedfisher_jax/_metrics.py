@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from ._compat import Tracer
+from ._compat import Tracer, standard_promotion
 from ._doors import applying, require_arrays, require_likelihood
 from ._likelihood import Likelihood, check_targets
 from ._trees import widened
@@ -29,6 +29,7 @@ class Scores(NamedTuple):
     accuracy: Any
 
 
+@standard_promotion
 def evaluate(
     apply: Apply,
     likelihood: Likelihood,
@@ -131,6 +132,7 @@ def ensemble_apply(
     return joint
 
 
+@standard_promotion
 @partial(jax.jit, static_argnames=("apply", "likelihood", "batch_size"))
 def ensemble(
     apply: Apply,

@@ -121,6 +121,20 @@ def test_bad_nodes_are_left_out_and_named_and_the_rest_is_merged():
     assert metrics["payloads"] == 3
 
 
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+def test_statistics_that_the_servers_rule_cannot_merge_are_left_out_even_where_all_nodes_agree(kind):
+    made = flower.FedFisher(ff.fedfisher(nothing, ff.categorical(), structure="diagonal"), START, layers=LAYERS)
+    made.start_of_round = START
+    structure = "kronecker" if kind == "exact" else "diagonal"
+    said = {"rule": "fedfisher-diag", "kind": kind}
+    sent = [files.dumps(payload(structure, silo), about(structure, silo, **said)) for silo in range(2)]
+    made.asked = [asking(10 + silo) for silo in range(2)]
+    assert made.aggregate_train(1, [reply(10 + silo, carrying(data)) for silo, data in enumerate(sent)]) == (None, None)
+    held = f"the payload holds {structure} ({kind})"
+    for node in (10, 11):
+        assert f"node {node}: rule: fedfisher-diag takes " in made.left_out[1][node] and held in made.left_out[1][node]
+
+
 def test_too_few_payloads_leave_the_model_as_it_is():
     assert strategy(quorum=2).aggregate_train(1, [reply(1, carrying(sent_by(0)))]) == (None, None)
     assert strategy().aggregate_train(1, []) == (None, None)

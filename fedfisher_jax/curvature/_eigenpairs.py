@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._compat import vary, varying
+from .._compat import standard_promotion, vary, varying
 from .._doors import require_examples, require_likelihood, require_params
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
@@ -52,6 +52,7 @@ class Eigenpairs(NamedTuple):
     residuals: jax.Array
 
 
+@standard_promotion
 def top_eigenpairs(
     apply: Callable,
     likelihood: Likelihood,
@@ -107,8 +108,7 @@ def top_eigenpairs(
     covered = [n for n, path in enumerate(paths) if subspace.where is None or subspace.where(path)]
     shapes = [jnp.shape(leaves[n]) for n in covered]
     size = _checked(subspace, paths, shapes)
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(jnp.float32, *[leaves[n].dtype for n in covered])
+    dtype = jnp.result_type(jnp.float32, *[leaves[n].dtype for n in covered])
     apply = for_loops(apply)
 
     def product(vectors: jax.Array) -> jax.Array:
@@ -142,7 +142,8 @@ def top_eigenpairs(
         return mean_over_batches(on_batch, data, batch_size)
 
     width = min(subspace.rank + subspace.oversampling, size)
-    image = product(jax.random.normal(jax.random.fold_in(key, START), (size, width), dtype))
+    drawn = jax.random.normal(jax.random.fold_in(key, START), (size, width), dtype)
+    image = product(vary(drawn, varying(params)))
     for _ in range(subspace.power_steps + 1):
         basis = jnp.linalg.qr(image)[0]
         image = product(basis)

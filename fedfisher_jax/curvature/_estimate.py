@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from .._compat import vary, varying
+from .._compat import standard_promotion, vary, varying
 from .._doors import require_examples, require_likelihood, require_params, require_targets
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
@@ -80,6 +80,7 @@ class Estimate:
     subspace: Subspace = Subspace()
 
 
+@standard_promotion
 def fishers(
     apply: Callable,
     likelihood: Likelihood,

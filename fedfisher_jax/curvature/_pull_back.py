@@ -73,7 +73,8 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
         return outputs[0], activations
 
     fallback = [leaves[i] for i in captured.fallback_leaves]
-    outputs, vjp, activations = jax.vjp(forward, fallback, _zeros(captured), has_aux=True)
+    zeros = _compat.vary(_zeros(captured), _compat.varying((leaves, x)))
+    outputs, vjp, activations = jax.vjp(forward, fallback, zeros, has_aux=True)
     by_leaf, by_output = jax.vmap(vjp)(cotangents(outputs).astype(outputs.dtype))
     rows = [
         jax.vmap(lambda g, s=site: position_rows(program, s, g))(g) for site, g in zip(sites, by_output, strict=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from .._augment import Augment
-from .._compat import vary, varying
+from .._compat import standard_promotion, vary, varying
 from .._doors import require_examples, require_likelihood, require_optimizer, require_params, require_targets
 from .._examples import Batch, Examples, take
 from .._likelihood import Likelihood
@@ -77,6 +77,7 @@ class LocalTraining:
         return self.epochs * -(-size // self.batch_size)
 
 
+@standard_promotion
 def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Array) -> Trained:
     """Train from `params` on minibatches drawn without replacement, the last partial batch of an epoch included.
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from .._compat import standard_promotion
 from .._trees import pick, stack
 
 PyTree = Any
@@ -40,6 +41,7 @@ def default_strategy() -> str:
     return "threads" if cores() > 1 else "sequential"
 
 
+@standard_promotion
 def map_clients(
     function: Callable[[Any, Any], PyTree],
     shared: PyTree,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .._compat import standard_promotion
 from .._examples import Examples
 from ._cohort import Client, Cohort, with_examples
 from ._local import LocalTraining
@@ -43,6 +44,7 @@ class FineTune:
         return with_examples(tests, test, scores)
 
 
+@standard_promotion
 def personalise(
     training: LocalTraining,
     params: PyTree,

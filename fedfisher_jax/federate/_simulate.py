@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._compat import standard_promotion
 from .._trees import pick
 from ..merge import Merged, Rule, Update, fold
 from ..merge._rule import lift, merge_summary, require_rule, require_squares
@@ -57,6 +58,7 @@ class MeasureClient:
         return with_examples(shared.cohort, who, lambda data: self.measure(update, data, key))
 
 
+@standard_promotion
 def train_clients(
     training: LocalTraining, start: PyTree, cohort: Cohort, key: Any, **how: Any
 ) -> tuple[Trained, CohortReport]:
@@ -83,6 +85,7 @@ def train_clients(
     return trained, report
 
 
+@standard_promotion
 def measure_clients(
     measure: Callable, update: Update, cohort: Cohort, key: Any, **how: Any
 ) -> tuple[PyTree, CohortReport]:
@@ -128,6 +131,7 @@ def map_cohort(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *found), report
 
 
+@standard_promotion
 def merge_clients(rule: Rule, payloads: PyTree, start: PyTree = None) -> Merged:
     """Merge stacked payloads into the global model, fold and solve in one compiled program if possible.
 

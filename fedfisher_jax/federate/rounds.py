@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._compat import Tracer
+from .._compat import Tracer, standard_promotion
 from ..merge import exchanges
 from ._cohort import Cohort, require_targets
 from ._federation import Federation as Federation
@@ -29,6 +29,7 @@ ONE_PROGRAM = ("sequential", "vectorised")
 DIVERGED = "round's training (lower the learning rate?)"
 
 
+@standard_promotion
 def init(federation: Federation, params: PyTree, registered: int, key: jax.Array) -> State:
     """Make the state before the first round.
 
@@ -54,6 +55,7 @@ def init(federation: Federation, params: PyTree, registered: int, key: jax.Array
     return State(params, inner, jnp.zeros((), jnp.int32), key, common, own)
 
 
+@standard_promotion
 def step(
     federation: Federation,
     state: State,
@@ -97,6 +99,7 @@ def step(
     return _round(federation, strategy, state, cohort, epochs)
 
 
+@standard_promotion
 def scan(
     federation: Federation,
     state: State,

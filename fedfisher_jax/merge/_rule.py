@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._compat import Tracer
+from .._compat import Tracer, standard_promotion
 from .._doors import require_examples
 from .._examples import Examples
 from .._likelihood import Likelihood
@@ -279,6 +279,7 @@ def combine(rule: Rule, first: PyTree, second: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, first, second)
 
 
+@standard_promotion
 def merge_payloads(rule: Rule, payloads: Sequence[Any], start: PyTree = None) -> Merged:
     """Merge clients' payloads in memory.
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._compat import standard_promotion
 from ..merge._rule import Merged, Rule, check_payload, lift, merge_summary, require_rule, require_squares, require_taken
 from . import _fixed_point as fixed_point
 from ._secure_sum import secure_sum
@@ -92,6 +93,7 @@ def _require_alike(contributions: Sequence[PyTree]) -> None:
                 raise ValueError(f"contributions[{number}]: {path}: got {given}, expected {wanted}")
 
 
+@standard_promotion
 def secure_merge(rule: Rule, payloads: Sequence[Any], start: PyTree = None, **options: Any) -> Merged:
     """`merge_payloads` with a secure sum in place of the plain one, clients and server in this process.
 

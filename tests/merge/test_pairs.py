@@ -36,7 +36,8 @@ def is_right(rule, measured):
 def rule_of(name):
     apply, _, _, captured = federation.net("dense")
     offers = {"captured": captured}
-    return catalogue.named_rule(name, apply, federation.LIKELIHOOD, offers=offers, **QUICK.get(name, {}))
+    exact = {"solver": ff.conjugate_gradients(iterations=2000, tolerance=1e-12)} if name in catalogue.SOLVED else {}
+    return catalogue.named_rule(name, apply, federation.LIKELIHOOD, offers=offers, **exact, **QUICK.get(name, {}))
 
 
 @cache
