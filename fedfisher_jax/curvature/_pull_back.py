@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import _compat
+from .._trees import wide
 from ..tracing._convolution import matrix_product, output_rows, patches
 from ..tracing._jaxpr import Program, evaluate
-from .._trees import wide
 from ._layers import Layer, Steps, product_steps, run, unrun
 from ._lookup import Lookup, gathered, hot
 

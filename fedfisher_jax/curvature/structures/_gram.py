@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from .._layers import Layer
 from .._leaves import Leaf
 from .._pull_back import Capture, Pulled
-from ._kronecker import Kronecker, factor_of, input_names, layer_blocks, times
+from ._kronecker import Kronecker, input_names, layer_blocks, times
 from ._protocol import Blocks, Spectral, Structure
 from ._signs import Sign
 
