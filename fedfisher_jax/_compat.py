@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 import jax
 from jax.core import Tracer as Tracer
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -30,6 +30,17 @@ def called(equation: Any) -> tuple[Any, Sequence[Any]] | None:
     if equation.primitive.name not in INLINED or body is None:
         return None
     return (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, [])
+
+
+def bodies(equation: Any) -> list[Any]:
+    """List the jaxprs that an equation holds, whatever it does with them."""
+    held = [part for value in equation.params.values() for part in (value if isinstance(value, tuple) else (value,))]
+    return [p.jaxpr if isinstance(p, ClosedJaxpr) else p for p in held if isinstance(p, (ClosedJaxpr, Jaxpr))]
+
+
+def scope(equation: Any) -> str:
+    """Return the names of `jax.named_scope` that an equation stands in, as Flax's modules have, joined by "/"."""
+    return str(equation.source_info.name_stack)
 
 
 def bind(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Sequence[Any]:

@@ -13,6 +13,7 @@ from ._compat import Tracer, standard_promotion
 from ._doors import applying, require_arrays, require_likelihood
 from ._likelihood import Likelihood, check_targets
 from ._trees import widened
+from .tracing import require_apart
 
 Apply = Callable[[Any, Any], Any]
 
@@ -54,8 +55,9 @@ def evaluate(
         mask: [n], which examples count (all by default); where none does, the result is NaN.
 
     Raises:
-        ValueError: if lengths differ, there is no example, the batch size is not positive, or targets do not fit the
-            outputs (labels beyond the classes, say). Under `jit` targets are not looked at.
+        ValueError: if lengths differ, there is no example, the batch size is not positive, targets do not fit the
+            outputs (labels beyond the classes, say), examples mix (batch norm in training mode) or `apply` draws random
+            numbers (dropout). Under `jit` targets are not looked at.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,6 +86,7 @@ def evaluate(
 
 @partial(jax.jit, static_argnames=("apply", "likelihood", "batch_size"))
 def _evaluate(apply: Apply, likelihood: Likelihood, params: Any, x: Any, y: Any, batch_size: int, mask: Any) -> Scores:
+    require_apart(apply, params, x)  # once for each compilation
     n = x.shape[0]
     size = min(batch_size, n)
     rows = jnp.arange(-(-n // size) * size).reshape(-1, size)

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._compat import Tracer
 from .._doors import applying, require_params
+from ..tracing._apart import require_apart
 from ..tracing._convolution import kernel_matrix_steps
 from ..tracing._jaxpr import Program, depends_on, evaluate, trace, uses
+from ..tracing._stand_ins import stand_ins
 from ._layers import Layer, Steps, product_steps, run
 from ._lookup import gradient, is_one_hot, table_axis
 from ._pull_back import Capture, Site, position_rows, pull_back
@@ -40,7 +41,8 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
 
     Raises:
         TypeError: a leaf of `params` is no array of floating-point numbers.
-        ValueError: `apply` fails on such examples, or does not return one array of at least two axes.
+        ValueError: `apply` fails on such examples, or does not return one array of at least two axes, or its examples
+            mix (batch norm in training mode, say), or it draws random numbers (dropout); where, and what to do instead.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,6 +63,7 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
         raise ValueError(f"apply: got {len(program.outputs)} arrays of outputs, expected one")
     if len(shape := program.avals[program.outputs[0]].shape) < 2:
         raise ValueError(f"apply: got outputs of shape {shape} for one example, expected [n, C] or [n, T, C]")
+    require_apart(apply, params, one)
     found = [_follow(program, leaf, len(paths)) if structured else "not asked for" for leaf in range(len(paths))]
     sites = [site for site in found if isinstance(site, Site)]
     sites = _without_bad(program, sites, paths, found)
@@ -193,19 +196,10 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
 
     Errors are relative to Σ_t |a_t||g_t|ᵀ, as rounding errors are: a bias of attention's keys has no gradient at all.
     """
-    random = np.random.default_rng(0)
-
-    def draw(aval: Any) -> np.ndarray:
-        if not jnp.issubdtype(aval.dtype, jnp.inexact):
-            return np.zeros(aval.shape, aval.dtype)
-        fan_in = math.prod(aval.shape[:-1]) if len(aval.shape) > 1 else 1
-        return np.asarray(random.normal(size=aval.shape) / math.sqrt(max(fan_in, 1)), aval.dtype)
-
-    *leaves, x = [draw(program.avals[v]) for v in program.inputs]
-    cotangent = draw(program.avals[program.outputs[0]])[0]
-    constants = program.constants.items()  # `apply` may close over values of a function that is being traced
-    known = {v: draw(program.avals[v]) if isinstance(value, Tracer) else value for v, value in constants}
-    program = program._replace(constants=known)
+    arguments, program = stand_ins(program)
+    *leaves, x = arguments
+    outputs = program.avals[program.outputs[0]]
+    cotangent = np.asarray(np.random.default_rng(2).normal(size=outputs.shape[1:]), outputs.dtype)
     missing = tuple(set(range(len(paths))) - {leaf for site in sites for leaf in site.layer.leaves})
     trial = Capture(tuple(sites), {}, missing, program)
 

@@ -1,4 +1,4 @@
-"""Which columns of the outputs' Fisher factors are worth pulling back: a classifier that is sure has few."""
+"""Columns of the outputs' Fisher factors one by one: all, or those worth it, since a sure classifier has few."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,10 +14,16 @@ PyTree = Any
 
 
 class Columns(NamedTuple):
-    """Columns of the outputs' Fisher factors, as examples: one place for each, the heaviest first."""
+    """Columns of the outputs' Fisher factors, as examples: one place for each."""
 
     examples: Examples
     number: jax.Array  # which column of its example's factor
+
+
+def every(data: Examples, count: int) -> Columns:
+    """List all columns, `count` for each example: where those of one example are too much at once."""
+    places = data._replace(indices=jnp.repeat(data.indices, count), size=data.size * count)
+    return Columns(places, jnp.tile(jnp.arange(count), data.indices.shape[0]))
 
 
 def heaviest(
@@ -25,6 +31,7 @@ def heaviest(
 ) -> Columns:
     """Find the columns that carry all but a share `skip` of Σ_x tr(S_x S_xᵀ), S_x = `likelihood.fisher_factor`.
 
+    The heaviest come first.
     Leaving the others out lowers (1/n) Σ_x J_xᵀ S_x S_xᵀ J_x by (1/n) Σ J_xᵀ s sᵀ J_x over the columns s left out,
     which is positive semi-definite and whose trace is at most `skip` · (1/n) Σ_x tr(S_x S_xᵀ) · max ‖J_x‖².
     """

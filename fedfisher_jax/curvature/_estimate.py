@@ -20,7 +20,7 @@ from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import widened
 from ._capture import capture
-from ._columns import Columns, heaviest
+from ._columns import Columns, every, heaviest
 from ._cotangents import cotangents
 from ._eigenpairs import Subspace
 from ._pull_back import Capture, Pulled, activations, pull_back
@@ -29,6 +29,8 @@ from .structures._registry import by_name
 
 PyTree = Any
 Kind = Literal["exact", "monte_carlo", "empirical"]
+LARGEST_BATCH = 32  # examples at once, where nobody says
+ROOM, COPIES = 2**26, 4  # bytes, and copies of the parameters, that may be pulled back at once
 
 
 def fisher(
@@ -62,7 +64,9 @@ class Estimate:
     Attributes:
         kind: "exact", "monte_carlo" (needs a key), "empirical".
         samples: Monte-Carlo draws per example.
-        batch_size: examples at once: memory grows with it, not with the data.
+        batch_size: examples at once: memory grows with it, not with the data. By default it is the largest, at most 32,
+            for which what is pulled back at once takes no more than 64 MiB and four times the parameters. Where one
+            example takes more, an exact Fisher pulls back some of its columns at a time.
         skip: share of Σ_x tr(S_x S_xᵀ), the Fisher of the outputs, that may be left out. The columns of S that carry
             least are not pulled back, which saves most of the work where a classifier is sure of itself. What is found
             is never above the exact F: the rest, (1/n) Σ J_xᵀ s sᵀ J_x over the columns s left out, is positive
@@ -74,7 +78,7 @@ class Estimate:
 
     kind: str = "exact"
     samples: int = 1
-    batch_size: int = 32
+    batch_size: int | None = None
     skip: float = 0.0
     captured: Capture | None = None
     subspace: Subspace = Subspace()
@@ -132,7 +136,8 @@ def fishers(
     chosen = _chosen(structures, params, kind, skip)
     iterated = {name: structure for name, structure in chosen.items() if hasattr(structure, "estimate")}
     summed = {name: structure for name, structure in chosen.items() if name not in iterated}
-    iterating = {"subspace": how.subspace, "kind": kind, "samples": samples, "batch_size": batch_size}
+    size = LARGEST_BATCH if batch_size is None else batch_size
+    iterating = {"subspace": how.subspace, "kind": kind, "samples": samples, "batch_size": size}
     result: dict[str, Any] = {
         name: structure.estimate(apply, likelihood, params, data, key, **iterating)
         for name, structure in iterated.items()
@@ -143,8 +148,10 @@ def fishers(
     readers = {"layers": layers}
     if any(structure.reads == "gradients" for structure in summed.values()):
         readers["gradients"] = capture(apply, params, data.x, structured=False)
-    columns = heaviest(apply, likelihood, params, data, batch_size, skip) if skip else None
-    means = _one_pass(summed, readers, params, data, batch_size, rows_of, columns)
+    columns = heaviest(apply, likelihood, params, data, size, skip) if skip else None
+    if batch_size is None:
+        size, columns = _fitting(readers, params, data, rows_of, columns, split=kind == "exact")
+    means = _one_pass(summed, readers, params, data, size, rows_of, columns)
     for name, structure in summed.items():
         result[name] = structure.from_sums(*means[name], layers, params)
     return result
@@ -171,6 +178,31 @@ def _chosen(names: Sequence[str], params: PyTree, kind: str, skip: float) -> dic
             raise ValueError(f"skip: got {skip} with {name}, which pulls back every column, expected 0")
         structure.require(params)
     return chosen
+
+
+def _fitting(
+    readers: Mapping[str, Capture], params: PyTree, data: Examples, rows_of: Callable, columns: Any, split: bool
+) -> tuple[int, Columns | None]:
+    """Choose how many examples, or columns of examples, to pull back at once: as many as there is room for."""
+    leaves = jax.tree.leaves(params)
+    one = (data.x[0], data.y[0], data.indices[0])
+    pulled = [
+        jax.eval_shape(lambda x, y, n, r=reader: pull_back(r, leaves, x, lambda out: rows_of(out, y, n)), *one)
+        for reader in readers.values()
+    ]
+    fixed = sum(_bytes(part.activations) for part in pulled)
+    moving = sum(_bytes((part.gradients, part.leaves)) for part in pulled)
+    count = next(g.shape[0] for part in pulled for g in [*part.gradients, *part.leaves])
+    room = ROOM + COPIES * _bytes(leaves)
+    if columns is None and (fixed + moving <= room or not split):
+        return min(max(room // max(fixed + moving, 1), 1), LARGEST_BATCH), None
+    size = min(max(room // max(fixed + moving // count, 1), 1), LARGEST_BATCH)
+    return size, every(data, count) if columns is None else columns
+
+
+def _bytes(tree: PyTree) -> int:
+    """Count the bytes of arrays, of which only shapes and types are known."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _one_pass(

@@ -82,7 +82,7 @@ def hot(rows: jax.Array, dtype: Any) -> Lookup:
 
 
 def gradient(a: Any, g: jax.Array) -> jax.Array:
-    """Add up a_t g_tᵀ over positions: [(groups,) inputs, outputs] from a [(groups,) T, inputs], g [(groups,) T, outputs]."""
+    """Add up a_t g_tᵀ over positions: a [(groups,) T, inputs], g [(groups,) T, outputs]."""
     if isinstance(a, Lookup):
         return jnp.zeros((a.size + 1, g.shape[-1]), g.dtype).at[a.numbers].add(g)[1:]
     return jnp.swapaxes(a, -1, -2) @ g
@@ -99,7 +99,7 @@ def second_moment(a: Any) -> jax.Array:
 
 
 def squares(a: Lookup, g: jax.Array) -> jax.Array:
-    """Add up the squared gradients of a table over examples n and cotangents k: [size, outputs] from g [n, k, T, outputs].
+    """Add up a table's squared gradients over examples and cotangents: [size, outputs] from g [n, k, T, outputs].
 
     A position's g is first added to that of the first position which reads the same row.
     """

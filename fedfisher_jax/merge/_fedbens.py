@@ -154,9 +154,8 @@ def _log_determinant(fisher: Kronecker, weight: Any, precision: Any) -> jax.Arra
     """Compute log |weight · F + precision| from the factors' eigenvalues."""
     total = sum((jnp.sum(jnp.log(weight * value + precision)) for value in fisher.rest.values()), jnp.zeros(()))
     for layer, a, g in zip(fisher.layers, fisher.inputs, fisher.outputs, strict=True):
-        left, right = (
-            jnp.maximum(e, 0) for e in (a if layer.lookup else jnp.linalg.eigvalsh(a), jnp.linalg.eigvalsh(g))
-        )
+        left = a if layer.lookup else jnp.linalg.eigvalsh(a)
+        left, right = jnp.maximum(left, 0), jnp.maximum(jnp.linalg.eigvalsh(g), 0)
         total += jnp.sum(jnp.log(weight * left[..., :, None] * right[..., None, :] + precision))
     return total
 

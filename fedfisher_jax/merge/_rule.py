@@ -125,7 +125,7 @@ class MeasureFisher:
     structure: str | None
     kind: str = "exact"
     samples: int = 1
-    batch_size: int = 32
+    batch_size: int | None = None  # as many examples at once as `fishers` finds room for
     skip: float = 0.0
     captured: Capture | None = None
     subspace: Subspace = Subspace()  # of "low_rank"

@@ -1,5 +1,6 @@
 """Reading a user's function as a program, and rewriting it: jaxprs, and convolutions as matrix products."""
 
+from ._apart import require_apart as require_apart
 from ._convolution import as_matrix_products as as_matrix_products
 from ._convolution import for_loops as for_loops
 from ._jaxpr import evaluate as evaluate
@@ -8,4 +9,5 @@ __all__ = [
     "as_matrix_products",
     "evaluate",
     "for_loops",
+    "require_apart",
 ]

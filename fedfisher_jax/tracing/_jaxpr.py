@@ -19,6 +19,7 @@ class Equation(NamedTuple):
     params: dict[str, Any]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    scope: str = ""  # names of the modules that it stands in, where the user's framework gives them
 
     @property
     def name(self) -> str:
@@ -55,7 +56,7 @@ def trace(function: Callable, *args: Any) -> Program:
         constants[variable] = value
         return variable
 
-    def inline(jaxpr: Any, consts: Sequence[int], inputs: Sequence[int]) -> list[int]:
+    def inline(jaxpr: Any, consts: Sequence[int], inputs: Sequence[int], within: str = "") -> list[int]:
         names = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
 
         def read(atom: Any) -> int:
@@ -63,13 +64,14 @@ def trace(function: Callable, *args: Any) -> Program:
 
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
+            scope = "/".join(filter(None, (within, _compat.scope(eqn))))
             if (body := _compat.called(eqn)) is not None:
                 inner, values = body
                 consts_inside = [constant(v, var.aval) for v, var in zip(values, inner.constvars, strict=True)]
-                results = inline(inner, consts_inside, operands)
+                results = inline(inner, consts_inside, operands, scope)
             else:
                 results = [new(var.aval) for var in eqn.outvars]
-                equations.append(Equation(eqn.primitive, eqn.params, tuple(operands), tuple(results)))
+                equations.append(Equation(eqn.primitive, eqn.params, tuple(operands), tuple(results), scope))
             names |= dict(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -81,6 +83,14 @@ def trace(function: Callable, *args: Any) -> Program:
 
 def evaluate(program: Program, args: Sequence[Any], replacements: dict[int, Replacement] | None = None) -> list[Any]:
     """Run the program on flat arguments; `replacements[i]` computes equation i's outputs in place of its primitive."""
+    values = environment(program, args, replacements)
+    return [values[v] for v in program.outputs]
+
+
+def environment(
+    program: Program, args: Sequence[Any], replacements: dict[int, Replacement] | None = None
+) -> dict[int, Any]:
+    """Run the program as `evaluate` does, and give the values of all its variables."""
     values = dict(program.constants) | dict(zip(program.inputs, args, strict=True))
     for position, equation in enumerate(program.equations):
         operands = [values[v] for v in equation.inputs]
@@ -89,7 +99,7 @@ def evaluate(program: Program, args: Sequence[Any], replacements: dict[int, Repl
         else:
             results = _compat.bind(equation.primitive, operands, equation.params)
         values |= dict(zip(equation.outputs, results, strict=True))
-    return [values[v] for v in program.outputs]
+    return values
 
 
 def uses(program: Program) -> dict[int, list[int]]:
@@ -101,6 +111,16 @@ def uses(program: Program) -> dict[int, list[int]]:
     for variable in program.outputs:
         readers[variable].append(-1)
     return readers
+
+
+def leading_to(program: Program, targets: Sequence[int]) -> set[int]:
+    """Find the positions of the equations on which one of `targets` depends."""
+    needed, wanted = set(), set(targets)
+    for position in reversed(range(len(program.equations))):
+        if wanted.intersection(program.equations[position].outputs):
+            needed.add(position)
+            wanted.update(program.equations[position].inputs)
+    return needed
 
 
 def depends_on(program: Program, sources: Sequence[int]) -> set[int]:

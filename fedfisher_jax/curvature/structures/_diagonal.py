@@ -1,6 +1,7 @@
 """A diagonal Fisher information matrix."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from ._protocol import Blocks, Spectral, Structure, require_static, shaped
 from ._signs import Sign
 
 PyTree = Any
+ROOM = 2**26  # bytes that gradients of a layer with many positions may take at once
 
 
 @jax.tree_util.register_dataclass
@@ -85,8 +87,8 @@ class Diagonal(Structure):
         """Put the means of squared gradients in the places of the leaves."""
         del inputs
         by_leaf = dict(zip(captured.fallback_leaves, mean["rest"], strict=True))
-        for layer, squares in zip(captured.layers, mean["squares"], strict=True):
-            by_leaf |= layer.from_matrix(squares)
+        for layer, found in zip(captured.layers, mean["squares"], strict=True):
+            by_leaf |= layer.from_matrix(found)
         return cls(jax.tree.unflatten(jax.tree.structure(params), [by_leaf[n] for n in range(len(by_leaf))]))
 
     def moment(self, layer: Any, side: int) -> jax.Array:
@@ -100,4 +102,11 @@ def _squares(a: Any, g: jax.Array) -> jax.Array:
         return squares(a, g)
     if a.shape[-2] == 1:  # one position: the square of the product is the product of the squares
         return jnp.einsum("n...i,n...o->...io", a[..., 0, :] ** 2, jnp.sum(g[..., 0, :] ** 2, axis=1))
-    return jnp.sum(jnp.einsum("n...ti,nk...to->nk...io", a, g) ** 2, axis=(0, 1))
+    shape, (n, k) = (*a.shape[1:-2], a.shape[-1], g.shape[-1]), g.shape[:2]
+    if n * k * math.prod(shape) * g.dtype.itemsize <= ROOM:
+        return jnp.sum(jnp.einsum("n...ti,nk...to->nk...io", a, g) ** 2, axis=(0, 1))
+
+    def add(pair: Any, total: jax.Array) -> jax.Array:
+        return total + jnp.einsum("...ti,...to->...io", a[pair // k], g[pair // k, pair % k]) ** 2
+
+    return jax.lax.fori_loop(0, n * k, add, jnp.zeros(shape, g.dtype))

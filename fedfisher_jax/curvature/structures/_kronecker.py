@@ -138,11 +138,8 @@ class Kronecker(Structure):
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
         """The names of each layer's two matrices, by its weight, and of every other leaf's diagonal."""
         outputs = tuple(f"outputs/{leaves[layer.weight].path}" for layer in self.layers)
-        return (
-            input_names(self.layers, leaves)
-            + outputs
-            + tuple(f"rest/{leaves[leaf].path}" for leaf in sorted(self.rest))
-        )
+        rest = tuple(f"rest/{leaves[leaf].path}" for leaf in sorted(self.rest))
+        return input_names(self.layers, leaves) + outputs + rest
 
     def static(self) -> dict[str, Any]:
         """The layers as JSON."""
