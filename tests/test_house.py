@@ -15,7 +15,8 @@ import fedfisher_jax as ff
 ROOT = Path(ff.__file__).parent
 ORDER = (
     "_compat", "tracing", "_files", "_users_code", "_trees", "_augment", "_examples", "_likelihood", "_doors",
-    "_metrics", "data", "models", "curvature", "solve", "merge", "federate", "payload", "silos", "privacy", "theory", "report", "cli",
+    "_metrics", "data", "models", "curvature", "solve", "merge", "federate", "payload", "silos", "privacy", "theory",
+    "report", "cli",
 )  # fmt: skip
 ROOMS = [name for name in ORDER if not name.startswith("_")]
 OPTIONAL = tuple(f"fedfisher_jax.silos.{name}" for name in ("flower", "_flower_node", "_flower_server"))  # need flwr

@@ -53,8 +53,8 @@ def methods_of(columns: Mapping[Any, Sequence[Outcome]], rules: Sequence[str]) -
 
 
 def label(method: str) -> str:
-    """A method in words."""
-    return REFERENCES.get(method, method)
+    """A method in words; a rule of these experiments without its package."""
+    return REFERENCES.get(method, method.removeprefix("experiments.fedfisher."))
 
 
 def best_rule(outcomes: Sequence[Outcome], rules: Sequence[str]) -> str:

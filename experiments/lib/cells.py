@@ -125,6 +125,8 @@ def _init(network: models.Network) -> Callable[[jax.Array], Any]:
 @cache
 def _rule(name: str, network: models.Network, captured: Capture, train: LocalTraining, seed: int | None) -> Rule:
     """One object per rule and setting: what is compiled for it serves every seed, unless it draws starts (`others`)."""
+    if "+" in name:
+        return catalogue.composed(name, lambda part: _rule(part, network, captured, train, seed))
     offers: dict[str, Any] = {"captured": captured}
     if seed is not None:
         offers = one_shot.offers(network.init, train, captured, seed)
@@ -138,10 +140,11 @@ def compare(here: World, cell: Cell, rules: Sequence[str]) -> Iterator[tuple[str
         "dirichlet-client", dataset.train_y, cell["clients"], seed=cell["data_seed"], alpha=cell["alpha"]
     )
     x, y, *_ = here.arrays
-    simulation = _simulation(here, cell, cohort(x, y, parts, length=len(dataset.train_y)))
+    everyone = cohort(x, y, parts, length=len(dataset.train_y))
+    federation = simulation(here, cell["epochs"], cell["train_seed"], everyone)
     seeds = {name: cell["train_seed"] if "others" in catalogue.takes(name) else None for name in rules}
-    named = {name: _rule(name, network, here.captured, simulation.training, seed) for name, seed in seeds.items()}
-    for found in one_shot.compare(simulation, named, run_keys(cell["train_seed"])):
+    named = {name: _rule(name, network, here.captured, federation.training, seed) for name, seed in seeds.items()}
+    for found in one_shot.compare(federation, named, run_keys(cell["train_seed"])):
         if found.kind != "client":
             yield "training" if found.kind == "training" else found.name, found.value
 
@@ -150,13 +153,15 @@ def pooled(here: World, cell: Cell) -> dict[str, Any]:
     """Training on everybody's data, with the clients' settings."""
     x, y, *_ = here.arrays
     everybody = cohort(x, y, [np.arange(len(y))])
-    return one_shot.train_pooled(_simulation(here, cell, everybody), run_keys(cell["train_seed"]).train)
+    federation = simulation(here, cell["epochs"], cell["train_seed"], everybody)
+    return one_shot.train_pooled(federation, run_keys(cell["train_seed"]).train)
 
 
-def _simulation(here: World, cell: Cell, who: Cohort) -> Simulation:
-    train = training(here.network, here.dataset.augment, cell["epochs"])
-    start = _init(here.network)(run_keys(cell["train_seed"]).init)
-    return Simulation(train, start, who, *here.arrays[2:])
+def simulation(here: World, epochs: int, seed: int, who: Cohort, held_out: Any = None) -> Simulation:
+    """A federation of clients with the cells' settings, judged by `held_out` (x, y), by default the test examples."""
+    train = training(here.network, here.dataset.augment, epochs)
+    start = _init(here.network)(run_keys(seed).init)
+    return Simulation(train, start, who, *(held_out or here.arrays[2:]))
 
 
 class Outcome(NamedTuple):

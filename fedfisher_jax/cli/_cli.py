@@ -5,7 +5,7 @@ import dataclasses
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -282,12 +282,13 @@ def _rules(
         offers = offers | {"validation": validation}
     known = catalogue.RELEASED if settings.preset == "paper" else catalogue.RULES
     solved = {} if settings.damping is None else {"solver": conjugate_gradients(damping=settings.damping)}
-    return {
-        name: catalogue.named_rule(
-            name, apply, likelihood, offers=offers, rules=known, **(solved if name in catalogue.SOLVED else {})
-        )
-        for name in settings.rules
-    }
+
+    @cache
+    def part(name: str) -> Rule:
+        own = solved if name in catalogue.SOLVED else {}
+        return catalogue.named_rule(name, apply, likelihood, offers=offers, rules=known, **own)
+
+    return {name: catalogue.composed(name, part) for name in settings.rules}
 
 
 def _preset_note(settings: RunSettings) -> str | None:

@@ -83,7 +83,8 @@ def compare(
     """Train all clients, judge their models, and merge them by each rule; results come as they are found.
 
     The best local model is chosen by the test examples (by loss where there is no accuracy): an oracle. Rules whose
-    measures are equal share one pass over the data, whose seconds count for each of them.
+    measures are equal share one pass over the data, and those whose first exchange is the same rule (see
+    `merge.catalogue.composed`) one merge; seconds count for each of them.
 
     Args:
         simulation: the federation.
@@ -108,9 +109,9 @@ def compare(
     yield from _judge_locals(simulation, trained.params, stage("evaluate clients", count))
 
     update = Update(trained.params, simulation.start, trained.squares, training.steps(np.asarray(cohort.sizes)))
-    measured: dict[Any, tuple[PyTree, float]] = {}
+    known: dict[Any, tuple[Any, float]] = {}
     for name, rule in rules.items():
-        merged, found = _exchange(rule, update, cohort, key.measure, measured, name, stage, strategy)
+        merged, found = _exchange(rule, update, cohort, key.measure, known, name, stage, strategy)
         yield Result("rule", name, score(simulation, merged.params, merged.apply) | found)
 
     if pooled:
@@ -123,12 +124,15 @@ def _exchange(
     update: Update,
     cohort: Cohort,
     key: jax.Array,
-    measured: dict[Any, tuple[PyTree, float]],
+    known: dict[Any, tuple[Any, float]],
     name: str,
     stage: Stage,
     strategy: str | None,
 ) -> tuple[Merged, dict[str, Any]]:
-    """Merge by every exchange of a rule; the merged model, and what it cost. `measured` keeps the first payloads."""
+    """Merge by every exchange of a rule; the merged model, and what it cost.
+
+    `known` keeps what first exchanges measured and merged, by measure and by rule, and the seconds that it took.
+    """
     bits, measuring, merging = 0, 0.0, 0.0
     zero: list[int] = []
     diagnostics: dict[str, Any] = {}
@@ -137,24 +141,30 @@ def _exchange(
         if number and merged.apply is not None:
             raise ValueError(f"rule {name}: a part changes the network, which the next one cannot measure")
         here = update if number == 0 else Update(None, merged.params)
-        if number or part.measure not in measured:
+        if number or part.measure not in known:
             done = stage(f"measure for {part.name}", len(cohort.sizes))
             began, own = time.perf_counter(), jax.random.fold_in(key, number) if number else key
             sent, _ = measure_clients(part.measure, here, cohort, own, done=done, strategy=strategy)
             spent = time.perf_counter() - began
             if number == 0:
-                measured[part.measure] = sent, spent
+                known[part.measure] = sent, spent
         else:
-            sent, spent = measured[part.measure]
-        done, began = stage(f"merge by {part.name}", 1), time.perf_counter()
-        merged = merge_clients(part, sent, here.start)
-        jax.block_until_ready(merged.params)
+            sent, spent = known[part.measure]
         zero += [int(cohort.members.number[place]) for place in zero_fishers(sent)]
-        merging, measuring = merging + time.perf_counter() - began, measuring + spent
-        bits = bits + payload_bits(sent)
+        measuring, bits = measuring + spent, bits + payload_bits(sent)
+        if number or part not in known:
+            done, began = stage(f"merge by {part.name}", 1), time.perf_counter()
+            merged = merge_clients(part, sent, here.start)
+            jax.block_until_ready(merged.params)
+            spent = time.perf_counter() - began
+            if number == 0:
+                known[part] = merged, spent
+            if done:
+                done()
+        else:
+            merged, spent = known[part]
+        merging = merging + spent
         diagnostics = merged.diagnostics if number == 0 else diagnostics | {part.name: merged.diagnostics}
-        if done:
-            done()
     seconds = {"seconds": measuring + merging, "seconds_measure": measuring, "seconds_merge": merging}
     return merged, {"bits_up": bits, **seconds, "diagnostics": diagnostics} | ({"zero_fisher": zero} if zero else {})
 

@@ -20,6 +20,7 @@ from ._fedfisher import fedfisher, fisher_merge
 from ._fedlpa import fedlpa
 from ._fipa import fipa
 from ._heads import analytic, recalibrate
+from ._natural_gradient import natural_gradient
 from ._ot_fusion import ot_fusion, released_ot_fusion
 from ._pfnm import pfnm, released_pfnm
 from ._pseudo_data import pseudo_data
@@ -58,6 +59,7 @@ RULES: dict[str, Entry] = {
     "fedfish": Entry(fedfish),
     "fedfish-kfac": Entry(partial(fedfish, structure="kronecker", estimator="exact"), ("captured",)),
     "fipa": Entry(fipa),
+    "natural-gradient": Entry(natural_gradient, _FISHER),
     "pseudo-data": Entry(pseudo_data, _FISHER),
     "analytic": Entry(analytic, ("captured",)),
     "recalibrate": Entry(recalibrate, ("captured",)),
@@ -118,14 +120,19 @@ def named_rule(
         'fedfisher-kfac+fedavg'
     """
     if "+" in name:
-        parts = [named_rule(n, apply, likelihood, offers=offers, rules=rules, **options) for n in name.split("+")]
-        return reduce(then, parts)
+        given = {"offers": offers, "rules": rules, **options}
+        return composed(name, lambda part: named_rule(part, apply, likelihood, **given))
     name, at, features = name.partition("@")
     if at:
         options = options | {"features": tuple(features.split(","))}
     entry = _entry(name, rules)
     given = {key: value for key, value in (offers or {}).items() if key in entry.takes}
     return entry.constructor(apply, likelihood, **given | options)
+
+
+def composed(name: str, make: Callable[[str], Rule]) -> Rule:
+    """Make a rule of each name between pluses, and of them all one by `then`; a `make` that is cached shares parts."""
+    return reduce(then, map(make, name.split("+")))
 
 
 def takes(name: str, rules: Mapping[str, Entry] = RULES) -> tuple[str, ...]:

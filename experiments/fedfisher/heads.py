@@ -1,0 +1,167 @@
+"""Heads in closed form: one shot without training, and merged models that are recalibrated in a second exchange.
+
+`analytic` reads the common start, `recalibrate` a merged model, `pseudo-data` trains at the server on draws from class
+Gaussians. Their settings are the library's, except the start of "designed"; they were chosen on a validation split of
+the training data (--choose measures that table) and are the same for every cell.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.fedfisher import cell_tables
+from experiments.lib import cells, common
+from fedfisher_jax import Likelihood, Rule, categorical, cohort, data, models
+from fedfisher_jax.curvature import Capture
+from fedfisher_jax.federate import compare, run_keys
+from fedfisher_jax.merge import Draws, analytic, fedfisher, pseudo_data, recalibrate, then
+
+DESIGNED = "experiments.fedfisher.heads:designed"
+WIDE = "recalibrate@fc1,fc2:100"
+RULES = (
+    "fedavg",
+    "fedfisher-kfac",
+    "analytic",
+    DESIGNED,
+    "pseudo-data",
+    "fedavg+recalibrate",
+    f"fedavg+{WIDE}",
+    "fedfisher-kfac+recalibrate",
+    "fedfisher-kfac+recalibrate@fc1",
+    f"fedfisher-kfac+{WIDE}",
+    f"pseudo-data+{WIDE}",
+)
+VALIDATION = 10_000  # training examples that are held out where settings are chosen
+FIRST_CHOICE = 100  # seeds of the choice, which no table has
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2)
+WEIGHTS = (1.0, 3.0, 10.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(cells.Settings):
+    """Flags.
+
+    Attributes:
+        dataset: A name of `fedfisher list`; the rules name layers of LeNet.
+        alphas: Concentrations of the Dirichlet split over clients' mixtures of classes.
+        clients: Numbers of clients.
+        epochs: Local epochs.
+        choose: Only measure the settings' candidates, on a validation split of the training data, with two seeds.
+    """
+
+    rules: tuple[str, ...] = RULES
+    seeds: int = 5
+    dataset: str = "fashion_mnist"
+    alphas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5)
+    clients: tuple[int, ...] = (5, 20, 100)
+    epochs: int = 30
+    choose: bool = False
+
+
+QUICK = {"alphas": (0.1,), "clients": (5,), "epochs": 1, "seeds": 1}
+
+
+def designed(apply: Callable, likelihood: Likelihood, captured: Capture) -> Rule:
+    """The analytic head of the designed start, which every client makes of the one that it was sent."""
+    return analytic(apply, likelihood, captured=captured, start=models.designed)
+
+
+def main() -> None:
+    """Runs what is missing and reports."""
+    settings = common.command_line(Settings, __doc__, quick=QUICK)
+    if settings.choose:
+        print(choice_table(choices(settings)))
+        return
+    columns = {}
+    for clients in settings.clients:
+        for alpha in settings.alphas:
+            fixed = {"dataset": settings.dataset, "model": "lenet", "clients": clients, "alpha": alpha}
+            grid = [{**fixed, "epochs": settings.epochs, **seeds} for seeds in cells.seed_pairs(settings)]
+            columns[f"{clients} clients, α={alpha:g}"] = grid
+    outcomes = iter(cells.run_cells(settings.out, [cell for grid in columns.values() for cell in grid], settings.rules))
+    found = {name: [next(outcomes) for _ in grid] for name, grid in columns.items()}
+    rules = settings.rules
+    text = "\n".join(cell_tables.accuracy_table(each, rules, settings) for each in _by_clients(found, settings))
+    text += cell_tables.difference_table(found, rules, settings) + cell_tables.cost_table(found, rules) + NOTE
+    chosen = [
+        record for record in common.read_results(settings.out / "results.jsonl") if "choice" in record["settings"]
+    ]
+    text += "\n" + choice_table(chosen) if chosen else ""
+    fig, axes = common.figure(len(settings.clients), len(settings.alphas), height=0.28 * (len(rules) + 4) + 0.9)
+    for axis, (name, each) in zip(axes.ravel(), found.items(), strict=True):
+        cell_tables.dots(axis, each, rules)
+        axis.set_title(name)
+    common.report(settings.out, text, cell_tables.summary(found, rules, settings), fig)
+
+
+NOTE = f"""
+Settings are the same in every cell: ridge λ = 1e-4; features as the rules' names say, for `analytic` all inputs of fc1
+and the first 100 units of it; `pseudo-data` with λ = {Draws().weight:g}, {Draws().steps} steps of Adam. They were
+chosen with seeds {FIRST_CHOICE} and {FIRST_CHOICE + 1} on {VALIDATION} training examples that nobody trained on
+(`--choose`), not by test accuracy.
+"""
+
+
+def _by_clients(found: dict[str, Any], settings: Settings) -> list[dict[str, Any]]:
+    """A table for each number of clients."""
+    names, width = list(found), len(settings.alphas)
+    return [{name: found[name] for name in names[n : n + width]} for n in range(0, len(names), width)]
+
+
+# ---- the choice of settings ------------------------------------------------------------------------------------------
+
+
+def choices(settings: Settings) -> list[dict[str, Any]]:
+    """Validation accuracies of every candidate, α = 0.1 and five clients, for two seeds."""
+    fixed = {"choice": "heads", "dataset": settings.dataset, "epochs": settings.epochs}
+    grid = [{**fixed, "seed": FIRST_CHOICE + number} for number in range(1 if settings.quick else 2)]
+    return common.run_all(settings.out, grid, _choose)
+
+
+def choice_table(records: list[dict[str, Any]]) -> str:
+    """Mean validation accuracies."""
+    names = list(records[0]["result"])
+    rows = [[name, common.mean_std(common.column(records, name), scale=100)] for name in names]
+    note = f"Validation accuracy in %, {len(records)} seeds, α = 0.1, five clients."
+    return f"{note}\n\n" + common.markdown_table(["candidate", "accuracy"], rows)
+
+
+def candidates(apply: Callable, likelihood: Likelihood, captured: Capture) -> dict[str, Rule]:
+    """Rules with every setting that is chosen among."""
+    offered = {"captured": captured}
+    kfac = fedfisher(apply, likelihood, captured=captured)
+    found = {}
+    for start, function in (("usual", None), ("designed", models.designed)):
+        for features in (("fc1",), ("fc1", "fc2:100")):
+            for ridge in RIDGES:
+                rule = analytic(apply, likelihood, features=features, ridge=ridge, start=function, **offered)
+                found[f"analytic {start} {'+'.join(features)} λ={ridge:g}"] = rule
+    for features in ((), ("fc1",), ("fc1", "fc2:100")):
+        for ridge in RIDGES if len(features) == 2 else (1e-4,):
+            again = recalibrate(apply, likelihood, features=features, ridge=ridge, **offered)
+            found[f"kfac+recalibrate {'+'.join(features) or 'fc3'} λ={ridge:g}"] = then(kfac, again)
+    for weight in WEIGHTS:
+        found[f"pseudo-data λ={weight:g}"] = pseudo_data(apply, likelihood, draws=Draws(weight=weight), **offered)
+    return found
+
+
+def _choose(choice: str, dataset: str, epochs: int, seed: int) -> dict[str, float]:
+    del choice
+    loaded = data.load(dataset)
+    held = np.random.default_rng(seed).permutation(len(loaded.train_y))
+    kept, held = np.sort(held[VALIDATION:]), held[:VALIDATION]
+    here = cells.world(dataset, "lenet")
+    x, y = jnp.asarray(loaded.train_x[kept]), jnp.asarray(loaded.train_y[kept])
+    parts = data.split("dirichlet-client", loaded.train_y[kept], 5, seed=seed, alpha=0.1)
+    everyone = cohort(x, y, parts, length=len(kept))
+    judged = cells.simulation(here, epochs, seed, everyone, (loaded.train_x[held], loaded.train_y[held]))
+    rules = candidates(here.network.apply, categorical(), here.captured)
+    results = compare(judged, rules, run_keys(seed))
+    return {result.name: result.value["accuracy"] for result in results if result.kind == "rule"}
+
+
+if __name__ == "__main__":
+    main()
