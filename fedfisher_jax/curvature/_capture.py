@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import Tracer
+from .._trees import outline
 from ..tracing._convolution import kernel_matrix_steps
 from ..tracing._jaxpr import Program, depends_on, evaluate, trace, uses
 from ._layers import Layer, Steps, product_steps, run
@@ -25,7 +26,7 @@ PyTree = Any
 
 
 def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True) -> Capture:
-    """Find the layers of `apply` in its jaxpr at one example of x [n, ...].
+    """Find the layers of `apply` in its jaxpr at one example of x [n, ...], an array or a tree of such.
 
     Only shapes and types of `params` and `x` are used. Each layer is checked once on random parameters and a random
     output cotangent: the gradient rebuilt from a and g must equal that of `jax.vjp`.
@@ -49,7 +50,7 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
         >>> [layer.matrix_shape for layer in found.layers], list(found.fallback)  # the bias is one more input
         ([(4, 2)], ["['scale']"])
     """
-    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    one = outline(x, 1)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
     for path, leaf in zip(paths, jax.tree.leaves(params), strict=True):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -179,12 +180,15 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
     random = np.random.default_rng(0)
 
     def draw(aval: Any) -> np.ndarray:
+        if aval.dtype == bool:
+            return np.ones(aval.shape, bool)  # a mask that leaves nothing out
         if not jnp.issubdtype(aval.dtype, jnp.inexact):
             return np.zeros(aval.shape, aval.dtype)
         fan_in = math.prod(aval.shape[:-1]) if len(aval.shape) > 1 else 1
         return np.asarray(random.normal(size=aval.shape) / math.sqrt(max(fan_in, 1)), aval.dtype)
 
-    *leaves, x = [draw(program.avals[v]) for v in program.inputs]
+    drawn = [draw(program.avals[v]) for v in program.inputs]
+    leaves, x = drawn[: len(paths)], drawn[len(paths) :]
     cotangent = draw(program.avals[program.outputs[0]])[0]
     constants = program.constants.items()  # `apply` may close over values of a function that is being traced
     known = {v: draw(program.avals[v]) if isinstance(value, Tracer) else value for v, value in constants}
@@ -192,10 +196,10 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
     missing = tuple(set(range(len(paths))) - {leaf for site in sites for leaf in site.layer.leaves})
     trial = Capture(tuple(sites), {}, missing, program)
 
-    def errors(leaves: list[Any], x: Any, cotangent: Any) -> dict[int, jax.Array]:
-        _, vjp = jax.vjp(lambda *p: evaluate(program, [*p, x])[0], *leaves)
+    def errors(leaves: list[Any], x: list[Any], cotangent: Any) -> dict[int, jax.Array]:
+        _, vjp = jax.vjp(lambda *p: evaluate(program, [*p, *x])[0], *leaves)
         expected = vjp(cotangent[None])
-        pulled = pull_back(trial, leaves, x[0], lambda _: cotangent[None])
+        pulled = pull_back(trial, leaves, [one[0] for one in x], lambda _: cotangent[None])
         result = {}
         for site, a, g in zip(sites, pulled.activations, pulled.gradients, strict=True):
             rebuilt = site.layer.from_matrix(jnp.swapaxes(a, -1, -2) @ g[0])

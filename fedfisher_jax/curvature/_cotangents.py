@@ -37,6 +37,9 @@ def cotangents(
         raise ValueError(f"samples: got {samples}, expected at least 1")
 
     def rows(outputs: Any, target: Any, position: Any) -> jax.Array:
+        return counted(likelihood, target, everywhere(outputs, target, position))
+
+    def everywhere(outputs: Any, target: Any, position: Any) -> jax.Array:
         if kind == "exact":
             return likelihood.fisher_factor(outputs)
         gradient = jax.grad(likelihood.nll)
@@ -47,3 +50,19 @@ def cotangents(
         return drawn / jnp.sqrt(jnp.asarray(samples, drawn.dtype))
 
     return rows
+
+
+def counted(likelihood: Likelihood, target: Any, rows: jax.Array) -> jax.Array:
+    """Cotangents [K, *outputs] of one example, zero at positions that its target leaves out."""
+    return rows if likelihood.counts is None else jnp.where(likelihood.counts(target)[..., None], rows, 0)
+
+
+def counted_activations(likelihood: Likelihood, target: Any, rows: list[jax.Array]) -> list[jax.Array]:
+    """One example's activations [(groups,) T, inputs] of every layer, zero at positions that its target leaves out.
+
+    A layer whose positions are not the targets' (a convolution's, say) keeps all of them.
+    """
+    if likelihood.counts is None or not jnp.ndim(target):
+        return rows
+    kept = likelihood.counts(target)[:, None]
+    return [jnp.where(kept, a, 0) if a.shape[-2] == len(kept) else a for a in rows]

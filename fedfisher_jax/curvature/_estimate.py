@@ -18,7 +18,7 @@ from .._likelihood import Likelihood
 from .._trees import widened
 from ._capture import capture
 from ._columns import Columns, heaviest
-from ._cotangents import cotangents
+from ._cotangents import cotangents, counted_activations
 from ._eigenpairs import Subspace
 from ._pull_back import Capture, Pulled, activations, pull_back
 from .structures._protocol import Fisher
@@ -119,7 +119,7 @@ def fishers(
     if any(structure.reads == "gradients" for structure in summed.values()):
         readers["gradients"] = capture(apply, params, data.x, structured=False)
     columns = heaviest(apply, likelihood, params, data, batch_size, skip) if skip else None
-    means = _one_pass(summed, readers, params, data, batch_size, rows_of, columns)
+    means = _one_pass(summed, readers, params, data, batch_size, rows_of, columns, likelihood)
     for name, structure in summed.items():
         result[name] = structure.from_sums(*means[name], layers, params)
     return result
@@ -147,6 +147,7 @@ def _one_pass(
     batch_size: int,
     rows_of: Callable,
     columns: Columns | None,
+    likelihood: Likelihood,
 ) -> dict[str, tuple[PyTree, PyTree]]:
     """Average each structure's `sums` and `input_sums` in one pass, or two where columns are chosen."""
     leaves = jax.tree.leaves(params)
@@ -159,6 +160,7 @@ def _one_pass(
                 return found if columns is None else found[columns.number[position]][None]
 
             result = pull_back(readers[reads], leaves, x, rows)
+            result = result._replace(activations=counted_activations(likelihood, y, result.activations))
             return widened(jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), result))
 
         return jax.vmap(one)(batch.x, batch.y, batch.mask, batch.position)
@@ -167,7 +169,10 @@ def _one_pass(
         return {name: structure.input_sums(rows) for name, structure in of_layers.items()}
 
     def inputs(batch: Batch) -> dict[str, Any]:
-        rows = jax.vmap(lambda x: activations(readers["layers"], leaves, x))(batch.x)
+        def of_example(x: Any, y: Any) -> list[jax.Array]:
+            return counted_activations(likelihood, y, activations(readers["layers"], leaves, x))
+
+        rows = jax.vmap(of_example)(batch.x, batch.y)
         rows = jax.tree.map(lambda a: jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0), rows)
         return input_sums(widened(rows))
 
