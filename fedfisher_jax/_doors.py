@@ -15,6 +15,7 @@ import optax
 from ._compat import Tracer
 from ._examples import Examples
 from ._likelihood import Likelihood, check_targets
+from ._trees import outline
 
 PyTree = Any
 
@@ -93,7 +94,8 @@ def applying(x: Any) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ValueError(f"x: got examples of shape {tuple(x.shape[1:])}, which apply fails on: {said}") from error
+        shapes = ", ".join(str(tuple(jnp.shape(leaf)[1:])) for leaf in jax.tree.leaves(x))
+        raise ValueError(f"x: got examples of shape {shapes}, which apply fails on: {said}") from error
 
 
 def require_targets(likelihood: Likelihood, apply: Any, params: PyTree, data: Examples) -> None:
@@ -106,5 +108,5 @@ def require_targets(likelihood: Likelihood, apply: Any, params: PyTree, data: Ex
         return
     rows = np.asarray(data.indices)[: int(data.size)]
     with applying(data.x):
-        outputs = jax.eval_shape(apply, params, jax.ShapeDtypeStruct((len(rows), *data.x.shape[1:]), data.x.dtype))
+        outputs = jax.eval_shape(apply, params, outline(data.x, len(rows)))
     check_targets(likelihood, outputs.shape, np.asarray(data.y)[rows])

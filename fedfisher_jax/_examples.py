@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from ._compat import Tracer, standard_promotion, vary, varying
-from ._trees import wide
+from ._trees import arrays, count_rows, pick, wide
 
 PyTree = Any
 
@@ -21,7 +21,7 @@ class Examples(NamedTuple):
     indices.
     """
 
-    x: Any  # [N, ...]
+    x: Any  # [N, ...], or a tree of such arrays for a model of several inputs
     y: Any  # [N, ...]
     indices: Any  # int [n]
     size: Any  # int scalar, at most n
@@ -40,7 +40,7 @@ def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
     """Make one client of all of `x` and `y`, or of those examples where `mask` holds.
 
     Args:
-        x: [N, ...] inputs.
+        x: [N, ...] inputs: an array, or a dictionary or tuple of arrays for a model that takes one.
         y: [N, ...] targets; None where nothing reads them.
         mask: [N] booleans; all examples by default.
 
@@ -54,17 +54,16 @@ def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
         >>> int(data.size), data.indices[:2].tolist()
         (2, [0, 2])
     """
-    x = jnp.asarray(x)
-    y = jnp.zeros(x.shape[:1], jnp.int32) if y is None else jnp.asarray(y)
-    if x.ndim == 0 or x.shape[0] == 0:
-        raise ValueError(f"x: got an array of shape {x.shape}, expected at least one example")
-    if y.shape[:1] != x.shape[:1]:
-        raise ValueError(f"y: got shape {y.shape}, expected {x.shape[0]} targets, one for each example of x")
+    x = arrays(x)
+    count = count_rows("x", x)
+    y = jnp.zeros(count, jnp.int32) if y is None else jnp.asarray(y)
+    if y.shape[:1] != (count,):
+        raise ValueError(f"y: got shape {y.shape}, expected {count} targets, one for each example of x")
     if mask is None:
-        return Examples(x, y, jnp.arange(x.shape[0]), jnp.asarray(x.shape[0]))
+        return Examples(x, y, jnp.arange(count), jnp.asarray(count))
     kept = jnp.asarray(mask, bool)
-    if kept.shape != x.shape[:1]:
-        raise ValueError(f"mask: got shape {kept.shape}, expected {x.shape[:1]}")
+    if kept.shape != (count,):
+        raise ValueError(f"mask: got shape {kept.shape}, expected ({count},)")
     if not isinstance(kept, Tracer) and not kept.any():
         raise ValueError("mask: got no example, expected at least one")
     return Examples(x, y, jnp.argsort(~kept, stable=True), kept.sum())
@@ -90,7 +89,7 @@ def take(data: Examples, start: Any, batch_size: int) -> Batch:
     """Take the examples at places start … start + batch_size − 1 of the client's row, masked past its size."""
     position = start + jnp.arange(batch_size)
     rows = data.indices[jnp.clip(position, 0, data.size - 1)]  # never a row that is masked out, whatever it holds
-    return Batch(data.x[rows], data.y[rows], position < data.size, position)
+    return Batch(pick(data.x, rows), data.y[rows], position < data.size, position)
 
 
 @standard_promotion

@@ -38,6 +38,8 @@ class Likelihood:
             the models' average ones; from logarithms, so that a probability that rounds to 0 or 1 keeps its distance.
         correct: (outputs, target) -> fraction of positions, or of binary outputs, that are predicted right; None where
             right or wrong makes no sense.
+        counts: target -> booleans of the positions, which of them count in losses, Fishers and accuracies; None where
+            all do.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Likelihood:
     link: Callable[[Any], Any]
     mix: Callable[[Any, Any], Any]
     correct: Callable[[Any, Any], Any] | None
+    counts: Callable[[Any], Any] | None = None
 
 
 def _spread(block: Float[Array, "*positions r c"]) -> Rows:
@@ -74,8 +77,11 @@ def _mean_log(logs: Members, shares: Float[Array, " m"]) -> Outputs:
 
 
 @cache
-def categorical() -> Likelihood:
+def categorical(ignore: int | None = None) -> Likelihood:
     """Softmax over the last axis; targets are integers, a scalar for [C] and [T] for [T, C].
+
+    Positions whose target is `ignore` (padding: -100, say) are left out of losses, Fishers and accuracies alike; a loss
+    is the sum over the other positions of an example, an accuracy the fraction of them.
 
     The factor has the rows sqrt(p_c) (e_c - p), so that the Fisher is diag(p) - ppᵀ. The loss is
     log(1 + Σ e^(z_c - z_y)) over the classes c other than the target y, so that its gradient never is the difference
@@ -92,13 +98,16 @@ def categorical() -> Likelihood:
     """
 
     def nll(outputs: Outputs, target: Shaped[Array, "*positions"]) -> Scalar:
+        counted = None if ignore is None else target != ignore
+        target = target if counted is None else jnp.where(counted, target, 0)
         chosen = jnp.take_along_axis(outputs, target[..., None], -1)
         other = jnp.arange(outputs.shape[-1]) != target[..., None]
         above = jnp.where(other, outputs - chosen, -jnp.inf)
         largest = jax.lax.stop_gradient(above.max(-1, initial=0))
         largest = jnp.where(jnp.isfinite(largest), largest, 0)
         odds = jnp.sum(jnp.exp(above - largest[..., None]), -1)  # of another class, divided by e^largest
-        return jnp.sum(largest + jnp.log1p(jnp.expm1(-largest) + odds))
+        losses = largest + jnp.log1p(jnp.expm1(-largest) + odds)
+        return jnp.sum(losses if counted is None else jnp.where(counted, losses, 0))
 
     def fisher_factor(outputs: Outputs) -> Rows:
         p = jax.nn.softmax(outputs)
@@ -109,12 +118,17 @@ def categorical() -> Likelihood:
         return jax.random.categorical(key, outputs)
 
     def correct(outputs: Outputs, target: Shaped[Array, "*positions"]) -> Scalar:
-        return jnp.mean(jnp.argmax(outputs, -1) == target, dtype=outputs.dtype)
+        right = jnp.argmax(outputs, -1) == target
+        if ignore is None:
+            return jnp.mean(right, dtype=outputs.dtype)
+        counted = jnp.sum(target != ignore, dtype=outputs.dtype)
+        return jnp.sum(right & (target != ignore), dtype=outputs.dtype) / jnp.maximum(counted, 1)
 
     def mix(outputs: Members, shares: Float[Array, " m"]) -> Outputs:
         return _mean_log(jax.nn.log_softmax(outputs), shares)
 
-    return Likelihood("categorical", nll, fisher_factor, sample, jax.nn.softmax, _log, mix, correct)
+    counts = None if ignore is None else lambda target: target != ignore
+    return Likelihood("categorical", nll, fisher_factor, sample, jax.nn.softmax, _log, mix, correct, counts)
 
 
 @cache
@@ -217,6 +231,11 @@ def check_targets(likelihood: Likelihood, outputs_shape: tuple[int, ...], y: Any
         if not np.issubdtype(y.dtype, np.integer):
             raise ValueError(f"y: got {y.dtype}, expected integers for categorical")
         right, allowed = (y >= 0) & (y < outputs_shape[-1]), f"0 to {outputs_shape[-1] - 1}"
+        if likelihood.counts is not None:
+            counted = np.asarray(likelihood.counts(y))
+            right |= ~counted
+            if len(y) and not (some := counted.reshape(len(y), -1).any(1)).all():
+                raise ValueError(f"y: example {np.argmin(some)} has no position that counts, expected at least one")
     if not right.all():
         bad = ~right
         raise ValueError(f"y: got {y[bad][0]} ({bad.sum()} of {bad.size} wrong), expected {allowed} for {name}")

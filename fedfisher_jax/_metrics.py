@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from ._compat import Tracer, standard_promotion
 from ._doors import applying, require_arrays, require_likelihood
 from ._likelihood import Likelihood, check_targets
-from ._trees import widened
+from ._trees import arrays, count_rows, outline, pick, widened
 from .tracing import require_apart
 
 Apply = Callable[[Any, Any], Any]
@@ -35,7 +35,7 @@ def evaluate(
     apply: Apply,
     likelihood: Likelihood,
     params: Any,
-    x: Shaped[Array | np.ndarray, "n ..."],
+    x: Any,
     y: Shaped[Array | np.ndarray, "n2 ..."],
     *,
     batch_size: int = 1000,
@@ -49,7 +49,7 @@ def evaluate(
         apply: (params, x [b, ...]) -> outputs [b, ...].
         likelihood: what the outputs mean.
         params: parameters of the model.
-        x: [n, ...] inputs.
+        x: [n, ...] inputs: an array, or a dictionary or tuple of arrays.
         y: [n, ...] targets.
         batch_size: examples at a time; bounds the memory and does not change the result.
         mask: [n], which examples count (all by default); where none does, the result is NaN.
@@ -69,17 +69,20 @@ def evaluate(
     """
     require_likelihood(likelihood)
     require_arrays(params)
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    n = x.shape[0]
-    if n < 1 or y.shape[0] != n or (mask is not None and mask.shape != (n,)):
-        given = f"x {x.shape}, y {y.shape}, mask {None if mask is None else mask.shape}"
+    x, y = arrays(x), jnp.asarray(y)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(x)]
+    n = count_rows("x, y, mask", x)
+    if y.shape[:1] != (n,) or (mask is not None and mask.shape != (n,)):
+        given = (
+            f"x {shapes[0] if len(shapes) == 1 else shapes}, y {y.shape}, mask {None if mask is None else mask.shape}"
+        )
         raise ValueError(f"x, y, mask: got {given}, expected one common length of at least 1")
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x, y, mask))):
         counted = slice(None) if mask is None else np.asarray(mask)
         with applying(x):
-            outputs = jax.eval_shape(apply, params, jax.ShapeDtypeStruct(x.shape, x.dtype)).shape
+            outputs = jax.eval_shape(apply, params, outline(x, n)).shape
         check_targets(likelihood, (*np.empty(n)[counted].shape, *outputs[1:]), np.asarray(y)[counted])
     return _evaluate(apply, likelihood, params, x, y, batch_size, mask)
 
@@ -87,14 +90,17 @@ def evaluate(
 @partial(jax.jit, static_argnames=("apply", "likelihood", "batch_size"))
 def _evaluate(apply: Apply, likelihood: Likelihood, params: Any, x: Any, y: Any, batch_size: int, mask: Any) -> Scores:
     require_apart(apply, params, x)  # once for each compilation
-    n = x.shape[0]
+    n = y.shape[0]
     size = min(batch_size, n)
     rows = jnp.arange(-(-n // size) * size).reshape(-1, size)
     valid = jnp.ones(n, bool) if mask is None else mask
 
     def sums(batch):
         counts = (batch < n) & valid[batch % n]
-        outputs, targets = widened(apply(params, x[batch % n])), y[batch % n]  # sums of 16 bits lose what is added late
+        outputs, targets = (
+            widened(apply(params, pick(x, batch % n))),
+            y[batch % n],
+        )  # sums of 16 bits lose what is added late
         scores = (likelihood.nll, likelihood.correct) if likelihood.correct else (likelihood.nll,)
         return [jnp.sum(jax.vmap(score)(outputs, targets), where=counts) for score in scores]
 
@@ -119,7 +125,7 @@ def ensemble_apply(
         applied at a time.
     """
 
-    def joint(stacked_params: Any, x: Shaped[Array, "n ..."]) -> Float[Array, "n ..."]:
+    def joint(stacked_params: Any, x: Any) -> Float[Array, "n ..."]:
         outputs = widened(jax.lax.map(lambda params: apply(params, x), stacked_params))  # [m, n, ...]
         given = jnp.ones(len(outputs)) if weights is None else jnp.asarray(weights)
         if given.ndim == 1:
@@ -141,7 +147,7 @@ def ensemble(
     apply: Apply,
     likelihood: Likelihood,
     stacked_params: Any,
-    x: Shaped[Array | np.ndarray, "n ..."],
+    x: Any,
     y: Shaped[Array | np.ndarray, "n2 ..."],
     *,
     weights: Float[Array, " m"] | Float[Array, "m c"] | None = None,
@@ -194,8 +200,9 @@ def best_constant(likelihood: Likelihood, y: Any) -> Scores | None:
     """
     y = np.asarray(y)
     if likelihood.name == "categorical":
-        shares = np.unique(y, return_counts=True)[1] / y.size
-        return Scores(-float(shares @ np.log(shares)) * y.size / len(y), float(shares.max()))
+        counted = y if likelihood.counts is None else y[np.asarray(likelihood.counts(y))]
+        shares = np.unique(counted, return_counts=True)[1] / counted.size
+        return Scores(-float(shares @ np.log(shares)) * counted.size / len(y), float(shares.max()))
     if likelihood.name == "bernoulli":
         ones = y.mean(0, dtype=float)
         entropy = -sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0) for p in (ones, 1 - ones))

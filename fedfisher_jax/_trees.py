@@ -29,6 +29,33 @@ def pick(stacked: PyTree, where: Any) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[where], stacked)
 
 
+def arrays(x: PyTree) -> PyTree:
+    """Make arrays of inputs: of one, or of each in a dictionary, a tuple or another tree; a list is one array."""
+    if jax.tree_util.all_leaves([x]) or isinstance(x, list):
+        return jnp.asarray(x)
+    return jax.tree.map(jnp.asarray, x, is_leaf=lambda leaf: isinstance(leaf, list))
+
+
+def count_rows(name: str, x: PyTree) -> int:
+    """Count the examples of inputs, which are an array [n, ...] or a tree of such.
+
+    Raises:
+        ValueError: no example, or arrays for different numbers of them.
+    """
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+    if not shapes or any(not shape or not shape[0] for shape in shapes):
+        given = f"an array of shape {shapes[0]}" if len(shapes) == 1 else f"arrays of shapes {shapes}"
+        raise ValueError(f"{name}: got {given}, expected at least one example")
+    if len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(f"{name}: got arrays of shapes {shapes}, expected one common number of examples")
+    return shapes[0][0]
+
+
+def outline(x: PyTree, count: int) -> PyTree:
+    """Shapes and types of inputs like x [n, ...], an array or a tree of such, for `count` examples."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), x)
+
+
 def weighted_sum(weights: Any, stacked: PyTree) -> PyTree:
     """Add up weights_i · tree_i over the leading axis of clients, in the tree's own types."""
     return jax.tree.map(lambda leaf: jnp.tensordot(jnp.asarray(weights, leaf.dtype), leaf, axes=1), stacked)

@@ -14,7 +14,7 @@ import fedfisher_jax as ff
 
 ROOT = Path(ff.__file__).parent
 ORDER = (
-    "_compat", "tracing", "_files", "_users_code", "_trees", "_augment", "_examples", "_likelihood", "_doors",
+    "_compat", "_trees", "tracing", "_files", "_users_code", "_augment", "_examples", "_likelihood", "_doors",
     "_metrics", "data", "models", "curvature", "solve", "merge", "federate", "payload", "silos", "privacy", "theory",
     "report", "cli",
 )  # fmt: skip

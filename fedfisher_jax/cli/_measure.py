@@ -15,6 +15,7 @@ from ..data._scaling import far_from_one
 from ..data._where import expanded
 from ..federate import LocalTraining, best_constant, crop_and_flip, own_scores, run_keys, zero_fishers
 from ..merge import Update, catalogue
+from ..models import weights
 from ..payload import _structures as structures
 from ..payload import plan
 from ..payload._header import MOST_TEXT
@@ -49,7 +50,8 @@ class MeasureSettings:
     rule: str = "fedfisher-kfac"
     """Merge rule to measure for: a name of `fedfisher list`."""
     checkpoint: Path | None = None
-    """An already trained safetensors file of this network, or a folder of them: nothing is trained, only measured."""
+    """An already trained safetensors file of this network, a folder of its shards, or a folder of such files: nothing is
+    trained, only measured."""
     budget: float | None = None
     """Compress the file to this multiple of FedAvg's 32 bits per parameter."""
     compression: Literal["none", "authors"] = "none"
@@ -106,7 +108,11 @@ def _each(settings: MeasureSettings) -> list[MeasureSettings]:
     """The settings of every payload: one, or one for each checkpoint of a folder."""
     if settings.checkpoint is None or not settings.checkpoint.is_dir():
         return [settings]
-    found = sorted(settings.checkpoint.glob("*.safetensors"))
+    found = weights.checkpoints(settings.checkpoint.glob("*.safetensors"))
+    if len(found) == 1 and len(next(iter(found.values()))) > 1 and settings.data.endswith(".npz"):
+        return [settings]  # the shards of one
+    if sharded := [name for name, parts in found.items() if len(parts) > 1]:
+        raise ValueError(f"checkpoint: {sharded[0]} has shards: give each checkpoint in shards as a folder of its own")
     if not found:
         raise ValueError(f"checkpoint: no .safetensors file in {settings.checkpoint}")
     if settings.silo + len(found) > 2**31:
@@ -120,7 +126,7 @@ def _each(settings: MeasureSettings) -> list[MeasureSettings]:
             out=settings.out / file.name,
             silo=number,
         )
-        for number, file in enumerate(found, settings.silo)
+        for number, (file,) in enumerate(found.values(), settings.silo)
     ]
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._doors import applying, require_params
+from .._trees import outline
 from ..tracing._apart import require_apart
 from ..tracing._convolution import kernel_matrix_steps
 from ..tracing._jaxpr import Program, depends_on, evaluate, trace, uses
@@ -28,7 +29,7 @@ PyTree = Any
 
 
 def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True) -> Capture:
-    """Find the layers of `apply` in its jaxpr at one example of x [n, ...].
+    """Find the layers of `apply` in its jaxpr at one example of x [n, ...], an array or a tree of such.
 
     Only shapes and types of `params` and `x` are used. Each layer is checked once on random parameters and a random
     output cotangent: the gradient rebuilt from a and g must equal that of `jax.vjp`.
@@ -54,7 +55,7 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
         ([(4, 2)], ["['scale']"])
     """
     require_params(params)
-    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    one = outline(x, 1)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     with applying(x):
@@ -197,16 +198,16 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
     Errors are relative to Σ_t |a_t||g_t|ᵀ, as rounding errors are: a bias of attention's keys has no gradient at all.
     """
     arguments, program = stand_ins(program)
-    *leaves, x = arguments
+    leaves, x = arguments[: len(paths)], arguments[len(paths) :]
     outputs = program.avals[program.outputs[0]]
     cotangent = np.asarray(np.random.default_rng(2).normal(size=outputs.shape[1:]), outputs.dtype)
     missing = tuple(set(range(len(paths))) - {leaf for site in sites for leaf in site.layer.leaves})
     trial = Capture(tuple(sites), {}, missing, program)
 
-    def errors(leaves: list[Any], x: Any, cotangent: Any) -> dict[int, jax.Array]:
-        _, vjp = jax.vjp(lambda *p: evaluate(program, [*p, x])[0], *leaves)
+    def errors(leaves: list[Any], x: list[Any], cotangent: Any) -> dict[int, jax.Array]:
+        _, vjp = jax.vjp(lambda *p: evaluate(program, [*p, *x])[0], *leaves)
         expected = vjp(cotangent[None])
-        pulled = pull_back(trial, leaves, x[0], lambda _: cotangent[None])
+        pulled = pull_back(trial, leaves, [one[0] for one in x], lambda _: cotangent[None])
         result = {}
         for site, a, g in zip(sites, pulled.activations, pulled.gradients, strict=True):
             rebuilt = site.layer.from_matrix(gradient(a, g[0]))

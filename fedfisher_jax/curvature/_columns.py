@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from .._examples import Examples, take
 from .._likelihood import Likelihood
 from ..tracing._convolution import for_loops
+from ._cotangents import counted
 
 PyTree = Any
 
@@ -39,7 +40,9 @@ def heaviest(
 
     def weights(start: Any) -> jax.Array:
         batch = take(data, start, batch_size)
-        factors = jax.vmap(likelihood.fisher_factor)(for_loops(apply)(params, batch.x))
+        factors = jax.vmap(lambda outputs, y: counted(likelihood, y, likelihood.fisher_factor(outputs)))(
+            for_loops(apply)(params, batch.x), batch.y
+        )
         squares = jnp.sum(factors**2, axis=tuple(range(2, factors.ndim)))
         return jnp.where(batch.mask[:, None], squares, 0)
 

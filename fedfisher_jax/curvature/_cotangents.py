@@ -1,5 +1,6 @@
 """What the kinds of Fisher information differ in: which cotangents of a model's outputs are pulled back."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .._likelihood import Likelihood
+from ._lookup import Lookup
 
 KINDS = ("exact", "monte_carlo", "empirical")
 
@@ -37,6 +39,9 @@ def cotangents(
         raise ValueError(f"samples: got {samples}, expected at least 1")
 
     def rows(outputs: Any, target: Any, position: Any) -> jax.Array:
+        return counted(likelihood, target, everywhere(outputs, target, position))
+
+    def everywhere(outputs: Any, target: Any, position: Any) -> jax.Array:
         if kind == "exact":
             return likelihood.fisher_factor(outputs)
         gradient = jax.grad(likelihood.nll)
@@ -47,3 +52,26 @@ def cotangents(
         return drawn / jnp.sqrt(jnp.asarray(samples, drawn.dtype))
 
     return rows
+
+
+def counted(likelihood: Likelihood, target: Any, rows: jax.Array) -> jax.Array:
+    """Cotangents [K, *outputs] of one example, zero at positions that its target leaves out."""
+    return rows if likelihood.counts is None else jnp.where(likelihood.counts(target)[..., None], rows, 0)
+
+
+def counted_activations(likelihood: Likelihood, target: Any, rows: list[jax.Array]) -> list[jax.Array]:
+    """One example's activations [(groups,) T, inputs] of every layer, zero at positions that its target leaves out.
+
+    A layer whose positions are not the targets' (a convolution's, say) keeps all of them.
+    """
+    if likelihood.counts is None or not jnp.ndim(target):
+        return rows
+    kept = likelihood.counts(target)
+
+    def of_layer(a: Any) -> Any:
+        if isinstance(a, Lookup):
+            numbers = jnp.where(kept, a.numbers, 0) if a.numbers.shape[-1] == len(kept) else a.numbers
+            return dataclasses.replace(a, numbers=numbers)
+        return jnp.where(kept[:, None], a, 0) if a.shape[-2] == len(kept) else a
+
+    return [of_layer(a) for a in rows]

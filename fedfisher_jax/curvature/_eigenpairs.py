@@ -115,8 +115,11 @@ def top_eigenpairs(
         """H applied to the columns of [d, k]."""
 
         def on_batch(batch: Batch) -> jax.Array:
-            mask = batch.mask.reshape(-1, *[1] * (batch.x.ndim - 1))
-            x = jnp.where(mask, batch.x, batch.x[:1])  # padding may hold anything, even what is not finite
+            def sound(leaf: jax.Array) -> jax.Array:
+                """Padding may hold anything, even what is not finite."""
+                return jnp.where(batch.mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[:1])
+
+            x = jax.tree.map(sound, batch.x)
 
             def outputs_of(values: list[jax.Array]) -> jax.Array:
                 everything = list(leaves)

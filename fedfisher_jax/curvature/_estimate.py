@@ -18,10 +18,10 @@ from .._compat import standard_promotion, vary, varying
 from .._doors import require_examples, require_likelihood, require_params, require_targets
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
-from .._trees import widened
+from .._trees import pick, widened
 from ._capture import capture
 from ._columns import Columns, every, heaviest
-from ._cotangents import cotangents
+from ._cotangents import cotangents, counted_activations
 from ._eigenpairs import Subspace
 from ._pull_back import Capture, Pulled, activations, pull_back
 from .structures._protocol import Fisher
@@ -151,7 +151,7 @@ def fishers(
     columns = heaviest(apply, likelihood, params, data, size, skip) if skip else None
     if batch_size is None:
         size, columns = _fitting(readers, params, data, rows_of, columns, split=kind == "exact")
-    means = _one_pass(summed, readers, params, data, size, rows_of, columns)
+    means = _one_pass(summed, readers, params, data, size, rows_of, columns, likelihood)
     for name, structure in summed.items():
         result[name] = structure.from_sums(*means[name], layers, params)
     return result
@@ -185,7 +185,7 @@ def _fitting(
 ) -> tuple[int, Columns | None]:
     """Choose how many examples, or columns of examples, to pull back at once: as many as there is room for."""
     leaves = jax.tree.leaves(params)
-    one = (data.x[0], data.y[0], data.indices[0])
+    one = pick((data.x, data.y, data.indices), 0)
     pulled = [
         jax.eval_shape(lambda x, y, n, r=reader: pull_back(r, leaves, x, lambda out: rows_of(out, y, n)), *one)
         for reader in readers.values()
@@ -213,6 +213,7 @@ def _one_pass(
     batch_size: int,
     rows_of: Callable,
     columns: Columns | None,
+    likelihood: Likelihood,
 ) -> dict[str, tuple[PyTree, PyTree]]:
     """Average each structure's `sums` and `input_sums` in one pass, or two where columns are chosen."""
     leaves = jax.tree.leaves(params)
@@ -225,6 +226,7 @@ def _one_pass(
                 return found if columns is None else found[columns.number[position]][None]
 
             result = pull_back(readers[reads], leaves, x, rows)
+            result = result._replace(activations=counted_activations(likelihood, y, result.activations))
             return widened(jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), result))
 
         return jax.vmap(one)(batch.x, batch.y, batch.mask, batch.position)
@@ -233,7 +235,10 @@ def _one_pass(
         return {name: structure.input_sums(rows) for name, structure in of_layers.items()}
 
     def inputs(batch: Batch) -> dict[str, Any]:
-        rows = jax.vmap(lambda x: activations(readers["layers"], leaves, x))(batch.x)
+        def of_example(x: Any, y: Any) -> list[jax.Array]:
+            return counted_activations(likelihood, y, activations(readers["layers"], leaves, x))
+
+        rows = jax.vmap(of_example)(batch.x, batch.y)
         rows = jax.tree.map(lambda a: jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0), rows)
         return input_sums(widened(rows))
 

@@ -60,13 +60,13 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
     Args:
         captured: the model's layers.
         leaves: the parameters' leaves.
-        x: one example, without batch axis.
+        x: one example, an array or a tree of such, without batch axis.
         cotangents: outputs → [K, *outputs].
     """
     program, sites = captured.program, captured.sites
 
     def forward(fallback: list[Any], zeros: list[Any]) -> tuple[Any, list[Any]]:
-        arguments = [*leaves, x[None]]
+        arguments = [*leaves, *_batch_of(x)]
         for leaf, value in zip(captured.fallback_leaves, fallback, strict=True):
             arguments[leaf] = value
         outputs, activations = _forward(captured, arguments, zeros)
@@ -84,7 +84,12 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
 
 def activations(captured: Capture, leaves: Sequence[Any], x: Any) -> list[jax.Array | Lookup]:
     """Give the `activations` that `pull_back` would give for one example x [...], without its gradients."""
-    return _forward(captured, [*leaves, x[None]], _zeros(captured))[1]
+    return _forward(captured, [*leaves, *_batch_of(x)], _zeros(captured))[1]
+
+
+def _batch_of(x: Any) -> list[Any]:
+    """The arrays of one example, an array or a tree of such, with a batch axis of one."""
+    return [leaf[None] for leaf in jax.tree.leaves(x)]
 
 
 def _zeros(captured: Capture) -> list[jax.Array]:

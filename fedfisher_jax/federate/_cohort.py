@@ -16,7 +16,7 @@ import numpy as np
 from .._compat import Tracer
 from .._examples import Examples
 from .._likelihood import Likelihood, check_targets
-from .._trees import pick
+from .._trees import arrays, count_rows, outline, pick
 
 PyTree = Any
 SHORTEST, RATIO = 256, 16  # rows come in lengths that differ by this ratio, since each is a program of its own
@@ -36,7 +36,7 @@ class Cohort:
     """The clients of a federation and their examples.
 
     Attributes:
-        x: [N, ...] inputs of all clients.
+        x: [N, ...] inputs of all clients, or a tree of such arrays.
         y: [N, ...] targets.
         rows: [T] rows of x and y, one client after the other.
         clients: where each client's rows are, [M]; None for the shared arrays alone.
@@ -81,7 +81,7 @@ def cohort(
     """Make a cohort from the index arrays of a split.
 
     Args:
-        x: [N, ...] inputs of all clients.
+        x: [N, ...] inputs of all clients: an array, or a dictionary or tuple of arrays.
         y: [N, ...] targets of all clients.
         parts: each client's rows of x and y, as integer arrays.
         numbers: the clients' numbers, on which their random draws depend; default 0, 1, …
@@ -100,7 +100,8 @@ def cohort(
     """
     if not len(parts):
         raise ValueError("parts: expected at least one client, got none")
-    count = np.shape(x)[0]
+    x = arrays(x)
+    count = count_rows("x", x)
     if np.shape(y)[:1] != (count,):
         raise ValueError(f"y: expected {count} targets, one for each row of x, got shape {np.shape(y)}")
     rows = [_checked(np.asarray(part), count, number) for number, part in enumerate(parts)]
@@ -111,7 +112,7 @@ def cohort(
     starts = (np.cumsum(sizes) - sizes).astype(np.int32)
     clients = Client(named.astype(np.int32), starts, sizes)
     lengths = _lengths(sizes, length)
-    return Cohort(jnp.asarray(x), jnp.asarray(y), jnp.asarray(np.concatenate(rows), jnp.int32), clients, lengths)
+    return Cohort(x, jnp.asarray(y), jnp.asarray(np.concatenate(rows), jnp.int32), clients, lengths)
 
 
 def with_examples(everyone: Cohort, client: Client, function: Callable[[Examples], PyTree]) -> PyTree:
@@ -170,5 +171,5 @@ def require_targets(likelihood: Likelihood, apply: Callable, params: PyTree, eve
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, everyone))):
         return
     rows = np.asarray(everyone.rows)
-    x = jax.ShapeDtypeStruct((len(rows), *everyone.x.shape[1:]), everyone.x.dtype)
-    check_targets(likelihood, jax.eval_shape(apply, params, x).shape, np.asarray(everyone.y)[rows])
+    outputs = jax.eval_shape(apply, params, outline(everyone.x, len(rows))).shape
+    check_targets(likelihood, outputs, np.asarray(everyone.y)[rows])

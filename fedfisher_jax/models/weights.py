@@ -1,6 +1,7 @@
 """Weights of networks from and to files: safetensors, and PyTorch's own where PyTorch is installed."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,52 @@ import safetensors.numpy
 
 from .torch_layout import from_torch, to_torch
 
+COUNTERS = ".num_batches_tracked"  # of batch norm, which say nothing of the model
+_SHARD = re.compile(r"(?P<name>.*?)-?(?P<number>\d{5})-of-(?P<count>\d{5})")
+
+
+_KINDS = (".safetensors", ".pt", ".pth")
+
+
+def checkpoints(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Group files by the checkpoint that they hold: shards "name-00001-of-00002" together, others on their own.
+
+    Raises:
+        ValueError: a shard is missing; the first one is named.
+    """
+    found: dict[str, list[Path]] = {}
+    for file in sorted(files):
+        shard = _SHARD.fullmatch(file.stem)
+        found.setdefault(shard["name"] or "model" if shard else file.stem, []).append(file)
+    for name, parts in found.items():
+        shard = _SHARD.fullmatch(parts[-1].stem)
+        for number in range(1, int(shard["count"]) + 1 if shard else 1):
+            if not any(f"{number:05}-of-" in part.stem for part in parts):
+                raise ValueError(f"{parts[0].parent}: shard {number} of {int(shard['count'])} of {name} is missing")
+    return found
+
+
+def tidied(state: Mapping[str, Any], expected: Collection[str]) -> dict[str, Any]:
+    """Drop what trainers wrap around names, as "module." and "_orig_mod.", and batch norm's counters.
+
+    A prefix goes only where all names have it and none is one that is expected.
+    """
+    kept = {name: value for name, value in state.items() if name in expected or not name.endswith(COUNTERS)}
+    while kept and not set(kept) & set(expected) and all("." in name for name in kept):
+        if len({name.split(".", 1)[0] for name in kept}) > 1:
+            break
+        kept = {name.split(".", 1)[1]: value for name, value in kept.items()}
+    return kept
+
 
 def read(path: str | Path, template: Any, *, keep: Sequence[str] = ()) -> Any:
     """Parameters of a network from a state dict in PyTorch's names and layout.
 
     Args:
-        path: a .safetensors file, or .pt/.pth if PyTorch is installed (tensors only: nothing in the file is executed).
-            A dictionary's entry "state_dict" or "model" is opened; a prefix "module." of every name is dropped.
+        path: a .safetensors file, or .pt/.pth if PyTorch is installed (tensors only: nothing in the file is executed);
+            or a folder of one checkpoint's shards, "model-00001-of-00002.safetensors" and so on. A dictionary's entry
+            "state_dict" or "model" is opened; a prefix of every name, as "module.", and counters of batch norm are
+            dropped.
         template: params of the network, which give shapes and types; or `jax.ShapeDtypeStruct`s if nothing is kept.
         keep: beginnings of PyTorch names, like "final." for the new head of a pre-trained network, whose parameters
             stay as in `template`; the file need not have them, and where it does they are not read.
@@ -28,13 +68,19 @@ def read(path: str | Path, template: Any, *, keep: Sequence[str] = ()) -> Any:
         ValueError: another kind of file, a broken one, or names and shapes that are not the network's, each named.
     """
     path = Path(path)
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise ValueError(f"path: got {path.name}, expected a .safetensors, .pt or .pth file")
-    if not path.is_file():
+    if path.suffix in _KINDS and not path.exists():
         raise FileNotFoundError(f"path: there is no file {path}")
-    state = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    if path.is_dir():
+        found = checkpoints(file for file in path.iterdir() if file.suffix in _KINDS)
+        if len(found) != 1:
+            raise ValueError(f"path: got a folder of {len(found)} checkpoints, expected the shards of one: {path}")
+        files = next(iter(found.values()))
+    elif path.suffix in _KINDS:
+        files = [path]
+    else:
+        raise ValueError(f"path: got {path.name}, expected a .safetensors, .pt or .pth file")
+    state = joined((_safetensors(file) if file.suffix == ".safetensors" else _torch(file) for file in files), str(path))
+    state = tidied(state, _named(template))
     if keep and any(map(_abstract, jax.tree.leaves(template))):
         raise ValueError("template: expected arrays to keep, got shapes alone")
     own = {name: value for name, value in _named(template).items() if name.startswith(tuple(keep))}
@@ -45,6 +91,20 @@ def read(path: str | Path, template: Any, *, keep: Sequence[str] = ()) -> Any:
         return from_torch(template, {n: v for n, v in state.items() if not n.startswith(tuple(keep))} | own)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def joined(parts: Iterable[Mapping[str, Any]], file: str) -> dict[str, Any]:
+    """The entries of all shards.
+
+    Raises:
+        ValueError: two shards hold one name.
+    """
+    state: dict[str, Any] = {}
+    for part in parts:
+        if twice := sorted(set(state) & set(part)):
+            raise ValueError(f"{file}: {twice[0][:80]!r} is in two shards")
+        state |= part
+    return state
 
 
 def write(path: str | Path, params: Any) -> None:

@@ -45,8 +45,8 @@ def words_on_rule(name: str, result: Mapping[str, Any]) -> list[str]:
     """
     found = []
     for steps in _unfinished(result.get("diagnostics", {})):
-        residual = f", residual {steps['residual']:.2g}" if isinstance(steps.get("residual"), float) else ""
-        found.append(f"{name}: its solver did not converge in {steps.get('iterations')} iterations{residual}")
+        residual = f", residual {float(steps['residual']):.2g}" if "residual" in steps else ""
+        found.append(f"{name}: its solver did not converge in {int(steps.get('iterations', 0))} iterations{residual}")
     if zero := result.get("zero_fisher"):
         clients = _listed([str(number) for number in zero])
         found.append(f"{name}: the Fisher is zero everywhere for clients {clients}, whose models count for nothing")

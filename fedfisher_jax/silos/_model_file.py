@@ -7,6 +7,7 @@ layout. A file never makes anything run: a user's own network is imported only i
 import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 
 from .. import __version__
 from ..data import Scaling
-from ..models import Network, torch_layout
+from ..models import Network, torch_layout, weights
 from ..payload import Limits, PayloadError, fingerprint, leaves
 from ..payload import _container as container
 from ..payload._tree import Leaf
@@ -108,11 +109,32 @@ def read(path: str | os.PathLike[str], model: str | None = None, limits: Limits 
 def read_checkpoint(path: str | os.PathLike[str], template: PyTree, limits: Limits = Limits()) -> PyTree:
     """Parameters like `template` from anybody's safetensors file of the same network, in the template's types.
 
+    The path may be a folder of one checkpoint's shards. What trainers wrap around names is dropped, see `weights`.
+
     Raises:
         PayloadError: the file is refused, with entry and reason.
     """
-    _, arrays = container.tensors(container.read_bytes(path, limits), limits, str(path))
-    return _filled(template, arrays, str(path), exact=False)
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    try:
+        found = weights.checkpoints(files) if len(files) != 1 or Path(path).is_dir() else {"": files}
+        if len(found) != 1:
+            raise ValueError(f"{path}: got a folder of {len(found)} checkpoints, expected the shards of one")
+        parts = (container.tensors(container.read_bytes(file, limits), limits, str(file))[1] for file in files)
+        arrays = weights.joined(parts, str(path))
+    except ValueError as error:
+        raise error if isinstance(error, PayloadError) else PayloadError(str(error)) from error
+    return _filled(template, weights.tidied(arrays, _known(template)), str(path), exact=False)
+
+
+def _known(template: PyTree) -> set[str]:
+    """Every name that a parameter of the network may have in a file: ours, the same with dots, PyTorch's."""
+    paths = {leaf.path for leaf in leaves(template)}
+    try:
+        shapes = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.uint8), template)
+        theirs = set(torch_layout.to_torch(shapes))
+    except Exception:  # not a tree of dictionaries of kernels and biases
+        theirs = set()
+    return paths | {path.replace("/", ".") for path in paths} | theirs
 
 
 def _filled(template: PyTree, arrays: Mapping[str, np.ndarray], file: str, *, exact: bool) -> PyTree:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._trees import outline
 from ._jaxpr import Program, depends_on, environment, leading_to, trace
 from ._stand_ins import stand_ins
 from ._untouched import MARK, scalars, untouched
@@ -30,7 +31,7 @@ def require_apart(apply: Callable, params: PyTree, x: Any) -> None:
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...].
         params: any pytree of arrays, or of their shapes.
-        x: [n, ...] examples, or their shape.
+        x: [n, ...] examples, an array or a tree of such, or their shapes.
 
     Raises:
         ValueError: examples mix, or `apply` draws random numbers for each, where, and what to do instead; or it does
@@ -38,17 +39,15 @@ def require_apart(apply: Callable, params: PyTree, x: Any) -> None:
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
 
-    def of(count: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
-
     try:
-        marked, other = (jax.make_jaxpr(apply)(shapes, of(count)) for count in (MARK, MARK + 2))
+        marked, other = (jax.make_jaxpr(apply)(shapes, outline(x, count)) for count in (MARK, MARK + 2))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"apply: fails for {MARK} examples of shape {x.shape[1:]}, expected any number") from error
+        given = ", ".join(str(leaf.shape[1:]) for leaf in jax.tree.leaves(x))
+        raise ValueError(f"apply: fails for {MARK} examples of shape {given}, expected any number") from error
     if untouched(marked.jaxpr) and scalars(marked) == scalars(other):  # an apply may divide by the number of examples
         return
-    many, one = trace(apply, shapes, of(FEW)), trace(apply, shapes, of(1))
-    if (position := _first_difference(many, one)) is not None:
+    many, one = trace(apply, shapes, outline(x, FEW)), trace(apply, shapes, outline(x, 1))
+    if (position := _first_difference(many, one, len(jax.tree.leaves(params)))) is not None:
         raise ValueError(_complaint(many, position))
 
 
@@ -64,9 +63,10 @@ def _complaint(program: Program, position: int) -> str:
     )
 
 
-def _first_difference(many: Program, one: Program) -> int | None:
+def _first_difference(many: Program, one: Program, parameters: int) -> int | None:
     """Find the first equation whose values for a few examples are not those for each alone; None if outputs agree."""
-    (*leaves, rows), many = stand_ins(many)
+    arguments, many = stand_ins(many)
+    leaves, rows = arguments[:parameters], arguments[parameters:]
     one = stand_ins(one)[1]
 
     def gaps(positions: Sequence[int]) -> list[float]:
@@ -74,8 +74,8 @@ def _first_difference(many: Program, one: Program) -> int | None:
         watched = watched or [(many.outputs[0], one.outputs[0])]
 
         def all_of(leaves: list[Any], rows: Any) -> list[jax.Array]:
-            together = environment(many, [*leaves, rows])
-            alone = jax.vmap(lambda row: environment(one, [*leaves, row[None]]))(rows)
+            together = environment(many, [*leaves, *rows])
+            alone = jax.vmap(lambda row: environment(one, [*leaves, *(leaf[None] for leaf in row)]))(rows)
             return [_gap(together[v], alone[w]) for v, w in watched]
 
         with jax.ensure_compile_time_eval():

@@ -14,7 +14,7 @@ from ._jaxpr import Program
 def stand_ins(program: Program) -> tuple[list[Any], Program]:
     """Draw arguments of a program's shapes, and the program with numbers for the values of a function being traced.
 
-    The numbers are always the same. Matrices keep activations of unit size; integers are 0 or 1, which index anything.
+    The numbers are always the same. Matrices keep activations of unit size; integers are 0 or 1, which index anything; masks leave nothing out.
     """
     random = np.random.default_rng(0)
     arguments = [_drawn(program.avals[v], random) for v in program.inputs]
@@ -28,6 +28,8 @@ def stand_ins(program: Program) -> tuple[list[Any], Program]:
 def _drawn(aval: Any, random: np.random.Generator) -> Any:
     if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
         return jax.random.split(jax.random.key(0), aval.shape) if aval.shape else jax.random.key(0)
+    if aval.dtype == bool:
+        return np.ones(aval.shape, bool)  # a mask that leaves nothing out
     if jnp.issubdtype(aval.dtype, jnp.integer):
         return random.integers(0, 2, aval.shape).astype(aval.dtype)
     if not jnp.issubdtype(aval.dtype, jnp.inexact):
