@@ -164,7 +164,7 @@ def test_a_crafted_reply_is_left_out_and_named_and_the_rest_is_merged(name, node
 
 
 def test_numbers_that_are_too_large_together_leave_out_the_largest():
-    """Each payload alone can be merged: it is the sum of the Fishers that is beyond a type, here one that ends early."""
+    """Each payload alone can be merged: the sum of their Fishers is beyond the type, here one that ends early."""
 
     def narrow(summary, start):
         merged = task.RULE.solve(summary, start)

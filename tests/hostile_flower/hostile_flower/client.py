@@ -18,7 +18,8 @@ def silo_of(context: Context) -> flower.Silo:
     return flower.Silo(task.TRAINING, task.RULE, *task.examples_of(number), number, task.START, 4)
 
 
-app, honest = ClientApp(), flower.client_app(silo_of)
+app = ClientApp()
+honest = flower.client_app(silo_of)
 
 
 @app.train()
