@@ -1,6 +1,7 @@
 """A live federation: Flower's own SuperLink and SuperNodes as processes on loopback, and its simulation."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -19,7 +20,17 @@ from samples import LAYERS, START, about, payload, resealed
 
 flwr = pytest.importorskip("flwr", reason="a live federation needs pip install 'fedfisher-jax[flower]'")
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, RecordDict  # noqa: E402
+from flwr.app import (  # noqa: E402
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
 
 import fedfisher_jax as ff  # noqa: E402
 from fedfisher_jax import payload as files  # noqa: E402
@@ -29,6 +40,11 @@ from fedfisher_jax.merge import catalogue  # noqa: E402
 from fedfisher_jax.payload import plan  # noqa: E402
 from fedfisher_jax.silos import _model_file as model_file  # noqa: E402
 from fedfisher_jax.silos import flower  # noqa: E402
+
+APP = Path(__file__).parent / "hostile_flower"
+sys.path.append(str(APP))
+from hostile_flower import task  # noqa: E402
+from hostile_flower.crafted import CRAFTED, SECRET, carrying  # noqa: E402
 
 ROOT, BIN, NODES, EPOCHS = Path(__file__).parent.parent, Path(sys.executable).parent, 5, 2
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -50,10 +66,6 @@ def reply(node, content, by=None):
 
 def asking(node):
     return Metadata(1, f"to {node}", 1, node, "", "", time.time(), 60.0, "train")
-
-
-def carrying(data, stype=flower.STYPE):
-    return RecordDict({"arrays": ArrayRecord({"payload": Array("uint8", (len(data),), stype, data)})})
 
 
 def strategy(**options):
@@ -89,14 +101,14 @@ def test_arrays_round_trip_and_are_checked():
         flower.from_record(record, START)
 
 
-def test_bad_nodes_are_left_out_and_named_and_the_rest_is_merged():
+def test_bad_nodes_are_left_out_and_named_and_the_rest_is_merged(caplog):
     good = [reply(10 + silo, carrying(sent_by(silo))) for silo in (2, 0, 1)]
     flipped = sent_by(3)[:-1] + bytes([sent_by(3)[-1] ^ 1])
     bad = {
         9: (carrying(indefinite("kronecker", 0)), "semi-definite"),  # takes no number from node 10
         19: (carrying(indefinite("full", 8)), "another kind of payload"),  # known before it is decoded
-        20: (Error(0, "node is\n gone"), "node is gone"),
-        21: (Error(0), "failed"),
+        20: (Error(5, SECRET), "it is gone"),
+        21: (Error(0, SECRET), "failed"),
         22: (carrying(flipped), "sha256"),
         23: (RecordDict(), "no payload"),
         24: (RecordDict({"arrays": ConfigRecord({"payload": b"x"})}), "no payload"),
@@ -112,6 +124,7 @@ def test_bad_nodes_are_left_out_and_named_and_the_rest_is_merged():
     record, metrics = made.aggregate_train(1, [*answers[5:], *good, *answers[:5]])
     reasons = {node: words for node, (_, words) in bad.items()} | {30: "no answer in time"}
     assert set(made.left_out[1]) == set(reasons)
+    assert SECRET not in caplog.text and "node 30: no answer" in caplog.text
     for node, words in reasons.items():
         assert f"node {node}: " in made.left_out[1][node] and words in made.left_out[1][node]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(payload("kronecker", silo) for silo in range(3)))
@@ -133,6 +146,140 @@ def test_statistics_that_the_servers_rule_cannot_merge_are_left_out_even_where_a
     held = f"the payload holds {structure} ({kind})"
     for node in (10, 11):
         assert f"node {node}: rule: fedfisher-diag takes " in made.left_out[1][node] and held in made.left_out[1][node]
+
+
+def diagonal_of(silo, **changes):
+    """An honest payload file of the app in tests/hostile_flower."""
+    number = ff.Payload(jnp.asarray(40.0), jax.tree.map(lambda leaf: leaf + 0.1 * silo, task.START))
+    square = ff.Diagonal(jax.tree.map(lambda leaf: 0.5 + leaf**2, number.params))
+    told = {"rule": task.RULE.name, "likelihood": "categorical", "silo": silo, "kind": "exact"} | changes
+    return files.dumps(number._replace(statistics=square), files.About(start=files.fingerprint(task.START), **told))
+
+
+def of_task(**options):
+    made = flower.FedFisher(task.RULE, task.START, **options)
+    made.start_of_round = task.START
+    return made
+
+
+@pytest.mark.parametrize("nodes", [(10, 11, 12, 13), (13, 12, 11, 10), (10, 13)], ids=["last", "first", "one other"])
+@pytest.mark.parametrize("name", [name for name in CRAFTED if name not in ("an exception", "a crash")])
+def test_a_crafted_reply_is_left_out_and_named_and_the_rest_is_merged(name, nodes):
+    *honest, culprit = nodes
+    made, kept = of_task(), {node: diagonal_of(number) for number, node in enumerate(honest)}
+    made.asked = [asking(node) for node in nodes]
+    sent = [reply(node, carrying(data)) for node, data in kept.items()]
+    record, metrics = made.aggregate_train(1, [*sent, reply(culprit, CRAFTED[name](diagonal_of(7)))])
+    assert set(made.left_out[1]) == {culprit} and f"node {culprit}: " in made.left_out[1][culprit]
+    assert metrics["payloads"] == len(honest)
+    alone, _ = of_task().aggregate_train(1, sent)
+    for path, array in record.items():
+        np.testing.assert_array_equal(array.numpy(), alone[path].numpy())
+
+
+def test_numbers_that_are_too_large_together_leave_out_the_largest():
+    """Each payload alone can be merged: the sum of their Fishers is beyond the type, here one that ends early."""
+
+    def narrow(summary, start):
+        merged = task.RULE.solve(summary, start)
+        beyond = sum(jnp.sum(leaf > 1.5e32) for leaf in jax.tree.leaves(summary))
+        return merged._replace(params=jax.tree.map(lambda leaf: jnp.where(beyond, jnp.inf, leaf), merged.params))
+
+    sent = {10 + silo: resealed(diagonal_of(silo), fisher_of(scale)) for silo, scale in enumerate((1.0, 3e30, 2e30))}
+    made = flower.FedFisher(task.RULE._replace(solve=narrow), task.START)
+    made.start_of_round = task.START
+    _, metrics = made.aggregate_train(1, [reply(node, carrying(data)) for node, data in sent.items()])
+    assert set(made.left_out[1]) == {11} and "the largest numbers" in made.left_out[1][11]
+    assert metrics["payloads"] == 2
+
+
+def fisher_of(value):
+    def change(header, arrays):
+        arrays.update({name: np.full_like(a, value) for name, a in arrays.items() if name.startswith("fisher/")})
+
+    return change
+
+
+def test_where_no_payload_can_be_merged_the_server_goes_on():
+    broken = task.RULE._replace(solve=lambda summary, start: 1 / 0)
+    made = flower.FedFisher(broken, task.START)
+    made.start_of_round = task.START
+    sent = [reply(10 + silo, carrying(diagonal_of(silo))) for silo in range(3)]
+    assert made.aggregate_train(1, sent) == (None, None)
+    assert set(made.left_out[1]) == {10, 11, 12} and "ZeroDivisionError" in made.left_out[1][10]
+
+
+def test_a_model_is_handed_over_after_every_round_that_has_one():
+    kept = {}
+    made = of_task(done=kept.__setitem__)
+    record, _ = made.aggregate_train(3, [reply(10, carrying(diagonal_of(0)))])
+    made.aggregate_train(4, [])
+    assert set(kept) == {3}
+    for ours, theirs in zip(
+        jax.tree.leaves(kept[3]), jax.tree.leaves(flower.from_record(record, task.START)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+class Grid:
+    """Nodes that are connected, one list for every time that the server asks."""
+
+    def __init__(self, *there):
+        self.there = list(there)
+
+    def get_node_ids(self):
+        return self.there.pop(0) if len(self.there) > 1 else self.there[0]
+
+
+def asked_by(made, kind, grid, number=2):
+    call = made.configure_train if kind == "train" else made.configure_evaluate
+    messages = call(number, flower.to_record(task.START), ConfigRecord(), grid)
+    assert all(message.metadata.message_type == kind for message in messages)
+    assert all(message.content["config"]["server-round"] == number for message in messages)
+    return sorted(message.metadata.dst_node_id for message in messages)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_round_waits_for_its_nodes_and_then_goes_on_with_who_is_there(kind, caplog):
+    least = {"min_train_nodes": 3, "min_evaluate_nodes": 3, "min_available_nodes": 3, "fraction_evaluate": 1.0}
+    assert asked_by(of_task(wait=60.0, **least), kind, Grid([1], [1, 2], [1, 2, 3])) == [1, 2, 3]
+    assert "nodes of 3" not in caplog.text
+    assert asked_by(of_task(wait=0.01, **least), kind, Grid([1, 2])) == [1, 2]
+    assert "round 2: 2 nodes of 3 after 0.01 s" in caplog.text
+    assert asked_by(of_task(wait=0.0, **least), kind, Grid([])) == []
+    few = of_task(wait=0.0, quorum=3, **least)
+    assert asked_by(few, "train", Grid([1, 2])) == [] and few.aggregate_train(2, []) == (None, None)
+    half = least | {"min_train_nodes": 1, "min_evaluate_nodes": 1, "fraction_train": 0.5, "fraction_evaluate": 0.5}
+    assert len(asked_by(of_task(**half), kind, Grid(list(range(8))))) == 4
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="wait: got"):
+            of_task(wait=wrong)
+
+
+def scores(**values):
+    return RecordDict({"metrics": MetricRecord({"num-examples": 10, "loss": 2.0, "accuracy": 0.5} | values)})
+
+
+def test_bad_scores_are_left_out_and_named_and_the_rest_is_averaged(caplog):
+    odd = {
+        20: scores(loss=float("nan")),
+        21: scores(**{"num-examples": 0}),
+        22: scores(**{"num-examples": 2**60}),
+        23: scores(loss=[1.0, 2.0]),
+        24: scores(more=1.0),
+        25: RecordDict(),
+        26: RecordDict({"metrics": MetricRecord({"loss": 1.0})}),
+        27: RecordDict({"other": MetricRecord({"num-examples": 10})}),
+        28: RecordDict({"metrics": ConfigRecord({"num-examples": 10})}),
+        29: Error(2, SECRET),
+    }
+    good = {10: scores(), 11: scores(loss=5.0, accuracy=1.0, **{"num-examples": 20})}
+    found = of_task(fraction_evaluate=1.0).aggregate_evaluate(3, [reply(n, c) for n, c in (odd | good).items()])
+    assert dict(found) == pytest.approx({"loss": 4.0, "accuracy": 5 / 6})
+    for node in odd:
+        assert f"round 3: not scored by node {node}: " in caplog.text
+    assert SECRET not in caplog.text
+    assert of_task(fraction_evaluate=1.0).aggregate_evaluate(3, []) is None
 
 
 def test_too_few_payloads_leave_the_model_as_it_is():
@@ -221,9 +368,22 @@ def test_a_node_evaluates_what_it_is_sent():
 
 
 @pytest.mark.parametrize(("changes", "words"), [({"number": 0}, "server-round"), ({"arrays": ArrayRecord()}, "arrays")])
-def test_a_node_refuses_what_it_cannot_train(changes, words):
-    with pytest.raises(ValueError, match=words):
+def test_a_node_refuses_what_it_cannot_train(changes, words, caplog):
+    with pytest.raises(RuntimeError, match=r"the node failed \(ValueError\)"):
         answer(small_silo(), "train", **changes)
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_what_a_node_fails_with_stays_there(kind, caplog):
+    def secret(context):
+        raise FileNotFoundError(SECRET)
+
+    asked = Message(metadata=Metadata(1, "x", 1, 3, "", "", time.time(), 60.0, kind), content=RecordDict())
+    with pytest.raises(RuntimeError, match=r"^the node failed \(FileNotFoundError\); its own log says why$") as raised:
+        flower.client_app(secret)(asked, Context(1, 3, {}, RecordDict(), {}))
+    assert raised.value.__cause__ is None and raised.value.__suppress_context__
+    assert SECRET in caplog.text
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------
@@ -279,8 +439,17 @@ def configured(folder):
 def app(folder, config):
     """Arguments of flwr that run the example of experiments/flower."""
     values = {"epochs": EPOCHS, "nodes": NODES, "timeout": 400, "out": f"'{folder}/global.safetensors'"} | config
-    words = " ".join(f"{key}={value}" for key, value in values.items())
-    return ["run", ROOT / "experiments" / "flower", "here", "--stream", "-c", words]
+    return running(ROOT / "experiments" / "flower", values)
+
+
+def running(code, config):
+    words = " ".join(f"{key}={value}" for key, value in config.items())
+    return ["run", code, "here", "--stream", "-c", words]
+
+
+def hostile(folder, config):
+    """Arguments of flwr that run the app of tests/hostile_flower."""
+    return running(APP, {"out": f"'{folder}'"} | config)
 
 
 def log_of(folder, name):
@@ -288,7 +457,7 @@ def log_of(folder, name):
 
 
 @contextlib.contextmanager
-def federation(folder, nodes=NODES, link_options=(), run_options=()):
+def federation(folder, nodes=NODES, link_options=(), run_options=(), code=app, node_config=None):
     """SuperLink and SuperNodes as processes; yields a function that starts the app, and the nodes."""
     ports = free_ports(nodes + 1)
     link = f"127.0.0.1:{ports[0]}"
@@ -304,7 +473,7 @@ def federation(folder, nodes=NODES, link_options=(), run_options=()):
         return running[-1]
 
     def run(**config):
-        return start("run", "flwr", *app(folder, config), *run_options)
+        return start("run", "flwr", *code(folder, config), *run_options)
 
     try:
         here = ["--insecure", "--host", "127.0.0.1", "--port", ports[0], "--disable-runtime-dependency-installation"]
@@ -313,7 +482,8 @@ def federation(folder, nodes=NODES, link_options=(), run_options=()):
         served = ["--insecure", "--superlink", link, "--host", "127.0.0.1"]
         supernodes = []
         for number in range(nodes):
-            here = ["--port", ports[number + 1], "--node-config", f"partition-id={number}"]
+            own = f"partition-id={number} {(node_config or {}).get(number, '')}".strip()
+            here = ["--port", ports[number + 1], "--node-config", own]
             supernodes.append(start(f"node{number}", "flower-supernode", *served, *here))
         yield run, supernodes
     except BaseException:
@@ -342,6 +512,62 @@ def test_nodes_on_loopback_make_the_model_of_memory_and_one_killed_in_mid_round_
         assert again.wait(timeout=560) == 0
         assert "round 1: left out 1 of 5" in log_of(tmp_path, "run")
     require_equal(out, in_memory(rule="fisher-merge", nodes=range(4)))
+
+
+def honest_rounds(kept):
+    """The models of a federation of the app in tests/hostile_flower, merged of the nodes `kept` of each round."""
+    params, models = task.START, []
+    for number, nodes in enumerate(kept, start=1):
+        x, y = (jnp.concatenate(part) for part in zip(*map(task.examples_of, range(3)), strict=True))
+        who = ff.cohort(x, y, np.split(np.arange(120), 3)).sample(np.array(nodes))
+        key = flower.round_keys(4, number)
+        trained, _ = simulate.train_clients(task.TRAINING, params, who, key.train, strategy="threads")
+        update = ff.Update(trained.params, params)
+        sent, _ = simulate.measure_clients(task.RULE.measure, update, who, key.measure, strategy="threads")
+        params = simulate.merge_clients(task.RULE, sent, params).params
+        models.append(params)
+    return models
+
+
+def require_rounds(folder, kept):
+    for number, params in enumerate(honest_rounds(kept), start=1):
+        with np.load(folder / f"round{number}.npz") as found:
+            for ours, theirs in zip(found.values(), jax.tree.leaves(params), strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_a_hostile_node_on_loopback_changes_no_round(tmp_path):
+    """Node 2 answers with every crafted reply in turn; the models are those of the two others."""
+    with federation(tmp_path, 3, code=hostile, node_config={2: "hostile=true"}) as (run, _):
+        assert run(rounds=len(CRAFTED), timeout=120.0, wait=60.0).wait(timeout=1800) == 0
+        left_out = json.loads((tmp_path / "left_out.json").read_text())
+        for number, name in enumerate(CRAFTED, start=1):
+            assert len(left_out[str(number)]) == 1, name
+        assert len({node for nodes in left_out.values() for node in nodes}) == 1
+        require_rounds(tmp_path, [[0, 1]] * len(CRAFTED))
+        for log in ("run", "link", "node0", "node1"):
+            assert SECRET not in log_of(tmp_path, log)
+
+
+@pytest.mark.slow
+def test_a_node_killed_in_each_round_on_loopback_stops_none(tmp_path):
+    """Node 2 dies in round 1 and node 1 in round 2; round 3 is node 0's alone, and every model is written at once."""
+    asleep = {2: "asleep-in=1", 1: "asleep-in=2"}
+    with federation(tmp_path, 3, code=hostile, node_config=asleep) as (run, nodes):
+        federated = run(rounds=3, timeout=60.0, wait=10.0)
+        for number, victim in ((1, 2), (2, 1)):
+            wait_for(
+                lambda n=number, v=victim: log_of(tmp_path, f"node{v}").count("Receiving: train message") == n,
+                400,
+                f"node {victim} is asked in round {number}",
+            )
+            assert (tmp_path / f"round{number - 1}.npz").exists() == (number > 1)
+            os.killpg(nodes[victim].pid, signal.SIGKILL)
+        assert federated.wait(timeout=600) == 0
+        require_rounds(tmp_path, [[0, 1], [0], [0]])
+        left_out = json.loads((tmp_path / "left_out.json").read_text())
+        assert len(left_out["1"]) == 1 and set(left_out["1"]) <= set(left_out["2"])
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def counted(likelihood: Likelihood, target: Any, rows: jax.Array) -> jax.Array:
     return rows if likelihood.counts is None else jnp.where(likelihood.counts(target)[..., None], rows, 0)
 
 
-def counted_activations(likelihood: Likelihood, target: Any, rows: list[jax.Array]) -> list[jax.Array]:
+def counted_activations(likelihood: Likelihood, target: Any, rows: list[Any]) -> list[Any]:
     """One example's activations [(groups,) T, inputs] of every layer, zero at positions that its target leaves out.
 
     A layer whose positions are not the targets' (a convolution's, say) keeps all of them.

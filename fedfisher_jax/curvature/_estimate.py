@@ -235,7 +235,7 @@ def _one_pass(
         return {name: structure.input_sums(rows) for name, structure in of_layers.items()}
 
     def inputs(batch: Batch) -> dict[str, Any]:
-        def of_example(x: Any, y: Any) -> list[jax.Array]:
+        def of_example(x: Any, y: Any) -> list[Any]:
             return counted_activations(likelihood, y, activations(readers["layers"], leaves, x))
 
         rows = jax.vmap(of_example)(batch.x, batch.y)

@@ -11,6 +11,7 @@ from .._trees import stack
 from ..curvature import Layer
 from ..federate import merge_clients
 from ..merge import Merged, Payload, Rule
+from ..merge._rule import require_taken
 from ..payload import Header, Limits, PayloadError
 
 PyTree = Any
@@ -63,7 +64,7 @@ def merge_replies(
         opened: dict[int, Payload] = {}
         for node in nodes:
             try:
-                opened[node], _ = payload.loads(replies[node], start, file=f"node {node}", **how)
+                opened[node] = _taken(node, rule, payload.loads(replies[node], start, file=f"node {node}", **how)[0])
             except Exception as error:
                 left_out[node] = _why(node, error)
         doubles = _doubles({node: headers[node] for node in opened})
@@ -120,6 +121,15 @@ def _why(node: int, error: Exception) -> str:
     if isinstance(error, PayloadError):
         return str(error)
     return f"node {node}: its payload cannot be merged ({type(error).__name__})"
+
+
+def _taken(node: int, rule: Rule, sent: Payload) -> Payload:
+    """The payload itself, if the rule can merge its statistics."""
+    try:
+        require_taken(rule, sent)
+    except ValueError as error:
+        raise PayloadError(f"node {node}: {error}") from error
+    return sent
 
 
 def _require_rule(header: Header, rule: Rule, node: int) -> None:

@@ -14,7 +14,8 @@ from ._jaxpr import Program
 def stand_ins(program: Program) -> tuple[list[Any], Program]:
     """Draw arguments of a program's shapes, and the program with numbers for the values of a function being traced.
 
-    The numbers are always the same. Matrices keep activations of unit size; integers are 0 or 1, which index anything; masks leave nothing out.
+    The numbers are always the same. Matrices keep activations of unit size; integers are 0 or 1, which
+    index anything; masks leave nothing out.
     """
     random = np.random.default_rng(0)
     arguments = [_drawn(program.avals[v], random) for v in program.inputs]

@@ -1,6 +1,7 @@
-"""The server: sends the start, merges payloads, writes the global model."""
+"""The server: sends the start, merges payloads, writes the global model of every round."""
 
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context  # pyright: ignore[reportMissingImports]
 from flwr.serverapp import Grid, ServerApp  # pyright: ignore[reportMissingImports]
@@ -17,6 +18,11 @@ def main(grid: Grid, context: Context) -> None:
     """One federation."""
     config = context.run_config
     task, nodes = task_of(config), int(config["nodes"])
+
+    def write(number: int, params: Any) -> None:
+        """Write the model of a round, so that no later round can lose it."""
+        model_file.write(Path(str(config["out"])), task.kind, params, f"flower, {number} rounds")
+
     strategy = flower.FedFisher(
         task.rule,
         task.start,
@@ -24,13 +30,13 @@ def main(grid: Grid, context: Context) -> None:
         quorum=int(config["quorum"]),
         min_train_nodes=nodes,
         min_available_nodes=nodes,
+        wait=float(config["wait"]),
+        done=write,
     )
     result = strategy.start(
         grid, flower.to_record(task.start), num_rounds=int(config["rounds"]), timeout=float(config["timeout"])
     )
     if not result.arrays:
         raise RuntimeError(f"no round had {config['quorum']} payloads: there is no model")
-    merged = flower.from_record(result.arrays, task.start)
-    model_file.write(Path(str(config["out"])), task.kind, merged, f"flower, {config['rounds']} rounds")
     for number, reasons in strategy.left_out.items():
         print(f"round {number}: left out {len(reasons)} of {nodes}")

@@ -1,0 +1,1 @@
+"""Three nodes, one of which sends what it should not."""
