@@ -19,6 +19,7 @@ from .._trees import stack
 from ..curvature import capture
 from ..federate import merge_clients, zero_fishers
 from ..merge import catalogue
+from ..merge._rule import require_taken
 from ..payload import Header, Limits
 from ..report import words_on_rule
 from ..silos import _model_file as model_file
@@ -80,13 +81,18 @@ def merge(settings: MergeSettings) -> dict[str, Any]:
     )
     if options and name not in catalogue.SOLVED:
         raise ValueError(f"damping: {name} has none")
-    payloads, offers = [sent for sent, _ in found], {"captured": captured}
+    payloads = [sent for sent, _ in found]
+    offers: dict[str, Any] = {"captured": captured}
     if name == headers[0].about.rule:  # which gave every rule's statistics the same kind in files of version 0.2
         payloads = [sent._replace(kind=None) for sent in payloads]
     if headers[0].about.kind in KINDS:
         offers["kind"] = headers[0].about.kind
     likelihood = likelihood_of(start.kind.likelihood)
     rule = catalogue.named_rule(name, start.network.apply, likelihood, offers=offers, **options)
+    try:
+        require_taken(rule, payloads[0])
+    except ValueError as error:
+        raise ValueError(f"{error}; the files are for {headers[0].about.rule[:80]}") from error
     merged = _merged(rule, payloads, start.params)
     if merged.apply is not None:
         raise ValueError(f"rule: {name} makes another network, for which there is no model file")

@@ -149,8 +149,8 @@ def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Arra
         )
         return p, state, (total / data.size.astype(total.dtype)).astype(no_loss.dtype), mean
 
-    no_loss = jnp.asarray(jnp.nan, jax.eval_shape(loss, params, take(data, 0, batch_size)).dtype)
+    no_loss = jnp.zeros((), jax.eval_shape(loss, params, take(data, 0, batch_size)).dtype)
     no_squares = jax.tree.map(jnp.zeros_like, params) if squares else None
     start = vary((params, optimizer.init(params), no_loss, no_squares), axes)
     trained, _, last, gathered = jax.lax.fori_loop(0, training.epochs, epoch, start)
-    return Trained(trained, last, gathered)
+    return Trained(trained, jnp.where(training.epochs > 0, last, jnp.nan), gathered)
