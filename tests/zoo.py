@@ -346,6 +346,17 @@ def table_counted_from_the_end():
 
 
 @case
+def table_read_twice():
+    return table(lambda rows, x: rows[x] * jnp.cos(rows[x[:, ::-1]]) + rows[x[:, :1]])
+
+
+@case
+def table_read_in_two_ways_falls_back():
+    model = table(lambda rows, x: rows[x] + rows.sum(0))
+    return model._replace(fallback={"['table']": "read 2 times"})
+
+
+@case
 def table_of_positions():
     """Numbers that do not depend on the example."""
     params = {"words": normal(0, 7, 4), "places": normal(1, 9, 4), "w": normal(2, 4, 3)}

@@ -76,11 +76,15 @@ def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
     """Find the layer in which parameter `leaf` is the weight, or say why there is none."""
     readers = uses(program)
     position, variable, steps = _chain(program, readers, program.inputs[leaf])
+    shape = program.avals[program.inputs[leaf]].shape
+    tables = [_table(program, Layer(leaf, None, shape, (), steps, lookup=True), n, variable) for n in readers[variable]]
+    if all(isinstance(table, Site) for table in tables) and len({table.layer for table in tables}) == 1:
+        return dataclasses.replace(tables[0], more=tuple(tables[1:]))
     if isinstance(position, str):
         return position
-    equation, shape = program.equations[position], program.avals[program.inputs[leaf]].shape
-    if equation.name == "gather" and equation.inputs[0] == variable:
-        return _table(program, Layer(leaf, None, shape, (), steps, lookup=True), position)
+    equation = program.equations[position]
+    if equation.name == "gather":
+        return tables[0]
     if equation.name not in ("dot_general", "conv_general_dilated"):
         return f"read by {equation.name}"
     if not jnp.issubdtype(program.avals[equation.outputs[0]].dtype, jnp.floating):
@@ -105,12 +109,11 @@ def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
     return site if lookup else _with_bias(program, readers, site, num_leaves)
 
 
-def _table(program: Program, layer: Layer, position: int) -> Site | str:
-    """Make the site of a table whose rows a `gather` reads, or say why it is none."""
-    equation = program.equations[position]
-    shape = program.avals[equation.inputs[0]].shape
-    axis = table_axis(equation, shape)
-    if axis is None:
+def _table(program: Program, layer: Layer, position: int, variable: int) -> Site | str:
+    """Make the site of a table whose rows the equation at `position` reads, or say why it is none."""
+    equation, shape = program.equations[position], program.avals[variable].shape
+    axis = table_axis(equation, shape) if equation.name == "gather" and equation.inputs[0] == variable else None
+    if axis is None or position == -1:
         return "read by a gather of other things than whole rows"
     steps = layer.steps + product_steps(shape, (axis,))
     return Site(dataclasses.replace(layer, steps=steps), position, equation.outputs[0], 1, ())
