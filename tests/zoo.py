@@ -375,6 +375,38 @@ def table_of_blocks():
 
 
 @case
+def bias_times_one():
+    """As PyTorch's `addmm` writes it."""
+    params = {"w": normal(0, 4, 5), "b": normal(1, 5), "v": normal(2, 5, 3)}
+    return Case(lambda p, x: jnp.tanh(1.0 * p["b"] + 1 * (x @ p["w"])) @ p["v"], params, normal(3, 6, 4))
+
+
+@case
+def bias_times_two():
+    result = bias_times_one()
+    apply = lambda p, x: jnp.tanh(2.0 * p["b"] + x @ p["w"]) @ p["v"]  # noqa: E731
+    return result._replace(apply=apply, fallback={"['b']": "read by mul"})
+
+
+@case
+def rotary_attention():
+    """Tokens tell positions apart by rotations of queries and keys alone, so equal tokens have no gradient there."""
+    params = {name: normal(n, 4, 4) for n, name in enumerate(("q", "k", "v"))} | {"table": 3 * normal(3, 7, 4)}
+
+    def rotate(rows):
+        angle = jnp.arange(rows.shape[1])[:, None] / jnp.asarray([1.0, 10.0, 1.0, 10.0])
+        halves = jnp.concatenate([-rows[..., 2:], rows[..., :2]], axis=-1)
+        return rows * jnp.cos(angle) + halves * jnp.sin(angle)
+
+    def apply(p, x):
+        h = p["table"][x]
+        weights = jax.nn.softmax(rotate(h @ p["q"]) @ jnp.swapaxes(rotate(h @ p["k"]), -1, -2))
+        return jnp.tanh(weights @ (h @ p["v"])).mean(1)
+
+    return Case(apply, params, embedding().x)
+
+
+@case
 def layer_norm():
     result = linen(nn.Sequential([nn.Dense(4), nn.LayerNorm(), nn.tanh, nn.Dense(3)]), 5, 3)
     norm = "['params']['layers_1']"

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._compat import Tracer
 from ..tracing._apart import require_apart
 from ..tracing._convolution import kernel_matrix_steps
 from ..tracing._jaxpr import Program, depends_on, evaluate, trace, uses
@@ -141,10 +142,26 @@ def _rearrangement(program: Program, position: int) -> Steps | None:
         return (("transpose", tuple(equation.params["permutation"])),)
     if equation.name in ("convert_element_type", "copy"):
         return ()
+    if equation.name == "mul" and any(_is_one(program, v) for v in equation.inputs) and _same_shape(program, equation):
+        return ()  # `addmm` of PyTorch writes beta · bias + alpha · x w
     same_size = math.prod(program.avals[equation.inputs[0]].shape) == math.prod(shape)
     if equation.name in ("reshape", "squeeze", "expand_dims") or (equation.name == "broadcast_in_dim" and same_size):
         return (("reshape", tuple(shape)),)
     return None
+
+
+def _same_shape(program: Program, equation: Any) -> bool:
+    return len({program.avals[v].shape for v in (*equation.inputs, *equation.outputs) if program.avals[v].shape}) <= 1
+
+
+def _is_one(program: Program, variable: int) -> bool:
+    """Tell whether a variable is known to hold nothing but ones."""
+    value = program.constants.get(variable)
+    if value is not None:
+        return not isinstance(value, Tracer) and bool((np.asarray(value) == 1).all())
+    made = [equation for equation in program.equations if variable in equation.outputs]
+    spread = bool(made) and made[0].name in ("convert_element_type", "broadcast_in_dim")
+    return spread and _is_one(program, made[0].inputs[0])
 
 
 def _with_bias(program: Program, readers: dict, site: Site, num_leaves: int) -> Site:
@@ -176,16 +193,13 @@ def _broadcast_indices(program: Program, readers: dict, variable: int, target: i
     while readers[variable] != [reader] or variable != target:
         if len(readers[variable]) != 1 or readers[variable][0] == -1:
             return None
-        equation = program.equations[readers[variable][0]]
-        if equation.name in ("convert_element_type", "copy"):
-            pass
-        elif equation.name == "broadcast_in_dim" and len(equation.inputs) == 1:
+        equation, step = program.equations[readers[variable][0]], _rearrangement(program, readers[variable][0])
+        if equation.name == "broadcast_in_dim" and len(equation.inputs) == 1:
             kept = [1] * len(equation.params["shape"])
             for axis, place in enumerate(equation.params["broadcast_dimensions"]):
                 kept[place] = value.shape[axis]
             value = np.broadcast_to(value.reshape(kept), equation.params["shape"])
         else:
-            step = _rearrangement(program, readers[variable][0])
             if step is None:
                 return None
             value = run(step, value)
