@@ -1,4 +1,4 @@
-"""Models whose examples mix, or that draw random numbers, are refused at every door that promises batches of any size."""
+"""Models whose examples mix, or that draw random numbers, are refused where batches of any size are promised."""
 
 import flax.linen as nn
 import jax

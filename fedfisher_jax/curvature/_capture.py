@@ -2,8 +2,8 @@
 
 For Kronecker factors (arXiv 1503.05671 for dense layers, 1602.01407 for convolutions) and structured diagonals one
 needs each layer's activations a and the gradient g at its output. A captured layer is a `dot_general` or
-`conv_general_dilated` one operand of which is exactly a parameter leaf (through transpositions, reshapes and casts).
-Whatever is not plainly that falls back, with the reason.
+`conv_general_dilated` one operand of which is exactly a parameter leaf (through transpositions, reshapes and casts), or
+a table whose rows are looked up. Whatever is not plainly that falls back, with the reason.
 """
 
 import dataclasses
