@@ -79,8 +79,9 @@ def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
     position, variable, steps = _chain(program, readers, program.inputs[leaf])
     shape = program.avals[program.inputs[leaf]].shape
     tables = [_table(program, Layer(leaf, None, shape, (), steps, lookup=True), n, variable) for n in readers[variable]]
-    if all(isinstance(table, Site) for table in tables) and len({table.layer for table in tables}) == 1:
-        return dataclasses.replace(tables[0], more=tuple(tables[1:]))
+    sites = [table for table in tables if isinstance(table, Site)]
+    if len(sites) == len(tables) and len({site.layer for site in sites}) == 1:
+        return dataclasses.replace(sites[0], more=tuple(sites[1:]))
     if isinstance(position, str):
         return position
     equation = program.equations[position]
