@@ -21,7 +21,7 @@ from ..tracing._jaxpr import Equation, Program
 class Lookup:
     """Which rows of a table positions read, in the place of one-hot activations [..., T, size]."""
 
-    numbers: jax.Array  # [..., T], from 1; 0 reads no row, as padding does
+    numbers: Any  # integers [..., T], from 1; 0 reads no row, as padding does
     size: int = dataclasses.field(metadata={"static": True})  # rows of the table
     dtype: Any = dataclasses.field(metadata={"static": True})  # in which is counted
 
