@@ -346,6 +346,17 @@ def table_counted_from_the_end():
 
 
 @case
+def table_read_twice():
+    return table(lambda rows, x: rows[x] * jnp.cos(rows[x[:, ::-1]]) + rows[x[:, :1]])
+
+
+@case
+def table_read_in_two_ways_falls_back():
+    model = table(lambda rows, x: rows[x] + rows.sum(0))
+    return model._replace(fallback={"['table']": "read 2 times"})
+
+
+@case
 def table_of_positions():
     """Numbers that do not depend on the example."""
     params = {"words": normal(0, 7, 4), "places": normal(1, 9, 4), "w": normal(2, 4, 3)}
@@ -361,6 +372,38 @@ def table_of_blocks():
     """Two rows at a time are not rows of a table."""
     look = jax.vmap(jax.vmap(lambda rows, i: lax.dynamic_slice(rows, (i, 0), (2, 4)).sum(0), (None, 0)), (None, 0))
     return table(look)._replace(fallback={"['table']": "gather of other things"})
+
+
+@case
+def bias_times_one():
+    """As PyTorch's `addmm` writes it."""
+    params = {"w": normal(0, 4, 5), "b": normal(1, 5), "v": normal(2, 5, 3)}
+    return Case(lambda p, x: jnp.tanh(1.0 * p["b"] + 1 * (x @ p["w"])) @ p["v"], params, normal(3, 6, 4))
+
+
+@case
+def bias_times_two():
+    result = bias_times_one()
+    apply = lambda p, x: jnp.tanh(2.0 * p["b"] + x @ p["w"]) @ p["v"]  # noqa: E731
+    return result._replace(apply=apply, fallback={"['b']": "read by mul"})
+
+
+@case
+def rotary_attention():
+    """Tokens tell positions apart by rotations of queries and keys alone, so equal tokens have no gradient there."""
+    params = {name: normal(n, 4, 4) for n, name in enumerate(("q", "k", "v"))} | {"table": 3 * normal(3, 7, 4)}
+
+    def rotate(rows):
+        angle = jnp.arange(rows.shape[1])[:, None] / jnp.asarray([1.0, 10.0, 1.0, 10.0])
+        halves = jnp.concatenate([-rows[..., 2:], rows[..., :2]], axis=-1)
+        return rows * jnp.cos(angle) + halves * jnp.sin(angle)
+
+    def apply(p, x):
+        h = p["table"][x]
+        weights = jax.nn.softmax(rotate(h @ p["q"]) @ jnp.swapaxes(rotate(h @ p["k"]), -1, -2))
+        return jnp.tanh(weights @ (h @ p["v"])).mean(1)
+
+    return Case(apply, params, embedding().x)
 
 
 @case

@@ -2,8 +2,8 @@
 
 For Kronecker factors (arXiv 1503.05671 for dense layers, 1602.01407 for convolutions) and structured diagonals one
 needs each layer's activations a and the gradient g at its output. A captured layer is a `dot_general` or
-`conv_general_dilated` one operand of which is exactly a parameter leaf (through transpositions, reshapes and casts).
-Whatever is not plainly that falls back, with the reason.
+`conv_general_dilated` one operand of which is exactly a parameter leaf (through transpositions, reshapes and casts), or
+a table whose rows are looked up. Whatever is not plainly that falls back, with the reason.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._compat import Tracer
 from .._doors import applying, require_params
 from .._trees import outline
 from ..tracing._apart import require_apart
@@ -78,11 +79,16 @@ def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
     """Find the layer in which parameter `leaf` is the weight, or say why there is none."""
     readers = uses(program)
     position, variable, steps = _chain(program, readers, program.inputs[leaf])
+    shape = program.avals[program.inputs[leaf]].shape
+    tables = [_table(program, Layer(leaf, None, shape, (), steps, lookup=True), n, variable) for n in readers[variable]]
+    sites = [table for table in tables if isinstance(table, Site)]
+    if len(sites) == len(tables) and len({site.layer for site in sites}) == 1:
+        return dataclasses.replace(sites[0], more=tuple(sites[1:]))
     if isinstance(position, str):
         return position
-    equation, shape = program.equations[position], program.avals[program.inputs[leaf]].shape
-    if equation.name == "gather" and equation.inputs[0] == variable:
-        return _table(program, Layer(leaf, None, shape, (), steps, lookup=True), position)
+    equation = program.equations[position]
+    if equation.name == "gather":
+        return tables[0]
     if equation.name not in ("dot_general", "conv_general_dilated"):
         return f"read by {equation.name}"
     if not jnp.issubdtype(program.avals[equation.outputs[0]].dtype, jnp.floating):
@@ -107,12 +113,11 @@ def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
     return site if lookup else _with_bias(program, readers, site, num_leaves)
 
 
-def _table(program: Program, layer: Layer, position: int) -> Site | str:
-    """Make the site of a table whose rows a `gather` reads, or say why it is none."""
-    equation = program.equations[position]
-    shape = program.avals[equation.inputs[0]].shape
-    axis = table_axis(equation, shape)
-    if axis is None:
+def _table(program: Program, layer: Layer, position: int, variable: int) -> Site | str:
+    """Make the site of a table whose rows the equation at `position` reads, or say why it is none."""
+    equation, shape = program.equations[position], program.avals[variable].shape
+    axis = table_axis(equation, shape) if equation.name == "gather" and equation.inputs[0] == variable else None
+    if axis is None or position == -1:
         return "read by a gather of other things than whole rows"
     steps = layer.steps + product_steps(shape, (axis,))
     return Site(dataclasses.replace(layer, steps=steps), position, equation.outputs[0], 1, ())
@@ -140,10 +145,26 @@ def _rearrangement(program: Program, position: int) -> Steps | None:
         return (("transpose", tuple(equation.params["permutation"])),)
     if equation.name in ("convert_element_type", "copy"):
         return ()
+    if equation.name == "mul" and any(_is_one(program, v) for v in equation.inputs) and _same_shape(program, equation):
+        return ()  # `addmm` of PyTorch writes beta · bias + alpha · x w
     same_size = math.prod(program.avals[equation.inputs[0]].shape) == math.prod(shape)
     if equation.name in ("reshape", "squeeze", "expand_dims") or (equation.name == "broadcast_in_dim" and same_size):
         return (("reshape", tuple(shape)),)
     return None
+
+
+def _same_shape(program: Program, equation: Any) -> bool:
+    return len({program.avals[v].shape for v in (*equation.inputs, *equation.outputs) if program.avals[v].shape}) <= 1
+
+
+def _is_one(program: Program, variable: int) -> bool:
+    """Tell whether a variable is known to hold nothing but ones."""
+    value = program.constants.get(variable)
+    if value is not None:
+        return not isinstance(value, Tracer) and bool((np.asarray(value) == 1).all())
+    made = [equation for equation in program.equations if variable in equation.outputs]
+    spread = bool(made) and made[0].name in ("convert_element_type", "broadcast_in_dim")
+    return spread and _is_one(program, made[0].inputs[0])
 
 
 def _with_bias(program: Program, readers: dict, site: Site, num_leaves: int) -> Site:
@@ -175,16 +196,13 @@ def _broadcast_indices(program: Program, readers: dict, variable: int, target: i
     while readers[variable] != [reader] or variable != target:
         if len(readers[variable]) != 1 or readers[variable][0] == -1:
             return None
-        equation = program.equations[readers[variable][0]]
-        if equation.name in ("convert_element_type", "copy"):
-            pass
-        elif equation.name == "broadcast_in_dim" and len(equation.inputs) == 1:
+        equation, step = program.equations[readers[variable][0]], _rearrangement(program, readers[variable][0])
+        if equation.name == "broadcast_in_dim" and len(equation.inputs) == 1:
             kept = [1] * len(equation.params["shape"])
             for axis, place in enumerate(equation.params["broadcast_dimensions"]):
                 kept[place] = value.shape[axis]
             value = np.broadcast_to(value.reshape(kept), equation.params["shape"])
         else:
-            step = _rearrangement(program, readers[variable][0])
             if step is None:
                 return None
             value = run(step, value)

@@ -17,6 +17,7 @@ from .._compat import standard_promotion, vary, varying
 from .._doors import require_examples, require_likelihood, require_params
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
+from ..tracing._apart import require_apart
 from ..tracing._convolution import for_loops
 from ._cotangents import cotangents
 from .structures._low_rank import LowRank, dot, joined, split
@@ -82,8 +83,8 @@ def top_eigenpairs(
         batch_size: examples at once.
 
     Raises:
-        ValueError: no key, an unknown kind, a rank above the number of parameters or another number out of range, or no
-            parameter that `where` names.
+        ValueError: no key, an unknown kind, a rank above the number of parameters or another number out of range, no
+            parameter that `where` names, or examples that mix, as for `capture`.
 
     Example:
         >>> import jax
@@ -102,51 +103,27 @@ def top_eigenpairs(
     if key is None:
         raise ValueError("key: got None, expected a random key, since low_rank starts from random vectors")
     params = vary(params, varying((data, key)))
-    pulled = cotangents(likelihood, kind, key, samples)
+    rows_of = cotangents(likelihood, kind, key, samples)
     leaves, treedef = jax.tree.flatten(params)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
     covered = [n for n, path in enumerate(paths) if subspace.where is None or subspace.where(path)]
     shapes = [jnp.shape(leaves[n]) for n in covered]
     size = _checked(subspace, paths, shapes)
+    require_apart(apply, params, data.x)
     dtype = jnp.result_type(jnp.float32, *[leaves[n].dtype for n in covered])
-    apply = for_loops(apply)
-
-    def product(vectors: jax.Array) -> jax.Array:
-        """H applied to the columns of [d, k]."""
-
-        def on_batch(batch: Batch) -> jax.Array:
-            def sound(leaf: jax.Array) -> jax.Array:
-                """Padding may hold anything, even what is not finite."""
-                return jnp.where(batch.mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[:1])
-
-            x = jax.tree.map(sound, batch.x)
-
-            def outputs_of(values: list[jax.Array]) -> jax.Array:
-                everything = list(leaves)
-                for n, value in zip(covered, values, strict=True):
-                    everything[n] = value
-                return apply(jax.tree.unflatten(treedef, everything), x)
-
-            def weigh(output: Any, tangent: Any, target: Any, mask: Any, position: Any) -> jax.Array:
-                rows = pulled(output, target, position).astype(tangent.dtype)
-                return jnp.where(mask, jnp.tensordot(dot(rows, tangent), rows, axes=1), 0)
-
-            outputs, push = jax.linearize(outputs_of, [leaves[n] for n in covered])
-            pull = jax.linear_transpose(push, [leaves[n] for n in covered])
-
-            def one(vector: jax.Array) -> jax.Array:
-                parts = split(vector[None], shapes)
-                tangents = push([part[0].astype(leaves[n].dtype) for n, part in zip(covered, parts, strict=True)])
-                weighted = jax.vmap(weigh)(outputs, tangents, batch.y, batch.mask, batch.position)
-                return joined([part.astype(dtype)[None] for part in pull(weighted)[0]])[0]
-
-            return jax.vmap(one, in_axes=1, out_axes=1)(vectors)
-
-        return mean_over_batches(on_batch, data, batch_size)
-
+    product = _product(for_loops(apply), params, data, rows_of, covered, batch_size)
     width = min(subspace.rank + subspace.oversampling, size)
     drawn = jax.random.normal(jax.random.fold_in(key, START), (size, width), dtype)
-    image = product(vary(drawn, varying(params)))
+    start = vary(drawn, varying(params))
+    values, vectors, residuals = _rayleigh_ritz(product, start, subspace)
+    parts = dict(zip(covered, split(vectors.T, shapes), strict=True))
+    all_shapes = tuple(jnp.shape(leaf) for leaf in leaves)
+    return Eigenpairs(LowRank(jnp.maximum(values, 0), parts, all_shapes, treedef), residuals)
+
+
+def _rayleigh_ritz(product: Callable, start: jax.Array, subspace: Subspace) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Iterate on a block of vectors [d, k]: the largest eigenvalues [r], their vectors [d, r], and residuals [r]."""
+    image = product(start)
     for _ in range(subspace.power_steps + 1):
         basis = jnp.linalg.qr(image)[0]
         image = product(basis)
@@ -154,10 +131,44 @@ def top_eigenpairs(
     values, turns = jnp.linalg.eigh((small + small.T) / 2)
     values, turns = values[::-1][: subspace.rank], turns[:, ::-1][:, : subspace.rank]
     vectors = basis @ turns
-    residuals = jnp.linalg.norm(image @ turns - vectors * values, axis=0)
-    parts = dict(zip(covered, split(vectors.T, shapes), strict=True))
-    all_shapes = tuple(jnp.shape(leaf) for leaf in leaves)
-    return Eigenpairs(LowRank(jnp.maximum(values, 0), parts, all_shapes, treedef), residuals)
+    return values, vectors, jnp.linalg.norm(image @ turns - vectors * values, axis=0)
+
+
+def _product(
+    apply: Callable, params: PyTree, data: Examples, rows_of: Callable, covered: Sequence[int], batch_size: int
+) -> Callable[[jax.Array], jax.Array]:
+    """Make the map that applies H to the columns of [d, k], over the leaves that are covered."""
+    leaves, treedef = jax.tree.flatten(params)
+    chosen = [leaves[n] for n in covered]
+    shapes = [jnp.shape(leaf) for leaf in chosen]
+
+    def weigh(output: Any, tangent: Any, target: Any, mask: Any, position: Any) -> jax.Array:
+        rows = rows_of(output, target, position).astype(tangent.dtype)
+        return jnp.where(mask, jnp.tensordot(dot(rows, tangent), rows, axes=1), 0)
+
+    def on_batch(vectors: jax.Array, batch: Batch) -> jax.Array:
+        def sound(leaf: jax.Array) -> jax.Array:
+            """Padding may hold anything, even what is not finite."""
+            return jnp.where(batch.mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[:1])
+
+        x = jax.tree.map(sound, batch.x)
+
+        def outputs_of(values: list[jax.Array]) -> jax.Array:
+            everything = dict(enumerate(leaves)) | dict(zip(covered, values, strict=True))
+            return apply(treedef.unflatten([everything[n] for n in range(len(leaves))]), x)
+
+        outputs, push = jax.linearize(outputs_of, chosen)
+        pull = jax.linear_transpose(push, chosen)
+
+        def one(vector: jax.Array) -> jax.Array:
+            parts = split(vector[None], shapes)
+            tangents = push([part[0].astype(leaf.dtype) for leaf, part in zip(chosen, parts, strict=True)])
+            weighted = jax.vmap(weigh)(outputs, tangents, batch.y, batch.mask, batch.position)
+            return joined([part.astype(vector.dtype)[None] for part in pull(weighted)[0]])[0]
+
+        return jax.vmap(one, in_axes=1, out_axes=1)(vectors)
+
+    return lambda vectors: mean_over_batches(lambda batch: on_batch(vectors, batch), data, batch_size)
 
 
 def _checked(subspace: Subspace, paths: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> int:

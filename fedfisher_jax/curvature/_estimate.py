@@ -231,7 +231,7 @@ def _one_pass(
 
         return jax.vmap(one)(batch.x, batch.y, batch.mask, batch.position)
 
-    def input_sums(rows: list[jax.Array]) -> dict[str, Any]:
+    def input_sums(rows: list[Any]) -> dict[str, Any]:
         return {name: structure.input_sums(rows) for name, structure in of_layers.items()}
 
     def inputs(batch: Batch) -> dict[str, Any]:

@@ -6,6 +6,7 @@ and its squared gradients cost as much as its positions: no array is as large as
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from ..tracing._jaxpr import Equation, Program
 class Lookup:
     """Which rows of a table positions read, in the place of one-hot activations [..., T, size]."""
 
-    numbers: jax.Array  # [..., T], from 1; 0 reads no row, as padding does
+    numbers: Any  # integers [..., T], from 1; 0 reads no row, as padding does
     size: int = dataclasses.field(metadata={"static": True})  # rows of the table
     dtype: Any = dataclasses.field(metadata={"static": True})  # in which is counted
 
@@ -79,6 +80,13 @@ def is_one_hot(program: Program, variable: int, axis: int) -> bool:
 def hot(rows: jax.Array, dtype: Any) -> Lookup:
     """Read the numbers of one-hot rows [T, size]; a row of zeros reads none."""
     return Lookup(jnp.where(rows.any(-1), jnp.argmax(rows, -1) + 1, 0), rows.shape[-1], dtype)
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Put the positions of several reads of one table behind each other; a layer that is read once stays as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    return dataclasses.replace(parts[0], numbers=jnp.concatenate([part.numbers for part in parts], axis=-1))
 
 
 def gradient(a: Any, g: jax.Array) -> jax.Array:

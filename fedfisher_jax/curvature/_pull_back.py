@@ -17,7 +17,7 @@ from .._trees import wide
 from ..tracing._convolution import matrix_product, output_rows, patches
 from ..tracing._jaxpr import Program, evaluate
 from ._layers import Layer, Steps, product_steps, run, unrun
-from ._lookup import Lookup, gathered, hot
+from ._lookup import Lookup, gathered, hot, joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,12 @@ class Site:
     output: int  # variable: the product, bias added
     operand: int  # which operand of the product holds the activations
     after: Steps  # from the product's shape to the output's
+    more: tuple["Site", ...] = ()  # where else a table is read: its positions follow
+
+    @property
+    def reads(self) -> tuple["Site", ...]:
+        """Every place where the layer's weight is read, in the order of the program."""
+        return (self, *self.more)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +71,7 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
     """
     program, sites = captured.program, captured.sites
 
-    def forward(fallback: list[Any], zeros: list[Any]) -> tuple[Any, list[Any]]:
+    def forward(fallback: list[Any], zeros: dict[int, Any]) -> tuple[Any, list[Any]]:
         arguments = [*leaves, *_batch_of(x)]
         for leaf, value in zip(captured.fallback_leaves, fallback, strict=True):
             arguments[leaf] = value
@@ -77,7 +83,11 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
     outputs, vjp, activations = jax.vjp(forward, fallback, zeros, has_aux=True)
     by_leaf, by_output = jax.vmap(vjp)(cotangents(outputs).astype(outputs.dtype))
     rows = [
-        jax.vmap(lambda g, s=site: position_rows(program, s, g))(g) for site, g in zip(sites, by_output, strict=True)
+        jnp.concatenate(
+            [jax.vmap(lambda g, r=read: position_rows(program, r, g))(by_output[read.output]) for read in site.reads],
+            -2,
+        )
+        for site in sites
     ]
     return Pulled(activations, rows, by_leaf)
 
@@ -92,23 +102,24 @@ def _batch_of(x: Any) -> list[Any]:
     return [leaf[None] for leaf in jax.tree.leaves(x)]
 
 
-def _zeros(captured: Capture) -> list[jax.Array]:
-    avals = [captured.program.avals[site.output] for site in captured.sites]
-    return [jnp.zeros(aval.shape, aval.dtype) for aval in avals]
+def _zeros(captured: Capture) -> dict[int, jax.Array]:
+    avals = {read.output: captured.program.avals[read.output] for site in captured.sites for read in site.reads}
+    return {output: jnp.zeros(aval.shape, aval.dtype) for output, aval in avals.items()}
 
 
-def _forward(captured: Capture, arguments: Sequence[Any], zeros: Sequence[Any]) -> tuple[Any, list[Any]]:
+def _forward(captured: Capture, arguments: Sequence[Any], zeros: dict[int, Any]) -> tuple[Any, list[Any]]:
     """Compute outputs and each layer's activations of a batch of one, with `zeros` added to the layers' outputs."""
     program, sites = captured.program, captured.sites
     operands: dict[int, Any] = {}
     (outputs,) = evaluate(program, arguments, _replacements(program, sites, zeros, operands))
-    return outputs, [activation_rows(program, site, operands[site.product]) for site in sites]
+    return outputs, [
+        joined([activation_rows(program, read, operands[read.product]) for read in site.reads]) for site in sites
+    ]
 
 
-def _replacements(program: Program, sites: Sequence[Site], zeros: Sequence[Any], operands: dict[int, Any]) -> dict:
+def _replacements(program: Program, sites: Sequence[Site], added: dict[int, Any], operands: dict[int, Any]) -> dict:
     """Replace convolutions by matrix products, note activations in `operands`, add zeros to the layers' outputs."""
-    added = {site.output: zero for site, zero in zip(sites, zeros, strict=True)}
-    noted = {site.product: site.operand for site in sites}
+    noted = {read.product: read.operand for site in sites for read in site.reads}
 
     def replace(position: int) -> Callable:
         equation = program.equations[position]

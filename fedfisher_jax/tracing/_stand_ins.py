@@ -28,7 +28,8 @@ def stand_ins(program: Program) -> tuple[list[Any], Program]:
 
 def _drawn(aval: Any, random: np.random.Generator) -> Any:
     if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        return jax.random.split(jax.random.key(0), aval.shape) if aval.shape else jax.random.key(0)
+        with jax.ensure_compile_time_eval():
+            return jax.random.split(jax.random.key(0), aval.shape) if aval.shape else jax.random.key(0)
     if aval.dtype == bool:
         return np.ones(aval.shape, bool)  # a mask that leaves nothing out
     if jnp.issubdtype(aval.dtype, jnp.integer):

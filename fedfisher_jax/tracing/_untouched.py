@@ -5,7 +5,7 @@ not plainly so is in doubt: it may still leave examples alone.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ def _rows(params: Any, given: Any, made: Any, axis: int | None) -> bool:
     return MARK not in given[1] and params["slice_sizes"][axis] == MARK
 
 
-RULES: dict[str, Callable[[Any, Any, Any, Any], bool]] = {
+RULES: Mapping[str, Callable[[Any, Any, Any, Any], bool]] = {
     "reshape": _same_place,
     "squeeze": _same_place,
     "expand_dims": _same_place,

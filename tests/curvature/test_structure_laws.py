@@ -13,7 +13,7 @@ from fedfisher_jax.curvature._leaves import leaves
 from fedfisher_jax.curvature.structures._protocol import mean_diagonals, named, sign_of, with_arrays
 from fedfisher_jax.curvature.structures._signs import require_sign
 
-CASES = ("groups", "plain")
+CASES = ("groups", "plain", "embedding", "table_read_twice")
 
 
 def plain(params, x):
@@ -23,7 +23,7 @@ def plain(params, x):
 
 
 def model(case):
-    if case == "groups":
+    if case in zoo.CASES:
         found = zoo.CASES[case]()
         return found.apply, found.params, found.x
     first = {"w": zoo.normal(0, 4, 5), "b": zoo.normal(1, 5)}

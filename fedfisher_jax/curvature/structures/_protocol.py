@@ -123,8 +123,10 @@ class Structure(Fisher, Statistic):
         raise NotImplementedError(f"{cls.__name__}: has no sums over batches")
 
     @classmethod
-    def input_sums(cls, activations: Sequence[jax.Array]) -> PyTree:
+    def input_sums(cls, activations: Sequence[Any]) -> PyTree:
         """What a batch adds that depends on activations alone, [n, (groups,) T, inputs] of each captured layer.
+
+        A table's are a `Lookup`; `second_moment` takes either.
 
         It is asked of structures that read layers.
         """
