@@ -49,8 +49,8 @@ class MeasureSettings:
     rule: str = "fedfisher-kfac"
     """Merge rule to measure for: a name of `fedfisher list`."""
     checkpoint: Path | None = None
-    """An already trained safetensors file of this network, a folder of its shards, or a folder of such files: nothing is
-    trained, only measured."""
+    """An already trained safetensors file of this network, a folder of its shards, or a folder of such files: nothing
+    is trained, only measured."""
     budget: float | None = None
     """Compress the file to this multiple of FedAvg's 32 bits per parameter."""
     compression: Literal["none", "authors"] = "none"

@@ -12,7 +12,6 @@ import safetensors.numpy
 
 from .torch_layout import from_torch, to_torch
 
-
 COUNTERS = ".num_batches_tracked"  # of batch norm, which say nothing of the model
 _SHARD = re.compile(r"(?P<name>.*?)-?(?P<number>\d{5})-of-(?P<count>\d{5})")
 
