@@ -14,8 +14,8 @@ import fedfisher_jax as ff
 
 ROOT = Path(ff.__file__).parent
 ORDER = (
-    "_compat", "_files", "_trees", "_augment", "_examples", "_frozen", "_likelihood", "_metrics", "data", "models", "tracing",
-    "curvature", "solve", "merge", "federate", "payload", "silos", "privacy", "theory", "report", "cli",
+    "_compat", "_files", "_trees", "_augment", "_examples", "_frozen", "_likelihood", "_metrics", "data", "models",
+    "tracing", "curvature", "solve", "merge", "federate", "payload", "silos", "privacy", "theory", "report", "cli",
 )  # fmt: skip
 ROOMS = [name for name in ORDER if not name.startswith("_")]
 OPTIONAL = ("fedfisher_jax.silos.flower",)  # needs flwr

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,9 +30,10 @@ from ..merge import catalogue
 from ..merge._rule import Rule
 from ..solve._conjugate_gradients import conjugate_gradients
 from ._commands import COMMANDS
-from ._one_line import fit_terminal, one_line
+from ._one_line import Terminated, fit_terminal, listen, one_line
 
-INTERRUPTED = 130  # the exit code of shells for Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # the exit codes of shells for Ctrl-C and for SIGTERM
+ELSEWHERE = ("out", "dataset", "data_dir", "strategy", "distributed", "overwrite")  # settings that change no result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,8 @@ class RunSettings:
     """How clients share the machine: sequential, threads, vectorised, devices or pmap."""
     data_dir: Path | None = None
     """Folder where data sets lie."""
+    overwrite: bool = False
+    """Run again, or instead, where --out holds a run already."""
     distributed: bool = False
     """Join the other hosts of a pod or a Slurm step, each of which runs this same command; the first one reports."""
 
@@ -104,6 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         sort_subcommands=False,
     )
     try:
+        listen()
         if isinstance(command, ListSettings):
             names = {"data sets": data.DATASETS, "models": models.NAMES, "splits": data.PARTITIONS}
             for kind, known in {**names, "rules": catalogue.RULES}.items():
@@ -119,7 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         print(f"fedfisher: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2) from None
+        codes = {Terminated: TERMINATED, KeyboardInterrupt: INTERRUPTED}
+        raise SystemExit(next((code for kind, code in codes.items() if isinstance(error, kind)), 2)) from None
 
 
 def run(settings: RunSettings) -> dict[str, Any]:
@@ -163,6 +169,11 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
     out = _files.require_folder(settings.out)
     if first:
         held.enter_context(_files.only_writer(out))
+    if (found := _finished(settings, dataset, out, first)) is not None:
+        if first:
+            Console().print(report.result_table(found))
+            print(f"{out}: this run is finished; --overwrite runs it again")
+        return found
 
     counts = data.label_counts(dataset.train_y, parts, dataset.num_classes)
     record: dict[str, Any] = {
@@ -218,6 +229,33 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
         Console().print(report.result_table(record))
         print(f"{out}/result.json, accuracy.png, clients.png")
     return record
+
+
+def _finished(settings: RunSettings, dataset: data.Dataset, out: Path, first: bool) -> dict[str, Any] | None:
+    """The record of this very run where the folder holds it whole; None where there is something to do.
+
+    Raises:
+        ValueError: the folder holds another run; what differs is named.
+    """
+    made_by, result = out / _files.MADE_BY, out / "result.json"
+    if settings.overwrite:
+        if first:
+            made_by.unlink(missing_ok=True)
+            result.unlink(missing_ok=True)
+    elif result.exists() and not made_by.exists():
+        raise ValueError(f"out: {out} holds a run, and not what made it; name another folder, or say --overwrite")
+    arrays = dataset.train_x, dataset.train_y, dataset.test_x, dataset.test_y, dataset.groups
+    given = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ELSEWHERE}
+    identity = _files.plain(given) | {"data": _files.content(arrays)[:12]}
+    same = {name: json.dumps(value) for name, value in identity.items()}
+    _files.require_same_run(out, same, write=first, remedy=", or say --overwrite")
+    if not result.exists():
+        return None
+    try:
+        record = json.loads(result.read_text())
+    except ValueError:
+        return None  # damaged by somebody else: it is written whole or not at all
+    return record if isinstance(record, dict) and record.get("complete") else None
 
 
 def _check(settings: RunSettings) -> None:

@@ -2,20 +2,39 @@
 
 import os
 import shutil
+import signal
 import sys
+import threading
+from typing import Any
 
 REPORT_AT = "the issues of the project's page"
 LEAST_WIDTH = 40  # in narrower terminals help texts are never done wrapping
 FORESEEN = (ValueError, TypeError, OSError, ImportError)  # what the library and the system say about input
 
 
+class Terminated(KeyboardInterrupt):
+    """The system asks the process to end (SIGTERM), as Slurm and Docker do: it ends as after Ctrl-C."""
+
+
+def listen() -> None:
+    """Let SIGTERM end a command as Ctrl-C does, with its temporary files removed; in the main thread alone."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    del number, frame
+    raise Terminated
+
+
 def one_line(error: BaseException) -> str:
     """The error's text in one printable line; of an error that nobody foresaw, that it is a bug, and what to do."""
+    if isinstance(error, KeyboardInterrupt):
+        how = "terminated" if isinstance(error, Terminated) else "interrupted"
+        return f"{how}: what was written is whole; the same command does it again"
     said = _printable(" ".join(str(error).split()) or type(error).__name__)
     if isinstance(error, FORESEEN):
         return said
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
     if isinstance(error, SystemExit):
         return f"code that was imported left with status {said}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:

@@ -1,5 +1,6 @@
 """How unevenly the clients' data are split, as a figure."""
 
+import io
 import os
 
 import numpy as np
@@ -64,4 +65,6 @@ def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str]) -> None:
                     fontsize=8,
                     color="white" if dark else "#222222",
                 )
-    figure.savefig(path, dpi=150)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_atomically(path, buffer.getvalue())
