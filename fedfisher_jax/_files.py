@@ -100,7 +100,7 @@ def require_file(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
 
 
 def content(tree: Any) -> str:
-    """The SHA-256 of paths, shapes, types and numbers of a tree's arrays; of shapes alone where there are no numbers."""
+    """The SHA-256 of paths, shapes, types and numbers of a tree's arrays; shapes alone where there are no numbers."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):  # by paths: a tree's text may hold addresses of functions
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

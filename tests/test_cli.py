@@ -78,7 +78,8 @@ def test_a_folder_knows_its_run(record, tmp_path, capsys):
         assert f"holds another run: {words}" in said and "--overwrite" in said
     assert (out / "result.json").read_bytes() == before
 
-    mine = "run", "--epochs", "1", "--clients", "2", "--partition", "iid", "--rules", "fedavg", "--out", tmp_path / "own"
+    mine = "run", "--epochs", "1", "--clients", "2", "--partition", "iid", "--rules", "fedavg"
+    mine += "--out", tmp_path / "own"
     command(*mine, "--dataset", npz(tmp_path / "a.npz"))
     command(*mine, "--dataset", npz(tmp_path / "b.npz"))  # the same arrays
     assert "this run is finished" in capsys.readouterr().out

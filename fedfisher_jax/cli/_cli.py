@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,6 +26,7 @@ from .._metrics import Scores
 from ..curvature import capture
 from ..data._scaling import far_from_one
 from ..federate import LocalTraining, Simulation, best_constant, cohort, compare, crop_and_flip, run_keys
+from ..federate._map_clients import HANDS
 from ..federate._one_shot import Result
 from ..federate._one_shot import offers as offers_of
 from ..merge import catalogue
@@ -125,7 +128,12 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         print(f"fedfisher: {one_line(error)}", file=sys.stderr)
         codes = {Terminated: TERMINATED, KeyboardInterrupt: INTERRUPTED}
-        raise SystemExit(next((code for kind, code in codes.items() if isinstance(error, kind)), 2)) from None
+        code = next((code for kind, code in codes.items() if isinstance(error, kind)), 2)
+        if code != 2 and any(thread.name.startswith(HANDS) for thread in threading.enumerate()):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # or it would wait for clients' programs, which nothing stops
+        raise SystemExit(code) from None
 
 
 def run(settings: RunSettings) -> dict[str, Any]:

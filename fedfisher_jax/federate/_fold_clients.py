@@ -9,7 +9,6 @@ import io
 import os
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,7 +162,7 @@ def sum_clients(
     if strategy == "threads":
         hands = [pick((dealt, real), w) for w in range(workers)]
         program = compiled(_running_sum, function, shared, *hands[0])
-        with ThreadPoolExecutor(workers) as pool:
+        with hands(workers) as pool:
             results = list(pool.map(lambda hand: jax.block_until_ready(program(shared, *hand)), hands))
         sums, kept = zip(*results, strict=True)
         kept = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *kept)
