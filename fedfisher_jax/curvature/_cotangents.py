@@ -57,12 +57,19 @@ def counted(likelihood: Likelihood, target: Any, rows: jax.Array) -> jax.Array:
     return rows if likelihood.counts is None else jnp.where(likelihood.counts(target)[..., None], rows, 0)
 
 
-def counted_activations(likelihood: Likelihood, target: Any, rows: list[jax.Array]) -> list[jax.Array]:
+def counted_activations(
+    likelihood: Likelihood, target: Any, rows: list[jax.Array]
+) -> tuple[list[jax.Array], list[jax.Array]]:
     """One example's activations [(groups,) T, inputs] of every layer, zero at positions that its target leaves out.
 
     A layer whose positions are not the targets' (a convolution's, say) keeps all of them.
+
+    Returns:
+        The activations, and how many positions count in each layer.
     """
     if likelihood.counts is None or not jnp.ndim(target):
-        return rows
-    kept = likelihood.counts(target)[:, None]
-    return [jnp.where(kept, a, 0) if a.shape[-2] == len(kept) else a for a in rows]
+        return rows, [jnp.asarray(a.shape[-2]) for a in rows]
+    kept = likelihood.counts(target)
+    mine = [a.shape[-2] == len(kept) for a in rows]
+    found = [jnp.where(kept[:, None], a, 0) if own else a for a, own in zip(rows, mine, strict=True)]
+    return found, [kept.sum() if own else jnp.asarray(a.shape[-2]) for a, own in zip(rows, mine, strict=True)]

@@ -2,8 +2,11 @@
 
 import io
 import os
+from pathlib import Path
 
 import numpy as np
+
+from .._files import write_atomically
 
 
 def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str]) -> None:
@@ -66,5 +69,5 @@ def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str]) -> None:
                     color="white" if dark else "#222222",
                 )
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format=Path(path).suffix.removeprefix(".") or "png", dpi=150)
     write_atomically(path, buffer.getvalue())
