@@ -2,19 +2,17 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
 from rich.console import Console
@@ -22,10 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import _files, data, models, report
 from .._likelihood import Likelihood, categorical
-from .._metrics import Scores
 from ..curvature import capture
-from ..data._scaling import far_from_one
-from ..federate import LocalTraining, Simulation, best_constant, cohort, compare, crop_and_flip, run_keys
+from ..federate import LocalTraining, Simulation, cohort, compare, crop_and_flip, run_keys
 from ..federate._map_clients import HANDS
 from ..federate._one_shot import Result
 from ..federate._one_shot import offers as offers_of
@@ -33,10 +29,11 @@ from ..merge import catalogue
 from ..merge._rule import Rule
 from ..solve._conjugate_gradients import conjugate_gradients
 from ._commands import COMMANDS
+from ._finished import finished
 from ._one_line import Terminated, fit_terminal, listen, one_line
+from ._run_words import words_on_data, words_on_result
 
 INTERRUPTED, TERMINATED = 130, 143  # the exit codes of shells for Ctrl-C and for SIGTERM
-ELSEWHERE = ("out", "dataset", "data_dir", "strategy", "distributed", "overwrite")  # settings that change no result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +174,7 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
     out = _files.require_folder(settings.out)
     if first:
         held.enter_context(_files.only_writer(out))
-    if (found := _finished(settings, dataset, out, first)) is not None:
+    if (found := finished(settings, dataset, out, first)) is not None:
         if first:
             Console().print(report.result_table(found))
             print(f"{out}: this run is finished; --overwrite runs it again")
@@ -198,7 +195,7 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
         "rules": {},
         "references": {"best_local": None, "ensemble": None, "pooled": None},
         "seconds": {},
-        "words": _words_on_data(dataset),
+        "words": words_on_data(dataset),
         "complete": False,
     }
     for word in record["words"]:
@@ -223,7 +220,7 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
         )
         for result in found:
             _note(record, result)
-            words = _words(result, parts, dataset.train_y)
+            words = words_on_result(result, parts, dataset.train_y)
             record["words"] += words
             for word in words:
                 console.print(f"note: {word}", markup=False)
@@ -237,33 +234,6 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
         Console().print(report.result_table(record))
         print(f"{out}/result.json, accuracy.png, clients.png")
     return record
-
-
-def _finished(settings: RunSettings, dataset: data.Dataset, out: Path, first: bool) -> dict[str, Any] | None:
-    """The record of this very run where the folder holds it whole; None where there is something to do.
-
-    Raises:
-        ValueError: the folder holds another run; what differs is named.
-    """
-    made_by, result = out / _files.MADE_BY, out / "result.json"
-    if settings.overwrite:
-        if first:
-            made_by.unlink(missing_ok=True)
-            result.unlink(missing_ok=True)
-    elif result.exists() and not made_by.exists():
-        raise ValueError(f"out: {out} holds a run, and not what made it; name another folder, or say --overwrite")
-    arrays = dataset.train_x, dataset.train_y, dataset.test_x, dataset.test_y, dataset.groups
-    given = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ELSEWHERE}
-    identity = _files.plain(given) | {"data": _files.content(arrays)[:12]}
-    same = {name: json.dumps(value) for name, value in identity.items()}
-    _files.require_same_run(out, same, write=first, remedy=", or say --overwrite")
-    if not result.exists():
-        return None
-    try:
-        record = json.loads(result.read_text())
-    except ValueError:
-        return None  # damaged by somebody else: it is written whole or not at all
-    return record if isinstance(record, dict) and record.get("complete") else None
 
 
 def _check(settings: RunSettings) -> None:
@@ -291,24 +261,6 @@ def _note(record: dict[str, Any], result: Result) -> None:
         record["clients"]["accuracies"].append(result.value["accuracy"])
     else:
         record["rules" if result.kind == "rule" else "references"][result.name] = result.value
-
-
-def _words_on_data(dataset: data.Dataset) -> list[str]:
-    """What a person should know of the data before any training."""
-    words = []
-    if dataset.classes is not None:
-        shown = ", ".join(map(str, dataset.classes[:8])) + (" …" if len(dataset.classes) > 8 else "")
-        words.append(f"labels with gaps: {shown} are classes 0 to {len(dataset.classes) - 1} (result.json has them)")
-    far = far_from_one(dataset.train_x)
-    return [*words, far] if far else words
-
-
-def _words(result: Result, parts: Sequence[np.ndarray], y: np.ndarray) -> list[str]:
-    """What a person should know of a result."""
-    if result.kind == "training":
-        names, guesses = [f"client {n}" for n in range(len(parts))], [best_constant(categorical(), y[p]) for p in parts]
-        return report.words_on_training(names, Scores(**result.value["own"]["after"]), guesses)
-    return report.words_on_rule(result.name, result.value) if result.kind == "rule" else []
 
 
 def _rules(
