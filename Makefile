@@ -12,7 +12,7 @@ TESTS ?= tests/test_jaxpr.py tests/test_convolution.py tests/curvature/test_capt
 
 .PHONY: demo test newest test-newest test-flower check format dist try-dist lock
 demo: .venv/installed
-	$(BIN)/fedfisher run --out runs/demo
+	$(BIN)/fedfisher run --out runs/demo --overwrite
 
 test: .venv/installed-tests
 	$(BIN)/$(PYTEST)

@@ -12,6 +12,7 @@ from typing import Any as _Any
 
 from ._examples import Examples as Examples
 from ._examples import examples as examples
+from ._frozen import trainable as trainable
 from ._likelihood import Likelihood as Likelihood
 from ._likelihood import bernoulli as bernoulli
 from ._likelihood import categorical as categorical
@@ -119,6 +120,7 @@ __all__ = [
     "theory",
     "tracing",
     "train",
+    "trainable",
 ]
 
 

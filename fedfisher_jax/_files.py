@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that know what made them."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+MADE_BY = "run.json"  # what made a folder, beside what it made
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -120,6 +124,50 @@ def require_file(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
                 raise ValueError(f"out: got {target}, which would write over {taken}")
     except OSError as error:
         raise ValueError(f"out: cannot write {str(target)[:200]}: {error.strerror or error}") from error
+
+
+def content(tree: Any) -> str:
+    """The SHA-256 of paths, shapes, types and numbers of a tree's arrays; shapes alone where there are no numbers."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):  # by paths: a tree's text may hold addresses of functions
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            leaf = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+        if isinstance(leaf, np.ndarray):
+            digest.update(leaf.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def require_same_run(folder: Path, identity: Mapping[str, str], *, write: bool = True, remedy: str = "") -> None:
+    """Note what makes a folder's content, or refuse a folder of something else.
+
+    A folder that was begun before this was noted is taken.
+
+    Args:
+        folder: where it is noted, in `MADE_BY`.
+        identity: settings and fingerprints by name, as texts.
+        write: whether to note it; False only looks.
+        remedy: what a person may do instead, for the message.
+
+    Raises:
+        ValueError: it is another run's; what differs is named.
+    """
+    said = folder / MADE_BY
+    if said.exists():
+        try:
+            theirs = dict(json.loads(said.read_bytes()))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"folder: {said} is damaged, expected an object of JSON; name another folder{remedy}"
+            ) from error
+        names = [name for name in dict.fromkeys([*identity, *theirs]) if theirs.get(name) != identity.get(name)]
+        differ = [f"{name} {theirs.get(name)!s:.60} there, {identity.get(name)!s:.60} here" for name in names]
+        if differ:
+            raise ValueError(f"folder: {folder} holds another run: {'; '.join(differ)}; name another folder{remedy}")
+    elif write:
+        write_atomically(said, json.dumps(identity, indent=1))
 
 
 @contextlib.contextmanager

@@ -87,6 +87,9 @@ def categorical(ignore: int | None = None) -> Likelihood:
     log(1 + Σ e^(z_c - z_y)) over the classes c other than the target y, so that its gradient never is the difference
     p_y - 1, which loses its digits where p_y rounds to 1.
 
+    Raises:
+        ValueError: `ignore` is a class.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import fedfisher_jax as ff
@@ -96,6 +99,8 @@ def categorical(ignore: int | None = None) -> Likelihood:
         >>> jnp.round(rows.T @ rows, 4).tolist()  # diag(p) - ppᵀ for p = (1/2, 1/2)
         [[0.25, -0.25], [-0.25, 0.25]]
     """
+    if ignore is not None and ignore >= 0:
+        raise ValueError(f"ignore: got {ignore}, expected a negative number, which is no class")
 
     def nll(outputs: Outputs, target: Shaped[Array, "*positions"]) -> Scalar:
         counted = None if ignore is None else target != ignore

@@ -73,9 +73,8 @@ def evaluate(
     shapes = [leaf.shape for leaf in jax.tree.leaves(x)]
     n = count_rows("x, y, mask", x)
     if y.shape[:1] != (n,) or (mask is not None and mask.shape != (n,)):
-        given = (
-            f"x {shapes[0] if len(shapes) == 1 else shapes}, y {y.shape}, mask {None if mask is None else mask.shape}"
-        )
+        given = f"x {shapes[0] if len(shapes) == 1 else shapes}, y {y.shape}"
+        given += f", mask {None if mask is None else mask.shape}"
         raise ValueError(f"x, y, mask: got {given}, expected one common length of at least 1")
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
@@ -97,10 +96,8 @@ def _evaluate(apply: Apply, likelihood: Likelihood, params: Any, x: Any, y: Any,
 
     def sums(batch):
         counts = (batch < n) & valid[batch % n]
-        outputs, targets = (
-            widened(apply(params, pick(x, batch % n))),
-            y[batch % n],
-        )  # sums of 16 bits lose what is added late
+        outputs = widened(apply(params, pick(x, batch % n)))  # sums of 16 bits lose what is added late
+        targets = y[batch % n]
         scores = (likelihood.nll, likelihood.correct) if likelihood.correct else (likelihood.nll,)
         return [jnp.sum(jax.vmap(score)(outputs, targets), where=counts) for score in scores]
 

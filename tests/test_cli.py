@@ -56,11 +56,41 @@ def test_same_seed_same_result(record, tmp_path):
 def test_data_seed_alone_decides_the_split(tmp_path):
     sizes = {}
     for seed, data_seed in ((0, 5), (1, 5), (1, 6)):
-        command(*QUICK, "--rules", "fedavg", "--seed", seed, "--data-seed", data_seed, "--out", tmp_path)
+        again = "--seed", seed, "--data-seed", data_seed, "--out", tmp_path, "--overwrite"
+        command(*QUICK, "--rules", "fedavg", *again)
         result = json.loads((tmp_path / "result.json").read_text())
         sizes[seed, data_seed] = result["clients"]["sizes"], result["rules"]["fedavg"]["loss"]
     assert sizes[0, 5][0] == sizes[1, 5][0] != sizes[1, 6][0]
     assert sizes[0, 5][1] != sizes[1, 5][1]
+
+
+def test_a_folder_knows_its_run(record, tmp_path, capsys):
+    """The same run says that it is finished, another one is refused by what differs, whatever a file is called."""
+    result, out = record
+    same = *QUICK, "--pooled"
+    before = (out / "result.json").read_bytes()
+    command(*same, "--out", out, "--strategy", "sequential")
+    assert "this run is finished" in capsys.readouterr().out
+    for more, words in ((("--seed", "1"), "seed 0 there, 1 here"), (("--rules", "fedavg"), "rules ")):
+        with pytest.raises(SystemExit):
+            command(*same, *more, "--out", out)
+        said = capsys.readouterr().err
+        assert f"holds another run: {words}" in said and "--overwrite" in said
+    assert (out / "result.json").read_bytes() == before
+
+    mine = "run", "--epochs", "1", "--clients", "2", "--partition", "iid", "--rules", "fedavg"
+    mine += "--out", tmp_path / "own"
+    command(*mine, "--dataset", npz(tmp_path / "a.npz"))
+    command(*mine, "--dataset", npz(tmp_path / "b.npz"))  # the same arrays
+    assert "this run is finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command(*mine, "--dataset", npz(tmp_path / "a.npz", train_y=(np.arange(20) // 2) % 2))
+    assert "holds another run: data " in capsys.readouterr().err
+    command(*mine, "--dataset", tmp_path / "a.npz", "--overwrite")
+    (tmp_path / "own" / "run.json").unlink()
+    with pytest.raises(SystemExit):
+        command(*mine, "--dataset", tmp_path / "a.npz")
+    assert "holds a run, and not what made it" in capsys.readouterr().err
 
 
 def test_paper_preset_says_what_it_does(tmp_path):

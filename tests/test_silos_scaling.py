@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import fedfisher_jax as ff
 from fedfisher_jax.cli import _cli as cli
@@ -220,3 +221,35 @@ def test_the_best_constant_is_found_by_trying():
         tried = jax.vmap(lambda o, y=y, nll=likelihood.nll: jax.vmap(lambda t: nll(o, t))(y).mean())(outputs)
         best = ff.federate.best_constant(likelihood, y).loss
         assert best <= tried.min() < best + 0.02
+
+
+def test_checkpoints_as_trainers_leave_them(tmp_path, monkeypatch, capsys):
+    """DataParallel's prefix, batch norm's counters, shards: measured as the plain checkpoint is."""
+    from fedfisher_jax import payload
+    from fedfisher_jax.models import torch_layout
+
+    monkeypatch.chdir(tmp_path)
+    command("init", "--input-shape", 6, "--outputs", 3)
+    start = model_file.read("start.safetensors").params
+    state = {name: np.ascontiguousarray(value) for name, value in torch_layout.to_torch(start).items()}
+    rng = np.random.default_rng(0)
+    np.savez("mine.npz", x=rng.normal(size=(20, 6)), y=rng.integers(0, 3, 20))
+    cases = {
+        "plain": state,
+        "wrapped": {f"module.{name}": value for name, value in state.items()},
+        "counted": state | {"bn.num_batches_tracked": np.zeros((), np.int64)},
+    }
+    for name, entries in cases.items():
+        safetensors.numpy.save_file(entries, f"{name}.safetensors")
+    (tmp_path / "shards").mkdir()
+    for number, part in enumerate(np.array_split(sorted(state), 2), 1):
+        file = f"shards/model-0000{number}-of-00002.safetensors"
+        safetensors.numpy.save_file({name: state[name] for name in part}, file)
+    for checkpoint in (*(f"{name}.safetensors" for name in cases), "shards"):
+        command("measure", "--data", "mine.npz", "--checkpoint", checkpoint, "--rule", "fedavg", "--out", "p")
+        sent, _ = payload.read("p", start)
+        for ours, theirs in zip(jax.tree.leaves(sent.params), jax.tree.leaves(start), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    (tmp_path / "shards" / "model-00001-of-00002.safetensors").unlink()
+    line = refused(capsys, "measure", "--data", "mine.npz", "--checkpoint", "shards", "--rule", "fedavg", "--out", "q")
+    assert "shard 1 of 2 of model is missing" in line

@@ -21,7 +21,7 @@ import rich.progress
 
 from experiments.lib import common
 from fedfisher_jax import Cohort, LocalTraining, categorical, cohort, data, models
-from fedfisher_jax._files import plain
+from fedfisher_jax._files import only_writer, plain
 from fedfisher_jax.curvature import Capture, capture
 from fedfisher_jax.data import Dataset
 from fedfisher_jax.federate import Simulation, crop_and_flip, run_keys
@@ -66,9 +66,14 @@ class World(NamedTuple):
     captured: Capture
 
 
-@cache
 def world(dataset: str, model: str) -> World:
-    """A named data set and model."""
+    """A data set and a model by name, as they are now."""
+    return _world(dataset, model, tuple(common.contents({"dataset": dataset}).values()))
+
+
+@cache
+def _world(dataset: str, model: str, content: tuple[str, ...]) -> World:
+    del content  # of a user's own file, which may have been written anew
     loaded = data.load(dataset)
     return world_of(loaded, *captured_network(model, loaded.train_x.shape[1:], loaded.num_classes))
 
@@ -191,7 +196,14 @@ def run_cells(
         pooled_by: Names of the settings on which pooled training depends; () leaves it out.
     """
     cells, path = list(cells), out / "results.jsonl"
-    done = {common.run_key(r["settings"]): r["result"] for r in common.read_results(path)}
+    with only_writer(out):
+        return _run_missing(path, cells, rules, worlds, pooled_by)
+
+
+def _run_missing(
+    path: Path, cells: Sequence[Cell], rules: Sequence[str], worlds: Callable[[Cell], World], pooled_by: Sequence[str]
+) -> list[Outcome]:
+    done = {common.key_of(r): r["result"] for r in common.read_results(path)}
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
     outcomes = []
     with rich.progress.Progress(*columns) as progress:

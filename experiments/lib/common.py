@@ -19,6 +19,7 @@ script goes on where it stopped. Start over by deleting the folder.
 
 import collections
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -37,7 +38,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.lib import provenance
-from fedfisher_jax._files import plain, read_json_lines, write_atomically
+from fedfisher_jax._files import only_writer, plain, read_json_lines, write_atomically
 
 ROOT = provenance.ROOT
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")  # Okabe-Ito and grey
@@ -104,9 +105,26 @@ def command_line(
 # ---- runs that resume ------------------------------------------------------------------------------------------------
 
 
-def run_key(settings: Mapping[str, Any]) -> str:
-    """The identity of a run: its settings, whatever the order in which they were written."""
-    return json.dumps(plain(settings), sort_keys=True)
+def contents(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What is in the .npz files that settings name, by setting: another table under an old name is another run."""
+    named = {name: Path(str(value)).expanduser() for name, value in settings.items() if str(value).endswith(".npz")}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in named.items() if path.is_file()}
+
+
+def run_key(settings: Mapping[str, Any], content: Mapping[str, str] | None = None) -> str:
+    """The identity of a run: its settings, in whatever order, and the content of files that they name.
+
+    Args:
+        settings: The settings.
+        content: What `contents` said when the run was made; by default what it says now.
+    """
+    found = contents(settings) if content is None else content
+    return json.dumps([plain(settings), dict(found)] if found else plain(settings), sort_keys=True)
+
+
+def key_of(record: Mapping[str, Any]) -> str:
+    """The identity of the run that a line of ``results.jsonl`` tells of."""
+    return run_key(record["settings"], record.get("content", {}))
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -124,7 +142,8 @@ def append_result(path: Path, record: Mapping[str, Any]) -> None:
         file.seek(0)
         content = file.read()
         file.truncate(content.rfind(b"\n") + 1)
-        file.write(json.dumps(plain({**record, "commit": provenance.commit()})).encode() + b"\n")
+        found = {"content": content} if (content := contents(record["settings"])) else {}
+        file.write(json.dumps(plain({**record, **found, "commit": provenance.commit()})).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -143,8 +162,14 @@ def run_all(
     Returns:
         One record ``{"settings": …, "result": …, "seconds": …}`` per entry of `grid`, in its order.
     """
-    path, grid = out / "results.jsonl", list(grid)
-    done = {run_key(r["settings"]): r for r in read_results(path)}
+    with only_writer(out):
+        return _run_missing(out / "results.jsonl", list(grid), run, label)
+
+
+def _run_missing(
+    path: Path, grid: Sequence[Mapping[str, Any]], run: Callable[..., Mapping[str, Any]], label: str
+) -> list[dict[str, Any]]:
+    done = {key_of(r): r for r in read_results(path)}
     todo = [s for s in grid if run_key(s) not in done]
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
     with rich.progress.Progress(*columns) as progress:

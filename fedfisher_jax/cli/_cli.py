@@ -2,16 +2,17 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
 from rich.console import Console
@@ -19,20 +20,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import _files, data, models, report
 from .._likelihood import Likelihood, categorical
-from .._metrics import Scores
 from ..curvature import capture
-from ..data._scaling import far_from_one
-from ..federate import LocalTraining, Simulation, best_constant, cohort, compare, crop_and_flip, run_keys
+from ..federate import LocalTraining, Simulation, cohort, compare, crop_and_flip, run_keys
+from ..federate._map_clients import HANDS
 from ..federate._one_shot import Result
 from ..federate._one_shot import offers as offers_of
 from ..merge import catalogue
 from ..merge._rule import Rule
 from ..solve._conjugate_gradients import conjugate_gradients
 from ._commands import COMMANDS
-from ._one_line import fit_terminal, one_line
+from ._finished import finished
+from ._one_line import Terminated, fit_terminal, listen, one_line
 from ._ranges import require_ranges
+from ._run_words import words_on_data, words_on_result
 
-INTERRUPTED = 130  # the exit code of shells for Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # the exit codes of shells for Ctrl-C and for SIGTERM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,8 @@ class RunSettings:
     """How clients share the machine: sequential, threads, vectorised, devices or pmap."""
     data_dir: Path | None = None
     """Folder where data sets lie."""
+    overwrite: bool = False
+    """Run again, or instead, where --out holds a run already."""
     distributed: bool = False
     """Join the other hosts of a pod or a Slurm step, each of which runs this same command; the first one reports."""
 
@@ -102,6 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     fit_terminal()
     known = {"run": RunSettings, "list": ListSettings} | {name: settings for name, (settings, _) in COMMANDS.items()}
     try:
+        listen()
         command = tyro.extras.subcommand_cli_from_dict(known, args=arguments, prog="fedfisher", sort_subcommands=False)
     except SystemExit:  # after help, or tyro's own words about what it does not know
         raise
@@ -131,7 +136,13 @@ def _leave(error: BaseException, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
     print(f"fedfisher: {one_line(error)}", file=sys.stderr)
-    raise SystemExit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2) from None
+    codes = {Terminated: TERMINATED, KeyboardInterrupt: INTERRUPTED}
+    code = next((code for kind, code in codes.items() if isinstance(error, kind)), 2)
+    if code != 2 and any(thread.name.startswith(HANDS) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # or it would wait for clients' programs, which nothing stops
+    raise SystemExit(code) from None
 
 
 def run(settings: RunSettings) -> dict[str, Any]:
@@ -175,6 +186,11 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
     out = _files.require_folder(settings.out)
     if first:
         held.enter_context(_files.only_writer(out))
+    if (found := finished(settings, dataset, out, first)) is not None:
+        if first:
+            Console().print(report.result_table(found))
+            print(f"{out}: this run is finished; --overwrite runs it again")
+        return found
 
     counts = data.label_counts(dataset.train_y, parts, dataset.num_classes)
     record: dict[str, Any] = {
@@ -191,7 +207,7 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
         "rules": {},
         "references": {"best_local": None, "ensemble": None, "ensemble_by_class": None, "pooled": None},
         "seconds": {},
-        "words": _words_on_data(dataset),
+        "words": words_on_data(dataset),
         "complete": False,
     }
     for word in record["words"]:
@@ -216,7 +232,7 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
         )
         for result in found:
             _note(record, result)
-            words = _words(result, parts, dataset.train_y)
+            words = words_on_result(result, parts, dataset.train_y)
             record["words"] += words
             for word in words:
                 console.print(f"note: {word}", markup=False)
@@ -249,24 +265,6 @@ def _note(record: dict[str, Any], result: Result) -> None:
         record["clients"]["accuracies"].append(result.value["accuracy"])
     else:
         record["rules" if result.kind == "rule" else "references"][result.name] = result.value
-
-
-def _words_on_data(dataset: data.Dataset) -> list[str]:
-    """What a person should know of the data before any training."""
-    words = []
-    if dataset.classes is not None:
-        shown = ", ".join(map(str, dataset.classes[:8])) + (" …" if len(dataset.classes) > 8 else "")
-        words.append(f"labels with gaps: {shown} are classes 0 to {len(dataset.classes) - 1} (result.json has them)")
-    far = far_from_one(dataset.train_x)
-    return [*words, far] if far else words
-
-
-def _words(result: Result, parts: Sequence[np.ndarray], y: np.ndarray) -> list[str]:
-    """What a person should know of a result."""
-    if result.kind == "training":
-        names, guesses = [f"client {n}" for n in range(len(parts))], [best_constant(categorical(), y[p]) for p in parts]
-        return report.words_on_training(names, Scores(**result.value["own"]["after"]), guesses)
-    return report.words_on_rule(result.name, result.value) if result.kind == "rule" else []
 
 
 def _rules(

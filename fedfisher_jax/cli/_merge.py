@@ -105,6 +105,8 @@ def merge(settings: MergeSettings) -> dict[str, Any]:
         say(f"silos {' and '.join(map(str, doubled))} sent the same arrays: is one counted twice?")
     for word in words_on_rule(name, record):
         say(word)
+    for path, by in _moved_though_agreed([sent.params for sent, _ in found], merged.params):
+        say(f"{path}: all silos sent the same numbers, as of a frozen layer, and {name} moved them by {by:.2g}")
     Console().print(_table(record))
     print(f"{settings.out}, {described}")
     return record
@@ -185,6 +187,19 @@ def _record(name: str, start: Any, found: list[tuple[Any, Header]], merged: Any)
             "versions": report.versions(),
         }
     )
+
+
+def _moved_though_agreed(sent: list[Any], merged: Any) -> list[tuple[str, float]]:
+    """Parameters that are equal in all files of several, and not in the merged model, with how far it moved them."""
+    if len(sent) < 2 or jax.tree.structure(sent[0]) != jax.tree.structure(merged):
+        return []
+    found = []
+    for leaf, new, *theirs in zip(payload.leaves(merged), *map(jax.tree.leaves, (merged, *sent)), strict=True):
+        first = np.asarray(theirs[0], np.float64)
+        by = float(np.abs(np.asarray(new, np.float64) - first).max(initial=0))
+        if all(np.array_equal(first, one) for one in theirs[1:]) and by > 1e-5 * np.abs(first).max(initial=0):
+            found.append((leaf.path, by))
+    return found
 
 
 def _zero_fishers(found: list[tuple[Any, Header]]) -> list[int]:

@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import signal
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 REPORT_AT = "the issues of the project's page"
 LEAST_WIDTH = 40  # in narrower terminals help texts are never done wrapping
@@ -12,13 +15,29 @@ SAID_BY_US = (ValueError, TypeError)  # where this package raises them: what it 
 SAID_BY_THE_SYSTEM = (OSError, ImportError)
 
 
+class Terminated(KeyboardInterrupt):
+    """The system asks the process to end (SIGTERM), as Slurm and Docker do: it ends as after Ctrl-C."""
+
+
+def listen() -> None:
+    """Let SIGTERM end a command as Ctrl-C does, with its temporary files removed; in the main thread alone."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    del number, frame
+    raise Terminated
+
+
 def one_line(error: BaseException) -> str:
     """The error's text in one printable line; of an error that nobody foresaw, that it is a bug, and what to do."""
+    if isinstance(error, KeyboardInterrupt):
+        how = "terminated" if isinstance(error, Terminated) else "interrupted"
+        return f"{how}: what was written is whole; the same command does it again"
     said = _printable(" ".join(str(error).split()) or type(error).__name__)
     if isinstance(error, SAID_BY_THE_SYSTEM) or isinstance(error, SAID_BY_US) and _raised_here(error):
         return said
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
     if isinstance(error, SystemExit):
         return f"code that was imported left with status {said}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:

@@ -59,19 +59,28 @@ def counted(likelihood: Likelihood, target: Any, rows: jax.Array) -> jax.Array:
     return rows if likelihood.counts is None else jnp.where(likelihood.counts(target)[..., None], rows, 0)
 
 
-def counted_activations(likelihood: Likelihood, target: Any, rows: list[Any]) -> list[Any]:
+def counted_activations(likelihood: Likelihood, target: Any, rows: list[Any]) -> tuple[list[Any], list[jax.Array]]:
     """One example's activations [(groups,) T, inputs] of every layer, zero at positions that its target leaves out.
 
     A layer whose positions are not the targets' (a convolution's, say) keeps all of them.
+
+    Returns:
+        The activations, and how many positions count in each layer.
     """
     if likelihood.counts is None or not jnp.ndim(target):
-        return rows
+        return rows, [jnp.asarray(_positions(a)) for a in rows]
     kept = likelihood.counts(target)
 
-    def of_layer(a: Any) -> Any:
+    def of_layer(a: Any) -> tuple[Any, jax.Array]:
+        if _positions(a) != len(kept):
+            return a, jnp.asarray(_positions(a))
         if isinstance(a, Lookup):
-            numbers = jnp.where(kept, a.numbers, 0) if a.numbers.shape[-1] == len(kept) else a.numbers
-            return dataclasses.replace(a, numbers=numbers)
-        return jnp.where(kept[:, None], a, 0) if a.shape[-2] == len(kept) else a
+            return dataclasses.replace(a, numbers=jnp.where(kept, a.numbers, 0)), kept.sum()
+        return jnp.where(kept[:, None], a, 0), kept.sum()
 
-    return [of_layer(a) for a in rows]
+    found = [of_layer(a) for a in rows]
+    return [a for a, _ in found], [count for _, count in found]
+
+
+def _positions(a: Any) -> int:
+    return a.numbers.shape[-1] if isinstance(a, Lookup) else a.shape[-2]

@@ -226,7 +226,9 @@ def _one_pass(
                 return found if columns is None else found[columns.number[position]][None]
 
             result = pull_back(readers[reads], leaves, x, rows)
-            result = result._replace(activations=counted_activations(likelihood, y, result.activations))
+            if likelihood.counts is not None:
+                kept, positions = counted_activations(likelihood, y, result.activations)
+                result = result._replace(activations=kept, positions=positions)
             return widened(jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), result))
 
         return jax.vmap(one)(batch.x, batch.y, batch.mask, batch.position)
@@ -236,7 +238,7 @@ def _one_pass(
 
     def inputs(batch: Batch) -> dict[str, Any]:
         def of_example(x: Any, y: Any) -> list[Any]:
-            return counted_activations(likelihood, y, activations(readers["layers"], leaves, x))
+            return counted_activations(likelihood, y, activations(readers["layers"], leaves, x))[0]
 
         rows = jax.vmap(of_example)(batch.x, batch.y)
         rows = jax.tree.map(lambda a: jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0), rows)

@@ -58,6 +58,7 @@ class Pulled(NamedTuple):
     activations: list[jax.Array | Lookup]  # per layer [(groups,) T, inputs], or rows of a table
     gradients: list[jax.Array]  # per layer [K, (groups,) T, outputs]
     leaves: list[jax.Array]  # per fallback leaf [K, *leaf]
+    positions: list[jax.Array] | None = None  # per layer, how many of the T count; None where all do
 
 
 def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Callable[[Any], Any]) -> Pulled:

@@ -1,8 +1,12 @@
 """How unevenly the clients' data are split, as a figure."""
 
+import io
 import os
+from pathlib import Path
 
 import numpy as np
+
+from .._files import write_atomically
 
 
 def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str]) -> None:
@@ -64,4 +68,6 @@ def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str]) -> None:
                     fontsize=8,
                     color="white" if dark else "#222222",
                 )
-    figure.savefig(path, dpi=150)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=Path(path).suffix.removeprefix(".") or "png", dpi=150)
+    write_atomically(path, buffer.getvalue())

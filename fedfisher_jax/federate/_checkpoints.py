@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._files import only_writer, plain, read_json_lines, write_atomically
+from .._files import content, only_writer, plain, read_json_lines, require_same_run, write_atomically
 from ._cohort import Cohort
 from .rounds import DIVERGED, Federation, State, step
 
@@ -58,7 +58,7 @@ def run_rounds(
     folder.mkdir(parents=True, exist_ok=True)
     identity = _identity(federation, state, cohort, how.get("epochs"))
     with only_writer(folder):
-        _require_same_run(folder, identity)
+        require_same_run(folder, identity)
         return _go_on(federation, state, cohort, rounds, folder, every, evaluate, done, how)
 
 
@@ -119,10 +119,10 @@ def _identity(federation: Federation, state: State, cohort: Cohort, epochs: Any)
         "optimizer": _program_of(training.optimizer, state.params),
         "server optimizer": _program_of(federation.optimizer, state.params),
         "variant": _program_of(_corrected(federation, state), state.params),
-        "start": _hash(state.params),
+        "start": _short(state.params),
         "key": np.asarray(jax.random.key_data(state.key)).tolist(),
-        "clients": _hash((cohort.rows, cohort.clients)),
-        "data": _hash((cohort.x, cohort.y)),
+        "clients": _short((cohort.rows, cohort.clients)),
+        "data": _short((cohort.x, cohort.y)),
     }
     return {name: str(value) for name, value in parts.items()}
 
@@ -133,6 +133,10 @@ def _corrected(federation: Federation, state: State) -> Any:
     if variant is None:
         return None
     return variant.optimizer(federation.training.optimizer, start, variant.own(start), variant.common(start))
+
+
+def _short(tree: Any) -> str:
+    return content(tree)[:12]
 
 
 def _program_of(optimizer: Any, params: Any) -> str:
@@ -147,29 +151,6 @@ def _program_of(optimizer: Any, params: Any) -> str:
 
     text = str(jax.make_jaxpr(step)(params, optimizer.init(params), params))
     return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode()).hexdigest()[:12]
-
-
-def _hash(tree: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in map(np.asarray, jax.tree.leaves(tree)):
-        digest.update(f"{leaf.shape} {leaf.dtype}".encode())
-        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()[:12]
-
-
-def _require_same_run(folder: Path, identity: dict[str, str]) -> None:
-    """Note whose folder it is, or refuse another run's; a folder that was begun before this was noted is taken."""
-    said = folder / "run.json"
-    if said.exists():
-        try:
-            theirs = dict(json.loads(said.read_bytes()))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"folder: {said} is damaged, expected an object of JSON; name another folder") from error
-        other = [f"{name} {theirs.get(name)!s:.60} there, {ours:.60} here" for name, ours in identity.items()]
-        differ = [text for text, (name, ours) in zip(other, identity.items(), strict=True) if theirs.get(name) != ours]
-        if differ:
-            raise ValueError(f"folder: {folder} holds another run: {'; '.join(differ)}; name another folder")
-    write_atomically(said, json.dumps(identity, indent=1))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -5,12 +5,10 @@ never gathered. Stacked ones keep only payloads.
 """
 
 import dataclasses
-import hashlib
 import io
 import os
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from .._compat import standard_promotion
-from .._files import write_atomically
+from .._files import content, write_atomically
 from .._trees import pick, weighted_sum, widened
 from ._map_clients import (
     CohortReport,
@@ -93,7 +91,7 @@ def fold_clients(
     if path and not path.parent.is_dir():
         raise ValueError(f"checkpoint: no folder {path.parent}")
     shape = jax.eval_shape(function, shared, pick(clients, 0))
-    mark = _fingerprint((shared, clients), shape, group, combine) if path else ""
+    mark = content({f"{group} {combine}": (shared, clients, shape)}) if path else ""
     finished, summary = _read(path, mark, shape) if path and path.exists() else (0, None)
     report = CohortReport(strategy, 1, group, 0.0)
     for start in range(finished, count, group):
@@ -166,7 +164,7 @@ def sum_clients(
     if strategy == "threads":
         hands = [pick((dealt, real), w) for w in range(workers)]
         program = compiled(_running_sum, function, shared, *hands[0])
-        with ThreadPoolExecutor(workers) as pool:
+        with hands(workers) as pool:
             results = list(pool.map(lambda hand: jax.block_until_ready(program(shared, *hand)), hands))
         sums, kept = zip(*results, strict=True)
         kept = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *kept)
@@ -210,19 +208,6 @@ def _device_sums(function: Callable, workers: int, shared: PyTree, dealt: PyTree
     mesh = clients_mesh(workers)
     mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(all_, each, each), out_specs=each, check_vma=False)
     return mapped(shared, dealt, real)
-
-
-def _fingerprint(given: PyTree, shape: PyTree, group: int, combine: str) -> str:
-    digest = hashlib.sha256(f"{group} {combine}".encode())
-    for path, leaf in jax.tree.leaves_with_path(shape):  # by paths: a tree's text may hold addresses of functions
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-    for path, leaf in jax.tree.leaves_with_path(given):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _write(path: Path, mark: str, finished: int, summary: PyTree) -> None:

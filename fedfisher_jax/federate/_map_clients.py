@@ -5,8 +5,9 @@ once, `client` is one slice of a pytree with a leading client axis (rows of indi
 client does not depend on strategy, order of clients, groups, padding or device count, to float tolerance.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from .._compat import standard_promotion
 from .._trees import pick, stack
 
 PyTree = Any
+HANDS = "fedfisher-client"  # what the names of threads that run clients begin with
 STRATEGIES = ("sequential", "threads", "vectorised", "devices", "pmap")
 
 
@@ -155,8 +157,20 @@ def _threads(function: Callable, shared: PyTree, clients: PyTree, workers: int, 
         return result
 
     count = jax.tree.leaves(clients)[0].shape[0]
-    with ThreadPoolExecutor(workers) as pool:
+    with hands(workers) as pool:
         return stack(list(pool.map(run, range(count))))
+
+
+@contextlib.contextmanager
+def hands(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads for clients. After Ctrl-C nobody waits for what they compute, which cannot be stopped from within."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=HANDS)
+    try:
+        yield pool
+    except BaseException as error:
+        pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def compiled(jitted: Any, function: Callable, *arguments: PyTree) -> Callable:

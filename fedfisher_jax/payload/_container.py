@@ -93,8 +93,12 @@ def unpack(data: bytes, limits: Limits, file: str) -> tuple[dict[str, Any], dict
     return header, arrays
 
 
-def tensors(data: bytes, limits: Limits, file: str) -> tuple[str | None, dict[str, np.ndarray]]:
+def tensors(
+    data: bytes, limits: Limits, file: str, without: str | None = None
+) -> tuple[str | None, dict[str, np.ndarray]]:
     """The text of our header, if there is one, and the arrays (read-only) of anybody's safetensors file.
+
+    Entries whose names end in `without` are left out, whatever their type.
 
     Raises:
         PayloadError: too large, not a safetensors file, or of types that we do not know.
@@ -108,6 +112,8 @@ def tensors(data: bytes, limits: Limits, file: str) -> tuple[str | None, dict[st
         raise PayloadError(f"{file}: not a safetensors file: {error}") from error
     arrays = {}
     for name, entry in found:
+        if without is not None and name.endswith(without):
+            continue
         if entry["dtype"] not in _DTYPES:
             raise PayloadError(f"{file}: {_short(name)}: type {entry['dtype']}, expected one of {', '.join(_DTYPES)}")
         arrays[name] = np.frombuffer(entry["data"], np.dtype(_DTYPES[entry["dtype"]])).reshape(entry["shape"])

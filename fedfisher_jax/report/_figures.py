@@ -1,8 +1,11 @@
 """Figures of a run."""
 
+import io
 import os
 from collections.abc import Mapping
 from typing import Any
+
+from .._files import write_atomically
 
 
 def plot_accuracy(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -39,4 +42,6 @@ def plot_accuracy(record: Mapping[str, Any], path: str | os.PathLike[str]) -> No
         f"{settings['dataset']}, {settings['model']}, {settings['clients']} clients, {settings['partition']}{skew}",
         fontsize=9,
     )
-    figure.savefig(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())

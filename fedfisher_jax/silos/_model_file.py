@@ -119,7 +119,8 @@ def read_checkpoint(path: str | os.PathLike[str], template: PyTree, limits: Limi
         found = weights.checkpoints(files) if len(files) != 1 or Path(path).is_dir() else {"": files}
         if len(found) != 1:
             raise ValueError(f"{path}: got a folder of {len(found)} checkpoints, expected the shards of one")
-        parts = (container.tensors(container.read_bytes(file, limits), limits, str(file))[1] for file in files)
+        contents = ((container.read_bytes(file, limits), str(file)) for file in files)
+        parts = (container.tensors(data, limits, name, weights.COUNTERS)[1] for data, name in contents)
         arrays = weights.joined(parts, str(path))
     except ValueError as error:
         raise error if isinstance(error, PayloadError) else PayloadError(str(error)) from error

@@ -1,10 +1,14 @@
 """Whatever the input, a person sees one line and exit status 2, and nothing that was there is lost."""
 
+import errno
 import io
+import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -171,7 +175,39 @@ def test_a_failure_that_nobody_foresaw_says_that_it_is_a_bug(folder, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setitem(_commands.COMMANDS, "inspect", (_commands.COMMANDS["inspect"][0], interrupted))
-    assert command("inspect", "x") == (130, "fedfisher: interrupted\n")
+    said = "what was written is whole; the same command does it again"
+    assert command("inspect", "x") == (130, f"fedfisher: interrupted: {said}\n")
+
+
+def test_a_command_that_is_terminated_or_interrupted_says_so_in_one_line_and_leaves_no_part_of_a_file(tmp_path):
+    """SIGTERM, as of Slurm and Docker, and Ctrl-C while clients train; in a folder with a space and other letters."""
+    out = tmp_path / "größe и 数据"
+    call = [sys.executable, "-m", "fedfisher_jax.cli", "run", "--epochs", "100000", "--out", str(out)]
+    for number, code, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):
+        running = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not (out / "clients.png").exists():  # training begins then
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.1)
+        running.send_signal(number)
+        said = running.communicate(timeout=300)[1].strip().splitlines()[-1]
+        assert running.returncode == code and said.startswith(f"fedfisher: {word}: "), said
+        assert not list(out.glob(".*")) and not json.loads((out / "result.json").read_text())["complete"]
+        (out / "clients.png").unlink()
+
+
+def test_a_disk_that_is_full_and_a_folder_that_cannot_be_written_to_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command("init", *NETWORK)
+    start = Path("start.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "No space left on device" in refused("init", *NETWORK, "--overwrite")
+        assert "No space left on device" in refused("run", "--epochs", 1, "--out", "runs")
+    assert Path("start.safetensors").read_bytes() == start and not list(tmp_path.glob("**/.*"))
 
 
 def test_what_other_libraries_raise_is_a_bug_and_what_we_raise_is_not(folder, monkeypatch):

@@ -39,6 +39,25 @@ def test_a_run_is_its_settings_in_any_order(tmp_path):
     assert records[0]["result"] == {"x": 1}
 
 
+def test_a_table_of_other_numbers_under_an_old_name_is_another_run(tmp_path):
+    def numbers(value):
+        np.savez(tmp_path / "mine.npz", x=np.full(3, value))
+        grid = [{"dataset": str(tmp_path / "mine.npz"), "seed": 0}]
+        return common.run_all(tmp_path, grid, lambda dataset, seed: {"x": float(np.load(dataset)["x"][0])})
+
+    assert [numbers(value)[0]["result"]["x"] for value in (1, 1, 2, 1)] == [1, 1, 2, 1]
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2  # the first numbers came back
+
+
+def test_two_scripts_at_once_are_kept_apart(tmp_path):
+    def within(seed):
+        with pytest.raises(ValueError, match="another run is writing"):
+            common.run_all(tmp_path, [{"seed": 1}], lambda seed: {})
+        return {}
+
+    common.run_all(tmp_path, [{"seed": 0}], within)
+
+
 def test_results_are_strict_json_and_read_back_as_numbers(tmp_path):
     result = {"array": np.arange(3.0), "bad": math.inf, "nested": {"n": np.int64(2)}}
     records = common.run_all(tmp_path, [{"seed": 0}], lambda seed: result)

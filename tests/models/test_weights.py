@@ -109,3 +109,34 @@ def test_pytorch_files_are_read_without_executing_them(tmp_path, monkeypatch):
     assert asked["weights_only"] is True
     with pytest.raises(ValueError, match="expected a state dict"):
         weights.read(tmp_path / "list.pth", template)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_what_trainers_wrap_around_names_is_dropped(prefix, tmp_path):
+    counters = {f"{prefix}bn.num_batches_tracked": np.zeros((), np.int64)}
+    path = save(tmp_path / "w.safetensors", {f"{prefix}{name}": value for name, value in state.items()} | counters)
+    jax.tree.map(np.testing.assert_array_equal, weights.read(path, template), params)
+
+
+def in_shards(folder, count=3, name="model"):
+    folder.mkdir()
+    for number, part in enumerate(np.array_split(sorted(state), count), 1):
+        save(folder / f"{name}-{number:05}-of-{count:05}.safetensors", {key: state[key] for key in part})
+    return folder
+
+
+def test_a_checkpoint_in_shards_is_one(tmp_path):
+    folder = in_shards(tmp_path / "shards")
+    jax.tree.map(np.testing.assert_array_equal, weights.read(folder, template), params)
+    save(folder / "model-00002-of-00003.safetensors", {"conv1.weight": state["conv1.weight"]})
+    with pytest.raises(ValueError, match="is in two shards"):
+        weights.read(folder, template)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ValueError, match="shard 2 of 3 of model is missing"):
+        weights.read(folder, template)
+    save(folder / "other.safetensors", state)
+    (folder / "model-00001-of-00003.safetensors").unlink()
+    (folder / "model-00003-of-00003.safetensors").unlink()
+    save(folder / "third.safetensors", state)
+    with pytest.raises(ValueError, match="a folder of 2 checkpoints, expected the shards of one"):
+        weights.read(folder, template)

@@ -166,10 +166,17 @@ class Kronecker(Structure):
     @classmethod
     def sums(cls, pulled: Pulled) -> PyTree:
         """Add up second moments of output gradients, and squared gradients of the leaves that are in no layer."""
-        return {
-            "rest": [jnp.sum(g**2, axis=(0, 1)) for g in pulled.leaves],
-            "outputs": [jnp.einsum("nk...to,nk...tp->...op", g, g) / g.shape[-2] for g in pulled.gradients],
-        }
+        rest = [jnp.sum(g**2, axis=(0, 1)) for g in pulled.leaves]
+        if pulled.positions is None:
+            outputs = [jnp.einsum("nk...to,nk...tp->...op", g, g) / g.shape[-2] for g in pulled.gradients]
+        else:
+            shares = [
+                1 / jnp.maximum(count, 1).astype(g.dtype)
+                for g, count in zip(pulled.gradients, pulled.positions, strict=True)
+            ]
+            products = zip(pulled.gradients, shares, strict=True)
+            outputs = [jnp.einsum("nk...to,nk...tp,n->...op", g, g, share) for g, share in products]
+        return {"rest": rest, "outputs": outputs}
 
     @classmethod
     def input_sums(cls, activations: Sequence[Any]) -> PyTree:

@@ -1,0 +1,37 @@
+"""Whether a folder holds the run that is asked for, another one, or none."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from .. import _files, data
+
+ELSEWHERE = ("out", "dataset", "data_dir", "strategy", "distributed", "overwrite")  # settings that change no result
+
+
+def finished(settings: Any, dataset: data.Dataset, out: Path, first: bool) -> dict[str, Any] | None:
+    """The record of this very run where the folder holds it whole; None where there is something to do.
+
+    Raises:
+        ValueError: the folder holds another run; what differs is named.
+    """
+    made_by, result = out / _files.MADE_BY, out / "result.json"
+    if settings.overwrite:
+        if first:
+            made_by.unlink(missing_ok=True)
+            result.unlink(missing_ok=True)
+    elif result.exists() and not made_by.exists():
+        raise ValueError(f"out: {out} holds a run, and not what made it; name another folder, or say --overwrite")
+    arrays = dataset.train_x, dataset.train_y, dataset.test_x, dataset.test_y, dataset.groups
+    given = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ELSEWHERE}
+    identity = _files.plain(given) | {"data": _files.content(arrays)[:12]}
+    same = {name: json.dumps(value) for name, value in identity.items()}
+    _files.require_same_run(out, same, write=first, remedy=", or say --overwrite")
+    if not result.exists():
+        return None
+    try:
+        record = json.loads(result.read_text())
+    except ValueError:
+        return None  # damaged by somebody else: it is written whole or not at all
+    return record if isinstance(record, dict) and record.get("complete") else None
