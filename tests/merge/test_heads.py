@@ -197,7 +197,7 @@ def test_it_composes_and_its_results_have_its_name():
 
     likelihood, y = TARGETS["categorical"]
     training = ff.LocalTraining(apply, likelihood, optax.sgd(0.1), 2, 8)
-    simulation = ff.Simulation(training, START[True], ff.cohort(X, y, PARTS), X, y)
+    simulation = ff.federate.Simulation(training, START[True], ff.cohort(X, y, PARTS), X, y)
     names = ("analytic", "fedavg", "fedavg+recalibrate@b,c:2", "fedavg+recalibrate")
     captured = ff.capture(apply, START[True], X)
     rules = {n: catalogue.named_rule(n, apply, likelihood, offers={"captured": captured}) for n in names}
