@@ -12,6 +12,7 @@ from ._fedfisher import fedfisher as fedfisher
 from ._fedfisher import fisher_merge as fisher_merge
 from ._fedlpa import fedlpa as fedlpa
 from ._fipa import fipa as fipa
+from ._one_by_one import merge_one_by_one as merge_one_by_one
 from ._ot_fusion import ot_fusion as ot_fusion
 from ._ot_fusion import released_ot_fusion as released_ot_fusion
 from ._pfnm import pfnm as pfnm
@@ -55,6 +56,7 @@ __all__ = [
     "fold",
     "from_starts",
     "lift",
+    "merge_one_by_one",
     "merge_payloads",
     "ot_fusion",
     "pfnm",
