@@ -22,7 +22,7 @@ class Examples(NamedTuple):
     """
 
     x: Any  # [N, ...]
-    y: Any  # [N, ...]
+    y: Any  # [N, ...], or None where nothing reads them
     indices: Any  # int [n]
     size: Any  # int scalar, at most n
 
@@ -55,10 +55,10 @@ def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
         (2, [0, 2])
     """
     x = jnp.asarray(x)
-    y = jnp.zeros(x.shape[:1], jnp.int32) if y is None else jnp.asarray(y)
+    y = None if y is None else jnp.asarray(y)
     if x.ndim == 0 or x.shape[0] == 0:
         raise ValueError(f"x: got an array of shape {x.shape}, expected at least one example")
-    if y.shape[:1] != x.shape[:1]:
+    if y is not None and y.shape[:1] != x.shape[:1]:
         raise ValueError(f"y: got shape {y.shape}, expected {x.shape[0]} targets, one for each example of x")
     if mask is None:
         return Examples(x, y, jnp.arange(x.shape[0]), jnp.asarray(x.shape[0]))
@@ -90,7 +90,19 @@ def take(data: Examples, start: Any, batch_size: int) -> Batch:
     """Take the examples at places start … start + batch_size − 1 of the client's row, masked past its size."""
     position = start + jnp.arange(batch_size)
     rows = data.indices[jnp.clip(position, 0, data.size - 1)]  # never a row that is masked out, whatever it holds
-    return Batch(data.x[rows], data.y[rows], position < data.size, position)
+    targets = None if data.y is None else data.y[rows]
+    return Batch(data.x[rows], targets, position < data.size, position)
+
+
+def require_targets(y: Any) -> Any:
+    """Return targets that are about to be read.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if y is None:
+        raise ValueError("y: got None, expected targets: examples without them serve only what reads none")
+    return y
 
 
 def mean_over_batches(
@@ -105,7 +117,12 @@ def mean_over_batches(
         data: the client's examples.
         batch_size: examples at a time, at most.
         count: what to divide by, in place of the number of examples.
+
+    Raises:
+        ValueError: a batch size below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
     count = data.size if count is None else count
     batch_size = min(batch_size, data.indices.shape[0])
 

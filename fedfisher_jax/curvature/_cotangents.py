@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._examples import require_targets
 from .._likelihood import Likelihood
 
 KINDS = ("exact", "monte_carlo", "empirical")
@@ -41,7 +42,7 @@ def cotangents(
             return likelihood.fisher_factor(outputs)
         gradient = jax.grad(likelihood.nll)
         if kind == "empirical":
-            return gradient(outputs, target)[None]
+            return gradient(outputs, require_targets(target))[None]
         keys = jax.random.split(jax.random.fold_in(key, position), samples)  # pyright: ignore[reportArgumentType]
         drawn = jax.vmap(lambda k: gradient(outputs, likelihood.sample(k, outputs)))(keys)
         return drawn / jnp.sqrt(jnp.asarray(samples, drawn.dtype))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .._augment import Augment
-from .._examples import Batch, Examples, take
+from .._examples import Batch, Examples, require_targets, take
 from .._likelihood import Likelihood
 from .._trees import wide, widened
 from ..tracing._convolution import for_loops
@@ -88,7 +88,7 @@ def train(
     batch_size = min(batch_size, length)
 
     def loss(p: PyTree, batch: Batch) -> jax.Array:
-        losses = jax.vmap(likelihood.nll)(widened(apply(p, batch.x)), batch.y)
+        losses = jax.vmap(likelihood.nll)(widened(apply(p, batch.x)), require_targets(batch.y))
         return jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.maximum(jnp.sum(batch.mask), 1)
 
     def epoch(number: Any, carry: tuple) -> tuple:
