@@ -107,6 +107,16 @@ def test_a_fisher_in_batches_of_nothing_is_refused(structure, size):
         ff.fisher(apply, ff.categorical(), START, ff.examples(X, LABELS), structure=structure, batch_size=size, key=KEY)
 
 
+@pytest.mark.parametrize("weight", [-3.0, 0.0, np.nan, np.inf])
+def test_weights_that_are_none_are_refused_where_stacked_payloads_are_merged(weight):
+    rule, models = ff.fedavg(apply, ff.categorical()), jnp.ones((2, 5, 3))
+    sent = ff.Payload(jnp.asarray([1.0, weight]), models)
+    with pytest.raises(ValueError, match=f"payloads: client 1 has weight {weight}, expected a positive number"):
+        merge_clients(rule, sent)
+    good = sent._replace(weight=jnp.asarray([1.0, 3.0]))
+    np.testing.assert_allclose(jax.jit(lambda payloads: merge_clients(rule, payloads).params)(good), models[0])
+
+
 def test_no_targets_are_no_label_0():
     bare, model = ff.examples(X), (apply, ff.categorical())
     for structure in ("diagonal", "kronecker", "low_rank"):

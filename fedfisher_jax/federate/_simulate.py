@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._compat import Tracer
 from .._examples import Examples
 from .._likelihood import Likelihood
 from .._trees import pick
@@ -125,7 +126,8 @@ def measure_clients(
     count = len(cohort.sizes)
     mine = update._replace(start=None, steps=jnp.broadcast_to(jnp.asarray(update.steps), count))
     shared = Shared(cohort.shared, key, update.start)
-    payloads, report = map_cohort(MeasureClient(measure), shared, cohort, mine, steps=cohort.sizes, **how)
+    steps = np.asarray(cohort.sizes)  # on the host, also of a sample
+    payloads, report = map_cohort(MeasureClient(measure), shared, cohort, mine, steps=steps, **how)
     require_finite(payloads, "payload", cohort.members.number)
     return payloads, report
 
@@ -160,13 +162,29 @@ def merge_clients(rule: Rule, payloads: PyTree, start: PyTree = None) -> Merged:
         start: the model that the clients were sent, where the rule reads it.
 
     Raises:
-        ValueError: the rule gives an `apply` of its own and says that it can be compiled.
+        ValueError: the rule gives an `apply` of its own and says that it can be compiled; a client's weight is not
+            positive, where weights are there to be looked at: not under `jit`.
     """
+    weights = getattr(payloads, "weight", None)
+    if weights is not None and not isinstance(weights, Tracer):
+        _require_weights(np.asarray(weights))
     if not rule.jit:
         return _merge(rule, payloads, start)
     # measure's hash is not asked for
     params, diagnostics = _merge_compiled(rule._replace(measure=None), payloads, start)
     return Merged(params, jax.block_until_ready(diagnostics))
+
+
+def _require_weights(weights: np.ndarray) -> None:
+    """Refuse weights [M] of clients that are not positive numbers; the first such client is named.
+
+    Raises:
+        ValueError: which client, and its weight.
+    """
+    bad = np.flatnonzero(~((weights > 0) & np.isfinite(weights)))
+    if bad.size:
+        given = weights.ravel()[bad[0]]
+        raise ValueError(f"payloads: client {bad[0]} has weight {given}, expected a positive number of examples")
 
 
 def _merge(rule: Rule, payloads: PyTree, start: PyTree) -> Merged:
