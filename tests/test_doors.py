@@ -107,6 +107,17 @@ def test_a_fisher_in_batches_of_nothing_is_refused(structure, size):
         ff.fisher(apply, ff.categorical(), START, ff.examples(X, LABELS), structure=structure, batch_size=size, key=KEY)
 
 
+@pytest.mark.parametrize("strategy", ["sequential", "threads"])
+def test_a_sample_of_clients_is_measured_as_in_the_whole(strategy):
+    cohort, rule = ff.cohort(X, LABELS, PARTS), ff.fedfisher(apply, ff.categorical())
+    update = ff.Update(jnp.stack([START, START + 1]), START)
+    whole, _ = measure_clients(rule.measure, update, cohort, KEY, strategy=strategy)
+    sampled = cohort.sample(np.array([1]))
+    alone, _ = measure_clients(rule.measure, ff.Update(update.params[1:], START), sampled, KEY, strategy=strategy)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a[1:], b, rtol=1e-6)
+
+
 @pytest.mark.parametrize("weight", [-3.0, 0.0, np.nan, np.inf])
 def test_weights_that_are_none_are_refused_where_stacked_payloads_are_merged(weight):
     rule, models = ff.fedavg(apply, ff.categorical()), jnp.ones((2, 5, 3))

@@ -156,7 +156,7 @@ def test_merging_again_traces_nothing():
     assert len(traced) == 1
 
 
-ADDING = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-full", "regmean", "fedfish")
+ADDING = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-full", "regmean")
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
