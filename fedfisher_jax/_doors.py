@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from ._compat import Tracer
-from ._examples import Examples
+from ._examples import Examples, known
 from ._likelihood import Likelihood, check_targets
 from ._trees import outline
 
@@ -104,6 +104,7 @@ def require_targets(likelihood: Likelihood, apply: Any, params: PyTree, data: Ex
     Raises:
         ValueError: as `check_targets`.
     """
+    known(data.y)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, data))):
         return
     rows = np.asarray(data.indices)[: int(data.size)]

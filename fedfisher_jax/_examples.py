@@ -22,7 +22,7 @@ class Examples(NamedTuple):
     """
 
     x: Any  # [N, ...], or a tree of such arrays for a model of several inputs
-    y: Any  # [N, ...]
+    y: Any  # [N, ...], or None where nothing reads them
     indices: Any  # int [n]
     size: Any  # int scalar, at most n
 
@@ -56,8 +56,8 @@ def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
     """
     x = arrays(x)
     count = count_rows("x", x)
-    y = jnp.zeros(count, jnp.int32) if y is None else jnp.asarray(y)
-    if y.shape[:1] != (count,):
+    y = None if y is None else jnp.asarray(y)
+    if y is not None and y.shape[:1] != (count,):
         raise ValueError(f"y: got shape {y.shape}, expected {count} targets, one for each example of x")
     if mask is None:
         return Examples(x, y, jnp.arange(count), jnp.asarray(count))
@@ -89,7 +89,19 @@ def take(data: Examples, start: Any, batch_size: int) -> Batch:
     """Take the examples at places start … start + batch_size − 1 of the client's row, masked past its size."""
     position = start + jnp.arange(batch_size)
     rows = data.indices[jnp.clip(position, 0, data.size - 1)]  # never a row that is masked out, whatever it holds
-    return Batch(pick(data.x, rows), data.y[rows], position < data.size, position)
+    targets = None if data.y is None else data.y[rows]
+    return Batch(pick(data.x, rows), targets, position < data.size, position)
+
+
+def known(y: Any) -> Any:
+    """Return targets that are about to be read.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if y is None:
+        raise ValueError("y: got None, expected targets: examples without them serve only what reads none")
+    return y
 
 
 @standard_promotion
@@ -105,7 +117,12 @@ def mean_over_batches(
         data: the client's examples.
         batch_size: examples at a time, at most.
         count: what to divide by, in place of the number of examples.
+
+    Raises:
+        ValueError: a batch size below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
     count = data.size if count is None else count
     batch_size = min(batch_size, data.indices.shape[0])
 

@@ -100,6 +100,49 @@ def test_numbers_that_do_not_match_the_clients_are_refused():
         ff.rounds.step(plain, ff.rounds.init(plain, START, 2, KEY), cohort, epochs=jnp.array([1]))
 
 
+@pytest.mark.parametrize("size", [0, -3])
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker", "full", "gram", "low_rank"])
+def test_a_fisher_in_batches_of_nothing_is_refused(structure, size):
+    with pytest.raises(ValueError, match=f"batch_size: got {size}"):
+        ff.fisher(apply, ff.categorical(), START, ff.examples(X, LABELS), structure=structure, batch_size=size, key=KEY)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "threads"])
+def test_a_sample_of_clients_is_measured_as_in_the_whole(strategy):
+    cohort, rule = ff.cohort(X, LABELS, PARTS), ff.fedfisher(apply, ff.categorical())
+    update = ff.Update(jnp.stack([START, START + 1]), START)
+    whole, _ = measure_clients(rule.measure, update, cohort, KEY, strategy=strategy)
+    sampled = cohort.sample(np.array([1]))
+    alone, _ = measure_clients(rule.measure, ff.Update(update.params[1:], START), sampled, KEY, strategy=strategy)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a[1:], b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [-3.0, 0.0, np.nan, np.inf])
+def test_weights_that_are_none_are_refused_where_stacked_payloads_are_merged(weight):
+    rule, models = ff.fedavg(apply, ff.categorical()), jnp.ones((2, 5, 3))
+    sent = ff.Payload(jnp.asarray([1.0, weight]), models)
+    with pytest.raises(ValueError, match=f"payloads: client 1 has weight {weight}, expected a positive number"):
+        merge_clients(rule, sent)
+    good = sent._replace(weight=jnp.asarray([1.0, 3.0]))
+    np.testing.assert_allclose(jax.jit(lambda payloads: merge_clients(rule, payloads).params)(good), models[0])
+
+
+def test_no_targets_are_no_label_0():
+    bare, model = ff.examples(X), (apply, ff.categorical())
+    for structure in ("diagonal", "kronecker", "low_rank"):
+        with pytest.raises(ValueError, match="y: got None"):
+            ff.fisher(*model, START, bare, structure=structure, kind="empirical", key=KEY)
+    with pytest.raises(ValueError, match="y: got None"):
+        ff.train(*model, optax.sgd(0.1), START, bare, KEY, epochs=1, batch_size=4)
+    with pytest.raises(ValueError, match="y: got None"):
+        ff.fedfish(*model, estimator="empirical").measure(ff.Update(START, START), bare, KEY)
+    for kind in ("exact", "monte_carlo"):
+        found = [ff.fisher(*model, START, data, kind=kind, key=KEY).values for data in (bare, ff.examples(X, LABELS))]
+        np.testing.assert_array_equal(*found)
+    assert ff.fedavg(*model).measure(ff.Update(START), bare, KEY).weight == 30
+
+
 def test_what_is_masked_out_may_be_nan():
     mask = jnp.arange(30) % 3 != 0
     hidden = ff.examples(jnp.where(mask[:, None], X, jnp.nan), LABELS, mask)

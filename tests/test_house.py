@@ -15,8 +15,8 @@ import fedfisher_jax as ff
 ROOT = Path(ff.__file__).parent
 ORDER = (
     "_compat", "_trees", "tracing", "_files", "_users_code", "_augment", "_examples", "_frozen", "_likelihood",
-    "_doors", "_metrics", "data", "models", "curvature", "solve", "merge", "federate", "payload", "silos", "privacy", "theory",
-    "report", "cli",
+    "_doors", "_metrics", "data", "models", "curvature", "solve", "merge", "federate", "payload", "silos", "privacy",
+    "theory", "report", "cli",
 )  # fmt: skip
 ROOMS = [name for name in ORDER if not name.startswith("_")]
 OPTIONAL = tuple(f"fedfisher_jax.silos.{name}" for name in ("flower", "_flower_node", "_flower_server"))  # need flwr

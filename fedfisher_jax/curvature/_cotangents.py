@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._examples import known
 from .._likelihood import Likelihood
 from ._lookup import Lookup
 
@@ -46,7 +47,7 @@ def cotangents(
             return likelihood.fisher_factor(outputs)
         gradient = jax.grad(likelihood.nll)
         if kind == "empirical":
-            return gradient(outputs, target)[None]
+            return gradient(outputs, known(target))[None]
         keys = jax.random.split(jax.random.fold_in(key, position), samples)  # pyright: ignore[reportArgumentType]
         drawn = jax.vmap(lambda k: gradient(outputs, likelihood.sample(k, outputs)))(keys)
         return drawn / jnp.sqrt(jnp.asarray(samples, drawn.dtype))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._compat import standard_promotion
+from .._compat import Tracer, standard_promotion
 from .._trees import pick
 from ..merge import Merged, Rule, Update, fold
 from ..merge._rule import lift, merge_summary, require_rule, require_squares
@@ -105,7 +105,8 @@ def measure_clients(
     count = len(cohort.sizes)
     mine = update._replace(start=None, steps=jnp.broadcast_to(jnp.asarray(update.steps), count))
     shared = Shared(cohort.shared, key, update.start)
-    payloads, report = map_cohort(MeasureClient(measure), shared, cohort, mine, steps=cohort.sizes, **how)
+    steps = np.asarray(cohort.sizes)  # on the host, also of a sample
+    payloads, report = map_cohort(MeasureClient(measure), shared, cohort, mine, steps=steps, **how)
     require_finite(payloads, "payload", cohort.members.number)
     return payloads, report
 
@@ -142,14 +143,30 @@ def merge_clients(rule: Rule, payloads: PyTree, start: PyTree = None) -> Merged:
 
     Raises:
         ValueError: the rule cannot merge what payloads hold, gives an `apply` of its own and says that it can be
-            compiled, or ends with an objective below zero.
+            compiled, or ends with an objective below zero; a client's weight is not positive, where weights are there
+            to be looked at: not under `jit`.
     """
     require_rule(rule)
+    weights = getattr(payloads, "weight", None)
+    if weights is not None and not isinstance(weights, Tracer):
+        _require_weights(np.asarray(weights))
     if not rule.jit:
         return require_squares(_merge(rule, payloads, start))
     # measure's hash is not asked for
     params, diagnostics = _merge_compiled(rule._replace(measure=None), payloads, start)
     return require_squares(Merged(params, jax.block_until_ready(diagnostics)))
+
+
+def _require_weights(weights: np.ndarray) -> None:
+    """Refuse weights [M] of clients that are not positive numbers; the first such client is named.
+
+    Raises:
+        ValueError: which client, and its weight.
+    """
+    bad = np.flatnonzero(~((weights > 0) & np.isfinite(weights)))
+    if bad.size:
+        given = weights.ravel()[bad[0]]
+        raise ValueError(f"payloads: client {bad[0]} has weight {given}, expected a positive number of examples")
 
 
 def _merge(rule: Rule, payloads: PyTree, start: PyTree) -> Merged:

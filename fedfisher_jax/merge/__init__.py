@@ -15,6 +15,7 @@ from ._fipa import fipa as fipa
 from ._heads import analytic as analytic
 from ._heads import recalibrate as recalibrate
 from ._natural_gradient import natural_gradient as natural_gradient
+from ._one_by_one import merge_one_by_one as merge_one_by_one
 from ._ot_fusion import ot_fusion as ot_fusion
 from ._ot_fusion import released_ot_fusion as released_ot_fusion
 from ._pfnm import pfnm as pfnm
@@ -66,6 +67,7 @@ __all__ = [
     "fold",
     "from_starts",
     "lift",
+    "merge_one_by_one",
     "merge_payloads",
     "natural_gradient",
     "ot_fusion",

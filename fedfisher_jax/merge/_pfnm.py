@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts load where they are used
 
-from .._examples import Examples
+from .._examples import Examples, known
 from .._likelihood import Likelihood
 from ..curvature import Capture
 from ..curvature._chain import Chain, Units
@@ -126,7 +126,7 @@ class MeasureCounts:
         outputs = jax.eval_shape(self.apply, params, jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype))
         counts = jnp.full(outputs.shape[-1], data.size, jnp.result_type(float))
         if self.likelihood.name == "categorical":
-            classes = data.y[data.indices]  # [n], or [n, T] for sequences
+            classes = known(data.y)[data.indices]  # [n], or [n, T] for sequences
             valid = (jnp.arange(len(classes)) < data.size).reshape(-1, *[1] * (classes.ndim - 1))
             counts = jnp.zeros_like(counts).at[classes].add(jnp.broadcast_to(valid, classes.shape).astype(counts.dtype))
         return outline(params, data, counts=counts)

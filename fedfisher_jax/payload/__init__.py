@@ -14,8 +14,9 @@ from ._file import dumps as dumps
 from ._file import header_of as header_of
 from ._file import loads as loads
 from ._file import read as read
-from ._file import read_all as read_all
 from ._file import write as write
+from ._files_of_a_merge import read_all as read_all
+from ._files_of_a_merge import read_each as read_each
 from ._header import About as About
 from ._header import Header as Header
 from ._header import Plan as Plan
@@ -43,5 +44,6 @@ __all__ = [
     "plan",
     "read",
     "read_all",
+    "read_each",
     "write",
 ]

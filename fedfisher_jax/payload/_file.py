@@ -24,7 +24,7 @@ from . import _container as container
 from . import _structures as structures
 from ._codecs import Raw, Singular
 from ._container import Limits, PayloadError
-from ._header import About, Header, Plan, from_json, require_same, require_start, to_json
+from ._header import About, Header, Plan, from_json, require_start, to_json
 from ._tree import nested
 
 PyTree = Any
@@ -178,46 +178,6 @@ def read(
 ) -> tuple[Payload, Header]:
     """`loads` from a file, with its options."""
     return loads(container.read_bytes(path, limits), like, limits=limits, file=str(path), **options)
-
-
-def read_all(
-    paths: Sequence[str | os.PathLike[str]],
-    like: PyTree | None = None,
-    *,
-    layers: Sequence[Layer] | None = None,
-    limits: Limits = Limits(),
-    parity: bool = False,
-    start: str | None = None,
-) -> list[tuple[Payload, Header]]:
-    """The files of one merge, in the order of the silos' numbers, whatever the order of `paths`.
-
-    All headers are compared before the first array is decoded: each file is opened twice.
-
-    Raises:
-        PayloadError: none or too many files, one is refused, two are of one silo, or they do not belong together.
-    """
-    if not paths:
-        raise PayloadError("files: expected at least one payload, got none")
-    if len(paths) > limits.files:
-        raise PayloadError(f"files: {len(paths)} payloads, the cap is {limits.files}")
-    headers: list[Header] = []
-    seen: dict[int, str] = {}
-    for path in paths:
-        data = container.read_bytes(path, limits)
-        header = header_of(data, like, layers=layers, limits=limits, file=str(path), start=start)
-        number = header.about.silo
-        if number in seen:
-            raise PayloadError(f"{path}: silo: number {number} is in {seen[number]}, too, and a silo counts once")
-        seen[number] = str(path)
-        if headers:
-            require_same(header, headers[0], str(path), str(paths[0]))
-        headers.append(header)
-    found = []
-    for path, header in zip(paths, headers, strict=True):
-        found.append(read(path, like, layers=layers, limits=limits, parity=parity, start=start))
-        if found[-1][1] != header:
-            raise PayloadError(f"{path}: changed while it was being read")
-    return sorted(found, key=lambda pair: pair[1].about.silo)
 
 
 def _opened(

@@ -1,6 +1,8 @@
 """What payloads become on their way to the server: sums or stacks, in any grouping, from any kind of numbers."""
 
 import functools
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from fedfisher_jax import Merged, Payload, Rule
 from fedfisher_jax._examples import pad_rows
 from fedfisher_jax.curvature import Diagonal, Full
 from fedfisher_jax.federate import _simulate as simulate
-from fedfisher_jax.merge import catalogue, combine, fold
+from fedfisher_jax.merge import catalogue, combine, fold, merge_one_by_one
 from fedfisher_jax.merge._fedfisher import lift_sums, stacked, summed
 
 RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfisher-full")
@@ -152,3 +154,45 @@ def test_merging_again_traces_nothing():
         payloads = Payload(jnp.asarray([1.0, 3.0]), scale * jnp.asarray([[4.0], [8.0]]))
         assert float(simulate.merge_clients(rule, payloads).params[0]) == 7 * scale
     assert len(traced) == 1
+
+
+ADDING = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-full", "regmean")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", ADDING)
+def test_payloads_merged_one_by_one_are_merged_all_at_once(name, dtype):
+    sent = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), list(payloads(name)))
+    start = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype), MODELS[0])
+    want = simulate.merge_clients(rule(name), stack(sent), start)
+    got = merge_one_by_one(rule(name), iter(sent), start)
+    for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(want.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5 if dtype == jnp.float32 else 1e-9, atol=1e-6)
+    assert set(got.diagnostics) == set(want.diagnostics)
+
+
+def test_only_two_payloads_are_held_at_a_time():
+    held = []
+
+    def each():
+        for number in range(30):
+            sent = Payload(jnp.asarray(1.0), {"w": jnp.full(1000, float(number))})
+            held.append(weakref.ref(sent.params["w"]))
+            yield sent
+            del sent
+            gc.collect()
+            assert sum(one() is not None for one in held) <= 2
+
+    merged = merge_one_by_one(ff.fedavg(apply, ff.categorical()), each())
+    np.testing.assert_allclose(merged.params["w"], 14.5)
+
+
+def test_what_cannot_be_merged_one_by_one():
+    with pytest.raises(ValueError, match="rule: fedfisher-kfac needs all payloads at once"):
+        merge_one_by_one(rule("fedfisher-kfac"), payloads("fedfisher-kfac"))
+    with pytest.raises(ValueError, match="payloads: expected at least one"):
+        merge_one_by_one(rule("fedavg"), [])
+    with pytest.raises(ValueError, match="which is 2 exchanges"):
+        merge_one_by_one(ff.then(rule("fedavg"), rule("fisher-merge")), payloads("fedavg"))
+    with pytest.raises(ValueError, match=r"payloads\[1\]"):
+        merge_one_by_one(rule("fedavg"), [payloads("fedavg")[0], payloads("fisher-merge")[1]])

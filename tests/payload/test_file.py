@@ -188,6 +188,19 @@ def test_headers_are_compared_before_anything_is_decoded(tmp_path):
             files.read_all(order, START)
 
 
+def test_files_are_read_one_at_a_time_after_all_headers(tmp_path):
+    paths = [written(tmp_path, silo) for silo in (2, 0, 1)]
+    each = files.read_each(paths, START)
+    sent, header = next(each)
+    assert header.about.silo == 0 and same(sent, files.read(paths[1], START)[0])
+    written_again = files.dumps(payload("kronecker", 5), about("kronecker", 1))
+    paths[2].write_bytes(written_again)
+    with pytest.raises(PayloadError, match=f"^{paths[2]}: changed while it was being read"):
+        next(each)
+    with pytest.raises(PayloadError, match="is in"):  # at once, not when the first one is asked for
+        files.read_each([paths[0], paths[0]], START)
+
+
 def test_how_many(tmp_path):
     path = written(tmp_path, 0)
     with pytest.raises(PayloadError, match="at least one"):
