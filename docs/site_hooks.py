@@ -12,14 +12,24 @@ import pkgutil
 import re
 from pathlib import Path
 
+import griffe
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
 RESULTS = "experiments/results"
 TAKEN = ("CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "constraints.txt", "examples/*.py")
-TAKEN += ("experiments/*.md", "experiments/*/README.md", f"{RESULTS}/**/*.md", f"{RESULTS}/**/figure.png")
+TAKEN += ("experiments/*.md", "experiments/*/README.md", f"{RESULTS}/**/*.md", f"{RESULTS}/**/*.png")
 ROW = re.compile(r"^\| (.*) \| `(.*)`.* \| (.*) \| `(.*)` \|$", re.MULTILINE)  # of the index of experiments
 FIRST = ("Examples", "Likelihood", "bernoulli", "categorical", "ensemble", "evaluate", "examples", "gaussian")
+
+
+class Examples(griffe.Extension):
+    """Let docstrings' "Example:" be the section that Google's style calls "Examples:", whose code is shown as code."""
+
+    def on_instance(self, *, obj, **kwargs):
+        """Rename the section."""
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
 
 
 def rooms() -> dict[str, list[str]]:

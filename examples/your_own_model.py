@@ -1,4 +1,4 @@
-"""Merge models that were trained elsewhere: any function of parameters, here a Flax NNX module and a loop of your own."""
+"""Merge models that were trained elsewhere: any function of parameters; here Flax NNX and a loop of your own."""
 
 import jax
 import jax.numpy as jnp
