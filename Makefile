@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS ?=
 PIP_INSTALL := pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PYTEST := python -m pytest -n auto --dist worksteal -rs
-# The newest Python of this machine, and the tests of what stands on JAX's internals and of the code that the README shows.
+# The newest Python of this machine, and the tests of what stands on JAX's internals and of the code that the README and the pages show.
 NEWEST ?= $(firstword $(foreach v,3.13 3.12,$(wildcard $(HOME)/.pyenv/versions/$(v)*/bin/python) $(shell command -v python$(v))))
 TESTS ?= tests/test_jaxpr.py tests/test_convolution.py tests/curvature/test_capture.py tests/test_cohort.py \
 	tests/test_stream.py tests/test_rounds.py tests/test_local.py tests/test_readme.py
