@@ -20,7 +20,6 @@ RESULTS = "experiments/results"
 TAKEN = ("CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "constraints.txt", "examples/*.py")
 TAKEN += ("experiments/*.md", "experiments/*/README.md", f"{RESULTS}/**/*.md", f"{RESULTS}/**/*.png")
 ROW = re.compile(r"^\| (.*) \| `(.*)`.* \| (.*) \| `(.*)` \|$", re.MULTILINE)  # of the index of experiments
-FIRST = ("Examples", "Likelihood", "bernoulli", "categorical", "ensemble", "evaluate", "examples", "gaussian")
 
 
 class Examples(griffe.Extension):
@@ -79,6 +78,8 @@ def face() -> str:
     """The page of what `import fedfisher_jax as ff` offers: a line for each name, and in full what no room has."""
     import fedfisher_jax as ff
 
+    public = {name: getattr(ff, name) for name in ff.__all__}
+    own = [name for name, thing in public.items() if in_no_room(thing)]
     lines = [
         "# What `ff` offers",
         "",
@@ -87,13 +88,18 @@ def face() -> str:
         "| name | |",
         "|---|---|",
     ]
-    for name in ff.__all__:
-        thing = getattr(ff, name)
+    for name, thing in public.items():
         said = (thing.__doc__ or "").strip().split("\n")[0]
-        where = f"fedfisher_jax.{name}" if name in FIRST else reference(name)
+        where = f"fedfisher_jax.{name}" if name in own else reference(name)
         lines.append(f"| [`ff.{name}`][{where}] | {said.replace('|', chr(92) + '|')} |")
-    lines += ["", "::: fedfisher_jax", f"    options: {{members: [{', '.join(FIRST)}], show_root_heading: false}}"]
+    lines += ["", "::: fedfisher_jax", f"    options: {{members: [{', '.join(own)}], show_root_heading: false}}"]
     return "\n".join(lines)
+
+
+def in_no_room(thing: object) -> bool:
+    """Whether the thing is defined beside the rooms, in a private module of the package itself."""
+    home = getattr(thing, "__module__", None) or ""
+    return home.startswith("fedfisher_jax._")
 
 
 def reference(name: str) -> str:
@@ -128,7 +134,8 @@ def gallery() -> str:
         if not folder.is_dir():
             continue
         run = command if command.startswith("fedfisher run") else f"python -m experiments.{command}"
-        parts.append(f"## {title[0].upper()}{title[1:]}\n\n`{run}`, {minutes} minutes")
+        time = minutes if minutes == "not measured" else f"{minutes} minutes"
+        parts.append(f"## {title[0].upper()}{title[1:]}\n\n`{run}`, {time}")
         for file in ("table.md", "README.md"):
             if (folder / file).exists():
                 parts[-1] += f" ([{file}]({RESULTS}/{where}/{file}))"
