@@ -70,7 +70,8 @@ def on_page_markdown(markdown, page, config, files):
         markdown = f"# {Path(name).parent.relative_to(RESULTS)}\n\n{markdown}"
     if Path(name).parent == Path("."):
         markdown = markdown.replace("](../", "](")
-    markdown = re.sub(r"<!-- help (\S+) -->", lambda found: help_of(found[1]), markdown)
+    if name == "commands.md":
+        markdown = markdown.replace("<!-- help -->", helps())
     return markdown.replace("<!-- gallery -->", gallery()) if name == "gallery.md" else markdown
 
 
@@ -112,18 +113,22 @@ def reference(name: str) -> str:
     raise ValueError(f"name: got ff.{name}, expected one that a room exports")
 
 
-def help_of(command: str) -> str:
-    """What `fedfisher COMMAND --help` prints, 100 columns wide."""
+def helps() -> str:
+    """What `fedfisher COMMAND --help` prints for every command, 100 columns wide."""
     from fedfisher_jax import cli
+    from fedfisher_jax.cli._commands import COMMANDS
 
     os.environ["COLUMNS"] = "100"
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        cli.main([command, "--help"])
-    text = re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue()).strip()
-    if "usage:" not in text:
-        raise ValueError(f"fedfisher {command} --help: got {text[:80]!r}, expected a usage")
-    return f"```text\n{text}\n```"
+    sections = []
+    for command in ("run", "list", *COMMANDS):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            cli.main([command, "--help"])
+        lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue()).strip().splitlines()]
+        if not lines or not lines[0].startswith("usage:"):
+            raise ValueError(f"fedfisher {command} --help: got {lines[:1]}, expected a usage")
+        sections.append("\n".join([f"## {command}", "", "```text", *lines, "```"]))
+    return "\n\n".join(sections)
 
 
 def gallery() -> str:
