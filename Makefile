@@ -5,17 +5,21 @@ BIN := .venv/bin
 CONSTRAINTS ?=
 PIP_INSTALL := pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PYTEST := python -m pytest -n auto --dist worksteal -rs
-# The newest Python of this machine, and the tests of what stands on JAX's internals and of the code that the README shows.
+# The newest Python of this machine, and the tests of what stands on JAX's internals and of the code that the README and the pages show.
 NEWEST ?= $(firstword $(foreach v,3.13 3.12,$(wildcard $(HOME)/.pyenv/versions/$(v)*/bin/python) $(shell command -v python$(v))))
 TESTS ?= tests/test_jaxpr.py tests/test_convolution.py tests/curvature/test_capture.py tests/test_cohort.py \
 	tests/test_stream.py tests/test_rounds.py tests/test_local.py tests/test_readme.py
 
-.PHONY: demo test newest test-newest test-flower check format dist try-dist lock
+.PHONY: demo test docs newest test-newest test-flower check format dist try-dist lock
 demo: .venv/installed
 	$(BIN)/fedfisher run --out runs/demo --overwrite
 
 test: .venv/installed-tests
 	$(BIN)/$(PYTEST)
+
+# The site, into site/; warnings (broken links, names that are not there) are errors.
+docs: .venv/installed-docs
+	JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 newest:
 	@echo $(NEWEST)
@@ -67,6 +71,10 @@ endef
 
 .venv/installed-tests: pyproject.toml .venv/pyvenv.cfg
 	$(BIN)/$(PIP_INSTALL) -e ".[tests,dev]"
+	touch $@ .venv/installed
+
+.venv/installed-docs: pyproject.toml .venv/pyvenv.cfg
+	$(BIN)/$(PIP_INSTALL) -e ".[docs]"
 	touch $@ .venv/installed
 
 .venv/newest/installed: pyproject.toml

@@ -36,7 +36,7 @@ class Subspace:
             parameters.
         power_steps: further passes over the data; each makes the error smaller by the ratio of the first eigenvalue
             that was dropped to the one looked at.
-        where: function from a parameter's path, as `jax.tree_util.keystr` writes it ("['head']['kernel']"), to whether
+        where: function from a parameter's path, as `jax.tree_util.keystr` writes it (`['head']['kernel']`), to whether
             H covers it; None covers all. Where it does not, H is zero.
     """
 
