@@ -144,7 +144,9 @@ def candidates(apply: Callable, likelihood: Likelihood, captured: Capture) -> di
             again = recalibrate(apply, likelihood, features=features, ridge=ridge, **offered)
             found[f"kfac+recalibrate {'+'.join(features) or 'fc3'} λ={ridge:g}"] = then(kfac, again)
     for weight in WEIGHTS:
-        found[f"pseudo-data λ={weight:g}"] = pseudo_data(apply, likelihood, draws=Draws(weight=weight), **offered)
+        found[f"pseudo-data λ={weight:g}"] = pseudo_data(
+            apply, likelihood, draws=Draws(weight=weight), captured=captured
+        )
     return found
 
 

@@ -89,6 +89,11 @@ def joined(parts: Sequence[Any]) -> Any:
     return dataclasses.replace(parts[0], numbers=jnp.concatenate([part.numbers for part in parts], axis=-1))
 
 
+def dense(a: Any) -> jax.Array:
+    """Write out activations [..., T, inputs], of a table as one-hot rows."""
+    return jax.nn.one_hot(a.numbers - 1, a.size, dtype=a.dtype) if isinstance(a, Lookup) else a
+
+
 def gradient(a: Any, g: jax.Array) -> jax.Array:
     """Add up a_t g_tᵀ over positions: a [(groups,) T, inputs], g [(groups,) T, outputs]."""
     if isinstance(a, Lookup):

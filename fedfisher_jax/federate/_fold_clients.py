@@ -162,10 +162,10 @@ def sum_clients(
     real = jnp.asarray(deal < group) & valid[np.minimum(deal, group - 1)]
     dealt = pick(clients, np.minimum(deal, group - 1))
     if strategy == "threads":
-        hands = [pick((dealt, real), w) for w in range(workers)]
-        program = compiled(_running_sum, function, shared, *hands[0])
+        each = [pick((dealt, real), w) for w in range(workers)]
+        program = compiled(_running_sum, function, shared, *each[0])
         with hands(workers) as pool:
-            results = list(pool.map(lambda hand: jax.block_until_ready(program(shared, *hand)), hands))
+            results = list(pool.map(lambda hand: jax.block_until_ready(program(shared, *hand)), each))
         sums, kept = zip(*results, strict=True)
         kept = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *kept)
         return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *sums), kept, workers

@@ -67,6 +67,6 @@ def zero_fishers(payloads: PyTree) -> list[int]:
         payloads: with a leading client axis; what a rule measured that is no Fisher is not looked at.
     """
     statistics = getattr(payloads, "statistics", None)
-    if not hasattr(statistics, "diagonal"):
+    if statistics is None or not hasattr(statistics, "diagonal"):
         return []
     return np.flatnonzero(np.asarray(jax.vmap(trace)(statistics)) == 0).tolist()

@@ -18,6 +18,7 @@ import numpy as np
 from .._compat import Tracer
 from ..curvature import Capture
 from ..curvature._leaves import Leaf
+from ..curvature._lookup import dense
 from ..curvature._pull_back import Site, activations
 from ..tracing._jaxpr import evaluate
 
@@ -57,9 +58,9 @@ class Place:
     def rows(self, leaves: Sequence[Any], x: Any) -> jax.Array:
         """Compute the features [positions, D] of one example x [...]."""
         found = activations(self.captured, leaves, x)
-        parts = [found[self.first][:, : _widths(self.sites[0])[0]]]
+        parts = [dense(found[self.first])[:, : _widths(self.sites[0])[0]]]
         if self.units:
-            parts.append(found[self.first + 1][:, : self.units])
+            parts.append(dense(found[self.first + 1])[:, : self.units])
         if self.constant:
             parts.append(jnp.ones((len(parts[0]), 1), parts[0].dtype))
         return jnp.concatenate(parts, axis=-1)

@@ -58,9 +58,9 @@ class MeasureMoments:
                 jnp.sum(targets, (0, 1)),
             ]
 
-        means = mean_over_batches(sums, data, self.batch_size)
+        second, cross, totals = mean_over_batches(sums, data, self.batch_size)
         example = (tuple(data.x.shape[1:]), data.x.dtype.name)
-        moments = Moments(*means, place.features, place.constant, example, described)
+        moments = Moments(second, cross, totals, place.features, place.constant, example, described)
         return Payload(jnp.asarray(data.size, jnp.result_type(float)), None, moments)
 
     def place(self, params: PyTree, x: Any) -> tuple[Place, Any]:

@@ -87,10 +87,10 @@ class MeasureInputs:
             chosen = jnp.where(real, jax.nn.one_hot(batch.y, shape.shape[-1], dtype=flat.dtype), 0)
             return [chosen.sum(0), chosen.T @ u, jnp.einsum("nc,ni,nj->cij", chosen, u, u, optimize=True)]
 
-        means = mean_over_batches(sums, data, 256)
+        counts, totals, seconds = mean_over_batches(sums, data, 256)
         real = data.indices[jnp.clip(jnp.arange(data.indices.shape[0]), 0, data.size - 1)]
         x = data.x[real]
-        moments = ClassMoments(*means, jnp.min(x), jnp.max(x), like(data))
+        moments = ClassMoments(counts, totals, seconds, jnp.min(x), jnp.max(x), like(data))
         return payload._replace(statistics={"fisher": payload.statistics, "inputs": moments})
 
 

@@ -30,8 +30,9 @@ def checkpoints(files: Iterable[Path]) -> dict[str, list[Path]]:
         shard = _SHARD.fullmatch(file.stem)
         found.setdefault(shard["name"] or "model" if shard else file.stem, []).append(file)
     for name, parts in found.items():
-        shard = _SHARD.fullmatch(parts[-1].stem)
-        for number in range(1, int(shard["count"]) + 1 if shard else 1):
+        if (shard := _SHARD.fullmatch(parts[-1].stem)) is None:
+            continue
+        for number in range(1, int(shard["count"]) + 1):
             if not any(f"{number:05}-of-" in part.stem for part in parts):
                 raise ValueError(f"{parts[0].parent}: shard {number} of {int(shard['count'])} of {name} is missing")
     return found

@@ -195,7 +195,8 @@ def _kind(header: Mapping[str, Any], file: str) -> Kind:
 def _scaling(said: Any, input_shape: tuple[int, ...], file: str) -> Scaling:
     """The scaling that a header holds, or a writer is about to write."""
     columns = input_shape[-1]
-    parts = [said.get(name) for name in ("mean", "std")] if isinstance(said, dict) and len(said) == 2 else []
+    both = isinstance(said, dict) and len(said) == 2
+    parts: list[Any] = [said.get(name) for name in ("mean", "std")] if both else []
     for part in parts:
         numbers = isinstance(part, list) and all(type(n) in (int, float) and abs(n) < 1e100 for n in part)
         if not numbers or len(part) not in (1, columns) or len(part) != len(parts[0]) or len(part) > MOST_COLUMNS:

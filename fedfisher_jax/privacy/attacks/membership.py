@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from ..._likelihood import Likelihood
 from ...curvature import Capture, activations
+from ...curvature._lookup import dense
 from ...curvature.structures._registry import require_known
 from ...tracing._convolution import for_loops
 
@@ -105,7 +106,7 @@ def leverage_scores(
 
     def one(example: jax.Array) -> jax.Array:
         rows = activations(captured, leaves, example)
-        chosen = [rows[number] for number in layers]
+        chosen = [dense(rows[number]) for number in layers]
         found = [jnp.mean(jnp.sum((a @ inverse) * a, -1)) for a, inverse in zip(chosen, inverses, strict=True)]
         return -jnp.sum(jnp.stack(found))
 
