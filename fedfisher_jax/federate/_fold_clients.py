@@ -22,6 +22,7 @@ from .._files import content, write_atomically
 from .._trees import pick, weighted_sum, widened
 from ._map_clients import (
     CohortReport,
+    client_threads,
     clients_mesh,
     compiled,
     cores,
@@ -162,7 +163,7 @@ def sum_clients(
     if strategy == "threads":
         hands = [pick((dealt, real), w) for w in range(workers)]
         program = compiled(_running_sum, function, shared, *hands[0])
-        with hands(workers) as pool:
+        with client_threads(workers) as pool:
             results = list(pool.map(lambda hand: jax.block_until_ready(program(shared, *hand)), hands))
         sums, kept = zip(*results, strict=True)
         kept = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *kept)
