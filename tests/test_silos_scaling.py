@@ -194,7 +194,7 @@ def test_run_says_what_a_person_should_know(tmp_path, capsys):
     x = (100 * rng.normal(size=(90, 4, 4)) + 60 * y[:, None, None]).clip(0, 255).astype(np.uint8)
     ids = np.array([7, 1500, 1999])[y]
     np.savez(tmp_path / "d.npz", train_x=x[:60], train_y=ids[:60], test_x=x[60:], test_y=ids[60:])
-    how = "--clients", 2, "--partition", "iid", "--epochs", 2
+    how = "--clients", 2, "--partition", "iid", "--epochs", 40
     given = "run", "--dataset", tmp_path / "d.npz", *how
     command(*given, "--out", tmp_path / "good", "--rules", "fedavg")
     good = json.loads((tmp_path / "good" / "result.json").read_text())
@@ -204,11 +204,14 @@ def test_run_says_what_a_person_should_know(tmp_path, capsys):
     assert good["inputs"]["mean"] == pytest.approx([x[:60].mean()])
     own = good["clients"]["own"]
     assert len(own["before"]["loss"]) == 2 and np.all(np.less(own["after"]["loss"], own["before"]["loss"]))
-    command(*given, "--inputs", "as-is", "--learning-rate", 1, "--out", tmp_path / "bad", "--rules", "fedfisher-kfac")
+    command(
+        *given, "--inputs", "as-is", "--learning-rate", 1e-9, "--out", tmp_path / "bad", "--rules", "fedfisher-kfac"
+    )
     bad = json.loads((tmp_path / "bad" / "result.json").read_text())
     said = " ".join(bad["words"])
     assert bad["inputs"] is None and "inputs far from one" in said and "constant guess" in said
-    assert all(word in " ".join(capsys.readouterr().err.split()) for word in ("note: inputs far", "constant guess"))
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "note: inputs far" in shown and "constant guess" in shown
 
 
 def test_the_best_constant_is_found_by_trying():

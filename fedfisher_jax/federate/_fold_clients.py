@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from .._compat import standard_promotion
 from .._files import content, write_atomically
 from .._trees import pick, weighted_sum, widened
 from ._map_clients import (
     CohortReport,
+    client_threads,
     clients_mesh,
     compiled,
     cores,
@@ -37,7 +37,6 @@ from ._map_clients import (
 PyTree = Any
 
 
-@standard_promotion
 def fold_clients(
     function: Callable[[Any, Any], PyTree],
     shared: PyTree,
@@ -162,10 +161,10 @@ def sum_clients(
     real = jnp.asarray(deal < group) & valid[np.minimum(deal, group - 1)]
     dealt = pick(clients, np.minimum(deal, group - 1))
     if strategy == "threads":
-        each = [pick((dealt, real), w) for w in range(workers)]
-        program = compiled(_running_sum, function, shared, *each[0])
-        with hands(workers) as pool:
-            results = list(pool.map(lambda hand: jax.block_until_ready(program(shared, *hand)), each))
+        hands = [pick((dealt, real), w) for w in range(workers)]
+        program = compiled(_running_sum, function, shared, *hands[0])
+        with client_threads(workers) as pool:
+            results = list(pool.map(lambda hand: jax.block_until_ready(program(shared, *hand)), hands))
         sums, kept = zip(*results, strict=True)
         kept = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *kept)
         return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *sums), kept, workers

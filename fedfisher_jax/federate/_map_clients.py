@@ -157,12 +157,12 @@ def _threads(function: Callable, shared: PyTree, clients: PyTree, workers: int, 
         return result
 
     count = jax.tree.leaves(clients)[0].shape[0]
-    with hands(workers) as pool:
+    with client_threads(workers) as pool:
         return stack(list(pool.map(run, range(count))))
 
 
 @contextlib.contextmanager
-def hands(workers: int) -> Iterator[ThreadPoolExecutor]:
+def client_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
     """Threads for clients. After Ctrl-C nobody waits for what they compute, which cannot be stopped from within."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix=HANDS)
     try:
