@@ -69,7 +69,6 @@ __all__ = [
     "lift",
     "merge_one_by_one",
     "merge_payloads",
-    "natural_gradient",
     "ot_fusion",
     "pfnm",
     "pseudo_data",

@@ -20,7 +20,6 @@ from ._fedfisher import fedfisher, fisher_merge
 from ._fedlpa import fedlpa
 from ._fipa import fipa
 from ._heads import analytic, recalibrate
-from ._natural_gradient import natural_gradient
 from ._ot_fusion import ot_fusion, released_ot_fusion
 from ._pfnm import pfnm, released_pfnm
 from ._pseudo_data import pseudo_data
@@ -59,7 +58,6 @@ RULES: dict[str, Entry] = {
     "fedfish": Entry(fedfish),
     "fedfish-kfac": Entry(partial(fedfish, structure="kronecker", estimator="exact"), ("captured",)),
     "fipa": Entry(fipa),
-    "natural-gradient": Entry(natural_gradient, _FISHER),
     "pseudo-data": Entry(pseudo_data, _FISHER),
     "analytic": Entry(analytic, ("captured",)),
     "recalibrate": Entry(recalibrate, ("captured",)),

@@ -27,7 +27,7 @@ def test_what_is_captured_why_not_and_its_diagonal(name):
     covered = [leaf for layer in captured.layers for leaf in layer.leaves]
     assert sorted([*covered, *captured.fallback_leaves]) == list(range(len(_paths(model.params))))
 
-    data = ff.examples(model.x)
+    data = ff.examples(model.x, np.zeros(len(model.x), int))
     found = ff.fisher(model.apply, ff.categorical(), model.params, data, batch_size=2, captured=captured)
     expected = np.diag(explicit.fisher(model.apply, ff.categorical(), model.params, model.x, data.y))
     np.testing.assert_allclose(explicit.flat(found.values), expected, rtol=1e-9, atol=1e-12 * expected.max())
@@ -50,7 +50,7 @@ def test_diagonal_without_structure(name):
     model = zoo.CASES[name]()
     options = {"captured": ff.capture(model.apply, model.params, model.x, structured=False)}
     assert set(options["captured"].fallback.values()) == {"not asked for"}
-    data = ff.examples(model.x)
+    data = ff.examples(model.x, np.zeros(len(model.x), int))
     reference = ff.fisher(model.apply, ff.categorical(), model.params, data, **options)
     expected = np.diag(explicit.fisher(model.apply, ff.categorical(), model.params, model.x, data.y))
     np.testing.assert_allclose(explicit.flat(reference.values), expected, rtol=1e-9, atol=1e-12 * expected.max())

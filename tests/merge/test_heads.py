@@ -209,7 +209,7 @@ def test_it_composes_and_its_results_have_its_name():
     average = jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1), trained.params)
     phi = features(average, X, "units and more")
     right = np.argmax(phi @ explicit_ridge(phi, np.eye(3)[y], 1e-4), 1) == y
-    assert found["fedavg+recalibrate@b,c:2"]["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
+    assert found["fedavg+recalibrate@b,c:2"]["accuracy"] == pytest.approx(float(right.mean()), abs=1e-6)
 
 
 def test_settings_that_do_not_work():
