@@ -43,8 +43,8 @@ class Limits(NamedTuple):
     Memory stays below 3 times the file's bytes (at most `file_bytes`) + 2 `decoded_bytes` + `working_bytes` + 32
     `header_bytes` (Python's objects). Time grows with the cubes of the matrices' sides n: Σ n³ stays below `cubes`
     times 1 + bytes / 2^16, for an uncompressed matrix has 4 n² bytes, but two kilobytes may announce any number.
-    On one core of 2026 (5e10 n³ a second, measured) that is 1.3 s a megabyte at worst; less would refuse what
-    `plan.fit` writes, such as singular values of a tenth of the rank.
+    On one core (5e10 n³ a second, measured) that is 1.3 s a megabyte at worst. Less would refuse honest files: n / 10
+    singular values and vectors of 8 bits are n² / 5 bytes, and count `file.EIGEN` n³.
     """
 
     file_bytes: int = 2**31
