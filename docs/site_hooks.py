@@ -17,7 +17,15 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
 RESULTS = "experiments/results"
-TAKEN = ("CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "constraints.txt", "examples/*.py")
+TAKEN = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "CITATION.cff",
+    "LICENSE",
+    "constraints.txt",
+    "examples/*.py",
+    "examples/*.ipynb",
+)
 TAKEN += ("experiments/*.md", "experiments/*/README.md", f"{RESULTS}/**/*.md", f"{RESULTS}/**/*.png")
 ROW = re.compile(r"^\| (.*) \| `(.*)`.* \| (.*) \| `(.*)` \|$", re.MULTILINE)  # of the index of experiments
 

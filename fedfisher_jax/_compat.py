@@ -46,7 +46,7 @@ def scope(equation: Any) -> str:
 def bind(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Sequence[Any]:
     """Apply a primitive with the parameters that its equation in a jaxpr has; the results always are a sequence."""
     results = primitive.bind(*operands, **primitive.get_bind_params(params))
-    return results if primitive.multiple_results else [results]
+    return list(results) if primitive.multiple_results else [results]  # a `shard_map` gives a tree of its own
 
 
 def varying(tree: Any) -> set[str]:

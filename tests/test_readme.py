@@ -1,6 +1,7 @@
 """The code of the README, of all pages of docs/ and of examples/ runs as it stands; its merges beat chance by far."""
 
 import doctest
+import json
 import re
 import runpy
 from importlib.util import find_spec
@@ -15,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"```(python|pycon)\n(.*?)```", re.DOTALL)
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if BLOCK.search(page.read_text())]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 OPTIONAL = ("equinox", "haiku")  # blocks that import them run where they are installed
-SLOW = ("README.md", "index.md", "rounds.md", "theory.md", "one_shot.py")
+SLOW = ("README.md", "index.md", "rounds.md", "theory.md", "one_shot.py", "one_shot.ipynb")
 # What a page leaves to the reader's imagination.
 BEFORE = {
     "privacy.md": """
@@ -37,6 +39,9 @@ PRINTED = {
     "your_own_model.py": (r"merged ([\d.]+) %", 1, 50),
     "few_rounds.py": (r"round 15 ([\d.]+) %", 1, 40),
     "silo_files.py": (r"merged ([\d.]+) %", 1, 50),
+    "one_shot.ipynb": (r"fedfisher-kfac ([\d.]+)", 1, 0.5),
+    "silos.ipynb": (r"examples, loss .* accuracy ([\d.]+)", 1, 0.5),
+    "width.ipynb": (r"slope of the Laplace error -([\d.]+)", 1, 0.5),
     "secure_sums.py": (r"(?:plain|secure) sum +([\d.]+) %", 2, 50),
 }
 
@@ -50,11 +55,19 @@ def registry():
     ff.curvature.STRUCTURES.update(before)
 
 
+def blocks(page):
+    """The (kind, code) of a page's blocks, or of a notebook's cells."""
+    if page.suffix == ".md":
+        return BLOCK.findall(page.read_text())
+    cells = json.loads(page.read_text())["cells"]
+    return [("python", "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+
+
 def run(page):
     """Run a page's blocks in one namespace; the packages for lack of which a block was left out."""
     namespace, lacking = {"__name__": page.stem}, set()
     exec(BEFORE.get(page.name, ""), namespace)
-    for kind, block in BLOCK.findall(page.read_text()):
+    for kind, block in blocks(page):
         needs = {
             name for name in OPTIONAL if re.search(rf"^(>>> )?import {name}\b", block, re.M) and not find_spec(name)
         }
@@ -83,7 +96,7 @@ def cases(paths):
     return [pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path.name in SLOW)) for path in paths]
 
 
-@pytest.mark.parametrize("page", cases(PAGES))
+@pytest.mark.parametrize("page", cases([*PAGES, *NOTEBOOKS]))
 def test_the_code_of_a_page_runs(page, capsys):
     lacking = run(page)
     require_printed(page.name, capsys.readouterr().out)
@@ -92,14 +105,14 @@ def test_the_code_of_a_page_runs(page, capsys):
 
 
 @pytest.mark.parametrize("script", cases(EXAMPLES))
-def test_an_example_runs(script, capsys):
+def test_a_script_runs(script, capsys):
     assert len(script.read_text().splitlines()) < 40
     runpy.run_path(str(script), run_name="__main__")
     require_printed(script.name, capsys.readouterr().out)
 
 
 def test_all_examples_are_judged():
-    assert {script.name for script in EXAMPLES} <= set(PRINTED)
+    assert {script.name for script in (*EXAMPLES, *NOTEBOOKS)} <= set(PRINTED)
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():

@@ -14,7 +14,6 @@ from ._fedlpa import fedlpa as fedlpa
 from ._fipa import fipa as fipa
 from ._heads import analytic as analytic
 from ._heads import recalibrate as recalibrate
-from ._natural_gradient import natural_gradient as natural_gradient
 from ._one_by_one import merge_one_by_one as merge_one_by_one
 from ._ot_fusion import ot_fusion as ot_fusion
 from ._ot_fusion import released_ot_fusion as released_ot_fusion
