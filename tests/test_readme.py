@@ -18,7 +18,7 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.m
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 OPTIONAL = ("equinox", "haiku")  # blocks that import them run where they are installed
-SLOW = ("README.md", "index.md", "rounds.md", "theory.md", "one_shot.py", "one_shot.ipynb")
+SLOW = ("README.md", "index.md", "rounds.md", "theory.md", "one_shot.ipynb", "silos.ipynb")
 # What a page leaves to the reader's imagination.
 BEFORE = {
     "privacy.md": """
