@@ -96,13 +96,20 @@ def _evaluate(apply: Apply, likelihood: Likelihood, params: Any, x: Any, y: Any,
 
     def sums(batch):
         counts = (batch < n) & valid[batch % n]
-        outputs = widened(apply(params, pick(x, batch % n)))  # sums of 16 bits lose what is added late
-        targets = y[batch % n]
+        outputs, targets = wide_outputs(apply, params, pick(x, batch % n)), y[batch % n]
         scores = (likelihood.nll, likelihood.correct) if likelihood.correct else (likelihood.nll,)
         return [jnp.sum(jax.vmap(score)(outputs, targets), where=counts) for score in scores]
 
     loss, *accuracy = (total.sum() / valid.sum() for total in jax.lax.map(sums, rows))
     return Scores(loss, accuracy[0] if accuracy else None)
+
+
+def wide_outputs(apply: Apply, params: Any, x: Any) -> Any:
+    """Compute the outputs of 16 bits that the model gives, in 32 bits: sums of 16 lose what is added late.
+
+    A compiler would keep wider ones for the scores' sake, and break ties that the model has.
+    """
+    return widened(jax.lax.optimization_barrier(apply(params, x)))
 
 
 def ensemble_apply(
@@ -123,7 +130,7 @@ def ensemble_apply(
     """
 
     def joint(stacked_params: Any, x: Any) -> Float[Array, "n ..."]:
-        outputs = widened(jax.lax.map(lambda params: apply(params, x), stacked_params))  # [m, n, ...]
+        outputs = jax.lax.map(lambda params: wide_outputs(apply, params, x), stacked_params)  # [m, n, ...]
         given = jnp.ones(len(outputs)) if weights is None else jnp.asarray(weights)
         if given.ndim == 1:
             shares = (given / given.sum()).astype(outputs.dtype)

@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fedfisher_jax as ff
 from fedfisher_jax import _likelihood as likelihood
 from fedfisher_jax import _metrics as metrics
+from fedfisher_jax.federate.rounds import client_scores
 
 FAMILIES = [likelihood.categorical(), likelihood.gaussian(0.5), likelihood.bernoulli()]
 MEMBERS, N = 3, 23
@@ -150,3 +152,18 @@ def test_class_shares_need_classes():
         metrics.ensemble(apply, likelihood.gaussian(), stacked, x, y, weights=jnp.ones((MEMBERS, 4)))
     with pytest.raises(ValueError, match=r"weights: got shape \(2, 4\)"):
         metrics.ensemble(apply, likelihood.categorical(), stacked, x, y, weights=jnp.ones((2, 4)))
+
+
+def test_scores_are_of_the_outputs_of_16_bits_that_the_model_gives():
+    """Their ties are the model's own: a compiled program may not score the wider numbers that it computed them from."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((4000, 20), (20, 10)))
+    y = rng.integers(0, 10, 4000)
+    outputs = np.asarray(x @ w, np.float64)
+    expected = np.mean(outputs.argmax(-1) == y)
+    assert expected != np.mean((np.asarray(x, np.float64) @ np.asarray(w, np.float64)).argmax(-1) == y)
+    linear, data = (lambda w, x: x @ w), (x, jnp.asarray(y))
+    np.testing.assert_allclose(ff.evaluate(linear, ff.categorical(), w, *data).accuracy, expected, rtol=1e-6)
+    np.testing.assert_allclose(ff.ensemble(linear, ff.categorical(), w[None], *data).accuracy, expected, rtol=1e-6)
+    scores = client_scores(linear, ff.categorical(), w, ff.examples(*data))
+    np.testing.assert_allclose(scores[1], expected, rtol=1e-6)

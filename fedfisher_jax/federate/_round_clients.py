@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from .._examples import Examples, mean_over_batches
 from .._likelihood import Likelihood
-from .._trees import widened
+from .._metrics import wide_outputs
 from ..merge import Rule, Update, exchanges, lift
 from ._cohort import Client, with_examples
 from ._federation import Federation
@@ -98,7 +98,7 @@ def client_scores(
     """Score a model on one client's examples: mean [loss in nats, accuracy]; accuracy is NaN where there is none."""
 
     def sums(batch: Any) -> jax.Array:
-        outputs = widened(apply(params, batch.x))
+        outputs = wide_outputs(apply, params, batch.x)
         rows = [jax.vmap(likelihood.nll)(outputs, batch.y)]
         if likelihood.correct:
             rows.append(jax.vmap(likelihood.correct)(outputs, batch.y).astype(rows[0].dtype))
