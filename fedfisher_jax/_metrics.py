@@ -109,7 +109,9 @@ def wide_outputs(apply: Apply, params: Any, x: Any) -> Any:
 
     A compiler would keep wider ones for the scores' sake, and break ties that the model has.
     """
-    return widened(jax.lax.optimization_barrier(apply(params, x)))
+    outputs = apply(params, x)
+    wide, kind = widened(outputs), jnp.finfo(outputs.dtype)
+    return wide if wide.dtype == outputs.dtype else jax.lax.reduce_precision(wide, kind.nexp, kind.nmant)
 
 
 def ensemble_apply(
