@@ -131,14 +131,15 @@ def ensemble_apply(
         applied at a time.
     """
 
+    if weights is not None and jnp.ndim(weights) == 2 and likelihood.name != "categorical":
+        raise ValueError(f"weights: got one for each class and likelihood {likelihood.name}, expected categorical")
+
     def joint(stacked_params: Any, x: Any) -> Float[Array, "n ..."]:
         outputs = jax.lax.map(lambda params: wide_outputs(apply, params, x), stacked_params)  # [m, n, ...]
         given = jnp.ones(len(outputs)) if weights is None else jnp.asarray(weights)
         if given.ndim == 1:
             shares = (given / given.sum()).astype(outputs.dtype)
             return jax.vmap(likelihood.mix, (1, None))(outputs, shares)
-        if likelihood.name != "categorical":
-            raise ValueError(f"weights: got one for each class and likelihood {likelihood.name}, expected categorical")
         shares = (given / jnp.maximum(given.sum(0), jnp.finfo(given.dtype).tiny)).astype(outputs.dtype)
         by_class = shares.reshape(len(shares), *[1] * (outputs.ndim - 2), -1)
         lowest = jnp.finfo(outputs.dtype).min / 4  # a class that nobody has; infinity would make losses of others NaN

@@ -101,11 +101,11 @@ def test_sequences_sum_losses_and_average_hits():
     family = likelihood.categorical()
     x, y = jax.random.normal(jax.random.key(0), (6, 4, 3)), jnp.arange(24).reshape(6, 4) % 3
 
-    def identity(params, x):
-        return x
+    def shifted(params, x):
+        return x + params
 
-    flat = metrics.evaluate(identity, family, {}, x.reshape(24, 3), y.reshape(24))
-    whole = metrics.evaluate(identity, family, {}, x, y, batch_size=4)
+    flat = metrics.evaluate(shifted, family, jnp.zeros(3), x.reshape(24, 3), y.reshape(24))
+    whole = metrics.evaluate(shifted, family, jnp.zeros(3), x, y, batch_size=4)
     np.testing.assert_allclose(whole.loss, 4 * flat.loss)
     np.testing.assert_allclose(whole.accuracy, flat.accuracy)
 

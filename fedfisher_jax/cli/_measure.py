@@ -161,7 +161,8 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
         )
     mine = silo_cohort(x, y, settings.silo, settings.batch_size)
     sent = train_and_measure(training, rule, start.params, mine, key, params=params)
-    _tell(settings, start, sent, mine, rule.name)
+    if sent.params is not None:
+        _tell(settings, start, sent, mine, rule.name)
     if guarantee is not None:
         print(f"for this silo only: {noise.losses(sent, start.params, guarantee)}")
         sent = noise.privatise(sent, start.params, guarantee)

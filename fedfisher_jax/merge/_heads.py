@@ -20,7 +20,7 @@ from .._trees import scaled, widened
 from ..curvature import Capture, Moments, capture
 from ..curvature._leaves import leaves as leaves_of
 from ._head_place import Place, find_place, require_exact, require_room, widest_place
-from ._rule import Merged, Payload, Rule, Update, require_options, require_start
+from ._rule import Kind, Merged, Payload, Rule, Takes, Update, require_options, require_start
 
 PyTree = Any
 RIDGE = 1e-4  # λ
@@ -33,6 +33,7 @@ class MeasureMoments:
     apply: Callable
     likelihood: Likelihood
     features: tuple[str, ...] | None  # None: see `head_place.widest_place`
+    kind: str  # the rule's name: heads of the start and of a merged model are two statistics
     start: Callable[[PyTree], PyTree] | None = None  # what is made of the model that was sent
     batch_size: int = 256
     captured: Capture | None = None
@@ -61,7 +62,7 @@ class MeasureMoments:
         second, cross, totals = mean_over_batches(sums, data, self.batch_size)
         example = (tuple(data.x.shape[1:]), data.x.dtype.name)
         moments = Moments(second, cross, totals, place.features, place.constant, example, described)
-        return Payload(jnp.asarray(data.size, jnp.result_type(float)), None, moments)
+        return Payload(jnp.asarray(data.size, jnp.result_type(float)), None, moments, Kind(self.kind))
 
     def place(self, params: PyTree, x: Any) -> tuple[Place, Any]:
         """Find the head's place in a model and describe the model's leaves; x [n, ...] is looked at for its shape."""
@@ -164,7 +165,7 @@ def _heads(
         raise ValueError(f"ridge: got {ridge}, expected a positive number")
     if isinstance(features, str):
         raise ValueError(f"features: got {features!r}, expected a sequence of paths, such as ({features!r},)")
-    measure = MeasureMoments(apply, likelihood, None if features is None else tuple(features), **options)
+    measure = MeasureMoments(apply, likelihood, None if features is None else tuple(features), name, **options)
 
     def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
         return {"weight": payload.weight, "moments": scaled(payload.weight, payload.statistics)}
@@ -181,4 +182,5 @@ def _heads(
         diagnostics = {"features": len(moments.second), "rounding": gap}
         return Merged(treedef.unflatten(new), {key: jnp.asarray(value) for key, value in diagnostics.items()})
 
-    return Rule(name, measure, lift, solve, "add", jit=False, trains=False)
+    takes = Takes((Moments,), (name,))
+    return Rule(name, measure, lift, solve, "add", jit=False, trains=False, takes=takes)

@@ -29,9 +29,10 @@ from ..solve._objective import Objective, Solver
 from ..tracing._convolution import for_loops
 from ._fedfisher import DAMPING, stacked
 from ._outline import like
-from ._rule import MeasureFisher, Merged, Payload, Rule, Update, require_options
+from ._rule import Kind, MeasureFisher, Merged, Payload, Rule, Takes, Update, require_options
 
 PyTree = Any
+INPUTS = "kronecker, class moments of inputs"  # kind of what is measured
 
 
 class ClassMoments(NamedTuple):
@@ -91,7 +92,7 @@ class MeasureInputs:
         real = data.indices[jnp.clip(jnp.arange(data.indices.shape[0]), 0, data.size - 1)]
         x = data.x[real]
         moments = ClassMoments(counts, totals, seconds, jnp.min(x), jnp.max(x), like(data))
-        return payload._replace(statistics={"fisher": payload.statistics, "inputs": moments})
+        return payload._replace(statistics={"fisher": payload.statistics, "inputs": moments}, kind=Kind(INPUTS))
 
 
 def pseudo_data(
@@ -135,7 +136,8 @@ def pseudo_data(
         params, loss = train_on_draws(apply, likelihood, problem, source, draws, merged)
         return Merged(params, {**diagnostics, "loss_on_draws": loss})
 
-    return Rule("pseudo-data", measure, lambda payload, start: payload, solve, "stack")
+    takes = Takes((dict,), (INPUTS,))
+    return Rule("pseudo-data", measure, lambda payload, start: payload, solve, "stack", takes=takes)
 
 
 class Gaussians(NamedTuple):

@@ -19,7 +19,11 @@ from fedfisher_jax.merge._rule import require_squares
 from fedfisher_jax.privacy import secure_merge
 
 NAMES = tuple(catalogue.RULES)
-QUICK = {"dense": {"settings": DenseSettings(rounds=1, generator_steps=1)}, "fedbens": {"steps": 5}}
+QUICK: dict = {
+    "analytic": {"features": ()},
+    "dense": {"settings": DenseSettings(rounds=1, generator_steps=1)},
+    "fedbens": {"steps": 5},
+}
 # What each rule merges beside what it measures itself. FedAvg and, with the model's layers, OTFusion read the models
 # alone; others are one measure under several names.
 ALIKE = [{"fisher-merge", "fedfisher-diag"}, {"fedfisher-kfac", "fedfish-kfac"}]
@@ -28,7 +32,7 @@ ONE_MODEL = ("fedavg", "otfusion")
 
 def is_right(rule, measured):
     if rule in ONE_MODEL:
-        return measured != "fedbens"
+        return measured not in ("fedbens", "analytic", "recalibrate")  # of two models, and of none
     return rule == measured or any({rule, measured} <= same for same in ALIKE)
 
 
@@ -140,7 +144,7 @@ def test_objectives_that_are_none_are_let_through():
 
 # In files --------------------------------------------------------------------------------------------------------
 
-IN_FILES = tuple(name for name in NAMES if name not in ("otfusion", "pfnm", "dense", "fedbens"))
+IN_FILES = tuple(name for name in NAMES if name not in ("otfusion", "pfnm", "dense", "fedbens", "pseudo-data"))
 # In files the kind is known and told to rules that can measure it: K-FAC of empirical factors is what FedLPA merges.
 ALIKE_IN_FILES = [*ALIKE, {"fedfisher-kfac", "fedlpa"}]
 
@@ -157,7 +161,8 @@ def silos(tmp_path_factory):
         for name in IN_FILES:
             (folder / name).mkdir(exist_ok=True)
             call = ["measure", "--data", folder / f"{silo}.npz", "--start", start, "--silo", silo, "--rule", name]
-            cli.main([str(word) for word in (*call, "--epochs", 2, "--out", folder / name / f"{silo}.safetensors")])
+            trained = () if name in ("analytic", "recalibrate") else ("--epochs", 2)
+            cli.main([str(word) for word in (*call, *trained, "--out", folder / name / f"{silo}.safetensors")])
     return folder
 
 
@@ -173,7 +178,7 @@ def merged(silos, name, measured, out):
 @pytest.mark.parametrize("name", NAMES)
 def test_in_files(name, measured, silos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    if name in ONE_MODEL or name == measured or any({name, measured} <= same for same in ALIKE_IN_FILES[:2]):
+    if is_right(name, measured):
         own = "fedavg" if name in ONE_MODEL else name
     elif (name, measured) == ("fedfisher-kfac", "fedlpa"):
         own = "fedlpa"
