@@ -1,4 +1,4 @@
-"""Subcommands for silos that exchange files alone (docs/silos.md)."""
+"""The subcommands; those for silos exchange files alone (docs/silos.md)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,15 @@ from ._evaluate import EvaluateSettings, evaluate
 from ._example import ExampleSettings, example
 from ._init import InitSettings, init
 from ._inspect import InspectSettings, inspect
+from ._list import ListSettings, list_names
 from ._measure import MeasureSettings, measure
 from ._merge import MergeSettings, merge
+from ._run import run
+from ._settings import RunSettings
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
+    "run": (RunSettings, run),
+    "list": (ListSettings, list_names),
     "describe": (DescribeSettings, describe),
     "init": (InitSettings, init),
     "measure": (MeasureSettings, measure),
