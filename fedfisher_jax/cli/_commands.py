@@ -13,9 +13,12 @@ from ._measure import MeasureSettings, measure
 from ._merge import MergeSettings, merge
 from ._run import run
 from ._settings import RunSettings
+from ._sweep import sweep
+from ._sweep_settings import SweepSettings
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "run": (RunSettings, run),
+    "sweep": (SweepSettings, sweep),
     "list": (ListSettings, list_names),
     "describe": (DescribeSettings, describe),
     "init": (InitSettings, init),

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from ..federate import LocalTraining, Variant, feddyn, fedprox, scaffold
+from ..federate import Variant, feddyn, fedprox, scaffold
 
 LOCAL = ("plain", "fedprox", "scaffold", "feddyn")
 
@@ -42,12 +42,6 @@ def variant(name: str, strength: float | None, settings: Any) -> Variant | None:
     if settings.optimizer != "sgd":
         raise ValueError(f"optimizer: got {settings.optimizer}, expected sgd, whose steps --local scaffold corrects")
     return scaffold(settings.learning_rate / (1 - settings.momentum))
-
-
-def training_of(settings: Any, apply: Any, likelihood: Any, augment: Any) -> LocalTraining:
-    """How clients train, by the settings of `fedfisher run`."""
-    chosen = optimizer("optimizer", settings.optimizer, settings.learning_rate, settings.momentum)
-    return LocalTraining(apply, likelihood, chosen, settings.epochs, settings.batch_size, augment)
 
 
 def _takes_rate(made: Any) -> bool:

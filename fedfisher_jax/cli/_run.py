@@ -26,27 +26,37 @@ from ._world import World, rules_of, world
 
 
 def run(settings: RunSettings) -> dict[str, Any]:
-    """Run one federation; returns the record that `result.json` holds."""
+    """Run one federation and show its table; returns the record that `result.json` holds."""
     check(settings)
     if settings.distributed:
         jax.distributed.initialize()
-    with contextlib.ExitStack() as held:
-        return _run(settings, held)
-
-
-def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
     first = jax.process_index() == 0
-    console = Console(stderr=True, quiet=not first)
+    record, again = run_in(settings, Console(stderr=True, quiet=not first))
+    if first:
+        Console().print(report.result_table(record))
+        if again:
+            print(f"{settings.out}: this run is finished; --overwrite runs it again")
+        else:
+            print(f"{settings.out}/result.json, accuracy.png, clients.png" + (", models/" if settings.save else ""))
+    return record
+
+
+def run_in(settings: RunSettings, console: Console) -> tuple[dict[str, Any], bool]:
+    """Run one federation, with progress and notes on a console; the record, and whether it was finished before."""
+    check(settings)
+    with contextlib.ExitStack() as held:
+        return _run(settings, console, held)
+
+
+def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) -> tuple[dict[str, Any], bool]:
+    first = jax.process_index() == 0
     here = world(settings)
     rules = rules_of(settings, here, settings.rules)
     out = _files.require_folder(settings.out)
     if first:
         held.enter_context(_files.only_writer(out))
     if (found := finished(settings, here.dataset, out, first)) is not None:
-        if first:
-            Console().print(report.result_table(found))
-            print(f"{out}: this run is finished; --overwrite runs it again")
-        return found
+        return found, True
 
     record = _record_of(settings, here)
     for word in record["words"]:
@@ -78,9 +88,7 @@ def _run(settings: RunSettings, held: contextlib.ExitStack) -> dict[str, Any]:
     save()
     if first:
         report.plot_accuracy(record, out / "accuracy.png")
-        Console().print(report.result_table(record))
-        print(f"{out}/result.json, accuracy.png, clients.png" + (", models/" if settings.save else ""))
-    return record
+    return record, False
 
 
 def _one_shot(

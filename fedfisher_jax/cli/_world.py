@@ -18,7 +18,7 @@ from ..merge._rule import Rule
 from ..silos import _model_file as model_file
 from ..silos._network import network_of, template_of
 from ..solve._conjugate_gradients import conjugate_gradients
-from ._local_training import training_of
+from ._local_training import optimizer
 from ._settings import RunSettings
 
 
@@ -65,13 +65,11 @@ def world(settings: RunSettings) -> World:
         groups=dataset.groups,
     )
     shape = dataset.train_x.shape[1:]
-    network = network_of(settings.model, shape, dataset.num_classes, settings.bias)
-    if ":" in settings.model:
-        template_of(network)
+    network, captured = _network(settings.model, shape, dataset.num_classes, settings.bias)
     likelihood, key = categorical(), run_keys(settings.seed)
     start = models.STARTS[settings.start](network.init(key.init))
-    captured = capture(network.apply, start, dataset.train_x)
-    training = training_of(settings, network.apply, likelihood, crop_and_flip() if dataset.augment else None)
+    names = settings.optimizer, settings.learning_rate, settings.momentum, settings.epochs, settings.batch_size
+    training = _training(network, likelihood, dataset.augment, *names)
     kind = model_file.Kind(settings.model, tuple(map(int, shape)), dataset.num_classes, settings.bias)
     return World(
         dataset,
@@ -90,25 +88,74 @@ def world(settings: RunSettings) -> World:
     )
 
 
+@cache
+def _network(model: str, shape: tuple[int, ...], outputs: int, bias: bool) -> tuple[models.Network, Capture]:
+    """One object for each, so that what is compiled for it serves every run of a process."""
+    network = network_of(model, shape, outputs, bias)
+    return network, capture(network.apply, template_of(network), np.zeros((1, *shape), np.float32))
+
+
+@cache
+def _training(
+    network: models.Network,
+    likelihood: Likelihood,
+    augment: bool,
+    name: str,
+    learning_rate: float,
+    momentum: float,
+    epochs: int,
+    batch_size: int,
+) -> LocalTraining:
+    chosen = optimizer("optimizer", name, learning_rate, momentum)
+    return LocalTraining(network.apply, likelihood, chosen, epochs, batch_size, crop_and_flip() if augment else None)
+
+
+@cache
+def _rule(
+    name: str,
+    network: models.Network,
+    likelihood: Likelihood,
+    captured: Capture,
+    training: LocalTraining,
+    seed: int,
+    kind: str,
+    samples: int,
+    damping: float | None,
+) -> Rule:
+    offers = offers_of(network.init, training, captured, seed, kind=kind, samples=samples)
+    solved = name in catalogue.SOLVED and damping is not None
+    own = {"solver": conjugate_gradients(damping=damping)} if solved else {}
+    return catalogue.named_rule(name, network.apply, likelihood, offers=offers, **own)
+
+
 def rules_of(settings: RunSettings, here: World, names: tuple[str, ...]) -> Mapping[str, Rule]:
     """Make the rules; parts that two of them share are one object, so that they share their work, too."""
-    apply, likelihood = here.network.apply, here.likelihood
-    fisher = {"kind": settings.kind, "samples": settings.samples}
-    offers = offers_of(here.network.init, here.training, here.captured, settings.seed, **fisher)
     if settings.preset == "paper":
-        picked = jax.random.randint(here.key.pick, (500,), 0, len(here.x))  # with replacement, as the authors do
-        pick_x, pick_y = here.x[picked], here.y[picked]
+        return _released(settings, here, names)
+    given = here.network, here.likelihood, here.captured, here.training
+    options = settings.kind, settings.samples, settings.damping
 
-        def validation(params: Any) -> Any:
-            return jnp.mean(jnp.argmax(apply(params, pick_x), axis=-1) == pick_y)
+    def part(name: str) -> Rule:
+        seed = settings.seed if "others" in catalogue.takes(name) else 0  # of fresh starts alone
+        return _rule(name, *given, seed, *options)
 
-        offers = offers | {"validation": validation}
-    known = catalogue.RELEASED if settings.preset == "paper" else catalogue.RULES
-    solved = {} if settings.damping is None else {"solver": conjugate_gradients(damping=settings.damping)}
+    return {name: catalogue.composed(name, part) for name in names}
+
+
+def _released(settings: RunSettings, here: World, names: tuple[str, ...]) -> Mapping[str, Rule]:
+    """The authors' rules, whose server picks by labelled examples of these data."""
+    apply, likelihood = here.network.apply, here.likelihood
+    picked = jax.random.randint(here.key.pick, (500,), 0, len(here.x))  # with replacement, as the authors do
+    pick_x, pick_y = here.x[picked], here.y[picked]
+
+    def validation(params: Any) -> Any:
+        return jnp.mean(jnp.argmax(apply(params, pick_x), axis=-1) == pick_y)
+
+    fisher = {"kind": settings.kind, "samples": settings.samples, "validation": validation}
+    offers = offers_of(here.network.init, here.training, here.captured, settings.seed, **fisher)
 
     @cache
     def part(name: str) -> Rule:
-        own = solved if name in catalogue.SOLVED else {}
-        return catalogue.named_rule(name, apply, likelihood, offers=offers, rules=known, **own)
+        return catalogue.named_rule(name, apply, likelihood, offers=offers, rules=catalogue.RELEASED)
 
     return {name: catalogue.composed(name, part) for name in names}
