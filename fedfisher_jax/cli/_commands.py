@@ -11,6 +11,7 @@ from ._inspect import InspectSettings, inspect
 from ._list import ListSettings, list_names
 from ._measure import MeasureSettings, measure
 from ._merge import MergeSettings, merge
+from ._report import ReportSettings, report_runs
 from ._run import run
 from ._settings import RunSettings
 from ._sweep import sweep
@@ -19,6 +20,7 @@ from ._sweep_settings import SweepSettings
 COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "run": (RunSettings, run),
     "sweep": (SweepSettings, sweep),
+    "report": (ReportSettings, report_runs),
     "list": (ListSettings, list_names),
     "describe": (DescribeSettings, describe),
     "init": (InitSettings, init),

@@ -21,7 +21,7 @@ from ._names import file_name
 from ._progress import bars, stage
 from ._rounds import run_over_rounds
 from ._run_words import words_on_data, words_on_result
-from ._settings import RunSettings, check
+from ._settings import RunSettings, check, command_of, sampled_of
 from ._world import World, rules_of, world
 
 
@@ -113,6 +113,8 @@ def _record_of(settings: RunSettings, here: World) -> dict[str, Any]:
     counts = data.label_counts(dataset.train_y, here.parts, dataset.num_classes)
     return {
         "settings": dataclasses.asdict(settings) | {"data_seed": here.data_seed},
+        "command": command_of(settings),
+        "sampled": len(here.parts) if settings.rounds == 1 else sampled_of(settings, len(here.parts)),
         "preset": _preset_note(settings),
         "seed": settings.seed,
         "versions": report.versions(),

@@ -1,6 +1,7 @@
 """The settings of `fedfisher run`, and which of them go together."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -155,3 +156,17 @@ def sampled_of(settings: RunSettings, registered: int) -> int:
     if not 1 <= sampled <= registered:
         raise ValueError(f"sampled: got {sampled}, expected 1 to {registered}, the number of clients")
     return sampled
+
+
+def command_of(settings: RunSettings) -> str:
+    """The command line of a run: every setting that is not the default."""
+    words = ["fedfisher", "run"]
+    for field in dataclasses.fields(settings):
+        value, flag = getattr(settings, field.name), "--" + field.name.replace("_", "-")
+        if value == field.default or field.name == "overwrite":
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(words)

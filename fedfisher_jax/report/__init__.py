@@ -3,6 +3,7 @@
 from ._colours import colour_of as colour_of
 from ._figures import plot_accuracy as plot_accuracy
 from ._figures import plot_summary as plot_summary
+from ._page import page as page
 from ._summary import Spread as Spread
 from ._summary import Summary as Summary
 from ._summary import comma_separated as comma_separated
@@ -21,6 +22,7 @@ __all__ = [
     "comma_separated",
     "latex",
     "markdown",
+    "page",
     "plot_accuracy",
     "plot_summary",
     "result_table",

@@ -16,6 +16,22 @@ def plot_accuracy(record: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     """Bars of test accuracy: local models, rules, references."""
     from matplotlib.figure import Figure
 
+    figure = Figure(dpi=130, layout="constrained")
+    axes = figure.subplots()
+    figure.set_size_inches(6.4, 0.6 + 0.32 * accuracy_bars(axes, record))
+    axes.spines[["top", "right"]].set_visible(False)
+    settings = record["settings"]
+    uneven = settings["partition"] in ("dirichlet-client", "dirichlet-class", "quantity")
+    skew = f", α = {settings['alpha']}" if uneven else ""
+    axes.set_title(
+        f"{settings['dataset']}, {settings['model']}, {settings['clients']} clients, {settings['partition']}{skew}",
+        fontsize=9,
+    )
+    write_figure(figure, path)
+
+
+def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
+    """Draw a bar for each local model, of which more than ten are the best alone, rule and reference; how many."""
     locals_ = record["clients"]["accuracies"]
     names, values = [f"client {number}" for number in range(len(locals_))], list(locals_)
     if len(locals_) > 10:
@@ -27,25 +43,13 @@ def plot_accuracy(record: Mapping[str, Any], path: str | os.PathLike[str]) -> No
         if record["references"].get(name):
             names, values = [*names, name.replace("_", " ")], [*values, record["references"][name]["accuracy"]]
             colours = [*colours, REFERENCE]
-    figure = Figure(figsize=(6.4, 0.6 + 0.32 * len(names)), dpi=130, layout="constrained")
-    axes = figure.subplots()
     bars = axes.barh(names, [100 * value for value in values], color=colours)
     axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 105)
+    axes.set_xlim(0, 112)
+    axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("test accuracy (%)")
-    axes.spines[["top", "right"]].set_visible(False)
-    settings = record["settings"]
-    skew = (
-        f", α = {settings['alpha']}"
-        if settings["partition"] in ("dirichlet-client", "dirichlet-class", "quantity")
-        else ""
-    )
-    axes.set_title(
-        f"{settings['dataset']}, {settings['model']}, {settings['clients']} clients, {settings['partition']}{skew}",
-        fontsize=9,
-    )
-    write_figure(figure, path)
+    return len(names)
 
 
 def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:

@@ -79,7 +79,7 @@ def spread(values: Sequence[float]) -> Spread | None:
 def markdown(summary: Summary, caption: str) -> str:
     """A table in Markdown, the best rule of a column in bold, under a caption."""
     rows = [["", *summary.columns], ["---"] + ["---:"] * len(summary.columns)]
-    best = _best(summary)
+    best = best_of(summary)
     for name, values in summary.rules.items():
         rows.append([name, *(f"**{v}**" if v and name in b else _text(v) for v, b in zip(values, best, strict=True))])
     for name, values in (_worded(summary.references) | summary.differences).items():
@@ -89,7 +89,7 @@ def markdown(summary: Summary, caption: str) -> str:
 
 def latex(summary: Summary, caption: str) -> str:
     """The same for LaTeX with booktabs: a tabular with the caption as a comment."""
-    best = _best(summary)
+    best = best_of(summary)
 
     def cell(value: Spread | None, bold: bool = False) -> str:
         text = "--" if value is None else str(value).replace("±", r"\pm")
@@ -125,7 +125,7 @@ def _accuracy(cell: Mapping[str, Any], kind: str, name: str) -> float:
     return float("nan") if found is None else found
 
 
-def _best(summary: Summary) -> list[set[str]]:
+def best_of(summary: Summary) -> list[set[str]]:
     """The names of each column's best rules, as they are printed: who is equal to the last digit is as good."""
     found = []
     for place in range(len(summary.columns)):
