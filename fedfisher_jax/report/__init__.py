@@ -1,6 +1,6 @@
 """What a run leaves behind for people: tables, figures, and what made them."""
 
-from ._colours import colour_of as colour_of
+from ._colours import colours_of as colours_of
 from ._figures import plot_accuracy as plot_accuracy
 from ._figures import plot_summary as plot_summary
 from ._page import page as page
@@ -18,7 +18,7 @@ from ._words import words_on_training as words_on_training
 __all__ = [
     "Spread",
     "Summary",
-    "colour_of",
+    "colours_of",
     "comma_separated",
     "latex",
     "markdown",

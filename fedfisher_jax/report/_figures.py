@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._files import write_atomically
-from ._colours import LOCAL, REFERENCE, colour_of
+from ._colours import LOCAL, REFERENCE, colours_of
 from ._summary import Spread, Summary
 
 
@@ -37,8 +37,9 @@ def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
     if len(locals_) > 10:
         names, values = ["best local"], [max(locals_)]
     colours = [LOCAL] * len(names)
+    own = colours_of(record["rules"])
     for name, rule in record["rules"].items():
-        names, values, colours = [*names, name], [*values, rule["accuracy"]], [*colours, colour_of(name)]
+        names, values, colours = [*names, name], [*values, rule["accuracy"]], [*colours, own[name]]
     for name in ("ensemble", "ensemble_by_class", "pooled"):
         if record["references"].get(name):
             names, values = [*names, name.replace("_", " ")], [*values, record["references"][name]["accuracy"]]
@@ -60,31 +61,32 @@ def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_ylabel("test accuracy (%)")
+    own = colours_of(summary.rules)
     if len(summary.columns) == 1 and all("rounds" in rule for cell in cells for rule in cell["rules"].values()):
         for name in summary.rules:
             values = [[line.get("accuracy") for line in cell["rules"][name]["rounds"]] for cell in cells]
-            curve(axes, name, np.asarray(values, float))
+            curve(axes, name, own[name], np.asarray(values, float))
         integer_rounds(axes)
     else:
         width, places = 0.8 / len(summary.rules), np.arange(len(summary.columns))
         for number, (name, row) in enumerate(summary.rules.items()):
             where = places - 0.4 + width * (number + 0.5)
             means, errors = ([np.nan if v is None else part(v) for v in row] for part in (_mean, _std))
-            axes.bar(where, means, 0.92 * width, yerr=errors, capsize=2, color=colour_of(name), label=name)
+            axes.bar(where, means, 0.92 * width, yerr=errors, capsize=2, color=own[name], label=name)
         axes.set_xticks(places, summary.columns if len(summary.columns) > 1 else [""])
         axes.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=min(4, len(summary.rules)), frameon=False, fontsize=8)
     write_figure(figure, path)
 
 
-def curve(axes: Any, name: str, values: np.ndarray, x: np.ndarray | None = None) -> None:
+def curve(axes: Any, name: str, colour: str, values: np.ndarray, x: np.ndarray | None = None) -> None:
     """A rule's accuracies [runs, rounds] as their mean and a band of a standard deviation, over rounds or over x."""
     x = np.arange(1, values.shape[1] + 1) if x is None else x
     mean = 100 * values.mean(0)
-    axes.plot(x, mean, color=colour_of(name), label=name, marker="o", markersize=3)
+    axes.plot(x, mean, color=colour, label=name, marker="o", markersize=3)
     if len(values) > 1:
         std = 100 * values.std(0, ddof=1)
-        axes.fill_between(x, mean - std, mean + std, color=colour_of(name), alpha=0.18, linewidth=0)
+        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
 
 
 def integer_rounds(axes: Any) -> None:

@@ -37,10 +37,11 @@ def _overview(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """Rules by what differs between the runs, whatever their seeds."""
     told = [{k: v for k, v in record["settings"].items() if k not in (*UNTOLD, "rules")} for _, record in runs]
     differ = [key for key in told[0] if len({str(one.get(key)) for one in told}) > 1]
-    cells = [
-        {"varied": ", ".join(f"{key} {one.get(key)}" for key in differ) or "accuracy", **record}
-        for one, (_, record) in zip(told, runs, strict=True)
-    ]
+    groups: dict[str, str] = {}  # what differs → a column's name: that in few words, or else the first run's
+    cells = []
+    for one, (name, record) in zip(told, runs, strict=True):
+        words = ", ".join(f"{key} {one.get(key)}" for key in differ) or "accuracy"
+        cells.append({**record, "varied": groups.setdefault(words, words if len(differ) < 3 else name)})
     found = summarise(cells, None)
     text = lambda value: "–" if value is None else str(value)  # noqa: E731
     best = best_of(found)
@@ -75,7 +76,7 @@ def _sentence(record: Mapping[str, Any]) -> str:
     skew = f" (α = {settings['alpha']})" if settings["partition"] in ("dirichlet-client", "dirichlet-class") else ""
     return (
         f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples each of {Path(settings['dataset']).name}, "
-        f"split by {settings['partition']}{skew}, train {settings['model']} for {settings['epochs']} local epochs, "
+        f"split by {settings['partition']}{skew}, train {settings['model']} for {settings['epochs']} local epoch{'s' * (settings['epochs'] > 1)}, "
         f"{how}; seed {settings['seed']}."
     )
 

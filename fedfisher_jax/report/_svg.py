@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ._colours import colours_of
 from ._figures import accuracy_bars, curve, integer_rounds
 
 INK = "#010203"  # stands for the colour of the page's text, and is no other's
@@ -45,7 +46,7 @@ def over_rounds(record: Mapping[str, Any], *, megabytes: bool = False) -> str:
     """Accuracy of every rule over rounds, or over what all clients have sent by then."""
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots()
+        axes, own = figure.subplots(), colours_of(record["rules"])
         for name, rule in record["rules"].items():
             lines = [line for line in rule["rounds"] if line.get("accuracy") is not None]
             x = np.asarray([line["round"] for line in lines])
@@ -53,7 +54,7 @@ def over_rounds(record: Mapping[str, Any], *, megabytes: bool = False) -> str:
                 warm, first = record["settings"].get("warm_up_rounds", 0), rule.get("bits_up_warm_up", 0)
                 sent = np.where(x <= warm, x * first, warm * first + (x - warm) * rule["bits_up"])
                 x = sent * record["sampled"] / 8e6
-            curve(axes, name, np.asarray([[line["accuracy"] for line in lines]]), x)
+            curve(axes, name, own[name], np.asarray([[line["accuracy"] for line in lines]]), x)
         axes.set(ylabel="test accuracy (%)", xlabel="megabytes sent by all clients")
         if not megabytes:
             integer_rounds(axes)
