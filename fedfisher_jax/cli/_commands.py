@@ -11,6 +11,7 @@ from ._inspect import InspectSettings, inspect
 from ._list import ListSettings, list_names
 from ._measure import MeasureSettings, measure
 from ._merge import MergeSettings, merge
+from ._predict import PredictSettings, predict
 from ._report import ReportSettings, report_runs
 from ._run import run
 from ._settings import RunSettings
@@ -27,6 +28,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "measure": (MeasureSettings, measure),
     "merge": (MergeSettings, merge),
     "evaluate": (EvaluateSettings, evaluate),
+    "predict": (PredictSettings, predict),
     "inspect": (InspectSettings, inspect),
     "example": (ExampleSettings, example),
 }

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from .. import _files, data, report
+from .._metrics import recall
 from ..federate import Simulation, cohort, compare
 from ..federate._one_shot import Result
 from ..merge import Merged
@@ -66,8 +67,18 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
         if first:
             _files.write_json(out / "result.json", record)
 
+    recalls: dict[str, Any] = {}
+
+    def keep(name: str, merged: Merged) -> None:
+        test, apply = here.dataset, merged.apply or here.network.apply
+        recalls[name] = recall(apply, merged.params, test.test_x, test.test_y, test.num_classes)
+        if settings.save and first:
+            _save(out / "models", here, record, name, merged)
+
     def note(result: Result) -> None:
         _note(record, result)
+        if result.kind == "rule":
+            result.value["accuracy_by_class"] = recalls[result.name]
         words = words_on_result(result, here.parts, here.dataset.train_y)
         record["words"] += words
         for word in words:
@@ -77,7 +88,6 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
     save()
     if first:
         data.plot_label_counts(record["clients"]["label_counts"], out / "clients.png")
-    keep = partial(_keep, out / "models", here, record) if settings.save and first else lambda name, merged: None
     if settings.rounds > 1:
         run_over_rounds(settings, here, rules, out, console, note, keep)
     else:
@@ -143,14 +153,21 @@ def _note(record: dict[str, Any], result: Result) -> None:
         record["rules" if result.kind == "rule" else "references"][result.name] = result.value
 
 
-def _keep(folder: Path, here: World, record: dict[str, Any], name: str, merged: Merged) -> None:
+def _save(folder: Path, here: World, record: dict[str, Any], name: str, merged: Merged) -> None:
     """Write a merged model; one of another network than the clients' has no file, and a word says so."""
     if merged.apply is not None:
         record["words"].append(f"{name}: it makes another network, for which there is no model file")
         return
     folder.mkdir(exist_ok=True)
     arrays = jax.tree.map(np.asarray, merged.params)
-    model_file.write(folder / f"{file_name(name)}.safetensors", here.kind, arrays, f"run, {name}"[:200], here.scaling)
+    model_file.write(
+        folder / f"{file_name(name)}.safetensors",
+        here.kind,
+        arrays,
+        f"run, {name}"[:200],
+        here.scaling,
+        here.dataset.classes if len(here.dataset.classes or ()) == here.kind.outputs else None,
+    )
 
 
 def _preset_note(settings: RunSettings) -> str | None:

@@ -71,8 +71,10 @@ class RunSettings:
     """What is done to your own data: every channel or feature gets mean 0 and spread 1 by the training examples."""
     label: str = "label"
     """Column of the labels in your own .csv or .parquet."""
-    silo: str | None = None
+    silo_column: str | None = None
     """Column that says whose a row is in your own .csv or .parquet, for --partition natural."""
+    ignore: tuple[str, ...] = ()
+    """Columns that are no inputs."""
     bias: bool = False
     """Whether the layers have biases (the papers' networks have none)."""
     start: Literal["usual", "designed"] = "usual"

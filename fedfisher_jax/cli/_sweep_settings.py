@@ -14,7 +14,19 @@ import tyro
 from ._settings import RunSettings
 
 NOT_VARIED = (  # what is the same in all cells
-    *("rules", "seed", "data_seed", "out", "strategy", "data_dir", "save", "overwrite", "label", "silo"),
+    *(
+        "rules",
+        "seed",
+        "data_seed",
+        "out",
+        "strategy",
+        "data_dir",
+        "save",
+        "overwrite",
+        "label",
+        "silo_column",
+        "ignore",
+    ),
     *("pooled", "barrier", "bias"),
 )
 NOT_TAKEN = ("distributed",)

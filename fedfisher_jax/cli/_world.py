@@ -50,8 +50,7 @@ def world(settings: RunSettings) -> World:
         settings.dataset,
         data_dir=settings.data_dir,
         inputs=settings.inputs,
-        label=settings.label,
-        silo=settings.silo,
+        columns=data.Columns(settings.label, settings.silo_column, settings.ignore),
     )
     data_seed = settings.seed if settings.data_seed is None else settings.data_seed
     parts = data.split(

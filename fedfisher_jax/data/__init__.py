@@ -19,6 +19,7 @@ from ._scaling import scaling_of as scaling_of
 from ._split import PARTITIONS as PARTITIONS
 from ._split import label_counts as label_counts
 from ._split import split as split
+from ._tables import Columns as Columns
 from ._tables import read_table as read_table
 from ._text import TextData as TextData
 from ._text import standard_library as standard_library
@@ -27,6 +28,7 @@ from ._text import text_folder as text_folder
 from ._where import DataNotFoundError as DataNotFoundError
 
 __all__ = [
+    "Columns",
     "DATASETS",
     "DataNotFoundError",
     "Dataset",

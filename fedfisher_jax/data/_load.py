@@ -30,8 +30,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = False,
     inputs: str = "standardised",
-    label: str = "label",
-    silo: str | None = None,
+    columns: tables.Columns = tables.Columns(),
 ) -> Dataset:
     """Load a data set, a named one normalised as in the FedFisher paper (arXiv 2403.12329) where the paper states it.
 
@@ -48,8 +47,7 @@ def load(
             tensorflow for that).
         inputs: what is done to the numbers of your own file: "standardised" or "as-is" (see `read_npz`). A named set
             has one normalisation, and "as-is" is refused.
-        label: the column of a table's labels.
-        silo: the column of a table that says whose a row is; None where there is none.
+        columns: which columns of a table are its labels, whose a row is, and no inputs.
 
     Returns:
         The data set; images are float32 [N, H, W, C].
@@ -62,7 +60,7 @@ def load(
     if name.endswith(".npz"):
         return read_npz(expanded(name), inputs)
     if name.endswith(tables.ENDINGS):
-        return tables.read_table(expanded(name), inputs, label, silo)
+        return tables.read_table(expanded(name), inputs, columns)
     if inputs != "standardised":
         raise ValueError(f"inputs: got {inputs!r} for {name}, expected standardised: a named set has one normalisation")
     if name == "digits":

@@ -7,7 +7,7 @@ for training or for testing; every other column is a number and an input.
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,15 @@ SPLIT = "split"  # a column of this name with "train" and "test" says which rows
 EVERY = 5  # else every fifth row of a class is
 
 
-def read_table(path: Path, inputs: str = "standardised", label: str = "label", silo: str | None = None) -> Dataset:
+class Columns(NamedTuple):
+    """Which columns of a table are no inputs."""
+
+    label: str = "label"
+    silo: str | None = None  # says whose a row is
+    ignore: tuple[str, ...] = ()
+
+
+def read_table(path: Path, inputs: str = "standardised", named: Columns = Columns()) -> Dataset:
     """Read a data set from a table.
 
     Labels may be texts or numbers with gaps: they are numbered in their order, and `Dataset.classes` keeps them. A
@@ -29,8 +37,7 @@ def read_table(path: Path, inputs: str = "standardised", label: str = "label", s
     Args:
         path: a .csv file with a first line of names, or a .parquet file (which needs pyarrow).
         inputs: "standardised" or "as-is", as in `read_npz`.
-        label: the column of labels.
-        silo: the column that says whose a row is; the training rows' `Dataset.groups`.
+        named: which columns are labels, silos (the training rows' `Dataset.groups`), and none of anything.
 
     Raises:
         DataNotFoundError: there is no such file.
@@ -39,12 +46,10 @@ def read_table(path: Path, inputs: str = "standardised", label: str = "label", s
     if inputs not in INPUTS:
         raise ValueError(f"inputs: got {inputs!r}, expected one of {', '.join(INPUTS)}")
     columns = read_columns(path)
-    for what, name in (("label", label), ("silo", silo)):
-        if name is not None and name not in columns:
-            raise ValueError(f"{what}: {path}: got {name!r}, expected one of its columns: {', '.join(columns)[:200]}")
-    taken = [name for name in (label, silo, SPLIT if SPLIT in columns else None) if name is not None]
-    x = inputs_of(path, columns, taken)
-    classes, y = np.unique(labels_of(path, label, columns[label]), return_inverse=True)
+    for what, names in (("label", [named.label]), ("silo", [named.silo] if named.silo else [])):
+        require_columns(path, columns, what, names)
+    silo, x = named.silo, inputs_of(path, columns, named)
+    classes, y = np.unique(labels_of(path, named.label, columns[named.label]), return_inverse=True)
     test = _is_test(path, columns.get(SPLIT), y)
     groups = None if silo is None else np.unique(labels_of(path, silo, columns[silo]), return_inverse=True)[1]
     train_x, test_x = x[~test], x[test]
@@ -98,15 +103,45 @@ def labels_of(path: Path, name: str, values: Sequence[Any]) -> np.ndarray:
         return np.asarray(texts)
 
 
-def inputs_of(path: Path, columns: Mapping[str, Sequence[Any]], taken: Sequence[str]) -> np.ndarray:
-    """All columns but the taken ones as numbers, float64 [N, columns].
+def read_part(path: Path, part: str, named: Columns = Columns()) -> tuple[np.ndarray, np.ndarray | None]:
+    """Inputs and labels as they are, of the rows whose "split" is the part; of all rows without such a column.
+
+    Raises:
+        ValueError: as `read_table`, or no such row. Labels are None where the table has none.
+    """
+    columns = read_columns(path)
+    x = inputs_of(path, columns, named)
+    y = labels_of(path, named.label, columns[named.label]) if named.label in columns else None
+    rows = np.ones(len(x), bool)
+    if SPLIT in columns:
+        rows = _said_test(path, columns[SPLIT]) == (part == "test")
+    if not rows.any():
+        raise ValueError(f"{path}: {SPLIT}: got no row for {part}, expected some")
+    return x[rows], None if y is None else y[rows]
+
+
+def require_columns(path: Path, columns: Mapping[str, Any], what: str, names: Sequence[str]) -> None:
+    """Refuse names of columns that a table does not have.
+
+    Raises:
+        ValueError: which one, and what there is.
+    """
+    for name in names:
+        if name not in columns:
+            raise ValueError(f"{what}: {path}: got {name!r}, expected one of its columns: {', '.join(columns)[:200]}")
+
+
+def inputs_of(path: Path, columns: Mapping[str, Sequence[Any]], named: Columns) -> np.ndarray:
+    """All columns that are inputs as numbers, float64 [N, columns].
 
     Raises:
         ValueError: there is none, or an entry is no finite number; column and row are named.
     """
+    require_columns(path, columns, "ignore", named.ignore)
+    taken = {named.label, named.silo, SPLIT, *named.ignore}
     names = [name for name in columns if name not in taken]
     if not names:
-        raise ValueError(f"{path}: expected columns of numbers beside {', '.join(taken)}, got none")
+        raise ValueError(f"{path}: expected columns of numbers beside {', '.join(columns)[:200]}, got none")
     x = np.empty((len(columns[names[0]]), len(names)))
     for place, name in enumerate(names):
         for row, value in enumerate(columns[name]):
@@ -122,14 +157,18 @@ def inputs_of(path: Path, columns: Mapping[str, Sequence[Any]], taken: Sequence[
 
 def _is_test(path: Path, split: Sequence[Any] | None, y: np.ndarray) -> np.ndarray:
     if split is not None:
-        said = [str(value).strip() for value in split]
-        if other := set(said) - {"train", "test"}:
-            raise ValueError(f"{path}: {SPLIT}: got {sorted(other)[0][:40]!r}, expected train or test")
-        return np.asarray([one == "test" for one in said])
+        return _said_test(path, split)
     test = np.zeros(len(y), bool)
     for number in np.unique(y):
         test[np.flatnonzero(y == number)[EVERY - 1 :: EVERY]] = True
     return test
+
+
+def _said_test(path: Path, split: Sequence[Any]) -> np.ndarray:
+    said = [str(value).strip() for value in split]
+    if other := set(said) - {"train", "test"}:
+        raise ValueError(f"{path}: {SPLIT}: got {sorted(other)[0][:40]!r}, expected train or test")
+    return np.asarray([one == "test" for one in said])
 
 
 def _csv(path: Path) -> dict[str, Sequence[Any]]:

@@ -10,6 +10,7 @@ from . import _svg as svg
 from ._summary import REFERENCES, best_of, summarise
 from ._words import words_on_diagnostics
 
+MOST_CLASSES = 20  # of a table
 UNTOLD = ("out", "overwrite", "seed", "data_seed", "data_dir", "strategy", "save", "distributed")
 
 
@@ -62,6 +63,7 @@ def _run(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         "complete": record.get("complete", True),
         "rows": _rows(record),
         "figures": _figures(record),
+        "by_class": _by_class(record),
         "personalised": _personalised(record),
         "words": [*record.get("words", []), *words, *([record["preset"]] if record.get("preset") else [])],
         "command": record.get("command"),
@@ -71,12 +73,13 @@ def _run(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sentence(record: Mapping[str, Any]) -> str:
     settings, sizes = record["settings"], record["clients"]["sizes"]
-    rounds = settings.get("rounds", 1)
+    rounds, epochs = settings.get("rounds", 1), settings["epochs"]
+    epochs = f"{epochs} local epoch{'s' * (epochs > 1)}"
     how = "merged once" if rounds == 1 else f"in {rounds} rounds of {record['sampled']} clients"
     skew = f" (α = {settings['alpha']})" if settings["partition"] in ("dirichlet-client", "dirichlet-class") else ""
     return (
         f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples each of {Path(settings['dataset']).name}, "
-        f"split by {settings['partition']}{skew}, train {settings['model']} for {settings['epochs']} local epoch{'s' * (settings['epochs'] > 1)}, "
+        f"split by {settings['partition']}{skew}, train {settings['model']} for {epochs}, "
         f"{how}; seed {settings['seed']}."
     )
 
@@ -102,6 +105,16 @@ def _figures(record: Mapping[str, Any]) -> list[dict[str, str]]:
         found.append(("Test accuracy over rounds.", svg.over_rounds(record)))
         found.append(("Test accuracy over what all clients have sent.", svg.over_rounds(record, megabytes=True)))
     return [{"caption": caption, "svg": drawn} for caption, drawn in found]
+
+
+def _by_class(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Accuracy on each class's test examples, where there are few enough classes to show."""
+    rows = {name: rule["accuracy_by_class"] for name, rule in record["rules"].items() if "accuracy_by_class" in rule}
+    count = max((len(row) for row in rows.values()), default=0)
+    if not 0 < count <= MOST_CLASSES:
+        return None
+    shown = {name: ["–" if share is None else f"{100 * share:.0f}" for share in row] for name, row in rows.items()}
+    return {"classes": list(record.get("classes") or range(count)), "rules": list(shown.items())}
 
 
 def _personalised(record: Mapping[str, Any]) -> list[list[str]]:
