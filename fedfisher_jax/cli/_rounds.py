@@ -4,12 +4,13 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress
 
 from .._examples import Examples
 from .._metrics import as_numbers, evaluate
@@ -25,6 +26,27 @@ from ._settings import RunSettings, sampled_of
 from ._world import World, rules_of
 
 HELD_OUT = 0.2  # of a client's examples, where the model is personalised
+
+
+class Setting(NamedTuple):
+    """What all rules of a run have in common."""
+
+    settings: RunSettings
+    here: World
+    everyone: Cohort
+    variant: Variant | None
+    server: Any  # optimiser
+    folder: Path
+    progress: Progress
+
+    def federation(self, rule: Rule) -> Federation:
+        """The federation of a rule."""
+        sampled = sampled_of(self.settings, len(self.here.parts))
+        return Federation(self.here.training, rule, sampled, self.server, self.variant, self.settings.barrier)
+
+    def state(self, rule: Rule) -> rounds.State:
+        """The state before the first round."""
+        return rounds.init(self.federation(rule), self.here.start, len(self.here.parts), self.here.key.train)
 
 
 def run_over_rounds(
@@ -46,57 +68,62 @@ def run_over_rounds(
     everyone = cohort(here.x, here.y, mine)
     corrected = variant(settings.local, settings.strength, settings)
     step = settings.server_optimizer
-    server = None if step is None else optimizer("server_optimizer", step, settings.server_learning_rate, None)
-
-    def federation(rule: Rule) -> Federation:
-        sampled = sampled_of(settings, len(mine))
-        return Federation(here.training, rule, sampled, server, corrected, settings.barrier)
-
+    server = None if step is None else optimizer("server_optimizer", step, settings.server_learning_rate)
     if settings.overwrite:
-        _forget(out)
+        _forget(out / "rounds")
     with bars(console) as progress:
-
-        def go_on(name: str, rule: Rule, state: Any, count: int, folder: Path) -> tuple[Any, list[dict[str, Any]]]:
-            task = progress.add_task(name, total=count)
-
-            def done(line: dict[str, Any]) -> None:
-                now = f"{name[:18]} {100 * line['accuracy']:5.1f} %" if "accuracy" in line else name
-                progress.update(task, completed=line["round"], description=now)
-
-            how: dict[str, Any] = {"evaluate": lambda params: _of_test(_scores(here, params)), "done": done}
-            try:
-                return run_rounds(federation(rule), state, everyone, count, folder, strategy=settings.strategy, **how)
-            except KeyboardInterrupt as stop:
-                kind = Terminated if isinstance(stop, Terminated) else KeyboardInterrupt
-                raise kind(f"every finished round of {name} is kept; the same command goes on from there") from None
-
-        first, lines = None, []
-        if settings.warm_up is not None:
-            first = rules_of(settings, here, (settings.warm_up,))[settings.warm_up]
-            state = rounds.init(federation(first), here.start, len(mine), here.key.train)
-            name = f"warm-up by {settings.warm_up}"
-            warm, lines = go_on(name, first, state, settings.warm_up_rounds, out / "rounds" / "warm-up")
-        else:
-            warm = None
+        setting = Setting(settings, here, everyone, corrected, server, out / "rounds", progress)
+        count = settings.warm_up_rounds
+        warm = _warm_up(setting) if settings.warm_up is not None else None
         for name, rule in rules.items():
-            if warm is None:
-                state = rounds.init(federation(rule), here.start, len(mine), here.key.train)
-            else:  # its own count of rounds, and so its own draws
-                key = jax.random.fold_in(warm.key, settings.warm_up_rounds)
-                state = warm._replace(round=jnp.zeros((), jnp.int32), key=key)
-            left = settings.rounds - settings.warm_up_rounds
-            state, own = go_on(name, rule, state, left, out / "rounds" / "rules" / file_name(name))
-            own = [line | {"round": line["round"] + settings.warm_up_rounds} for line in own]
-            value = _scores(here, state.params) | {"bits_up": _bits(rule, corrected, here)}
-            value |= {"rounds": [*lines, *own], "diagnostics": own[-1]["diagnostics"]}
-            if settings.warm_up is not None:
-                value["bits_up_warm_up"] = _bits(first, corrected, here)
+            state, before = setting.state(rule), {"rounds": []}
+            if warm is not None:  # from there on its own count of rounds, and so its own draws
+                key = jax.random.fold_in(warm[0].key, count)
+                state, before = warm[0]._replace(round=jnp.zeros((), jnp.int32), key=key), warm[1]
+            left = settings.rounds - count
+            state, lines = _go_on(setting, name, rule, state, left, f"rules/{file_name(name)}")
+            lines = [line | {"round": line["round"] + count} for line in lines]
+            value = before | {"rounds": [*before["rounds"], *lines], "diagnostics": lines[-1]["diagnostics"]}
+            value |= _scores(here, state.params) | {"bits_up": _bits(rule, corrected, here)}
             if settings.personalise:
                 value["personalised"] = _personalised(settings, here, state.params, everyone, held_out)
             keep(name, Merged(state.params, {}))
             note(Result("rule", name, value))
-        if settings.pooled:
-            note(Result("reference", "pooled", _pooled(settings, here, everyone)))
+    if settings.pooled:
+        note(Result("reference", "pooled", _pooled(settings, here, everyone)))
+
+
+def _warm_up(setting: Setting) -> tuple[rounds.State, dict[str, Any]]:
+    """The state after the warm-up, and what every rule's result begins with."""
+    settings, here = setting.settings, setting.here
+    ((name, rule),) = rules_of(settings, here, (str(settings.warm_up),)).items()
+    count = settings.warm_up_rounds
+    state, lines = _go_on(setting, f"warm-up by {name}", rule, setting.state(rule), count, "warm-up")
+    return state, {"bits_up_warm_up": _bits(rule, setting.variant, here), "rounds": lines}
+
+
+def _go_on(
+    setting: Setting, name: str, rule: Rule, state: rounds.State, count: int, folder: str
+) -> tuple[rounds.State, list[dict[str, Any]]]:
+    task = setting.progress.add_task(name, total=count)
+
+    def done(line: dict[str, Any]) -> None:
+        words = f"{name[:18]} {100 * line['accuracy']:5.1f} %"
+        setting.progress.update(task, completed=line["round"], description=words)
+
+    how: dict[str, Any] = {
+        "evaluate": lambda params: _of_test(_scores(setting.here, params)),
+        "done": done,
+        "strategy": setting.settings.strategy,
+    }
+    try:
+        federation = setting.federation(rule)
+        found = run_rounds(federation, state, setting.everyone, count, setting.folder / folder, **how)
+    except KeyboardInterrupt as stop:
+        kind = Terminated if isinstance(stop, Terminated) else KeyboardInterrupt
+        raise kind(f"every finished round of {name} is kept; the same command goes on from there") from None
+    setting.progress.update(task, completed=count)  # those of an earlier call, too
+    return found
 
 
 def _scores(here: World, params: Any) -> dict[str, float]:
@@ -148,8 +175,8 @@ def _bits(rule: Rule, corrected: Variant | None, here: World) -> int:
 
 
 def _forget(out: Path) -> None:
-    """Remove the rounds of an earlier run: the folders that `run_rounds` made, and nothing else."""
-    for folder in [out / "rounds" / "warm-up", *(out / "rounds" / "rules").glob("*")]:
+    """Remove the rounds of an earlier run: what `run_rounds` made, and nothing else."""
+    for folder in [out / "warm-up", *(out / "rules").glob("*")]:
         if (folder / "run.json").exists():
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             for name in ("rounds.jsonl", "run.json"):

@@ -105,12 +105,13 @@ def _without_none(kind: Any) -> Any:
 
 def _helps(cls: type) -> dict[str, str]:
     """The text under each field of a dataclass, from its source."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
-    return {
-        field.target.id: said.value.value
-        for field, said in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)
-    }
+    (found,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    texts: dict[str, str] = {}
+    for field, said in itertools.pairwise(getattr(found, "body", [])):
+        described = isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)
+        if described and isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            texts[field.target.id] = str(said.value.value)
+    return texts
 
 
 SweepSettings: Any = several(RunSettings)

@@ -122,8 +122,9 @@ def _rule(
     damping: float | None,
 ) -> Rule:
     offers = offers_of(network.init, training, captured, seed, kind=kind, samples=samples)
-    solved = name in catalogue.SOLVED and damping is not None
-    own = {"solver": conjugate_gradients(damping=damping)} if solved else {}
+    own: dict[str, Any] = {}
+    if damping is not None and name in catalogue.SOLVED:
+        own["solver"] = conjugate_gradients(damping=damping)
     return catalogue.named_rule(name, network.apply, likelihood, offers=offers, **own)
 
 

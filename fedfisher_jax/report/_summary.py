@@ -129,7 +129,7 @@ def best_of(summary: Summary) -> list[set[str]]:
     """The names of each column's best rules, as they are printed: who is equal to the last digit is as good."""
     found = []
     for place in range(len(summary.columns)):
-        means = {name: round(row[place].mean, 1) for name, row in summary.rules.items() if row[place]}
+        means = {name: round(one.mean, 1) for name, row in summary.rules.items() if (one := row[place])}
         found.append({name for name, mean in means.items() if mean == max(means.values())})
     return found
 
