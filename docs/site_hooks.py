@@ -128,7 +128,7 @@ def helps() -> str:
 
     os.environ["COLUMNS"] = "100"
     sections = []
-    for command in ("run", "list", *COMMANDS):
+    for command in COMMANDS:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             cli.main([command, "--help"])

@@ -114,6 +114,30 @@ def wide_outputs(apply: Apply, params: Any, x: Any) -> Any:
     return wide if wide.dtype == outputs.dtype else jax.lax.reduce_precision(wide, kind.nexp, kind.nmant)
 
 
+def predict(apply: Apply, params: Any, x: Any, *, batch_size: int = 1000) -> np.ndarray:
+    """Compute a model's outputs for examples.
+
+    Args:
+        apply: (params, x [b, ...]) -> outputs [b, ...].
+        params: parameters of the model.
+        x: [n, ...] inputs.
+        batch_size: examples at a time; bounds the memory and does not change the result.
+
+    Returns:
+        Outputs [n, ...].
+    """
+    n = count_rows("x", x)
+    size, run = min(batch_size, n), jax.jit(apply)
+    rows = [np.minimum(np.arange(first, first + size), n - 1) for first in range(0, n, size)]  # one shape for all
+    return np.concatenate([np.asarray(run(params, pick(x, batch))) for batch in rows])[:n]
+
+
+def recall(apply: Apply, params: Any, x: Any, y: Any, classes: int) -> list[float | None]:
+    """Measure a classifier's accuracy on the examples of each class; None where there is no example."""
+    right, y = np.argmax(predict(apply, params, x), axis=-1) == np.asarray(y), np.asarray(y)
+    return [float(right[y == label].mean()) if (y == label).any() else None for label in range(classes)]
+
+
 def ensemble_apply(
     apply: Apply, likelihood: Likelihood, weights: Float[Array, " m"] | Float[Array, "m c"] | None = None
 ) -> Apply:

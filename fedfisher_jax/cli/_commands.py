@@ -1,4 +1,4 @@
-"""Subcommands for silos that exchange files alone (docs/silos.md)."""
+"""The subcommands; those for silos exchange files alone (docs/silos.md)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,27 @@ from ._evaluate import EvaluateSettings, evaluate
 from ._example import ExampleSettings, example
 from ._init import InitSettings, init
 from ._inspect import InspectSettings, inspect
+from ._list import ListSettings, list_names
 from ._measure import MeasureSettings, measure
 from ._merge import MergeSettings, merge
+from ._predict import PredictSettings, predict
+from ._report import ReportSettings, report_runs
+from ._run import run
+from ._settings import RunSettings
+from ._sweep import sweep
+from ._sweep_settings import SweepSettings
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
+    "run": (RunSettings, run),
+    "sweep": (SweepSettings, sweep),
+    "report": (ReportSettings, report_runs),
+    "list": (ListSettings, list_names),
     "describe": (DescribeSettings, describe),
     "init": (InitSettings, init),
     "measure": (MeasureSettings, measure),
     "merge": (MergeSettings, merge),
     "evaluate": (EvaluateSettings, evaluate),
+    "predict": (PredictSettings, predict),
     "inspect": (InspectSettings, inspect),
     "example": (ExampleSettings, example),
 }

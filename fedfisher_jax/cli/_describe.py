@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from .. import _files
+from ..data import Columns, is_own
 from ..data import describe as sums_of
 from ..data._scaling import as_images
 from ..data._where import expanded
@@ -16,7 +17,11 @@ class DescribeSettings:
     """Write count, sum and sum of squares of this silo's inputs, by column, for `fedfisher init --standardise`."""
 
     data: str
-    """This silo's examples: a .npz file with train_x, train_y (or x, y)."""
+    """This silo's examples: a .npz file with train_x, train_y (or x, y), or a .csv or .parquet table."""
+    label: str = "label"
+    """Column of the labels in a table."""
+    ignore: tuple[str, ...] = ()
+    """Columns of a table that are no inputs."""
     out: Path = Path("sums.safetensors")
     """The file to write: all that leaves the silo."""
 
@@ -27,10 +32,12 @@ def describe(settings: DescribeSettings) -> None:
     Raises:
         ValueError: data that do not work, named.
     """
-    if not settings.data.endswith(".npz"):
-        raise ValueError(f"data: got {settings.data}, expected a .npz file: named data sets are normalised already")
+    if not is_own(settings.data):
+        raise ValueError(
+            f"data: got {settings.data}, expected a .npz, .csv or .parquet file: named data sets are normalised already"
+        )
     _files.require_file(settings.out, [expanded(settings.data)])
-    x, _ = silo_data.read(settings.data, "train")
+    x, _ = silo_data.read(settings.data, "train", columns=Columns(settings.label, None, settings.ignore))
     sums = sums_of(as_images(x))
     sums_file.write(settings.out, sums)
     print(f"{settings.out}: {len(x)} examples, {sums.total.size} columns")

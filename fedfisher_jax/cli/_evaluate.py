@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import tyro
 
 from .. import _metrics as metrics
+from ..data import Columns
 from ..report import words_on_training
 from ..silos import _model_file as model_file
 from ..silos import _silo_data as silo_data
@@ -22,9 +23,15 @@ class EvaluateSettings:
     file: Annotated[Path, tyro.conf.Positional]
     """A model file, from `fedfisher init` or `fedfisher merge`."""
     data: str
-    """A .npz file with test_x, test_y (or x, y), or a name of `fedfisher list`."""
+    """A .npz file with test_x, test_y (or x, y), a .csv or .parquet table, or a name of `fedfisher list`."""
     part: Literal["test", "train"] = "test"
     """Part of the data."""
+    by_class: bool = False
+    """Also print the accuracy on the examples of each class."""
+    label: str = "label"
+    """Column of the labels in a table."""
+    ignore: tuple[str, ...] = ()
+    """Columns of a table that are no inputs."""
     model: str | None = None
     """module:function, where the file is of a network of your own."""
 
@@ -33,13 +40,23 @@ def evaluate(settings: EvaluateSettings) -> dict[str, float]:
     """Print and return loss (nats) and, where the likelihood has it, accuracy (0 to 1); say if a guess does better."""
     found = model_file.read(settings.file, settings.model)
     likelihood = likelihood_of(found.kind.likelihood)
-    x, y = silo_data.read(settings.data, settings.part)
+    columns = Columns(settings.label, None, settings.ignore)
+    x, y = silo_data.read(settings.data, settings.part, columns=columns)
+    y = silo_data.classes_of(settings.data, found, y)
     x = silo_data.inputs_of(settings.data, found, x)
     outputs = outputs_of(found.network.apply, found.params, x, found.kind.input_shape)
     y = silo_data.targets_of(settings.data, likelihood, outputs, y)
     scores = metrics.evaluate(found.network.apply, likelihood, found.params, jnp.asarray(x), jnp.asarray(y))
     result = metrics.as_numbers(scores)
     print(f"{settings.file}: {len(x)} examples, " + ", ".join(f"{name} {value:.4f}" for name, value in result.items()))
+    if settings.by_class:
+        if likelihood.name != "categorical" or y.ndim != 1:
+            raise ValueError(f"by_class: got a model of {likelihood.name}, expected one of a class for each example")
+        names = found.classes or range(found.kind.outputs)
+        shares = metrics.recall(found.network.apply, found.params, jnp.asarray(x), y, found.kind.outputs)
+        for number, (name, share) in enumerate(zip(names, shares, strict=True)):
+            said = "no example" if share is None else f"{(y == number).sum()} examples, accuracy {share:.4f}"
+            print(f"class {name}: {said}")
     rows, guess = metrics.Scores(scores.loss[None], None), metrics.best_constant(likelihood, y)
     for word in words_on_training([str(settings.file)], rows, [guess]):
         say(word)

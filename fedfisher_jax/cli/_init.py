@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from .. import _files, models
-from ..data import Scaling, describe, scaling_of
+from ..data import Columns, Scaling, describe, is_own, scaling_of
 from ..data._scaling import as_images
 from ..data._where import expanded
 from ..federate import run_keys
@@ -28,7 +28,7 @@ class InitSettings:
     model: str = "mlp"
     """A name of `fedfisher list`, or your own as module:function: function(input_shape, outputs) → (init, apply)."""
     data: str | None = None
-    """Examples to read shape and classes from: a .npz file or a name of `fedfisher list`."""
+    """Examples to read shape and classes from: a .npz file, a .csv or .parquet table, or a name of `fedfisher list`."""
     input_shape: tuple[int, ...] = ()
     """Shape of one example, where no data are given."""
     outputs: int | None = None
@@ -45,6 +45,10 @@ class InitSettings:
     """Files of `fedfisher describe`, from all silos: every silo scales its inputs by the mean and spread of all."""
     inputs: Literal["standardised", "as-is"] = "standardised"
     """With a .npz file as data and one of our models: scale by that file's mean and spread, or nothing."""
+    label: str = "label"
+    """Column of the labels in a table."""
+    ignore: tuple[str, ...] = ()
+    """Columns of a table that are no inputs."""
     checkpoint: Path | None = None
     """A safetensors file of this network to start from instead, or a folder of its shards."""
     overwrite: bool = False
@@ -66,13 +70,13 @@ def init(settings: InitSettings) -> None:
     likelihood_of(settings.likelihood)
     scaling = sums_file.agreed(settings.standardise) if settings.standardise else None
     if settings.data is not None:
-        x, y = silo_data.read(settings.data, "train")
+        x, y = silo_data.read(settings.data, "train", columns=Columns(settings.label, None, settings.ignore))
         ours = ":" not in settings.model
         x = as_images(x) if ours else x
         shape = shape or x.shape[1:]
         if outputs is None and settings.likelihood == "categorical" and np.issubdtype(y.dtype, np.integer):
             outputs = _outputs(settings.data, y)
-        if scaling is None and ours and settings.inputs == "standardised" and settings.data.endswith(".npz"):
+        if scaling is None and ours and settings.inputs == "standardised" and is_own(settings.data):
             scaling = scaling_of(describe(x))
     shape = tuple(int(size) for size in shape)
     if not shape or outputs is None or outputs < 1 or min(shape) < 1:

@@ -11,6 +11,7 @@ import optax
 from .. import _files, payload
 from .._examples import examples
 from ..curvature import capture
+from ..data import Columns
 from ..data._scaling import far_from_one
 from ..data._where import expanded
 from ..federate import LocalTraining, best_constant, crop_and_flip, own_scores, run_keys, zero_fishers
@@ -83,6 +84,10 @@ class MeasureSettings:
     """With epsilon: largest norm of trained minus starting parameters."""
     clip_fisher: float = 1.0
     """With epsilon: largest norm of each array of the Fisher information."""
+    label: str = "label"
+    """Column of the labels in a table."""
+    ignore: tuple[str, ...] = ()
+    """Columns of a table that are no inputs."""
     model: str | None = None
     """module:function, where the start is of a network of your own."""
 
@@ -131,7 +136,8 @@ def _each(settings: MeasureSettings) -> list[MeasureSettings]:
 
 
 def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Guarantee | None) -> None:
-    x, y = silo_data.read(settings.data, "train")
+    x, y = silo_data.read(settings.data, "train", columns=Columns(settings.label, None, settings.ignore))
+    y = silo_data.classes_of(settings.data, start, y)
     x = silo_data.inputs_of(settings.data, start, x)
     _require_near_one(settings, start, x)
     apply, likelihood = start.network.apply, likelihood_of(start.kind.likelihood)

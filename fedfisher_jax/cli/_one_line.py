@@ -34,7 +34,7 @@ def one_line(error: BaseException) -> str:
     """The error's text in one printable line; of an error that nobody foresaw, that it is a bug, and what to do."""
     if isinstance(error, KeyboardInterrupt):
         how = "terminated" if isinstance(error, Terminated) else "interrupted"
-        return f"{how}: what was written is whole; the same command does it again"
+        return f"{how}: {error}" if str(error) else f"{how}: what was written is whole; the same command does it again"
     said = _printable(" ".join(str(error).split()) or type(error).__name__)
     if isinstance(error, SAID_BY_THE_SYSTEM) or isinstance(error, SAID_BY_US) and _raised_here(error):
         return said

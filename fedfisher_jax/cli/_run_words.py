@@ -15,9 +15,10 @@ from ..federate._one_shot import Result
 def words_on_data(dataset: data.Dataset) -> list[str]:
     """What a person should know of the data before any training."""
     words = []
-    if dataset.classes is not None:
+    if dataset.classes:
         shown = ", ".join(map(str, dataset.classes[:8])) + (" …" if len(dataset.classes) > 8 else "")
-        words.append(f"labels with gaps: {shown} are classes 0 to {len(dataset.classes) - 1} (result.json has them)")
+        what = "texts as labels" if isinstance(dataset.classes[0], str) else "labels with gaps"
+        words.append(f"{what}: {shown} are classes 0 to {len(dataset.classes) - 1} (result.json has them)")
     far = far_from_one(dataset.train_x)
     return [*words, far] if far else words
 

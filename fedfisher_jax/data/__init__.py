@@ -2,6 +2,7 @@
 
 from ._dataset import Dataset as Dataset
 from ._load import DATASETS as DATASETS
+from ._load import is_own as is_own
 from ._load import load as load
 from ._npz import read_npz as read_npz
 from ._partition import dirichlet_class as dirichlet_class
@@ -18,6 +19,8 @@ from ._scaling import scaling_of as scaling_of
 from ._split import PARTITIONS as PARTITIONS
 from ._split import label_counts as label_counts
 from ._split import split as split
+from ._tables import Columns as Columns
+from ._tables import read_table as read_table
 from ._text import TextData as TextData
 from ._text import standard_library as standard_library
 from ._text import text_clients as text_clients
@@ -25,6 +28,7 @@ from ._text import text_folder as text_folder
 from ._where import DataNotFoundError as DataNotFoundError
 
 __all__ = [
+    "Columns",
     "DATASETS",
     "DataNotFoundError",
     "Dataset",
@@ -36,12 +40,14 @@ __all__ = [
     "dirichlet_class",
     "dirichlet_client",
     "iid",
+    "is_own",
     "label_counts",
     "load",
     "natural",
     "plot_label_counts",
     "quantity",
     "read_npz",
+    "read_table",
     "scaling_of",
     "shards",
     "split",

@@ -6,6 +6,7 @@ import numpy as np
 
 from . import _folders as folders
 from . import _idx as idx
+from . import _tables as tables
 from . import _tfds as tfds
 from ._dataset import Dataset
 from ._digits import read_digits
@@ -15,11 +16,21 @@ from ._specs import SPECS, Images, Spec, normalise
 from ._where import COMMON_FOLDERS, DataNotFoundError, expanded
 
 DATASETS: tuple[str, ...] = ("digits", *SPECS)
-"""The names that `load` knows; a path that ends in .npz is one too."""
+"""The names that `load` knows; a path that ends in .npz, .csv or .parquet is one too."""
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is the path of a user's own data, by its ending."""
+    return name.endswith((".npz", *tables.ENDINGS))
 
 
 def load(
-    name: str, *, data_dir: str | os.PathLike[str] | None = None, download: bool = False, inputs: str = "standardised"
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    inputs: str = "standardised",
+    columns: tables.Columns = tables.Columns(),
 ) -> Dataset:
     """Load a data set, a named one normalised as in the FedFisher paper (arXiv 2403.12329) where the paper states it.
 
@@ -28,13 +39,15 @@ def load(
     Nothing is downloaded unless `download` is set, and one data set never stands in for another.
 
     Args:
-        name: one of `DATASETS`, or the path of a .npz file (see `read_npz`).
+        name: one of `DATASETS`, or the path of a .npz file (see `read_npz`) or of a .csv or .parquet table
+            (see `read_table`).
         data_dir: the only folder to look in (for a set's own folder, or as that folder); without it $FEDFISHER_DATA,
             ~/.cache/fedfisher_jax, ~/data, ~/datasets, ./data, and where TensorFlow Datasets and Debian keep theirs.
         download: where the set is not on this machine, let TensorFlow Datasets download and build it (it needs
             tensorflow for that).
-        inputs: what is done to the numbers of a .npz file: "standardised" or "as-is" (see `read_npz`). A named set has
-            one normalisation, and "as-is" is refused.
+        inputs: what is done to the numbers of your own file: "standardised" or "as-is" (see `read_npz`). A named set
+            has one normalisation, and "as-is" is refused.
+        columns: which columns of a table are its labels, whose a row is, and no inputs.
 
     Returns:
         The data set; images are float32 [N, H, W, C].
@@ -46,13 +59,16 @@ def load(
     """
     if name.endswith(".npz"):
         return read_npz(expanded(name), inputs)
+    if name.endswith(tables.ENDINGS):
+        return tables.read_table(expanded(name), inputs, columns)
     if inputs != "standardised":
         raise ValueError(f"inputs: got {inputs!r} for {name}, expected standardised: a named set has one normalisation")
     if name == "digits":
         return read_digits()
     if name not in SPECS:
         raise ValueError(
-            f"name: got the data set {name!r}, expected one of {', '.join(DATASETS)}, or a path that ends in .npz"
+            f"name: got the data set {name!r}, expected one of {', '.join(DATASETS)}, or a path that ends in "
+            ".npz, .csv or .parquet"
         )
     spec = SPECS[name]
     images = _read(name, spec, data_dir, download)

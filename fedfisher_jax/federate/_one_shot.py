@@ -79,6 +79,7 @@ def compare(
     pooled: bool = False,
     strategy: str | None = None,
     stage: Stage = lambda name, steps: None,
+    keep: Callable[[str, Merged], None] = lambda name, merged: None,
 ) -> Iterator[Result]:
     """Train all clients, judge their models, and merge them by each rule; results come as they are found.
 
@@ -93,6 +94,7 @@ def compare(
         pooled: also train one model on all clients' examples.
         strategy: how clients share the machine, see `map_clients`.
         stage: told the stages as they begin.
+        keep: given the rule's name and the merged model, before its result comes.
 
     Raises:
         ValueError: a model or payload is not finite; the client is named.
@@ -112,6 +114,7 @@ def compare(
     known: dict[Any, tuple[Any, float]] = {}
     for name, rule in rules.items():
         merged, found = _exchange(rule, update, cohort, key.measure, known, name, stage, strategy)
+        keep(name, merged)
         yield Result("rule", name, score(simulation, merged.params, merged.apply) | found)
 
     if pooled:

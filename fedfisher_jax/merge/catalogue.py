@@ -28,10 +28,21 @@ from ._rule import Rule, then
 
 
 class Entry(NamedTuple):
-    """A rule's constructor (apply, likelihood, **options) → Rule, and which offers are options of it."""
+    """A rule by its name.
+
+    Attributes:
+        constructor: (apply, likelihood, **options) → Rule.
+        takes: the offers that are options of it.
+        says: what it does, in a line.
+        rounds: whether its model is of the clients' network, so that another round can start from it.
+        files: whether what it measures has a form in payload files.
+    """
 
     constructor: Callable[..., Rule]
     takes: tuple[str, ...] = ()
+    says: str = "your own"
+    rounds: bool = True
+    files: bool = True
 
 
 SOLVED = {
@@ -44,23 +55,40 @@ SOLVED = {
 
 _FISHER = ("kind", "samples", "captured")
 
+_SAYS = {
+    "fedfisher-diag": "minimises the clients' quadratic losses with diagonal Fishers",
+    "fedfisher-kfac": "the same with Kronecker-factored Fishers, a pair of matrices a layer",
+    "fedfisher-full": "the same with whole Fishers, for small models",
+    "fedfisher-lowrank": "the same with the Fishers' leading eigenvectors",
+}
+
 RULES: dict[str, Entry] = {
-    "fedavg": Entry(fedavg),
-    "fisher-merge": Entry(fisher_merge, _FISHER),
-    **{name: Entry(partial(fedfisher, structure=structure), _FISHER) for name, structure in SOLVED.items()},
-    "fedlpa": Entry(fedlpa, ("captured",)),
-    "regmean": Entry(regmean, ("captured",)),
-    "regmean-kron": Entry(regmean_kron, ("captured",)),
-    "otfusion": Entry(ot_fusion, ("captured",)),
-    "pfnm": Entry(pfnm, ("captured",)),
-    "dense": Entry(dense),
-    "fedbens": Entry(fedbens, (*_FISHER, "others")),
-    "fedfish": Entry(fedfish),
-    "fedfish-kfac": Entry(partial(fedfish, structure="kronecker", estimator="exact"), ("captured",)),
-    "fipa": Entry(fipa),
-    "pseudo-data": Entry(pseudo_data, _FISHER),
-    "analytic": Entry(analytic, ("captured",)),
-    "recalibrate": Entry(recalibrate, ("captured",)),
+    "fedavg": Entry(fedavg, (), "averages parameters, weighted by numbers of examples"),
+    "fisher-merge": Entry(fisher_merge, _FISHER, "averages each parameter, weighted by its diagonal Fisher"),
+    **{
+        name: Entry(partial(fedfisher, structure=structure), _FISHER, _SAYS[name]) for name, structure in SOLVED.items()
+    },
+    "fedlpa": Entry(fedlpa, ("captured",), "layer-wise Laplace posteriors with empirical Kronecker factors"),
+    "regmean": Entry(regmean, ("captured",), "dense layers by least squares on the clients' inputs, others averaged"),
+    "regmean-kron": Entry(regmean_kron, ("captured",), "our variant of it, for all captured layers"),
+    "otfusion": Entry(ot_fusion, ("captured",), "aligns neurons by optimal transport, then averages", files=False),
+    "pfnm": Entry(pfnm, ("captured",), "matches neurons or adds them: a wider network", rounds=False, files=False),
+    "dense": Entry(dense, (), "a student learns the ensemble's answers on invented examples", files=False),
+    "fedbens": Entry(
+        fedbens, (*_FISHER, "others"), "an ensemble of the joint posterior's modes", rounds=False, files=False
+    ),
+    "fedfish": Entry(fedfish, (), "averages updates by the squared gradients of the last local epoch"),
+    "fedfish-kfac": Entry(
+        partial(fedfish, structure="kronecker", estimator="exact"),
+        ("captured",),
+        "the same with exact Kronecker factors",
+    ),
+    "fipa": Entry(fipa, (), "a Gauss–Newton step in the span of the clients' top Fisher eigenvectors"),
+    "pseudo-data": Entry(
+        pseudo_data, _FISHER, "K-FAC merge, then training on draws of the classes' inputs", files=False
+    ),
+    "analytic": Entry(analytic, ("captured",), "last layer by least squares on the start's features; no training"),
+    "recalibrate": Entry(recalibrate, ("captured",), "the same at a merged model: fedavg+recalibrate"),
 }
 
 

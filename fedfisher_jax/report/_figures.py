@@ -2,46 +2,113 @@
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from .._files import write_atomically
+from ._colours import LOCAL, REFERENCE, colours_of
+from ._summary import Spread, Summary
 
 
 def plot_accuracy(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Bars of test accuracy: local models, rules, references."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    locals_ = record["clients"]["accuracies"]
-    names = [f"client {number}" for number in range(len(locals_))] if len(locals_) <= 10 else ["best local"]
-    values = list(locals_) if len(locals_) <= 10 else [max(locals_)]
-    colours = ["#BBBBBB"] * len(names)
-    for name, rule in record["rules"].items():
-        names, values, colours = [*names, name], [*values, rule["accuracy"]], [*colours, "#0072B2"]
-    for name in ("ensemble", "ensemble_by_class", "pooled"):
-        if record["references"].get(name):
-            names, values = [*names, name.replace("_", " ")], [*values, record["references"][name]["accuracy"]]
-            colours = [*colours, "#E69F00"]
-    figure = Figure(figsize=(6.4, 0.6 + 0.32 * len(names)), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(dpi=130, layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh(names, [100 * value for value in values], color=colours)
-    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 105)
-    axes.set_xlabel("test accuracy (%)")
+    figure.set_size_inches(6.4, 0.6 + 0.32 * accuracy_bars(axes, record))
     axes.spines[["top", "right"]].set_visible(False)
     settings = record["settings"]
-    skew = (
-        f", α = {settings['alpha']}"
-        if settings["partition"] in ("dirichlet-client", "dirichlet-class", "quantity")
-        else ""
-    )
+    uneven = settings["partition"] in ("dirichlet-client", "dirichlet-class", "quantity")
+    skew = f", α = {settings['alpha']}" if uneven else ""
     axes.set_title(
         f"{settings['dataset']}, {settings['model']}, {settings['clients']} clients, {settings['partition']}{skew}",
         fontsize=9,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    write_figure(figure, path)
+
+
+def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
+    """Draw a bar for each local model, of which more than ten are the best alone, rule and reference; how many."""
+    locals_ = record["clients"]["accuracies"]
+    names, values = [f"client {number}" for number in range(len(locals_))], list(locals_)
+    if len(locals_) > 10:
+        names, values = ["best local"], [max(locals_)]
+    colours = [LOCAL] * len(names)
+    own = colours_of(record["rules"])
+    for name, rule in record["rules"].items():
+        names, values, colours = [*names, name], [*values, rule["accuracy"]], [*colours, own[name]]
+    for name in ("ensemble", "ensemble_by_class", "pooled"):
+        if record["references"].get(name):
+            names, values = [*names, name.replace("_", " ")], [*values, record["references"][name]["accuracy"]]
+            colours = [*colours, REFERENCE]
+    bars = axes.barh(names, [100 * value for value in values], color=colours)
+    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 112)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("test accuracy (%)")
+    return len(names)
+
+
+def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """The accuracies of a sweep: over rounds where there are some and one column, else a group of bars a column."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(6.4, 2.2 + 1.3 * len(summary.columns)), 4.0), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylabel("test accuracy (%)")
+    own = colours_of(summary.rules)
+    if len(summary.columns) == 1 and all("rounds" in rule for cell in cells for rule in cell["rules"].values()):
+        for name in summary.rules:
+            values = [[line.get("accuracy") for line in cell["rules"][name]["rounds"]] for cell in cells]
+            curve(axes, name, own[name], np.asarray(values, float))
+        integer_rounds(axes)
+    else:
+        width, places = 0.8 / len(summary.rules), np.arange(len(summary.columns))
+        for number, (name, row) in enumerate(summary.rules.items()):
+            where = places - 0.4 + width * (number + 0.5)
+            means, errors = ([np.nan if v is None else part(v) for v in row] for part in (_mean, _std))
+            axes.bar(where, means, 0.92 * width, yerr=errors, capsize=2, color=own[name], label=name)
+        axes.set_xticks(places, summary.columns if len(summary.columns) > 1 else [""])
+        axes.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", ncols=min(4, len(summary.rules)), frameon=False, fontsize=8)
+    write_figure(figure, path)
+
+
+def curve(axes: Any, name: str, colour: str, values: np.ndarray, x: np.ndarray | None = None) -> None:
+    """A rule's accuracies [runs, rounds] as their mean and a band of a standard deviation, over rounds or over x."""
+    x = np.arange(1, values.shape[1] + 1) if x is None else x
+    mean = 100 * values.mean(0)
+    axes.plot(x, mean, color=colour, label=name, marker="o", markersize=3)
+    if len(values) > 1:
+        std = 100 * values.std(0, ddof=1)
+        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
+
+
+def integer_rounds(axes: Any) -> None:
+    """Rounds on the axis below, in whole numbers."""
+    axes.set_xlabel("rounds")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def write_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure whole, without the time at which it was made."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    buffer, kind = io.BytesIO(), os.fspath(path).rpartition(".")[2]
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    figure.savefig(buffer, format=kind, metadata=undated)
     write_atomically(path, buffer.getvalue())
+
+
+def _mean(value: Spread) -> float:
+    return value.mean
+
+
+def _std(value: Spread) -> float:
+    return 0.0 if value.std is None else value.std

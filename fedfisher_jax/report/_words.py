@@ -53,6 +53,32 @@ def words_on_rule(name: str, result: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def words_on_diagnostics(name: str, result: Mapping[str, Any]) -> list[str]:
+    """Say in a sentence how a rule's solve went, whatever that was, and what else it tells of itself.
+
+    Args:
+        name: the rule.
+        result: "diagnostics" of its solve.
+    """
+    told = dict(result.get("diagnostics", {}))
+    inner = {key: told.pop(key) for key in list(told) if isinstance(told[key], Mapping)}
+    found = []
+    if "iterations" in told:
+        how = "converged" if np.all(told.pop("converged", True)) else "stopped"
+        residual = told.pop("residual", None)
+        words = "" if residual is None else f", residual {float(residual):.2g}"
+        found.append(f"{how} after {int(told.pop('iterations'))} iterations{words}")
+    found += [f"{key.replace('_', ' ')} {_number(value)}" for key, value in told.items()]
+    further = [word for key, one in inner.items() for word in words_on_diagnostics(key, {"diagnostics": one})]
+    return ([f"{name}: {'; '.join(found)}"] if found else []) + [f"{name}, then {word}" for word in further]
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "not finite" if value is None else str(value)
+
+
 def _unfinished(diagnostics: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The diagnostics, and those of a rule's further exchanges within, whose solve did not converge."""
     if "converged" in diagnostics and not np.all(diagnostics["converged"]):

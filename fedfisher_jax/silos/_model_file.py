@@ -23,8 +23,9 @@ from ..payload._tree import Leaf
 from ._network import likelihood_of, network_of, require_sizes, template_of
 
 PyTree = Any
-FORMAT = 2  # 1 without a scaling, as before there was one
+FORMAT = 3  # 2 without names of classes, 1 without a scaling either, as before there were such
 MOST_COLUMNS = 2**17  # of a scaling
+MOST_NAME = 200  # characters of a class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Model(NamedTuple):
     params: PyTree
     made_by: str
     scaling: Scaling | None = None
+    classes: tuple[int, ...] | tuple[str, ...] | None = None  # what labels are called; None: 0, 1, …
 
     @property
     def fingerprint(self) -> str:
@@ -56,7 +58,12 @@ class Model(NamedTuple):
 
 
 def write(
-    path: str | os.PathLike[str], kind: Kind, params: PyTree, made_by: str, scaling: Scaling | None = None
+    path: str | os.PathLike[str],
+    kind: Kind,
+    params: PyTree,
+    made_by: str,
+    scaling: Scaling | None = None,
+    classes: tuple[int, ...] | tuple[str, ...] | None = None,
 ) -> bytes:
     """Write a model whole or not at all; returns the bytes that were written.
 
@@ -66,15 +73,18 @@ def write(
         params: its parameters.
         made_by: a word on where it comes from, for people; no names of files, which tell more than was meant.
         scaling: what is done to inputs before the network sees them; None where nothing is.
+        classes: the labels of the outputs, texts or whole numbers; None where they are 0, 1, …
 
     Raises:
         ValueError: what `read` would refuse, or a folder that cannot be written to.
     """
     require_sizes(kind.input_shape, kind.outputs)
     arrays = {leaf.path: np.asarray(x) for leaf, x in zip(leaves(params), jax.tree.leaves(params), strict=True)}
-    header: dict[str, Any] = {"format": 1 if scaling is None else FORMAT, "library": __version__, "made_by": made_by}
+    header: dict[str, Any] = {"format": 1 if scaling is None else 2, "library": __version__, "made_by": made_by}
     if scaling is not None:
         header["scaling"] = _scaling(scaling.plain(), kind.input_shape, str(path)).plain()
+    if classes is not None:
+        header |= {"format": 3, "scaling": header.get("scaling"), "classes": _classes(list(classes), kind, str(path))}
     data = container.pack(header | dataclasses.asdict(kind), arrays)
     container.write_bytes(path, data)
     return data
@@ -102,8 +112,11 @@ def read(path: str | os.PathLike[str], model: str | None = None, limits: Limits 
     likelihood_of(kind.likelihood)
     template = template_of(network)
     params = _filled(template, arrays, str(path), exact=True)
-    scaling = _scaling(header["scaling"], kind.input_shape, str(path)) if "scaling" in header else None
-    return Model(kind, network, params, str(header["made_by"])[:200], scaling)
+    said = header.get("scaling")
+    given = said is not None or header["format"] == 2
+    scaling = _scaling(said, kind.input_shape, str(path)) if given else None
+    classes = tuple(_classes(header["classes"], kind, str(path))) if header["format"] == 3 else None
+    return Model(kind, network, params, str(header["made_by"])[:200], scaling, classes)
 
 
 def read_checkpoint(path: str | os.PathLike[str], template: PyTree, limits: Limits = Limits()) -> PyTree:
@@ -178,6 +191,7 @@ def _kind(header: Mapping[str, Any], file: str) -> Kind:
         raise PayloadError(f"{file}: format: version {str(version)[:40]}; this library reads up to {FORMAT}: update it")
     wanted = {"format", "library", "made_by", *(field.name for field in dataclasses.fields(Kind))}
     wanted |= {"scaling"} if version > 1 else set()
+    wanted |= {"classes"} if version > 2 else set()
     if set(header) != wanted:
         raise PayloadError(f"{file}: header: expected {', '.join(sorted(wanted))}")
     shape, outputs = header["input_shape"], header["outputs"]
@@ -190,6 +204,16 @@ def _kind(header: Mapping[str, Any], file: str) -> Kind:
     if not isinstance(header["likelihood"], str) or not isinstance(header["made_by"], str):
         raise PayloadError(f"{file}: likelihood, made_by: expected texts")
     return Kind(header["model"], tuple(shape), outputs, header["bias"], header["likelihood"])
+
+
+def _classes(said: Any, kind: Kind, file: str) -> list[Any]:
+    """Names of classes that a header holds, or a writer is about to write: one for each output, all of one type."""
+    kinds = {type(name) for name in said} if isinstance(said, list) else set()
+    if kinds not in ({int}, {str}) or not len(said) == len(set(said)) == kind.outputs:
+        raise PayloadError(f"{file}: classes: expected {kind.outputs} different texts, or whole numbers")
+    if kinds == {str} and not all(len(name) <= MOST_NAME and name.isprintable() for name in said):
+        raise PayloadError(f"{file}: classes: expected printable texts of at most {MOST_NAME} characters")
+    return said
 
 
 def _scaling(said: Any, input_shape: tuple[int, ...], file: str) -> Scaling:

@@ -1,0 +1,31 @@
+"""`fedfisher list`: what flags may name."""
+
+import dataclasses
+
+from rich.console import Console
+from rich.table import Table
+
+from .. import data, models
+from ..merge import catalogue
+from ._local_training import LOCAL
+
+
+@dataclasses.dataclass(frozen=True)
+class ListSettings:
+    """List the names of data sets, models, splits, variants of local training, and rules with what each does."""
+
+
+def list_names(settings: ListSettings) -> None:
+    """Print the names, and a table of rules."""
+    del settings
+    names = {"data sets": data.DATASETS, "models": models.NAMES, "splits": data.PARTITIONS, "local training": LOCAL}
+    for kind, known in names.items():
+        print(f"{kind}: {', '.join(known)}")
+    print("rules, each for one shot, many joined by + into one with an exchange after the other:")
+    table = Table(header_style="bold")
+    for name in ("rule", "rounds", "files"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("what it does")
+    for name, entry in catalogue.RULES.items():
+        table.add_row(name, *("yes" if works else "no" for works in (entry.rounds, entry.files)), entry.says)
+    Console().print(table)

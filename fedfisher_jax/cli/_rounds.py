@@ -1,0 +1,183 @@
+"""Every rule over rounds, each in a folder of its own, from where the last call was stopped."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from .._examples import Examples
+from .._metrics import as_numbers, evaluate
+from ..federate import Cohort, Federation, Simulation, cohort, payload_bits, personalise, rounds, run_rounds
+from ..federate._one_shot import Result, train_pooled
+from ..federate._variants import Variant
+from ..merge import Merged, Rule, Update, exchanges
+from ._local_training import optimizer, variant
+from ._names import file_name
+from ._one_line import Terminated
+from ._progress import bars
+from ._settings import RunSettings, sampled_of
+from ._world import World, rules_of
+
+HELD_OUT = 0.2  # of a client's examples, where the model is personalised
+
+
+class Setting(NamedTuple):
+    """What all rules of a run have in common."""
+
+    settings: RunSettings
+    here: World
+    everyone: Cohort
+    variant: Variant | None
+    server: Any  # optimiser
+    folder: Path
+    progress: Progress
+
+    def federation(self, rule: Rule) -> Federation:
+        """The federation of a rule."""
+        sampled = sampled_of(self.settings, len(self.here.parts))
+        return Federation(self.here.training, rule, sampled, self.server, self.variant, self.settings.barrier)
+
+    def state(self, rule: Rule) -> rounds.State:
+        """The state before the first round."""
+        return rounds.init(self.federation(rule), self.here.start, len(self.here.parts), self.here.key.train)
+
+
+def run_over_rounds(
+    settings: RunSettings,
+    here: World,
+    rules: Mapping[str, Rule],
+    out: Path,
+    console: Console,
+    note: Callable[[Result], None],
+    keep: Callable[[str, Merged], None],
+) -> None:
+    """Run the warm-up once, and from it every rule; results and models are told as they are found.
+
+    Raises:
+        ValueError: as `run_rounds`; a rule that makes another network.
+        KeyboardInterrupt: the user's; it says how to go on.
+    """
+    mine, held_out = _held_out(settings, here)
+    everyone = cohort(here.x, here.y, mine)
+    corrected = variant(settings.local, settings.strength, settings)
+    step = settings.server_optimizer
+    server = None if step is None else optimizer("server_optimizer", step, settings.server_learning_rate)
+    if settings.overwrite:
+        _forget(out / "rounds")
+    with bars(console) as progress:
+        setting = Setting(settings, here, everyone, corrected, server, out / "rounds", progress)
+        count = settings.warm_up_rounds
+        warm = _warm_up(setting) if settings.warm_up is not None else None
+        for name, rule in rules.items():
+            state, before = setting.state(rule), {"rounds": []}
+            if warm is not None:  # from there on its own count of rounds, and so its own draws
+                key = jax.random.fold_in(warm[0].key, count)
+                state, before = warm[0]._replace(round=jnp.zeros((), jnp.int32), key=key), warm[1]
+            left = settings.rounds - count
+            state, lines = _go_on(setting, name, rule, state, left, f"rules/{file_name(name)}")
+            lines = [line | {"round": line["round"] + count} for line in lines]
+            value = before | {"rounds": [*before["rounds"], *lines], "diagnostics": lines[-1]["diagnostics"]}
+            value |= _scores(here, state.params) | {"bits_up": _bits(rule, corrected, here)}
+            if settings.personalise:
+                value["personalised"] = _personalised(settings, here, state.params, everyone, held_out)
+            keep(name, Merged(state.params, {}))
+            note(Result("rule", name, value))
+    if settings.pooled:
+        note(Result("reference", "pooled", _pooled(settings, here, everyone)))
+
+
+def _warm_up(setting: Setting) -> tuple[rounds.State, dict[str, Any]]:
+    """The state after the warm-up, and what every rule's result begins with."""
+    settings, here = setting.settings, setting.here
+    ((name, rule),) = rules_of(settings, here, (str(settings.warm_up),)).items()
+    count = settings.warm_up_rounds
+    state, lines = _go_on(setting, f"warm-up by {name}", rule, setting.state(rule), count, "warm-up")
+    return state, {"bits_up_warm_up": _bits(rule, setting.variant, here), "rounds": lines}
+
+
+def _go_on(
+    setting: Setting, name: str, rule: Rule, state: rounds.State, count: int, folder: str
+) -> tuple[rounds.State, list[dict[str, Any]]]:
+    task = setting.progress.add_task(name, total=count)
+
+    def done(line: dict[str, Any]) -> None:
+        words = f"{name[:18]} {100 * line['accuracy']:5.1f} %"
+        setting.progress.update(task, completed=line["round"], description=words)
+
+    how: dict[str, Any] = {
+        "evaluate": lambda params: _of_test(_scores(setting.here, params)),
+        "done": done,
+        "strategy": setting.settings.strategy,
+    }
+    try:
+        federation = setting.federation(rule)
+        found = run_rounds(federation, state, setting.everyone, count, setting.folder / folder, **how)
+    except KeyboardInterrupt as stop:
+        kind = Terminated if isinstance(stop, Terminated) else KeyboardInterrupt
+        raise kind(f"every finished round of {name} is kept; the same command goes on from there") from None
+    setting.progress.update(task, completed=count)  # those of an earlier call, too
+    return found
+
+
+def _scores(here: World, params: Any) -> dict[str, float]:
+    settings = here.network.apply, here.likelihood
+    return as_numbers(evaluate(*settings, params, here.dataset.test_x, here.dataset.test_y))
+
+
+def _of_test(scores: dict[str, float]) -> dict[str, float]:
+    """Scores for a line that has a loss already, of training."""
+    return {"test_loss" if name == "loss" else name: value for name, value in scores.items()}
+
+
+def _held_out(settings: RunSettings, here: World) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Each client's rows to train on, and those to judge its personalised model by; all to train on without one."""
+    if not settings.personalise:
+        return here.parts, []
+    if min(map(len, here.parts)) < 2:
+        raise ValueError("personalise: a client has one example, expected at least 2 of each, one of them held out")
+    drawn = [np.random.default_rng((here.data_seed, n)).permutation(part) for n, part in enumerate(here.parts)]
+    counts = [max(1, round(HELD_OUT * len(part))) for part in drawn]
+    pairs = [(part[count:], part[:count]) for part, count in zip(drawn, counts, strict=True)]
+    return [train for train, _ in pairs], [test for _, test in pairs]
+
+
+def _personalised(
+    settings: RunSettings, here: World, params: Any, everyone: Cohort, held_out: list[np.ndarray]
+) -> dict[str, Any]:
+    tuning = dataclasses.replace(here.training, epochs=settings.personalise)
+    tests, key = cohort(here.x, here.y, held_out), jax.random.fold_in(here.key.train, 1)
+    return personalise(tuning, params, everyone, tests, key, strategy=settings.strategy)._asdict()
+
+
+def _pooled(settings: RunSettings, here: World, everyone: Cohort) -> dict[str, float]:
+    longer = dataclasses.replace(here.training, epochs=settings.epochs * settings.rounds)
+    simulation = Simulation(longer, here.start, everyone, here.dataset.test_x, here.dataset.test_y)
+    return train_pooled(simulation, here.key.train)
+
+
+def _bits(rule: Rule, corrected: Variant | None, here: World) -> int:
+    """Bits that a client sends in a round, by the shapes of its payloads; a variant may send as much again."""
+    few = Examples(here.x, here.y, jnp.zeros(1, jnp.int32), jnp.ones((), jnp.int32))
+    params, total = here.start, 0
+    for part in exchanges(rule):
+        update = Update(params, params, params if part.squares else None, 1)
+        payload = jax.eval_shape(part.measure, update, few, here.key.measure)
+        total += payload_bits(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), payload))
+    sent = None if corrected is None else corrected.own(params)
+    return total + sum(8 * leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sent))
+
+
+def _forget(out: Path) -> None:
+    """Remove the rounds of an earlier run: what `run_rounds` made, and nothing else."""
+    for folder in [out / "warm-up", *(out / "rules").glob("*")]:
+        if (folder / "run.json").exists():
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            for name in ("rounds.jsonl", "run.json"):
+                (folder / name).unlink(missing_ok=True)

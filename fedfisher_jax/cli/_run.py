@@ -1,0 +1,179 @@
+"""`fedfisher run`: one federation by every rule, its record, figures and models."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from .. import _files, data, report
+from .._metrics import recall
+from ..federate import Simulation, cohort, compare
+from ..federate._one_shot import Result
+from ..merge import Merged
+from ..silos import _model_file as model_file
+from ._finished import finished
+from ._names import file_name
+from ._progress import bars, stage
+from ._rounds import run_over_rounds
+from ._run_words import words_on_data, words_on_result
+from ._settings import RunSettings, check, command_of, sampled_of
+from ._world import World, rules_of, world
+
+
+def run(settings: RunSettings) -> dict[str, Any]:
+    """Run one federation and show its table; returns the record that `result.json` holds."""
+    check(settings)
+    if settings.distributed:
+        jax.distributed.initialize()
+    first = jax.process_index() == 0
+    record, again = run_in(settings, Console(stderr=True, quiet=not first))
+    if first:
+        Console().print(report.result_table(record))
+        if again:
+            print(f"{settings.out}: this run is finished; --overwrite runs it again")
+        else:
+            print(f"{settings.out}/result.json, accuracy.png, clients.png" + (", models/" if settings.save else ""))
+    return record
+
+
+def run_in(settings: RunSettings, console: Console) -> tuple[dict[str, Any], bool]:
+    """Run one federation, with progress and notes on a console; the record, and whether it was finished before."""
+    check(settings)
+    with contextlib.ExitStack() as held:
+        return _run(settings, console, held)
+
+
+def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) -> tuple[dict[str, Any], bool]:
+    first = jax.process_index() == 0
+    here = world(settings)
+    rules = rules_of(settings, here, settings.rules)
+    out = _files.require_folder(settings.out)
+    if first:
+        held.enter_context(_files.only_writer(out))
+    if (found := finished(settings, here.dataset, out, first)) is not None:
+        return found, True
+
+    record = _record_of(settings, here)
+    for word in record["words"]:
+        console.print(f"note: {word}", markup=False)
+
+    def save() -> None:
+        if first:
+            _files.write_json(out / "result.json", record)
+
+    recalls: dict[str, Any] = {}
+
+    def keep(name: str, merged: Merged) -> None:
+        test, apply = here.dataset, merged.apply or here.network.apply
+        recalls[name] = recall(apply, merged.params, test.test_x, test.test_y, test.num_classes)
+        if settings.save and first:
+            _save(out / "models", here, record, name, merged)
+
+    def note(result: Result) -> None:
+        _note(record, result)
+        if result.kind == "rule":
+            result.value["accuracy_by_class"] = recalls[result.name]
+        words = words_on_result(result, here.parts, here.dataset.train_y)
+        record["words"] += words
+        for word in words:
+            console.print(f"note: {word}", markup=False)
+        save()
+
+    save()
+    if first:
+        data.plot_label_counts(record["clients"]["label_counts"], out / "clients.png")
+    if settings.rounds > 1:
+        run_over_rounds(settings, here, rules, out, console, note, keep)
+    else:
+        _one_shot(settings, here, rules, console, note, keep)
+
+    record["complete"] = True
+    record = _files.plain(record)
+    save()
+    if first:
+        report.plot_accuracy(record, out / "accuracy.png")
+    return record, False
+
+
+def _one_shot(
+    settings: RunSettings,
+    here: World,
+    rules: Any,
+    console: Console,
+    note: Callable[[Result], None],
+    keep: Callable[[str, Merged], None],
+) -> None:
+    dataset, everyone = here.dataset, cohort(here.x, here.y, here.parts)
+    simulation = Simulation(here.training, here.start, everyone, dataset.test_x, dataset.test_y)
+    how: dict[str, Any] = {"pooled": settings.pooled, "strategy": settings.strategy, "keep": keep}
+    with bars(console) as progress:
+        for result in compare(simulation, rules, here.key, stage=partial(stage, progress), **how):
+            note(result)
+
+
+def _record_of(settings: RunSettings, here: World) -> dict[str, Any]:
+    """What is known before any training."""
+    dataset, size = here.dataset, sum(leaf.size for leaf in jax.tree.leaves(here.start))
+    counts = data.label_counts(dataset.train_y, here.parts, dataset.num_classes)
+    return {
+        "settings": dataclasses.asdict(settings) | {"data_seed": here.data_seed},
+        "command": command_of(settings),
+        "sampled": len(here.parts) if settings.rounds == 1 else sampled_of(settings, len(here.parts)),
+        "preset": _preset_note(settings),
+        "seed": settings.seed,
+        "versions": report.versions(),
+        "parameters": size,
+        "fallback": here.captured.fallback,
+        "fedavg_bits": 32 * size,
+        "inputs": None if dataset.scaling is None else dataset.scaling.plain(),
+        "classes": dataset.classes,
+        "clients": {"sizes": [len(part) for part in here.parts], "label_counts": counts, "accuracies": []},
+        "rules": {},
+        "references": {"best_local": None, "ensemble": None, "ensemble_by_class": None, "pooled": None},
+        "seconds": {},
+        "words": words_on_data(dataset),
+        "complete": False,
+    }
+
+
+def _note(record: dict[str, Any], result: Result) -> None:
+    """Put a result in its place in the record."""
+    if result.kind == "training":
+        record["seconds"]["train"], record["cohort"] = result.value["seconds"], result.value["cohort"]
+        record["clients"]["own"] = result.value["own"]
+    elif result.kind == "client":
+        record["clients"]["accuracies"].append(result.value["accuracy"])
+    else:
+        record["rules" if result.kind == "rule" else "references"][result.name] = result.value
+
+
+def _save(folder: Path, here: World, record: dict[str, Any], name: str, merged: Merged) -> None:
+    """Write a merged model; one of another network than the clients' has no file, and a word says so."""
+    if merged.apply is not None:
+        record["words"].append(f"{name}: it makes another network, for which there is no model file")
+        return
+    folder.mkdir(exist_ok=True)
+    arrays = jax.tree.map(np.asarray, merged.params)
+    model_file.write(
+        folder / f"{file_name(name)}.safetensors",
+        here.kind,
+        arrays,
+        f"run, {name}"[:200],
+        here.scaling,
+        here.dataset.classes if len(here.dataset.classes or ()) == here.kind.outputs else None,
+    )
+
+
+def _preset_note(settings: RunSettings) -> str | None:
+    if settings.preset != "paper":
+        return None
+    return (
+        "the authors' settings: 2000 steps of their server loop at rate 0.01, the iterate (of dense, the student) "
+        "picked by accuracy on 500 labelled training examples; their 16-bit quantisation is applied by regmean alone"
+    )

@@ -1,0 +1,88 @@
+"""`fedfisher sweep`: many runs, and the tables and the figure of all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from .. import _files, report
+from ._one_line import Terminated
+from ._progress import bars
+from ._ranges import COUNT
+from ._run import run_in
+from ._settings import check
+from ._sweep_settings import cells_of
+
+UNTOLD = ("seconds", "seconds_measure", "seconds_merge")  # or the files would not be the same again
+
+
+def sweep(settings: Any) -> None:
+    """Run what is missing of every cell, and write results.jsonl, tables and figures.
+
+    Raises:
+        ValueError: settings of a cell that do not work, before any cell runs; a folder that holds other runs.
+    """
+    if not COUNT.holds(settings.seeds):
+        raise ValueError(f"seeds: got {settings.seeds}, expected {COUNT.words}")
+    against = settings.rules[0] if settings.against is None and settings.rules else settings.against
+    if against not in settings.rules:
+        raise ValueError(f"against: got {against}, expected one of --rules: {', '.join(settings.rules)}")
+    cells = cells_of(settings)
+    for _, cell in cells:
+        check(cell)
+    out = _files.require_folder(settings.out)
+    with _files.only_writer(out):
+        found = _run_all(out, cells)
+        summary = report.summarise(found, against)
+        caption = _caption(settings, cells)
+        _files.write_atomically(out / "table.md", report.markdown(summary, caption))
+        _files.write_atomically(out / "table.tex", report.latex(summary, caption))
+        _files.write_atomically(out / "table.csv", report.comma_separated(summary))
+        for name in ("figure.png", "figure.pdf"):
+            report.plot_summary(summary, found, out / name)
+    Console().print(Markdown(report.markdown(summary, caption)))
+    print(f"{out}/results.jsonl, table.md, table.csv, table.tex, figure.png, figure.pdf, cells/")
+
+
+def _run_all(out: Path, cells: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+    console, found = Console(stderr=True), []
+    with bars(console) as progress:
+        task = progress.add_task("cells", total=len(cells))
+        for column, cell in cells:
+            progress.update(task, description=f"{column}, seed {cell.seed}"[:26])
+            try:
+                cell.out.mkdir(parents=True, exist_ok=True)
+                record, _ = run_in(cell, Console(stderr=True, quiet=True))
+            except KeyboardInterrupt as stop:
+                kind = Terminated if isinstance(stop, Terminated) else KeyboardInterrupt
+                done = f"{len(found)} of {len(cells)} cells are done"
+                raise kind(f"{done}; the same command goes on from there") from None
+            except ValueError as error:
+                raise ValueError(f"{cell.out.name}: {error}") from error
+            found.append(_line(column, cell, json.loads(json.dumps(_files.plain(record)))))
+            lines = "".join(json.dumps(line) + "\n" for line in found)
+            _files.write_atomically(out / "results.jsonl", lines)
+            progress.advance(task)
+    return found
+
+
+def _line(column: str, cell: Any, record: dict[str, Any]) -> dict[str, Any]:
+    told = {
+        name: {key: value for key, value in rule.items() if key not in UNTOLD} for name, rule in record["rules"].items()
+    }
+    settings = {name: value for name, value in record["settings"].items() if name not in ("out", "overwrite")}
+    parts = {"varied": column, "seed": cell.seed, "settings": settings, "rules": told}
+    return parts | {"references": record["references"], "versions": record["versions"]}
+
+
+def _caption(settings: Any, cells: list[tuple[str, Any]]) -> str:
+    one, seeds = cells[0][1], settings.seeds
+    shared = {name: sorted({str(getattr(cell, name)) for _, cell in cells}) for name in ("dataset", "model", "rounds")}
+    data, model, rounds = (values[0] if len(values) == 1 else "several" for values in shared.values())
+    data = Path(data).name
+    how = "one shot" if rounds == "1" else f"{rounds} rounds"
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    paired = "; differences are paired by seed" if len(settings.rules) > 1 else ""
+    return f"Test accuracy in %, {data}, {model}, {one.clients} clients, {how}: {spread}{paired}."

@@ -1,0 +1,117 @@
+"""The settings of `fedfisher sweep`: those of `fedfisher run`, with several values each."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+import types
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from ._settings import RunSettings
+
+NOT_VARIED = (  # what is the same in all cells
+    *(
+        "rules",
+        "seed",
+        "data_seed",
+        "out",
+        "strategy",
+        "data_dir",
+        "save",
+        "overwrite",
+        "label",
+        "silo_column",
+        "ignore",
+    ),
+    *("pooled", "barrier", "bias"),
+)
+NOT_TAKEN = ("distributed",)
+
+
+def several(cls: type) -> type:
+    """Make the dataclass of a sweep from that of a run: each setting takes several values, none being the default.
+
+    Its fields are those of `cls`, with tuples of values in the place of one, and `seeds`, `against`, `name`.
+    """
+    helps, hints = _helps(cls), get_type_hints(cls)
+    fields: list[Any] = []
+    for field in dataclasses.fields(cls):
+        if field.name in NOT_TAKEN:
+            continue
+        said, kind, default, hint = helps.get(field.name, ""), hints[field.name], field.default, None
+        if field.name == "out":
+            said, default = "Folder of the tables, the figure and the cells.", Path("runs/sweep")
+        elif field.name == "save":
+            default = False
+        elif field.name == "seed":
+            said = "The first seed, which draws the split too, unless --data-seed holds that."
+        elif field.name not in NOT_VARIED:
+            hint = f"(default: {default})"
+            kind, default = tuple[_without_none(kind), ...], ()
+        word = tyro.conf.arg(help=said, help_behavior_hint=hint)
+        fields.append((field.name, Annotated[kind, word], dataclasses.field(default=default)))
+    seeds = Annotated[int, tyro.conf.arg(help="How many seeds, from --seed on.")]
+    against = Annotated[str | None, tyro.conf.arg(help="Rule that differences are taken against; default the first.")]
+    fields += [("seeds", seeds, dataclasses.field(default=3)), ("against", against, dataclasses.field(default=None))]
+    doc = "Run every combination of settings, which take several values each, on every seed; make tables and a figure."
+    return dataclasses.make_dataclass("SweepSettings", fields, frozen=True, namespace={"__doc__": doc})
+
+
+def cells_of(settings: Any) -> list[tuple[str, RunSettings]]:
+    """Every cell, with the name of its column: the settings of which several values were given.
+
+    Folders are named by all settings that were given, so that a sweep of more values finds what is there.
+
+    Raises:
+        ValueError: a value twice.
+    """
+    given = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(RunSettings)
+        if field.name not in (*NOT_VARIED, *NOT_TAKEN) and getattr(settings, field.name)
+    }
+    for name, values in given.items():
+        if len(set(values)) != len(values):
+            raise ValueError(f"{name}: got {' '.join(map(str, values))}, expected values that differ")
+    same = {name: getattr(settings, name) for name in NOT_VARIED if name != "out"}
+    found = []
+    for values in itertools.product(*given.values()):
+        chosen = dict(zip(given, values, strict=True))
+        column = ", ".join(_said(name, value) for name, value in chosen.items() if len(given[name]) > 1)
+        for seed in range(settings.seed, settings.seed + settings.seeds):
+            named = ",".join(f"{name}={value}" for name, value in {**chosen, "seed": seed}.items())
+            folder = settings.out / "cells" / named.replace("/", "_")[:200]
+            found.append((column or "accuracy", RunSettings(**{**same, **chosen, "seed": seed, "out": folder})))
+    return found
+
+
+def _said(name: str, value: Any) -> str:
+    if name == "dataset":
+        return Path(value).stem
+    number = f"{value:g}" if isinstance(value, float) else str(value)
+    words = {"alpha": "α", "model": "", "local": "", "rounds": "rounds:"}.get(name, name.replace("_", " "))
+    return f"{words} {number}".strip()
+
+
+def _without_none(kind: Any) -> Any:
+    if get_origin(kind) in (Union, types.UnionType):
+        return next(one for one in get_args(kind) if one is not type(None))
+    return kind
+
+
+def _helps(cls: type) -> dict[str, str]:
+    """The text under each field of a dataclass, from its source."""
+    (found,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    texts: dict[str, str] = {}
+    for field, said in itertools.pairwise(getattr(found, "body", [])):
+        described = isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)
+        if described and isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            texts[field.target.id] = str(said.value.value)
+    return texts
+
+
+SweepSettings: Any = several(RunSettings)

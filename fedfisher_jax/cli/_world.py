@@ -1,0 +1,161 @@
+"""What a run works with: examples, their split, the network, how it is trained, and the rules."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import data, models
+from .._likelihood import Likelihood, categorical
+from ..curvature import Capture, capture
+from ..federate import LocalTraining, RunKeys, crop_and_flip, run_keys
+from ..federate._one_shot import offers as offers_of
+from ..merge import catalogue
+from ..merge._rule import Rule
+from ..silos import _model_file as model_file
+from ..silos._network import network_of, template_of
+from ..solve._conjugate_gradients import conjugate_gradients
+from ._local_training import optimizer
+from ._settings import RunSettings
+
+
+class World(NamedTuple):
+    """A run's parts, made from its settings before any work."""
+
+    dataset: data.Dataset
+    data_seed: int
+    parts: list[np.ndarray]  # each client's rows
+    network: models.Network
+    likelihood: Likelihood
+    training: LocalTraining
+    start: Any  # parameters
+    captured: Capture
+    key: RunKeys
+    x: jax.Array  # training examples on the device
+    y: jax.Array
+    kind: model_file.Kind  # of the models that it writes
+    scaling: data.Scaling | None  # of raw inputs; named data sets come scaled and have none
+
+
+def world(settings: RunSettings) -> World:
+    """Load, split and build.
+
+    Raises:
+        ValueError: what does not work, named.
+    """
+    dataset = data.load(
+        settings.dataset,
+        data_dir=settings.data_dir,
+        inputs=settings.inputs,
+        columns=data.Columns(settings.label, settings.silo_column, settings.ignore),
+    )
+    data_seed = settings.seed if settings.data_seed is None else settings.data_seed
+    parts = data.split(
+        settings.partition,
+        dataset.train_y,
+        settings.clients,
+        seed=data_seed,
+        alpha=settings.alpha,
+        classes_per_client=settings.classes_per_client,
+        min_size=settings.min_size,
+        groups=dataset.groups,
+    )
+    shape = dataset.train_x.shape[1:]
+    network, captured = _network(settings.model, shape, dataset.num_classes, settings.bias)
+    likelihood, key = categorical(), run_keys(settings.seed)
+    start = models.STARTS[settings.start](network.init(key.init))
+    names = settings.optimizer, settings.learning_rate, settings.momentum, settings.epochs, settings.batch_size
+    training = _training(network, likelihood, dataset.augment, *names)
+    kind = model_file.Kind(settings.model, tuple(map(int, shape)), dataset.num_classes, settings.bias)
+    return World(
+        dataset,
+        data_seed,
+        list(parts),
+        network,
+        likelihood,
+        training,
+        start,
+        captured,
+        key,
+        jnp.asarray(dataset.train_x),
+        jnp.asarray(dataset.train_y),
+        kind,
+        dataset.scaling if data.is_own(settings.dataset) else None,
+    )
+
+
+@cache
+def _network(model: str, shape: tuple[int, ...], outputs: int, bias: bool) -> tuple[models.Network, Capture]:
+    """One object for each, so that what is compiled for it serves every run of a process."""
+    network = network_of(model, shape, outputs, bias)
+    return network, capture(network.apply, template_of(network), np.zeros((1, *shape), np.float32))
+
+
+@cache
+def _training(
+    network: models.Network,
+    likelihood: Likelihood,
+    augment: bool,
+    name: str,
+    learning_rate: float,
+    momentum: float,
+    epochs: int,
+    batch_size: int,
+) -> LocalTraining:
+    chosen = optimizer("optimizer", name, learning_rate, momentum)
+    return LocalTraining(network.apply, likelihood, chosen, epochs, batch_size, crop_and_flip() if augment else None)
+
+
+@cache
+def _rule(
+    name: str,
+    network: models.Network,
+    likelihood: Likelihood,
+    captured: Capture,
+    training: LocalTraining,
+    seed: int,
+    kind: str,
+    samples: int,
+    damping: float | None,
+) -> Rule:
+    offers = offers_of(network.init, training, captured, seed, kind=kind, samples=samples)
+    own: dict[str, Any] = {}
+    if damping is not None and name in catalogue.SOLVED:
+        own["solver"] = conjugate_gradients(damping=damping)
+    return catalogue.named_rule(name, network.apply, likelihood, offers=offers, **own)
+
+
+def rules_of(settings: RunSettings, here: World, names: tuple[str, ...]) -> Mapping[str, Rule]:
+    """Make the rules; parts that two of them share are one object, so that they share their work, too."""
+    if settings.preset == "paper":
+        return _released(settings, here, names)
+    given = here.network, here.likelihood, here.captured, here.training
+    options = settings.kind, settings.samples, settings.damping
+
+    def part(name: str) -> Rule:
+        seed = settings.seed if "others" in catalogue.takes(name) else 0  # of fresh starts alone
+        return _rule(name, *given, seed, *options)
+
+    return {name: catalogue.composed(name, part) for name in names}
+
+
+def _released(settings: RunSettings, here: World, names: tuple[str, ...]) -> Mapping[str, Rule]:
+    """The authors' rules, whose server picks by labelled examples of these data."""
+    apply, likelihood = here.network.apply, here.likelihood
+    picked = jax.random.randint(here.key.pick, (500,), 0, len(here.x))  # with replacement, as the authors do
+    pick_x, pick_y = here.x[picked], here.y[picked]
+
+    def validation(params: Any) -> Any:
+        return jnp.mean(jnp.argmax(apply(params, pick_x), axis=-1) == pick_y)
+
+    fisher = {"kind": settings.kind, "samples": settings.samples, "validation": validation}
+    offers = offers_of(here.network.init, here.training, here.captured, settings.seed, **fisher)
+
+    @cache
+    def part(name: str) -> Rule:
+        return catalogue.named_rule(name, apply, likelihood, offers=offers, rules=catalogue.RELEASED)
+
+    return {name: catalogue.composed(name, part) for name in names}

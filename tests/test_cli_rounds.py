@@ -1,0 +1,163 @@
+"""`fedfisher run` over rounds, as a user runs it: the library's numbers, and the same ones after an interruption."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedfisher_jax as ff
+from fedfisher_jax import data
+from fedfisher_jax.cli import _cli as cli
+from fedfisher_jax.cli import _rounds
+from fedfisher_jax.cli._local_training import optimizer
+from fedfisher_jax.federate import fedprox, rounds, run_keys
+from fedfisher_jax.merge import catalogue
+
+QUICK = ("run", "--epochs", "1", "--clients", "4", "--alpha", "1.0", "--strategy", "sequential")
+ROUNDS = (*QUICK, "--rounds", "3", "--sampled", "2", "--rules", "fedavg", "fedfish")
+
+
+def command(*arguments):
+    cli.main([str(argument) for argument in arguments])
+
+
+def result(out):
+    return json.loads((out / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("rounds")
+    command(*ROUNDS, "--local", "fedprox", "--strength", "0.1", "--barrier", "--out", out)
+    return out
+
+
+def test_it_gives_the_librarys_numbers(whole):
+    found = result(whole)
+    assert found["complete"] and set(found["rules"]) == {"fedavg", "fedfish"}
+    dataset, key = data.load("digits"), run_keys(0)
+    network = ff.models.build("mlp", (8, 8, 1), 10)
+    training = ff.LocalTraining(network.apply, ff.categorical(), optax.sgd(0.01, 0.9), 1, 64)
+    everyone = ff.cohort(
+        dataset.train_x, dataset.train_y, data.split("dirichlet-client", dataset.train_y, 4, seed=0, alpha=1.0)
+    )
+    federation = ff.Federation(training, ff.fedfish(network.apply, ff.categorical()), 2, variant=fedprox(0.1))
+    state = rounds.init(federation, network.init(key.init), 4, key.train)
+    for line in found["rules"]["fedfish"]["rounds"]:
+        state, _ = rounds.step(federation, state, everyone, strategy="sequential")
+        scores = ff.evaluate(network.apply, ff.categorical(), state.params, dataset.test_x, jnp.asarray(dataset.test_y))
+        assert line["test_loss"] == pytest.approx(float(scores.loss), rel=1e-4)
+        assert line["barrier_loss"] is not None and line["test_loss"] != line["loss"]
+    assert found["rules"]["fedfish"]["bits_up"] == 2 * found["rules"]["fedavg"]["bits_up"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_files(whole, tmp_path, monkeypatch, capsys):
+    """Ctrl-C in the second rule's second round: one line that says how to go on, and then the same numbers."""
+    same = (*ROUNDS, "--local", "fedprox", "--strength", "0.1", "--barrier", "--out", tmp_path)
+    real, calls = _rounds._scores, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(_rounds, "_scores", interrupted)
+        command(*same)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 130 and "every finished round of fedfish is kept" in said and "same command" in said
+    assert not result(tmp_path)["complete"] and set(result(tmp_path)["rules"]) == {"fedavg"}
+    command(*same)
+    assert result(tmp_path)["rules"] == result(whole)["rules"]
+    for name in ("fedavg", "fedfish"):
+        for file in (f"rounds/rules/{name}/rounds.jsonl", f"models/{name}.safetensors"):
+            assert (tmp_path / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_its_models_can_be_evaluated(whole, capsys):
+    command("evaluate", whole / "models" / "fedfish.safetensors", "--data", "digits")
+    said = float(capsys.readouterr().out.split("accuracy")[1].split()[0])
+    assert said == pytest.approx(result(whole)["rules"]["fedfish"]["accuracy"], abs=1e-4)
+
+
+def test_warm_up_personalisation_and_a_servers_optimiser(tmp_path):
+    out, more = tmp_path / "out", ("--warm-up", "fedavg", "--warm-up-rounds", "1", "--personalise", "1", "--pooled")
+    command(*ROUNDS, *more, "--server-optimizer", "sgd", "--server-learning-rate", "0.5", "--out", out)
+    rules = result(out)["rules"]
+    first = [rule["rounds"][0] for rule in rules.values()]
+    assert first[0] == first[1] and first[0]["round"] == 1
+    assert [line["round"] for line in rules["fedfish"]["rounds"]] == [1, 2, 3]
+    assert rules["fedavg"]["rounds"][1] != rules["fedfish"]["rounds"][1]
+    assert np.shape(rules["fedfish"]["personalised"]["accuracy"]) == (4,)
+    assert result(out)["references"]["pooled"]["accuracy"] > 0.1
+    command(*ROUNDS, "--rounds", "2", "--out", out, "--overwrite")
+    assert [len(rule["rounds"]) for rule in result(out)["rules"].values()] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--sampled", "2"], "rounds: got 1, which is one shot, expected at least 2 with sampled"),
+        (["--rounds", "2", "--sampled", "9"], "sampled: got 9"),
+        (["--rounds", "2", "--sampled", "2", "--participation", "0.5"], "got both"),
+        (["--rounds", "2", "--local", "fedprox"], "strength: got none"),
+        (["--rounds", "2", "--strength", "1"], "strength: got 1.0"),
+        (["--rounds", "2", "--local", "scaffold", "--optimizer", "adam"], "optimizer: got adam"),
+        (["--optimizer", "scale_by_adam"], "optimizer: got 'scale_by_adam'"),
+        (["--rounds", "2", "--server-optimizer", "os"], "server_optimizer: got 'os'"),
+        (["--rounds", "2", "--warm-up", "fedavg"], "expected both or neither"),
+        (["--rounds", "2", "--warm-up", "fedavg", "--warm-up-rounds", "2"], "expected some left"),
+        (["--rounds", "2", "--rules", "fedavg+pfnm"], "makes another network"),
+        (["--rounds", "2", "--server-learning-rate", "0.1"], "server_learning_rate"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_that_do_not_go_together(arguments, words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command("run", "--out", tmp_path, *arguments)
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_optimisers_by_name():
+    for name in ("adam", "adamw", "rmsprop", "yogi", "lion", "sgd"):
+        made = optimizer("optimizer", name, 0.1)
+        steps, _ = made.update(jnp.ones(2), made.init(jnp.zeros(2)), jnp.zeros(2))
+        assert float(steps[0]) < 0
+
+
+def test_what_the_catalogue_says_of_rules():
+    """Which rules have a form in files is what the files say; those that change the network say so."""
+    from fedfisher_jax._examples import Examples
+    from fedfisher_jax.curvature import capture
+    from fedfisher_jax.federate._one_shot import offers
+    from fedfisher_jax.merge import Update
+    from fedfisher_jax.payload import _structures as structures
+
+    network, likelihood = ff.models.build("mlp", (8, 8, 1), 10, hidden=(24,)), ff.categorical()
+    start = network.init(jax.random.key(0))
+    training = ff.LocalTraining(network.apply, likelihood, optax.sgd(0.1), 1, 32)
+    offered = offers(network.init, training, capture(network.apply, start, jnp.zeros((1, 8, 8, 1))), 0)
+    few = Examples(jnp.zeros((4, 8, 8, 1)), jnp.zeros(4, int), jnp.zeros(1, jnp.int32), jnp.ones((), jnp.int32))
+    for name, entry in catalogue.RULES.items():
+        rule = catalogue.named_rule(name, network.apply, likelihood, offers=offered)
+        payload = jax.eval_shape(rule.measure, Update(start, start, start, 1), few, jax.random.key(0))
+        try:
+            structures.name_of(payload.statistics)
+            found = True
+        except ValueError:
+            found = False
+        assert (name, found) == (name, entry.files) and entry.says and not entry.says.endswith(".")
+
+
+def test_version_and_list(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command("--version")
+    assert capsys.readouterr().out == f"fedfisher {ff.__version__}\n"
+    command("list")
+    printed = capsys.readouterr().out
+    assert "feddyn" in printed and all(name in printed for name in catalogue.RULES) and "…" not in printed

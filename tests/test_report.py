@@ -1,0 +1,163 @@
+"""The page of runs: well-formed, needing nothing from elsewhere, and saying what the records say."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from fedfisher_jax import report
+from fedfisher_jax.cli import _cli as cli
+from fedfisher_jax.report import _svg as svg
+from fedfisher_jax.report import words_on_rule
+
+pytest.importorskip("jinja2")
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Checked(html.parser.HTMLParser):
+    """Refuses tags that do not nest, names that are not closed, and whatever would be fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.count = [], [], {}
+
+    def handle_starttag(self, tag, attributes):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        assert tag not in ("script", "link", "iframe", "object", "img"), tag
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "action", "data"):
+                assert value.startswith(("#", "data:image/png;base64,")), (name, value[:80])
+            if name == "style":
+                assert not re.search(r"url\((?!#)", value), value
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def checked(text):
+    page = Checked()
+    page.feed(text)
+    page.close()
+    assert page.open == [] and text.startswith("<!DOCTYPE html>")
+    for style in re.findall(r"<style>(.*?)</style>", text, re.DOTALL):
+        assert "@import" not in style and not re.search(r"url\((?!#)", style)
+    return page
+
+
+def record(**changes):
+    rules = {
+        "fedavg": {"accuracy": 0.5, "loss": 1.0, "bits_up": 320, "diagnostics": {}},
+        "fedfisher-kfac": {
+            "accuracy": 0.75,
+            "loss": 0.5,
+            "bits_up": 960,
+            "diagnostics": {"iterations": 100, "converged": False, "residual": 1e-4},
+        },
+    }
+    return {
+        "settings": {
+            "dataset": "digits",
+            "model": "mlp",
+            "partition": "dirichlet-client",
+            "alpha": 0.1,
+            "epochs": 3,
+            "clients": 2,
+            "seed": 0,
+            "rounds": 1,
+        },
+        "clients": {"sizes": [5, 7], "label_counts": [[5, 0], [3, 4]], "accuracies": [0.2, 0.4]},
+        "rules": rules,
+        "references": {"best_local": {"accuracy": 0.4, "loss": 2.0}, "ensemble": None},
+        "fedavg_bits": 320,
+        "versions": {"jax": "9.9"},
+        "words": ["a <script>alert(1)</script> word"],
+        "parameters": 10,
+        "sampled": 2,
+        "command": "fedfisher run --epochs 3",
+        "complete": True,
+        **changes,
+    }
+
+
+def test_a_page_is_well_formed_and_says_what_the_record_says():
+    text = report.page([("my <b>run", record())])
+    page = checked(text)
+    said = " ".join(page.text)
+    for words in ("75.0 %", "3.00", "fedfisher run --epochs 3", "9.9", "5 to 7 examples", "my <b>run"):
+        assert words in said, words
+    assert "fedfisher-kfac: stopped after 100 iterations, residual 0.0001" in said
+    assert page.count["svg"] == page.count["figure"] == 2 and "<b>" not in text
+    assert 'class="best"><td>fedfisher-kfac' in text and "prefers-color-scheme: dark" in text
+    assert text == report.page([("my <b>run", record())])
+
+
+def test_runs_side_by_side_are_told_apart_by_what_differs():
+    other = record(settings=record()["settings"] | {"alpha": 1.0})
+    again = record(settings=record()["settings"] | {"seed": 1}, rules={"fedavg": record()["rules"]["fedavg"]})
+    said = " ".join(checked(report.page([("a", record()), ("b", other), ("c", again)])).text)
+    assert "alpha 0.1" in said and "alpha 1.0" in said and "50.0 ± 0.0" in said
+
+
+def test_curves_over_rounds_and_megabytes(monkeypatch):
+    lines = [{"round": n, "accuracy": 0.1 * n} for n in (1, 2, 3)]
+    rules = {"fipa": {"accuracy": 0.3, "loss": 1.0, "bits_up": 4e6, "bits_up_warm_up": 2e6, "rounds": lines}}
+    rules["fipa"]["personalised"] = {"accuracy_before": [0.1, 0.5], "accuracy": [0.2, 0.4]}
+    settings = record()["settings"] | {"rounds": 3, "warm_up_rounds": 1}
+    drawn = []
+    real = svg.curve
+    monkeypatch.setattr(
+        svg, "curve", lambda axes, name, colour, y, x: (drawn.append(x), real(axes, name, colour, y, x))
+    )
+    page = checked(report.page([("r", record(rules=rules, settings=settings))]))
+    assert page.count["svg"] == 4
+    np.testing.assert_allclose(drawn, [[1, 2, 3], [0.5, 1.5, 2.5]])  # 2 clients, 2 Mbit and then 4 Mbit each
+    assert "1 of 2" in " ".join(page.text)
+
+
+def test_rules_have_colours_of_their_own():
+    some = report.colours_of(["fedfish", "fedfisher-kfac+fedavg", "mine:rule", "fedavg"])
+    assert len(set(some.values())) == 4 and list(some) == ["fedfish", "fedfisher-kfac+fedavg", "mine:rule", "fedavg"]
+    assert report.colours_of(["fedavg", "x"])["fedavg"] == some["fedavg"]
+    assert len(set(report.colours_of(map(str, range(16))).values())) == 16
+
+
+def test_large_heat_maps_are_pixels_inside_the_page():
+    counts = np.arange(300 * 10).reshape(300, 10).tolist()
+    text = svg.heat_map(record(clients={"sizes": [1] * 300, "label_counts": counts, "accuracies": []}))
+    assert "data:image/png;base64," in text and len(text) < 400_000
+    assert "currentColor" in text and svg.INK not in text
+
+
+def test_the_command(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "result.json").write_text(json.dumps(record()))
+    cli.main(["report", str(run)])
+    assert "1 run" in capsys.readouterr().out
+    checked((run / "report.html").read_text())
+    for content, words in (("[1]", "is a list"), ("{", "is damaged"), ("{}", "record without")):
+        (run / "result.json").write_text(content)
+        with pytest.raises(SystemExit):
+            cli.main(["report", str(run)])
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(tmp_path)])
+    assert "expected the folder of a run" in capsys.readouterr().err
+
+
+def test_words_on_rules_are_unchanged_by_those_on_diagnostics():
+    assert words_on_rule("r", record()["rules"]["fedfisher-kfac"]) == [
+        "r: its solver did not converge in 100 iterations, residual 0.0001"
+    ]
