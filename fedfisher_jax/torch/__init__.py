@@ -1,14 +1,8 @@
-"""Models of PyTorch and Hugging Face (`pip install 'fedfisher-jax[torch]'`): run, measured and merged as functions of JAX.
+"""Models of PyTorch and Hugging Face (`pip install 'fedfisher-jax[torch]'`), run and merged as functions of JAX.
 
 `from_module` sees a module as (apply, params, buffers); `merge` merges payloads of fine-tuned checkpoints, and `write`
 makes a folder that `from_pretrained` loads.
 """
-
-import importlib.util as _util
-
-for _needed in ("torch", "torchax"):
-    if _util.find_spec(_needed) is None:
-        raise ImportError(f"fedfisher_jax.torch needs {_needed}: pip install 'fedfisher-jax[torch]'")
 
 from ._bridge import Bridged as Bridged
 from ._bridge import from_module as from_module

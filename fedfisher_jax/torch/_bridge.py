@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import torch  # pyright: ignore[reportMissingImports]
 
-from ._torchax import running
+from ._torchax import running, torch
 
 
 class Bridged(NamedTuple):

@@ -5,11 +5,18 @@ the named tensors. Nothing can call them, so while torchax is imported each of t
 """
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-import torch  # pyright: ignore[reportMissingImports]
-from torch._ops import OpOverloadPacket  # pyright: ignore[reportMissingImports]
+try:
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch._ops import OpOverloadPacket  # pyright: ignore[reportMissingImports]
+
+    if importlib.util.find_spec("torchax") is None:
+        raise ModuleNotFoundError("No module named 'torchax'")
+except ImportError as missing:
+    raise ImportError(f"{missing}: fedfisher_jax.torch needs pip install 'fedfisher-jax[torch]'") from missing
 
 NAMED_TENSORS = ("dimname", "names")  # parts of the names of overloads that take names of axes
 

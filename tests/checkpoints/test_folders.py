@@ -101,7 +101,7 @@ def test_parts_alone_are_merged_and_the_rest_stays(tmp_path):
     base = from_module(read(folders[0]))
     head = ff.trainable(base.apply, base.params, lambda name: name.startswith("classifier"))
     assert list(head.params) == ["classifier.bias", "classifier.weight"]
-    rule = ff.fedfisher(head.apply, ff.categorical())
+    rule, data = ff.fedfisher(head.apply, ff.categorical()), ff.examples(*x_and_y(0))
     payloads = [
         rule.measure(
             ff.Update({name: scale * v for name, v in head.params.items()}), ff.examples(*x_and_y(0)), jax.random.key(0)
@@ -110,7 +110,7 @@ def test_parts_alone_are_merged_and_the_rest_stays(tmp_path):
     ]
     whole = head.whole(merge(rule, payloads).params)
     assert all((whole[name] == base.params[name]).all() for name in whole if not name.startswith("classifier"))
-    np.testing.assert_allclose(whole["classifier.weight"], 2 * base.params["classifier.weight"], rtol=0.2)
+    np.testing.assert_allclose(whole["classifier.weight"], 2 * base.params["classifier.weight"], atol=0.02)
 
 
 def test_folders_that_do_not_work_are_refused(tmp_path):
