@@ -5,14 +5,13 @@ the named tensors. Nothing can call them, so while torchax is imported each of t
 """
 
 import contextlib
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-try:
-    import torch  # pyright: ignore[reportMissingImports]
-    from torch._ops import OpOverloadPacket  # pyright: ignore[reportMissingImports]
-
+try:  # by name, or type checkers take this very room for it
+    torch: Any = importlib.import_module("torch")
     if importlib.util.find_spec("torchax") is None:
         raise ModuleNotFoundError("No module named 'torchax'")
 except ImportError as missing:
@@ -24,7 +23,8 @@ NAMED_TENSORS = ("dimname", "names")  # parts of the names of overloads that tak
 @contextlib.contextmanager
 def named_tensors() -> Iterator[None]:
     """Let overloads on named tensors that PyTorch lacks be empty names; other missing ones stay errors."""
-    found = OpOverloadPacket.__getattr__
+    packets = torch._ops.OpOverloadPacket
+    found = packets.__getattr__
 
     def lenient(packet: Any, name: str) -> Any:
         try:
@@ -34,11 +34,11 @@ def named_tensors() -> Iterator[None]:
                 return f"{packet}.{name}"
             raise
 
-    OpOverloadPacket.__getattr__ = lenient
+    packets.__getattr__ = lenient
     try:
         yield
     finally:
-        OpOverloadPacket.__getattr__ = found
+        packets.__getattr__ = found
 
 
 @contextlib.contextmanager

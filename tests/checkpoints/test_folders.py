@@ -103,9 +103,7 @@ def test_parts_alone_are_merged_and_the_rest_stays(tmp_path):
     assert list(head.params) == ["classifier.bias", "classifier.weight"]
     rule, data = ff.fedfisher(head.apply, ff.categorical()), ff.examples(*x_and_y(0))
     payloads = [
-        rule.measure(
-            ff.Update({name: scale * v for name, v in head.params.items()}), ff.examples(*x_and_y(0)), jax.random.key(0)
-        )
+        rule.measure(ff.Update({name: scale * v for name, v in head.params.items()}), data, jax.random.key(0))
         for scale in (1, 3)
     ]
     whole = head.whole(merge(rule, payloads).params)
