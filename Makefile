@@ -10,7 +10,7 @@ NEWEST ?= $(firstword $(foreach v,3.13 3.12,$(wildcard $(HOME)/.pyenv/versions/$
 TESTS ?= tests/test_jaxpr.py tests/test_convolution.py tests/curvature/test_capture.py tests/test_cohort.py \
 	tests/test_stream.py tests/test_rounds.py tests/test_local.py tests/test_readme.py
 
-.PHONY: demo test docs newest test-newest test-flower check format dist try-dist lock
+.PHONY: demo test docs newest test-newest test-flower test-torch check format dist try-dist lock
 demo: .venv/installed
 	$(BIN)/fedfisher run --out runs/demo --overwrite
 
@@ -30,6 +30,9 @@ test-newest: .venv/newest/installed
 
 test-flower: .venv/flower/installed
 	.venv/flower/bin/python -m pytest tests/test_flower.py
+
+test-torch: .venv/torch/installed
+	.venv/torch/bin/python -m pytest tests/checkpoints tests/test_house.py "tests/test_readme.py::test_the_code_of_a_page_runs[checkpoints.md]"
 
 check: .venv/installed-tests
 	$(BIN)/ruff format --check .
@@ -86,4 +89,11 @@ endef
 .venv/flower/installed: pyproject.toml
 	$(call environment,$(PYTHON),.venv/flower)
 	.venv/flower/bin/pip install --quiet -e ".[tests,flower]" "flwr[simulation]"
+	touch $@
+
+# Of PyTorch 2.13.0 the package index may have a build for the CPU alone, 2.13.0+cpu, which pip then prefers; else say
+# where one is: PIP_EXTRA_INDEX_URL=...
+.venv/torch/installed: pyproject.toml
+	$(call environment,$(PYTHON),.venv/torch)
+	.venv/torch/bin/pip install --quiet "torch==2.13.0" -e ".[tests,torch]"
 	touch $@

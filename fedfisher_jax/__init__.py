@@ -1,7 +1,7 @@
 """One-shot and few-round federated learning with Fisher information, in JAX.
 
 Rooms, in the order in which data flow: `data` and `models`, `tracing`, `curvature`, `solve`, `merge`, `federate`,
-`payload`, `silos`, `privacy`, `theory`, `report`, `cli`. What most people need is here, under its own name.
+`payload`, `silos`, `privacy`, `theory`, `report`, `torch`, `cli`. What most people need is here, under its own name.
 """
 
 __version__ = "0.2.0"  # the only place that says it
@@ -62,8 +62,19 @@ if _TYPE_CHECKING:
     from . import report as report
     from . import silos as silos
     from . import theory as theory
+    from . import torch as torch
 
-_LAZY = ("cli", "data", "models", "payload", "privacy", "report", "silos", "theory")  # loaded when they are used
+_LAZY = (
+    "cli",
+    "data",
+    "models",
+    "payload",
+    "privacy",
+    "report",
+    "silos",
+    "theory",
+    "torch",
+)  # loaded when they are used
 
 __all__ = [
     "Cohort",

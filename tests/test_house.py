@@ -16,15 +16,23 @@ ROOT = Path(ff.__file__).parent
 ORDER = (
     "_compat", "_trees", "tracing", "_files", "_users_code", "_augment", "_examples", "_frozen", "_likelihood",
     "_doors", "_metrics", "data", "models", "curvature", "solve", "merge", "federate", "payload", "silos", "privacy",
-    "theory", "report", "cli",
+    "theory", "report", "torch", "cli",
 )  # fmt: skip
 ROOMS = [name for name in ORDER if not name.startswith("_")]
-OPTIONAL = tuple(f"fedfisher_jax.silos.{name}" for name in ("flower", "_flower_node", "_flower_server"))  # need flwr
+HERE = [name for name in ROOMS if name != "torch" or importlib.util.find_spec("torchax")]  # can be imported
+OPTIONAL = {  # modules, or rooms, and what they need
+    **dict.fromkeys((f"fedfisher_jax.silos.{name}" for name in ("flower", "_flower_node", "_flower_server")), "flwr"),
+    "fedfisher_jax.torch": "torchax",
+}
 
 
 def modules():
     found = [module.name for module in pkgutil.walk_packages(ff.__path__, "fedfisher_jax.")]
-    return [name for name in found if not name.endswith("__main__") and name not in OPTIONAL]
+    return [name for name in found if not name.endswith("__main__") and not optional(name)]
+
+
+def optional(module):
+    return any(module == name or module.startswith(name + ".") for name in OPTIONAL)
 
 
 def room_of(module):
@@ -50,7 +58,7 @@ def imported(path):
 def test_every_room_is_listed_and_says_what_it_is():
     found = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()}
     assert found == set(ROOMS)
-    for room in ROOMS:
+    for room in HERE:
         module = importlib.import_module(f"fedfisher_jax.{room}")
         assert module.__doc__ and len(module.__doc__.split()) > 4
 
@@ -89,11 +97,11 @@ def test_the_face_is_chosen():
         assert not name.startswith("_") and getattr(ff, name) is not None
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", HERE)
 def test_a_rooms_names_shadow_no_module(room):
     module = importlib.import_module(f"fedfisher_jax.{room}")
     for inner in pkgutil.iter_modules(module.__path__):
-        if hasattr(module, inner.name) and f"fedfisher_jax.{room}.{inner.name}" not in OPTIONAL:
+        if hasattr(module, inner.name) and not optional(f"fedfisher_jax.{room}.{inner.name}"):
             assert getattr(module, inner.name).__name__ == f"fedfisher_jax.{room}.{inner.name}"
 
 
@@ -106,3 +114,9 @@ def test_functions_take_fewer_than_ten_arguments():
                 if len([name for name in names if name not in ("self", "cls")]) > 9:
                     many.add(f"{path.relative_to(ROOT).as_posix()}: {node.name}")
     assert not many
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchax") is not None, reason="PyTorch and torchax are installed")
+def test_a_room_that_needs_more_says_what_in_one_line():
+    with pytest.raises(ImportError, match=r"^No module named .* pip install 'fedfisher-jax\[torch\]'$"):
+        importlib.import_module("fedfisher_jax.torch")

@@ -26,6 +26,7 @@ from ..silos import _model_file as model_file
 from ..silos import _silo_data as silo_data
 from ..silos import silo_cohort, train_and_measure
 from ..silos._network import likelihood_of, outputs_of
+from . import _checkpoints as checkpoints
 from ._one_line import say
 from ._ranges import require_ranges
 
@@ -89,7 +90,14 @@ class MeasureSettings:
     ignore: tuple[str, ...] = ()
     """Columns of a table that are no inputs."""
     model: str | None = None
-    """module:function, where the start is of a network of your own."""
+    """module:function, where the start is of a network of your own; or hf:FOLDER, a fine-tuned model of transformers
+    that is only measured, with --start the folder of the model that all fine-tuned (docs/checkpoints.md)."""
+    text_column: str = "text"
+    """With hf: column of the texts in a .jsonl or .parquet file."""
+    label_column: str = "label"
+    """With hf: column of the labels, integers; where there is none, next tokens are predicted."""
+    length: int = 128
+    """With hf: tokens of a text at most."""
 
 
 def measure(settings: MeasureSettings) -> None:
@@ -99,6 +107,8 @@ def measure(settings: MeasureSettings) -> None:
         ValueError: data, start, checkpoint or settings that do not work, named.
     """
     _check(settings)
+    if (settings.model or "").startswith(checkpoints.HF):
+        return _folder(settings)
     each = _each(settings)
     inputs = [settings.start, *(expanded(path) for one in each for path in (one.data, one.checkpoint) if path)]
     for one in each:
@@ -107,6 +117,18 @@ def measure(settings: MeasureSettings) -> None:
     guarantee = _guarantee(settings)
     for one in each:
         _one(one, start, guarantee)
+
+
+def _folder(settings: MeasureSettings) -> None:
+    """Write the payload of one fine-tuned folder."""
+    unused = (*TRAINING, *PRIVATE, "checkpoint", "batch_size", "unscaled", "epsilon")
+    if given := _changed(settings, unused):
+        raise ValueError(f"{given}: with a model of transformers nothing is trained, and no noise added")
+    _files.require_file(settings.out, [expanded(settings.data)])
+    sent, likelihood, start = checkpoints.measured(settings)
+    bits = _write(settings, likelihood, start, sent, None)
+    size = sum(leaf.size for leaf in jax.tree.leaves(sent.params))
+    print(f"{settings.out}: silo {settings.silo}, {int(sent.weight)} examples, {bits / 32 / size:.3f} × FedAvg's bits")
 
 
 def _each(settings: MeasureSettings) -> list[MeasureSettings]:
@@ -172,7 +194,7 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
     if guarantee is not None:
         print(f"for this silo only: {noise.losses(sent, start.params, guarantee)}")
         sent = noise.privatise(sent, start.params, guarantee)
-    bits = _write(settings, start, sent, guarantee)
+    bits = _write(settings, start.kind.likelihood, start.fingerprint, sent, guarantee)
     size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
     print(f"{settings.out}: silo {settings.silo}, {len(x)} examples, {bits / 32 / size:.3f} × FedAvg's bits")
 
@@ -213,11 +235,11 @@ def _guarantee(settings: MeasureSettings) -> noise.Guarantee | None:
     return noise.noise_for(settings.epsilon, settings.delta, rounds=settings.rounds, **clips)
 
 
-def _write(settings: MeasureSettings, start: model_file.Model, sent: Any, guarantee: noise.Guarantee | None) -> int:
+def _write(settings: MeasureSettings, likelihood: str, start: str, sent: Any, guarantee: noise.Guarantee | None) -> int:
     said = payload.About(
         rule=settings.rule,
-        likelihood=start.kind.likelihood,
-        start=start.fingerprint,
+        likelihood=likelihood,
+        start=start,
         kind=None if sent.kind is None else sent.kind.name,
         silo=settings.silo,
         name=settings.name,

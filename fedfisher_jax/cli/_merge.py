@@ -25,6 +25,7 @@ from ..report import words_on_rule
 from ..silos import _model_file as model_file
 from ..silos._network import likelihood_of
 from ..solve._conjugate_gradients import conjugate_gradients
+from . import _checkpoints as checkpoints
 from ._inspect import literal
 from ._one_line import say
 from ._ranges import require_ranges
@@ -51,21 +52,26 @@ class MergeSettings:
     """Largest file that is accepted; twice as much after decompression, and for work on one entry at least 4 GiB."""
     model: str | None = None
     """module:function, where the start is of a network of your own."""
+    base: Path | None = None
+    """Folder of the model that all fine-tuned, where the payloads are of --model hf:FOLDER; --out is a folder then, as
+    `from_pretrained` loads it (docs/checkpoints.md)."""
 
 
-def merge(settings: MergeSettings) -> dict[str, Any]:
+def merge(settings: MergeSettings) -> dict[str, Any] | None:
     """Write the global model, then the report, which names the model file's SHA-256; returns the report.
 
     Raises:
         ValueError: a file is refused (file, entry and reason), or settings do not work.
     """
     require_ranges(settings)
+    if settings.base is not None:
+        if settings.damping is not None or settings.model is not None:
+            raise ValueError("damping, model: with a base they are not taken")
+        return checkpoints.merge_folder(settings, _paths(settings.files), _limits(settings))
     _files.require_file(settings.out)
     files, described = _paths(settings.files), settings.out.with_suffix(".json")
     _require_free(settings.out, described, [settings.start, *files])
-    room = 2 * settings.max_bytes
-    working = max(room, Limits().working_bytes)
-    limits = Limits(file_bytes=settings.max_bytes, decoded_bytes=room, working_bytes=working)
+    limits = _limits(settings)
     start = model_file.read(settings.start, settings.model)
     example = jax.ShapeDtypeStruct((1, *start.kind.input_shape), jnp.float32)
     captured = capture(start.network.apply, start.params, example)
@@ -110,6 +116,11 @@ def merge(settings: MergeSettings) -> dict[str, Any]:
     Console().print(_table(record))
     print(f"{settings.out}, {described}")
     return record
+
+
+def _limits(settings: MergeSettings) -> Limits:
+    room = 2 * settings.max_bytes
+    return Limits(file_bytes=settings.max_bytes, decoded_bytes=room, working_bytes=max(room, Limits().working_bytes))
 
 
 def _require_free(out: Path, described: Path, taken: list[Path]) -> None:

@@ -1,5 +1,6 @@
 """Weights of networks from and to files: safetensors, and PyTorch's own where PyTorch is installed."""
 
+import importlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -139,7 +140,7 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
 
 def _torch(path: Path) -> Mapping[str, Any]:
     try:
-        import torch  # pyright: ignore[reportMissingImports]
+        torch: Any = importlib.import_module("torch")  # type checkers would take the room of that name for it
     except ImportError as error:
         raise ImportError(
             f"{path}: reading it needs PyTorch, which is not installed; where it is, convert the file with "

@@ -103,8 +103,10 @@ def _squares(problem: Objective, value: jax.Array) -> jax.Array:
     """Give zero for a value of Q, a sum of squares, that is below zero by rounding; what is further below stays."""
     value = jnp.asarray(value)
     size = jnp.abs(problem.value_at_anchor if problem.size is None else problem.size)
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(problem.anchor))
-    rounding = ROUNDING * numbers**0.5 * jnp.finfo(value.dtype).eps * size  # of so many sums, whose errors are random
+    leaves = jax.tree.leaves(problem.anchor)
+    numbers = sum(leaf.size for leaf in leaves)
+    eps = max(float(jnp.finfo(one.dtype).eps) for one in (value, *leaves))  # weights may be wider than parameters
+    rounding = ROUNDING * numbers**0.5 * eps * size  # of so many sums, whose errors are random
     return jnp.where((value < 0) & (value >= -rounding), 0, value)
 
 

@@ -195,7 +195,8 @@ class Kronecker(Structure):
         A and G are the partial traces, divided by the trace C; each gets 1 % of its mean diagonal entry, since the sum
         is larger than this product where few clients know a direction.
         """
-        pairs = [_nearest(a, g, weights) for a, g in zip(self.inputs, self.outputs, strict=True)]
+        stacked = zip(self.layers, self.inputs, self.outputs, strict=True)
+        pairs = [_nearest(layer, a, g, weights) for layer, a, g in stacked]
         first = jax.tree.map(lambda leaf: leaf[0], self)
         rest = weighted_sum(weights, self.rest)
         return dataclasses.replace(
@@ -255,19 +256,24 @@ def _reciprocal(values: jax.Array, damping: float, axis: int | None = -1) -> jax
     return jnp.where(mean > 0, 1 / (values + floor), 0)
 
 
-def _nearest(a: Any, g: Any, weights: Any) -> tuple[Any, Any]:
-    """A and G of one layer for factors [M, (groups,) n, n]; the trace of the sum goes into G."""
-    traces = [jnp.trace(factor, axis1=-2, axis2=-1) for factor in (a, g)]
-    shares = weights.reshape(-1, *[1] * (a.ndim - 3)).astype(a.dtype) * traces[0] * traces[1]
+def _nearest(layer: Layer, a: Any, g: Any, weights: Any) -> tuple[Any, Any]:
+    """A and G of one layer for factors [M, (groups,) n, n], a table's A [M, n]; the trace of the sum goes into G."""
+    traces = [jnp.sum(a, axis=-1) if layer.lookup else _traces(a), _traces(g)]
+    shares = weights.reshape(-1, *[1] * (g.ndim - 3)).astype(a.dtype) * traces[0] * traces[1]
     total = jnp.sum(shares, axis=0)
     shares = jnp.where(total > 0, shares / jnp.where(total > 0, total, 1), 0)
 
-    def mean(factor: Any, trace: Any) -> Any:
+    def mean(factor: Any, trace: Any, floor: Any) -> Any:
         known = jnp.where(trace > 0, shares / jnp.where(trace > 0, trace, 1), 0)
-        floor = 0.01 / factor.shape[-1] * jnp.eye(factor.shape[-1], dtype=factor.dtype)
-        return jnp.einsum("m...,m...ij->...ij", known, factor) + floor
+        known = known.reshape(*known.shape, *[1] * (factor.ndim - known.ndim))
+        return jnp.sum(known * factor, axis=0) + 0.01 / factor.shape[-1] * floor.astype(factor.dtype)
 
-    return mean(a, traces[0]), total[..., None, None] * mean(g, traces[1])
+    floor = jnp.ones(a.shape[-1]) if layer.lookup else jnp.eye(a.shape[-1])
+    return mean(a, traces[0], floor), total[..., None, None] * mean(g, traces[1], jnp.eye(g.shape[-1]))
+
+
+def _traces(factor: Any) -> jax.Array:
+    return jnp.trace(factor, axis1=-2, axis2=-1)
 
 
 def _balanced(a: Any, g: Any) -> tuple[Any, Any]:

@@ -1,0 +1,110 @@
+"""`measure --model hf:FOLDER` and `merge --base FOLDER`: payloads of checkpoints, and a merged folder."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import payload
+from .._examples import examples
+from .._likelihood import categorical, check_targets
+from .._trees import outline
+from ..curvature import Capture, capture
+from ..federate import run_keys
+from ..merge import Update, catalogue
+from ..payload import Limits
+
+HF = "hf:"  # how --model names a folder of transformers
+KINDS = ("exact", "monte_carlo", "empirical")
+
+
+def measured(settings: Any) -> tuple[Any, str, str]:
+    """Measure a folder's model on this silo's data: the payload, its likelihood's name, and the start's fingerprint.
+
+    Raises:
+        ValueError: the folder, the base or the data do not work, named.
+    """
+    from .. import torch
+
+    folder = Path(settings.model.removeprefix(HF))
+    base = torch.from_module(torch.read(settings.start))
+    fingerprint, shapes = payload.fingerprint(base.params), _shapes(base.params)
+    del base
+    model = torch.from_module(torch.read(folder))
+    if _shapes(model.params) != shapes:
+        raise ValueError(f"model: {folder}: its parameters have other names, shapes or types than those of the start")
+    x, y = torch.read_rows(settings.data, folder, settings.text_column, settings.label_column, settings.length)
+    outputs = jax.eval_shape(model.apply, model.params, outline(x, len(next(iter(x.values())))))
+    sequence = len(outputs.shape) == 3
+    if y is None and not (sequence and "input_ids" in x):
+        raise ValueError(f"data: {settings.data}: got no labels, expected them for a model without next tokens")
+    y = torch.next_tokens(x["input_ids"], x.get("attention_mask")) if y is None else y
+    likelihood = categorical(ignore=torch.IGNORED if sequence else None)
+    check_targets(likelihood, outputs.shape, y)
+    captured = capture(model.apply, model.params, jax.tree.map(jnp.asarray, x))
+    for line in fallen_back(captured, model.params):
+        print(line)
+    offers = {"captured": captured, "kind": settings.kind, "samples": settings.samples}
+    rule = catalogue.named_rule(settings.rule, model.apply, likelihood, offers=offers)
+    if rule.name not in torch.RULES:
+        raise ValueError(f"rule: got {rule.name}, expected one of {', '.join(torch.RULES)}")
+    data, key = examples(x, y), jax.random.fold_in(run_keys(settings.seed).measure, settings.silo)
+    return jax.jit(rule.measure)(Update(model.params), data, key), likelihood.name, fingerprint
+
+
+def fallen_back(captured: Capture, params: Any) -> list[str]:
+    """Say what share of the parameters is in layers, and of the others what each is and why, a line for each reason."""
+    paths, leaves = zip(*jax.tree.leaves_with_path(params), strict=True)
+    sizes = {jax.tree_util.keystr(path): leaf.size for path, leaf in zip(paths, leaves, strict=True)}
+    total, by_reason = sum(sizes.values()), {}
+    for path, reason in captured.fallback.items():
+        by_reason.setdefault(reason, []).append(path)
+    outside = sum(sizes[path] for path in captured.fallback)
+    lines = [f"layers hold {1 - outside / total:.2%} of {total:,} parameters; a diagonal has the others"]
+    for reason, found in by_reason.items():
+        share = sum(sizes[path] for path in found) / total
+        lines.append(f"  {share:.2%} in {len(found)} arrays, as {found[0]}: {reason}")
+    return lines
+
+
+def merge_folder(settings: Any, files: list[Path], limits: Limits) -> None:
+    """Merge payloads of checkpoints into a folder that `from_pretrained` loads.
+
+    Raises:
+        ValueError: a file is refused, or base, rule or folder do not work, named.
+    """
+    from .. import torch
+
+    if settings.out.exists() and (not settings.out.is_dir() or any(settings.out.iterdir())):
+        raise ValueError(f"out: got {settings.out}, expected a new or empty folder")
+    base = torch.from_module(torch.read(settings.base))
+    found = payload.read_all(files, base.params, limits=limits)
+    headers = [header for _, header in found]
+    name = settings.rule or headers[0].about.rule
+    if name not in torch.RULES:
+        raise ValueError(f"rule: got {name[:80]!r}, expected one of {', '.join(torch.RULES)}")
+    offers = {"kind": headers[0].about.kind} if headers[0].about.kind in KINDS else {}
+    rule = catalogue.named_rule(name, base.apply, categorical(), offers=offers)
+    merged = torch.merge(rule, [sent for sent, _ in found], base.params)
+    for path, value in merged.params.items():
+        if not np.isfinite(np.asarray(value, np.float32)).all():
+            raise ValueError(f"rule: the merged model is not finite at {path}")
+    total = sum(header.examples for header in headers)
+    contributors = [
+        {
+            "silo": header.about.silo,
+            "name": header.about.name,
+            "examples": header.examples,
+            "weight": header.examples / total,
+        }
+        for header in headers
+    ]
+    text = torch.card(name, headers[0].about.kind, contributors, merged.diagnostics)
+    torch.write(settings.out, settings.base, merged.params, text)
+    print(f"{settings.out}: {len(found)} payloads merged by {name}; README.md says how")
+
+
+def _shapes(params: Any) -> dict[str, Any]:
+    return {name: (value.shape, value.dtype) for name, value in params.items()}

@@ -1,0 +1,113 @@
+"""`fedfisher measure --model hf:…` and `merge --base …`: files and folders alone."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers as tf
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from fedfisher_jax import payload
+from fedfisher_jax.cli import main
+from fedfisher_jax.torch import from_module, next_tokens, read, read_rows
+
+WORDS = ["[PAD]", "[UNK]", *(f"w{n}" for n in range(tiny.VOCABULARY - 2))]
+
+
+def folders(tmp_path, make, clients=2):
+    """A base with a tokenizer, and fine-tuned ones."""
+    inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]")
+    found = []
+    for number in range(clients + 1):
+        module = make()
+        torch.manual_seed(20 + number)
+        for parameter in module.parameters() if number else ():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+        module.save_pretrained(folder := tmp_path / ("base" if not number else f"tuned{number - 1}"))
+        tokenizer.save_pretrained(folder)
+        found.append(folder)
+    return found
+
+
+def rows(tmp_path, number, labels=True):
+    random = np.random.default_rng(number)
+    file = tmp_path / f"data{number}.jsonl"
+    texts = [" ".join(random.choice(WORDS[2:], random.integers(3, 7))) for _ in range(6)]
+    lines = [{"text": text} | ({"label": n % tiny.CLASSES} if labels else {}) for n, text in enumerate(texts)]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_measured_in_two_places_and_merged_into_a_folder(tmp_path, name, capsys):
+    base, *tuned = folders(tmp_path, getattr(tiny, name))
+    sent = []
+    for number, folder in enumerate(tuned):
+        file = rows(tmp_path, number, labels=name == "bert")
+        sent.append(str(tmp_path / f"{number}.safetensors"))
+        more = ["--kind", "monte_carlo"] if name == "gpt2" else []
+        words = f"measure --data {file} --model hf:{folder} --start {base} --silo {number} --rule fisher-merge"
+        main([*words.split(), "--out", sent[-1], *more])
+    said = capsys.readouterr().out
+    assert "layers hold 9" in said and "read by mul" in said and "6 examples" in said
+    out = tmp_path / "merged"
+    main(["merge", *sent, "--base", str(base), "--out", str(out)])
+    kind = tf.AutoModelForCausalLM if name == "gpt2" else tf.AutoModelForSequenceClassification
+    merged, tokenizer = kind.from_pretrained(out), tf.AutoTokenizer.from_pretrained(out)
+    with torch.no_grad():
+        assert merged(**tokenizer(["w1 w2"], return_tensors="pt")).logits.isfinite().all()
+    card = (out / "README.md").read_text()
+    assert "by `fisher-merge`" in card and "| 1 |  | 6 | 0.5000 |" in card and str(tmp_path) not in card
+    first, second = (payload.read(file)[0] for file in sent)
+    expected = {}
+    for key, (a, f, b, g) in {
+        key: (first.params[key], first.statistics.values[key], second.params[key], second.statistics.values[key])
+        for key in first.params
+    }.items():
+        known = np.asarray(f + g) > 0
+        expected[key] = np.where(known, (f * a + g * b) / np.where(known, f + g, 1), (a + b) / 2)
+    found = from_module(merged).params
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, atol=1e-4, err_msg=key)
+    with pytest.raises(SystemExit):
+        main(["merge", *sent, "--base", str(base), "--out", str(out)])
+    assert "expected a new or empty folder" in capsys.readouterr().err
+
+
+def test_rows_become_padded_inputs(tmp_path):
+    base, *_ = folders(tmp_path, tiny.bert, 0)
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"text": "w0 w1 w2", "label": 2}\n{"text": "w3", "label": 0}\n')
+    x, y = read_rows(file, base)
+    assert x["input_ids"].tolist() == [[2, 3, 4], [5, 0, 0]] and x["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert y.tolist() == [2, 0]
+    assert next_tokens(x["input_ids"], x["attention_mask"]).tolist() == [[3, 4, -100], [-100] * 3]
+    assert read_rows(file, base, length=2)[0]["input_ids"].shape == (2, 2)
+    with pytest.raises(ValueError, match="got columns text, label, expected 'words'"):
+        read_rows(file, base, "words")
+    with pytest.raises(ValueError, match="expected a .npz, .jsonl or .parquet"):
+        read_rows(tmp_path / "data.txt", base)
+
+
+def test_settings_and_files_that_do_not_fit_are_refused(tmp_path, capsys):
+    base, tuned = folders(tmp_path, tiny.bert, 1)
+    data = rows(tmp_path, 0, labels=False)
+    for more, words in (
+        (["--epochs", "3"], "epochs: with a model of transformers nothing is trained"),
+        ([], "got no labels, expected them"),
+        (["--rule", "dense"], "got no labels"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["measure", "--data", str(data), "--model", f"hf:{tuned}", "--start", str(base), *more])
+        assert words in capsys.readouterr().err
+    other = tmp_path / "other"
+    tiny.gpt2().save_pretrained(other)
+    with pytest.raises(SystemExit):
+        main(["measure", "--data", str(data), "--model", f"hf:{tuned}", "--start", str(other)])
+    assert "other names, shapes or types than those of the start" in capsys.readouterr().err
+    assert read(base) is not None
