@@ -62,7 +62,7 @@ class Folded(NamedTuple):
     """The files of a merge after one pass over them."""
 
     sums: Sums | None  # of a rule that adds
-    payloads: list[Payload]  # of a rule that stacks
+    payloads: dict[int, Payload]  # of a rule that stacks, by the silo's number, in the order of the numbers
     seen: dict[int, Seen]  # by the silo's number
     left: dict[int, Seen]  # those that were left out
     agreed: list[np.ndarray | None]  # parameters that are equal in all payloads of several, None where they are not
@@ -146,7 +146,8 @@ def fold_files(gathered: Gathered) -> Folded:
     Raises:
         PayloadError: an array is refused, or a file has changed.
     """
-    sums, payloads, agreed = None, [], None
+    sums, agreed = None, None
+    payloads: dict[int, Payload] = {}
     seen: dict[int, Seen] = {}
     left: dict[int, Seen] = {}
     rule, start = gathered.rule, gathered.start.params
@@ -166,8 +167,8 @@ def fold_files(gathered: Gathered) -> Folded:
             if rule.combine == "add":
                 sums = add_payload(rule, sums, prepared(gathered, sent), start)
             else:
-                payloads.append(prepared(gathered, sent))
-    return Folded(sums, payloads, seen, left, agreed if agreed and len(seen) > 1 else [])
+                payloads[header.about.silo] = prepared(gathered, sent)
+    return Folded(sums, dict(sorted(payloads.items())), seen, left, agreed if agreed and len(seen) > 1 else [])
 
 
 def shape_of(gathered: Gathered) -> Any:

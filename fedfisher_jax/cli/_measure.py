@@ -183,6 +183,8 @@ def _require_near_one(settings: MeasureSettings, start: model_file.Model, x: np.
 
 def _tell(settings: MeasureSettings, start: model_file.Model, sent: Any, mine: Any, rule: str) -> None:
     """Tell this silo how its model does on its own examples, before and after, and what is odd about it."""
+    if sent.params is None:  # the start was measured, and nothing trained
+        return
     likelihood = likelihood_of(start.kind.likelihood)
     model = LocalTraining(start.network.apply, likelihood, optax.identity(), 0, settings.batch_size)
     before, after = own_scores(model, start.params, jax.tree.map(lambda leaf: leaf[None], sent.params), mine)

@@ -121,7 +121,7 @@ def _merged(gathered: Gathered, folded: Folded) -> Merged:
     """Payloads that are stacked are merged by the same program as in memory, to the same bits."""
     rule, start = gathered.rule, gathered.start.params
     if folded.sums is None:
-        merged = merge_clients(rule, stack(folded.payloads), start)
+        merged = merge_clients(rule, stack(list(folded.payloads.values())), start)
     else:
         merged = merge_sums(rule, folded.sums, shape_of(gathered), None, start)
     for leaf, value in zip(payload.leaves(merged.params), jax.tree.leaves(merged.params), strict=True):
@@ -181,8 +181,7 @@ def _who(one: Seen) -> dict[str, Any]:
 def _distances(gathered: Gathered, folded: Folded, merged: Any) -> dict[int, float | None]:
     """How far each silo's parameters lie from the merged ones, by a second pass over files that were summed."""
     if folded.sums is None:
-        params = [sent.params for sent in folded.payloads]
-        return {silo: distance(own, merged) for silo, own in zip(folded.seen, params, strict=True)}
+        return {silo: distance(sent.params, merged) for silo, sent in folded.payloads.items()}
     sent = (part for part in gathered.parts if part.holds != region.SUMS)
     parts = [part for part in sent if any(folded.seen[n].distance is not None for n in _numbers(part, folded))]
     return {
