@@ -154,7 +154,6 @@ def ensemble_apply(
         (stacked_params, x) -> outputs, where each leaf of `stacked_params` has a leading axis of members. One member is
         applied at a time.
     """
-
     if weights is not None and jnp.ndim(weights) == 2 and likelihood.name != "categorical":
         raise ValueError(f"weights: got one for each class and likelihood {likelihood.name}, expected categorical")
 

@@ -6,6 +6,7 @@ from typing import Any
 from ._describe import DescribeSettings, describe
 from ._evaluate import EvaluateSettings, evaluate
 from ._example import ExampleSettings, example
+from ._fold import FoldSettings, fold
 from ._init import InitSettings, init
 from ._inspect import InspectSettings, inspect
 from ._list import ListSettings, list_names
@@ -26,6 +27,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "describe": (DescribeSettings, describe),
     "init": (InitSettings, init),
     "measure": (MeasureSettings, measure),
+    "fold": (FoldSettings, fold),
     "merge": (MergeSettings, merge),
     "evaluate": (EvaluateSettings, evaluate),
     "predict": (PredictSettings, predict),

@@ -20,7 +20,8 @@ from ..models import weights
 from ..payload import _structures as structures
 from ..payload import plan
 from ..payload._header import MOST_TEXT
-from ..privacy import noise
+from ..privacy import example_noise, noise
+from ..privacy.example_noise import Promise
 from ..report import words_on_rule, words_on_training
 from ..silos import _model_file as model_file
 from ..silos import _silo_data as silo_data
@@ -31,7 +32,7 @@ from ._one_line import say
 from ._ranges import require_ranges
 
 TRAINING = ("epochs", "learning_rate", "momentum", "augment")  # settings that a checkpoint leaves no use for
-PRIVATE = ("delta", "rounds", "clip_params", "clip_fisher")  # settings of epsilon
+PRIVATE = ("delta", "rounds", "unit", "clip_params", "clip_fisher", "clip_features")  # settings of epsilon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +77,13 @@ class MeasureSettings:
     seed: int = 0
     """Seed of training and Monte-Carlo draws, as in `fedfisher run`."""
     epsilon: float | None = None
-    """Privacy loss ε of this silo as a whole: clip what is sent and add noise (docs/silos.md)."""
+    """Privacy loss ε: clip what is sent and add noise (docs/privacy.md)."""
+    unit: Literal["silo", "example"] = "silo"
+    """Whom epsilon is for: this silo as a whole, or each of its examples, for the rules analytic and recalibrate."""
     delta: float = 1e-5
     """Probability δ with which the promise may fail."""
     rounds: int = 1
-    """Number of files of this silo, in all, that the promise holds for."""
+    """Number of files of this silo, in all, that the promise holds for: 2 for analytic, then recalibrate."""
     clip_params: float = 1.0
     """With epsilon: largest norm of trained minus starting parameters."""
     clip_fisher: float = 1.0
@@ -89,6 +92,8 @@ class MeasureSettings:
     """Column of the labels in a table."""
     ignore: tuple[str, ...] = ()
     """Columns of a table that are no inputs."""
+    clip_features: float = 1.0
+    """With epsilon of examples: largest norm of an example's features; all silos should have the same."""
     model: str | None = None
     """module:function, where the start is of a network of your own; or hf:FOLDER, a fine-tuned model of transformers
     that is only measured, with --start the folder of the model that all fine-tuned (docs/checkpoints.md)."""
@@ -157,7 +162,7 @@ def _each(settings: MeasureSettings) -> list[MeasureSettings]:
     ]
 
 
-def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Guarantee | None) -> None:
+def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Guarantee | Promise | None) -> None:
     x, y = silo_data.read(settings.data, "train", columns=Columns(settings.label, None, settings.ignore))
     y = silo_data.classes_of(settings.data, start, y)
     x = silo_data.inputs_of(settings.data, start, x)
@@ -168,12 +173,14 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
     captured = capture(apply, start.params, x)
     offers = {"captured": captured, "kind": settings.kind, "samples": settings.samples}
     rule = catalogue.named_rule(settings.rule, apply, likelihood, offers=offers)
+    if isinstance(guarantee, Promise):
+        rule = example_noise.clipped(rule, guarantee)
     key = run_keys(settings.seed)
     promised = jax.eval_shape(
         rule.measure, Update(start.params, start.params, start.params), examples(x, y), key.measure
     )
     structures.name_of(promised.statistics)  # before training: what has no form in files, or no noise
-    if guarantee is not None:
+    if isinstance(guarantee, noise.Guarantee):
         noise.require_defined(promised.statistics)
     params, training = None, None
     if not rule.trains:
@@ -191,7 +198,9 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
     sent = train_and_measure(training, rule, start.params, mine, key, params=params)
     if sent.params is not None:
         _tell(settings, start, sent, mine, rule.name)
-    if guarantee is not None:
+    if isinstance(guarantee, Promise):
+        sent = example_noise.noisy(sent, guarantee)
+    elif guarantee is not None:
         print(f"for this silo only: {noise.losses(sent, start.params, guarantee)}")
         sent = noise.privatise(sent, start.params, guarantee)
     bits = _write(settings, start.kind.likelihood, start.fingerprint, sent, guarantee)
@@ -212,6 +221,8 @@ def _require_near_one(settings: MeasureSettings, start: model_file.Model, x: np.
 
 def _tell(settings: MeasureSettings, start: model_file.Model, sent: Any, mine: Any, rule: str) -> None:
     """Tell this silo how its model does on its own examples, before and after, and what is odd about it."""
+    if sent.params is None:  # the start was measured, and nothing trained
+        return
     likelihood = likelihood_of(start.kind.likelihood)
     model = LocalTraining(start.network.apply, likelihood, optax.identity(), 0, settings.batch_size)
     before, after = own_scores(model, start.params, jax.tree.map(lambda leaf: leaf[None], sent.params), mine)
@@ -226,16 +237,25 @@ def _tell(settings: MeasureSettings, start: model_file.Model, sent: Any, mine: A
         say(word)
 
 
-def _guarantee(settings: MeasureSettings) -> noise.Guarantee | None:
+def _guarantee(settings: MeasureSettings) -> noise.Guarantee | Promise | None:
     if settings.epsilon is None:
         if given := _changed(settings, PRIVATE):
             raise ValueError(f"{given}: needs epsilon; without it nothing is clipped and no noise added")
         return None
+    if settings.unit == "example":
+        if given := _changed(settings, ("clip_params", "clip_fisher")):
+            raise ValueError(f"{given}: of examples the features are clipped, see clip_features")
+        asked = {"clip_features": settings.clip_features, "releases": settings.rounds}
+        return example_noise.promise(settings.epsilon, settings.delta, **asked)
+    if given := _changed(settings, ("clip_features",)):
+        raise ValueError(f"{given}: needs unit example")
     clips = {"clip_params": settings.clip_params, "clip_fisher": settings.clip_fisher}
     return noise.noise_for(settings.epsilon, settings.delta, rounds=settings.rounds, **clips)
 
 
-def _write(settings: MeasureSettings, likelihood: str, start: str, sent: Any, guarantee: noise.Guarantee | None) -> int:
+def _write(
+    settings: MeasureSettings, likelihood: str, start: str, sent: Any, guarantee: noise.Guarantee | Promise | None
+) -> int:
     said = payload.About(
         rule=settings.rule,
         likelihood=likelihood,

@@ -7,6 +7,7 @@ CCVR (arXiv 2106.05001) recalibrates from Gaussians of each class; here the mome
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,11 +20,13 @@ from .._likelihood import Likelihood
 from .._trees import scaled, widened
 from ..curvature import Capture, Moments, capture
 from ..curvature._leaves import leaves as leaves_of
+from ..curvature.structures._moments import NoisyMoments
 from ._head_place import Place, find_place, require_exact, require_room, widest_place
 from ._rule import Kind, Merged, Payload, Rule, Takes, Update, require_options, require_start
 
 PyTree = Any
 RIDGE = 1e-4  # λ
+FAILURE = 0.05  # AdaSSP's ρ: how often the noise may be larger than its ridge allows for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,7 @@ class MeasureMoments:
     start: Callable[[PyTree], PyTree] | None = None  # what is made of the model that was sent
     batch_size: int = 256
     captured: Capture | None = None
+    clip: float | None = None  # largest norm of an example's features, which are scaled down to it
 
     def model(self, sent: PyTree) -> PyTree:
         """Make the model that is measured of the one that was sent."""
@@ -48,9 +52,14 @@ class MeasureMoments:
         params = self.model(update.start)
         leaves, (place, described) = jax.tree.leaves(params), self.place(params, data.x)
         require_room(place, leaves)
+        if self.clip is not None and len(place.outputs) > 1:
+            raise ValueError(f"clip: got outputs of shape {place.outputs} for an example, expected one row")
 
         def sums(batch: Batch) -> list[jax.Array]:
             rows = widened(jax.vmap(lambda x: place.rows(leaves, x))(batch.x))
+            if self.clip is not None:
+                size = jnp.linalg.norm(rows.reshape(len(rows), -1), axis=-1)
+                rows = rows * jnp.minimum(1, self.clip / jnp.maximum(size, self.clip * 1e-30))[:, None, None]
             targets = jax.vmap(lambda y: regressed(self.likelihood, place, y))(batch.y).astype(rows.dtype)
             rows, targets = (jnp.where(batch.mask[:, None, None], a, 0) for a in (rows, targets))
             return [
@@ -94,8 +103,8 @@ def analytic(
             all inputs of fc1 and the first 100 of fc2. By default the first of the dense layers at the model's end, and
             as many units of it as leave room to write the head into the model. () is the last layer.
         ridge: λ, relative to the mean diagonal entry of ΣS.
-        options: what else `MeasureMoments` takes: batch_size, captured, and `start`, a function that everybody applies
-            to the model that was sent before it is measured, such as `models.designed`.
+        options: what else `MeasureMoments` takes: batch_size, captured, clip, and `start`, a function that everybody
+            applies to the model that was sent before it is measured, such as `models.designed`.
 
     Raises:
         TypeError: an unknown option.
@@ -124,7 +133,7 @@ def recalibrate(
         likelihood: what is fitted; its targets are.
         features: as in `analytic`; by default the last layer's inputs, where the head always has room.
         ridge: λ, relative to the mean diagonal entry of ΣS.
-        options: what else `MeasureMoments` takes: batch_size, captured.
+        options: what else `MeasureMoments` takes: batch_size, captured, clip.
 
     Raises:
         TypeError: an unknown option.
@@ -143,13 +152,32 @@ def regressed(likelihood: Likelihood, place: Place, target: Any) -> jax.Array:
     return jnp.reshape(rows, (-1, outputs[-1]))
 
 
-def head_of(moments: Moments, ridge: float) -> np.ndarray:
-    """Solve for the head [D, C] in float64, from moments in any common scale."""
+def head_of(moments: Moments, ridge: float) -> tuple[np.ndarray, float]:
+    """Solve for the head [D, C] in float64, from sums of moments, and tell what was added to the diagonal."""
     second, cross = (np.asarray(a, np.float64) for a in (moments.second, moments.cross))
-    shift = ridge * np.trace(second) / len(second)
+    shift = ridge * max(np.trace(second), 0) / len(second)
+    if isinstance(moments, NoisyMoments):
+        second = (second + second.T) / 2
+        shift += noise_ridge(second, float(np.asarray(moments.variances)[0]))
     if not shift > 0:
         raise ValueError("payloads: got features that are zero for every example, expected some that are not")
-    return np.linalg.solve(second + shift * np.eye(len(second)), cross)
+    return np.linalg.solve(second + shift * np.eye(len(second)), cross), shift
+
+
+def noise_ridge(second: np.ndarray, variance: float) -> float:
+    """Compute AdaSSP's λ for a Gram matrix with noise (Wang, arXiv 1803.02596, algorithm 2).
+
+    λ = max(0, t √(D log(2D²/ρ)) − λ_min), where t is the noise's standard deviation off the diagonal and λ_min a lower
+    bound of the noiseless matrix's least eigenvalue. It is made of what was released, so it costs no privacy.
+
+    Args:
+        second: [D, D], symmetric, the sum over examples of φφᵀ with Gaussian noise.
+        variance: of the noise on the diagonal; it is half of that elsewhere.
+    """
+    size, off = len(second), math.sqrt(variance / 2)
+    largest = 2 * off * math.sqrt(size)  # eigenvalue of the noise: the semicircle's edge
+    least = max(float(np.linalg.eigvalsh(second)[0]) - largest, 0.0)
+    return max(0.0, off * math.sqrt(size * math.log(2 * size**2 / FAILURE)) - least)
 
 
 def _heads(
@@ -178,8 +206,9 @@ def _heads(
         place, _ = measure.place(model, jax.ShapeDtypeStruct((1, *shape), dtype))
         if (place.features, place.constant) != (moments.features, moments.constant):
             raise ValueError(f"payloads: measured features {moments.features}, expected {place.features}")
-        new, gap = require_exact(place, old, head_of(moments, ridge))
-        diagnostics = {"features": len(moments.second), "rounding": gap}
+        head, shift = head_of(moments, ridge)
+        new, gap = require_exact(place, old, head)
+        diagnostics = {"features": len(moments.second), "rounding": gap, "ridge": shift}
         return Merged(treedef.unflatten(new), {key: jnp.asarray(value) for key, value in diagnostics.items()})
 
     takes = Takes((Moments,), (name,))

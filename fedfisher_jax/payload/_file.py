@@ -69,7 +69,7 @@ def dumps(payload: Payload, about: About, plan: Plan | None = None, random: np.r
     stored: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         try:
-            _require_sound(kinds(name), array)
+            require_sound(kinds(name), array)
             codec = plan.get(name, Raw())
             stored[name] = codecs.join(codec, codecs.encode(codec, array, random))
         except ValueError as error:
@@ -134,19 +134,9 @@ def loads(
         ...     print("refused")
         refused
     """
-    header, arrays = _opened(data, like, layers, limits, file, start)
-    decoded = _decode(header, arrays, limits, file, parity)
-    params, treedef = None, None
-    if structures.has_params(header.structure):
-        values = [decoded[f"params/{leaf.path}"] for leaf in header.leaves]
-        try:
-            params = nested(header.leaves, values) if like is None else jax.tree.structure(like).unflatten(values)
-        except ValueError as error:
-            raise PayloadError(f"{file}: {error}") from error
-        treedef = jax.tree.structure(params)
-    fisher = structures.filled(_outline(header, treedef), header.leaves, decoded)
-    kind = None if fisher is None or header.about.kind is None else Kind(header.about.kind)
-    return Payload(jnp.asarray(header.examples, jnp.result_type(float)), params, fisher, kind), header
+    raw, arrays = container.unpack(data, limits, file)
+    header = checked(raw, len(data), like, layers=layers, limits=limits, file=file, start=start)
+    return filled(header, arrays, like, limits, file, parity), header
 
 
 def header_of(
@@ -163,7 +153,8 @@ def header_of(
     Raises:
         PayloadError: it is refused.
     """
-    return _opened(data, like, layers, limits, file, start)[0]
+    raw, _ = container.unpack(data, limits, file)
+    return checked(raw, len(data), like, layers=layers, limits=limits, file=file, start=start)
 
 
 def write(path: str | os.PathLike[str], payload: Payload, about: About, plan: Plan | None = None, **more: Any) -> int:
@@ -180,24 +171,52 @@ def read(
     return loads(container.read_bytes(path, limits), like, limits=limits, file=str(path), **options)
 
 
-def _opened(
-    data: bytes,
-    like: PyTree | None,
-    layers: Sequence[Layer] | None,
-    limits: Limits,
-    file: str,
-    start: str | None,
-) -> tuple[Header, dict[str, np.ndarray]]:
-    raw, arrays = container.unpack(data, limits, file)
+def checked(
+    raw: dict[str, Any],
+    size: int,
+    like: PyTree | None = None,
+    *,
+    layers: Sequence[Layer] | None = None,
+    limits: Limits = Limits(),
+    file: str = "payload",
+    start: str | None = None,
+) -> Header:
+    """The header of a payload of `size` bytes from its JSON, checked as by `loads`.
+
+    Raises:
+        PayloadError: it is refused.
+    """
     try:
-        header = from_json(raw, len(data), limits)
+        header = from_json(raw, size, limits)
         if like is not None:
             require_start(header, like, start)
         if layers is not None:
-            structures.require_layers(_outline(header), layers)
+            structures.require_layers(outline_of(header), layers)
     except (ValueError, OverflowError) as error:
         raise PayloadError(f"{file}: header: {error}") from error
-    return header, arrays
+    return header
+
+
+def filled(
+    header: Header, arrays: Mapping[str, np.ndarray], like: PyTree | None, limits: Limits, file: str, parity: bool
+) -> Payload:
+    """The payload of a checked header and the arrays as they are stored, these checked, too.
+
+    Raises:
+        PayloadError: it is refused.
+    """
+    decoded = _decode(header, arrays, limits, file, parity)
+    params, treedef = None, None
+    if structures.has_params(header.structure):
+        values = [decoded[f"params/{leaf.path}"] for leaf in header.leaves]
+        try:
+            params = nested(header.leaves, values) if like is None else jax.tree.structure(like).unflatten(values)
+        except ValueError as error:
+            raise PayloadError(f"{file}: {error}") from error
+        treedef = jax.tree.structure(params)
+    fisher = structures.filled(outline_of(header, treedef), header.leaves, decoded)
+    kind = None if fisher is None or header.about.kind is None else Kind(header.about.kind)
+    return Payload(jnp.asarray(header.examples, jnp.result_type(float)), params, fisher, kind)
 
 
 def _decode(
@@ -207,7 +226,7 @@ def _decode(
     plan = header.plan
     held = header.leaves if structures.has_params(header.structure) else ()
     expected = {f"params/{leaf.path}": (leaf.shape, leaf.dtype) for leaf in held}
-    shapes = structures.expected(_outline(header), header.leaves)
+    shapes = structures.expected(outline_of(header), header.leaves)
     expected |= {name: (shape, header.fisher_dtype) for name, shape in shapes.items()}
     signs: dict[str, Sign] = {name: structures.sign(header.structure, name) for name in expected}
     if set(plan) - set(expected):
@@ -244,7 +263,7 @@ def _decode(
                 _require_finite(value)
                 value = value if parity else nearest_semidefinite(value)
             else:
-                _require_sound(signs[name], value)
+                require_sound(signs[name], value)
             with np.errstate(all="ignore"):
                 decoded[name] = jax.device_put(value)  # a narrower type, where jax has no float64; compiles nothing
             if decoded[name].dtype != value.dtype:
@@ -259,10 +278,12 @@ def _require_finite(array: np.ndarray) -> None:
         raise ValueError("expected finite numbers, got NaN or infinity")
 
 
-def _require_sound(sign: Sign, array: np.ndarray) -> None:
+def require_sound(sign: Sign, array: np.ndarray) -> None:
+    """Refuse an array that is not finite, or whose entries are not what they may be, by a ValueError."""
     _require_finite(array)
     require_sign(sign, array)
 
 
-def _outline(header: Header, treedef: Any = None) -> Any:
+def outline_of(header: Header, treedef: Any = None) -> Any:
+    """The statistics that a header announces, with shapes in the place of arrays."""
     return structures.outline(header.structure, json.loads(header.static), header.leaves, treedef)

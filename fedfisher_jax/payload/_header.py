@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,19 +95,16 @@ def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
     wanted = {"format", "examples", "params", "static", "fisher_dtype", "codecs", "encoded", "silo", "privacy", *TEXTS}
     if set(raw) != wanted:
         raise ValueError(f"{sorted(map(repr, set(raw) ^ wanted))[0][:80]}: missing, or unknown to this version")
-    for key in TEXTS:
-        if not (isinstance(raw[key], str) and len(raw[key]) <= MOST_TEXT or (raw[key] is None and key in OPTIONAL)):
-            raise ValueError(f"{key}: expected a text, got {str(raw[key])[:80]!r}")
-    for key, least in (("examples", 1), ("silo", 0)):
-        if type(raw[key]) is not int or not least <= raw[key] < 2**53:
-            raise ValueError(f"{key}: expected a whole number of at least {least}, got {str(raw[key])[:80]}")
+    require_facts(raw)
     if raw["structure"] not in (None, *structures.statistics()):
         raise ValueError(f"structure: got {raw['structure']!r}, known are {', '.join(structures.statistics())}")
     if raw["fisher_dtype"] not in (DTYPES if raw["structure"] else (None,)):
         raise ValueError(f"fisher_dtype: got {str(raw['fisher_dtype'])[:40]!r}")
-    _require_flat(raw["privacy"])
+    require_flat(raw["privacy"])
     described = _leaves(raw["params"], limits)
-    _require_printable(raw, described)
+    for leaf in described:
+        if not leaf.path.isprintable():
+            raise ValueError(f"params: expected paths of printable characters, got {leaf.path[:80]!r}")
     structures.outline(raw["structure"], raw["static"], described)
     static = json.dumps(raw["static"], sort_keys=True)
     plan = _plan(raw["codecs"], raw["encoded"])
@@ -118,8 +115,32 @@ def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
     )
 
 
-def _require_flat(privacy: Any) -> None:
-    """Refuse what is no object of names and single values, as `privacy.noise.Guarantee` is."""
+def require_facts(raw: Mapping[str, Any]) -> None:
+    """Refuse texts of a header that are none, too long, or would move a terminal's cursor, and numbers out of range.
+
+    Args:
+        raw: a header, or any part of it.
+
+    Raises:
+        ValueError: which one.
+    """
+    for key in (key for key in TEXTS if key in raw):
+        value = raw[key]
+        if not (isinstance(value, str) and len(value) <= MOST_TEXT or (value is None and key in OPTIONAL)):
+            raise ValueError(f"{key}: expected a text, got {str(value)[:80]!r}")
+        if not (value or "").isprintable():
+            raise ValueError(f"{key}: expected printable characters, got {value[:80]!r}")
+    for key, least in (("examples", 1), ("silo", 0)):
+        if type(raw[key]) is not int or not least <= raw[key] < 2**53:
+            raise ValueError(f"{key}: expected a whole number of at least {least}, got {str(raw[key])[:80]}")
+
+
+def require_flat(privacy: Any) -> None:
+    """Refuse what is no object of names and single values, as `privacy.noise.Guarantee` is.
+
+    Raises:
+        ValueError: which entry.
+    """
     if privacy is None:
         return
     if not isinstance(privacy, Mapping) or len(privacy) > MOST_FACTS:
@@ -131,16 +152,6 @@ def _require_flat(privacy: Any) -> None:
             texts or (isinstance(key, str) and key.isprintable() and (number or value is None or type(value) is bool))
         ):
             raise ValueError(f"privacy: {str(key)[:40]!r}: expected a number, a text, a truth value or null")
-
-
-def _require_printable(texts: Mapping[str, Any], described: Sequence[Leaf]) -> None:
-    """Refuse texts that would move a terminal's cursor, or worse."""
-    for key in TEXTS:
-        if not (texts.get(key) or "").isprintable():
-            raise ValueError(f"{key}: expected printable characters, got {texts[key][:80]!r}")
-    for leaf in described:
-        if not leaf.path.isprintable():
-            raise ValueError(f"params: expected paths of printable characters, got {leaf.path[:80]!r}")
 
 
 def _plan(table: Any, encoded: Any) -> dict[str, Codec]:

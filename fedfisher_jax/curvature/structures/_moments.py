@@ -86,6 +86,38 @@ class Moments(Statistic):
         return cls(*arrays, kept, constant, (tuple(example[0]), example[1]), tuple(leaves))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoisyMoments(Moments):
+    """`Moments` with Gaussian noise, by which examples are hidden; `second` stays symmetric and may be indefinite.
+
+    Attributes:
+        variances: [3], of the noise in the sums over examples of `second`, `cross` and `totals`, each divided by the
+            number of examples: weighted by numbers of examples they add up to the variances in the sum of all clients.
+            An entry of `cross` or `totals` has that variance, `second` has it on its diagonal and half of it elsewhere.
+    """
+
+    name: ClassVar[str] = "noisy-moments"
+    signs: ClassVar[Mapping[str, Sign]] = {
+        "second": "any",
+        "cross": "any",
+        "totals": "any",
+        "variances": "nonnegative",
+    }
+
+    variances: Any
+
+    def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
+        """The four arrays."""
+        del leaves
+        return ("second", "cross", "totals", "variances")
+
+    @classmethod
+    def outline(cls, static: Any, leaves: Sequence[Leaf], treedef: Any) -> "NoisyMoments":
+        """The outline of as many features as are announced."""
+        return cls(**vars(Moments.outline(static, leaves, treedef)), variances=shaped(3))
+
+
 TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float64", "float32", "float16", "bfloat16")
 
 

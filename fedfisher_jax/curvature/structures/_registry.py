@@ -7,13 +7,13 @@ from ._full import Full
 from ._gram import Gram
 from ._kronecker import Kronecker
 from ._low_rank import LowRank
-from ._moments import Moments
+from ._moments import Moments, NoisyMoments
 from ._protocol import Statistic, Structure
 
 STRUCTURES: dict[str, type[Structure]] = {
     structure.name: structure for structure in (Diagonal, Full, Kronecker, Gram, LowRank)
 }
-OTHERS: dict[str, type[Statistic]] = {Moments.name: Moments}  # what payloads may hold that is no Fisher
+OTHERS: dict[str, type[Statistic]] = {one.name: one for one in (Moments, NoisyMoments)}  # no Fisher, but in payloads
 T = TypeVar("T", bound=type[Structure])
 
 
@@ -69,7 +69,7 @@ def is_known(fisher: Any) -> bool:
 
 
 def statistics() -> dict[str, type[Statistic]]:
-    """List by name all that files may hold beside parameters: every Fisher structure, and `Moments`."""
+    """List by name all that files may hold beside parameters: every Fisher structure, and moments."""
     return STRUCTURES | OTHERS
 
 

@@ -1,0 +1,81 @@
+"""`fedfisher fold`: what a region does. Payload files in, one file out that stands for their silos."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from .. import _files
+from ..payload import Limits
+from ..payload import _container as container
+from ..payload import _files_of_a_merge as files_of
+from ..payload import _region as region
+from ..payload._region import Silo
+from ._gather import Folded, Gathered, fold_files, gather, paths_of
+from ._ranges import require_ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldSettings:
+    """Fold payload files into one region file, which `merge` and `fold` take like the files of its silos.
+
+    For a rule that adds it holds one exact sum, however many silos there are: no silo can be taken out of it. For a
+    rule that stacks (Kronecker factors) it holds all payloads.
+    """
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Payload files, regions, or folders of them."""
+    start: Path = Path("start.safetensors")
+    """The common starting model."""
+    out: Path = Path("region.safetensors")
+    """The region file."""
+    rule: str | None = None
+    """Merge rule, by default the one that the files were measured for; the region is for it alone."""
+    without: tuple[int, ...] = ()
+    """Numbers of silos to leave out."""
+    names: bool = False
+    """Write the silos' names, too; else their numbers alone."""
+    max_bytes: int = Limits().file_bytes
+    """Largest file that is accepted."""
+    model: str | None = None
+    """module:function, where the start is of a network of your own."""
+
+
+def fold(settings: FoldSettings) -> None:
+    """Write the region file.
+
+    Raises:
+        ValueError: a file is refused (file, entry and reason), or settings do not work.
+    """
+    require_ranges(settings)
+    paths = paths_of(settings.files)
+    _files.require_file(settings.out, [settings.start, *paths])
+    gathered = gather(
+        paths,
+        settings.start,
+        model=settings.model,
+        rule_name=settings.rule,
+        max_bytes=settings.max_bytes,
+        without=settings.without,
+    )
+    folded = fold_files(gathered)
+    data = _packed(gathered, folded, settings.names)
+    region.silos_of(*container.unpack(data, gathered.terms.limits, str(settings.out)), gathered.terms.limits)
+    container.write_bytes(settings.out, data)
+    examples = sum(header.examples for header in gathered.headers)
+    print(f"{settings.out}: {len(folded.seen)} silos, {examples} examples, {len(data)} bytes, for {gathered.name}")
+
+
+def _packed(gathered: Gathered, folded: Folded, names: bool) -> bytes:
+    if folded.sums is not None:
+        raw, _ = files_of.stored(gathered.parts[0], gathered.terms)
+        raw = raw.get("payload") or (raw["silos"][0] if region.is_region(raw) else raw)
+        silos = [Silo(one.header, one.digest) for _, one in sorted(folded.seen.items())]
+        return region.pack_sums(folded.sums, raw, gathered.name, silos, names)
+    held = []
+    for part in gathered.parts:
+        raw, arrays = files_of.stored(part, gathered.terms)
+        held += region.members(raw, arrays) if region.is_region(raw) else [(raw, arrays)]
+    kept = sorted((one for one in held if one[0]["silo"] not in gathered.without), key=lambda one: one[0]["silo"])
+    return region.pack_stack(kept, gathered.name, names)

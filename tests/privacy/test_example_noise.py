@@ -1,0 +1,302 @@
+"""Example-level privacy of sums: sensitivity by brute force, the accountant, an audit, and heads of noisy sums."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import fedfisher_jax as ff
+from fedfisher_jax import payload
+from fedfisher_jax.cli import _cli as cli
+from fedfisher_jax.merge import _heads as heads
+from fedfisher_jax.merge import analytic
+from fedfisher_jax.privacy import example_noise, noise
+from fedfisher_jax.silos import _model_file as model_file
+
+D, C, CLIP = 4, 3, 0.7
+START = jnp.zeros((D, C))
+PROMISE = example_noise.promise(1.0, 1e-5, clip_features=CLIP)
+
+
+def linear(w, x):
+    return x @ w
+
+
+RULE = analytic(linear, ff.categorical())
+
+
+@jax.jit
+def measured(x, y):
+    clipped = example_noise.clipped(RULE, PROMISE)
+    return clipped.measure(ff.Update(None, START), ff.examples(x, y), jax.random.key(0))
+
+
+def scaled_sums(sent):
+    """What is released, in the mechanism's scale, as a vector."""
+    first, second, third = example_noise.SHARES
+    moments, n = sent.statistics, float(sent.weight)
+    parts = (
+        np.sqrt(first) / CLIP**2 * np.asarray(moments.second),
+        np.sqrt(second) / CLIP * np.asarray(moments.cross),
+        np.sqrt(third) * np.asarray(moments.totals),
+    )
+    return n * np.concatenate([part.ravel() for part in parts])
+
+
+def neighbours(draw, pair=None):
+    """Two data sets of five examples that differ in one, whose features may be far beyond the clip."""
+    x, y = draw.normal(size=(5, D)) * 10 ** draw.uniform(-2, 2, size=(5, 1)), draw.integers(0, C, 5)
+    other_x, other_y = x.copy(), y.copy()
+    if pair is None:
+        other_x[2], other_y[2] = draw.normal(size=D) * 10 ** draw.uniform(-2, 2), draw.integers(C)
+    else:
+        (x[2], y[2]), (other_x[2], other_y[2]) = pair
+    return (x, y), (other_x, other_y)
+
+
+def worst_pair():
+    """The pair that the bound is made for: one class, features with φᵀφ'/c² = −w₂/(2w₁)."""
+    first, second, _ = example_noise.SHARES
+    u = -second / (2 * first)
+    return (np.eye(D)[0] * 9, 1), (9 * np.array([u, np.sqrt(1 - u**2), 0, 0]), 1)
+
+
+def test_no_neighbours_are_farther_apart_than_the_sensitivity_and_some_as_far():
+    draw, bound = np.random.default_rng(0), example_noise.sensitivity()
+    gaps = []
+    for number in range(1500):
+        one, other = neighbours(draw)
+        gaps.append(np.linalg.norm(scaled_sums(measured(*one)) - scaled_sums(measured(*other))))
+    assert max(gaps) <= bound * (1 + 1e-12)
+    one, other = neighbours(draw, worst_pair())
+    gap = np.linalg.norm(scaled_sums(measured(*one)) - scaled_sums(measured(*other)))
+    assert 0.999999 * bound <= gap <= bound * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("shares", [example_noise.SHARES, (0.8, 0.1, 0.1), (0.2, 0.7, 0.1), (0.1, 0.1, 0.8)])
+def test_the_bound_holds_for_every_weighting(shares):
+    """A grid over norms, angles and classes of two examples, without the library's own formula."""
+    first, second, third = shares
+    a, b, t, s = np.meshgrid(*[np.linspace(0, 1, 41)] * 2, np.linspace(-1, 1, 81), [0, 1], indexing="ij")
+    square = first * (a**4 + b**4 - 2 * (a * b * t) ** 2) + second * (a**2 + b**2 - 2 * a * b * t * s)
+    largest = np.sqrt((square + third * (2 - 2 * s)).max())
+    bound = example_noise.sensitivity(shares)
+    assert largest <= bound * (1 + 1e-12)
+    if second <= 2 * first:  # else the maximum lies outside of what angles can be
+        assert largest >= 0.99 * bound
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 8.0])
+@pytest.mark.parametrize("releases", [1, 3])
+def test_the_noise_is_that_of_dp_accounting(epsilon, releases):
+    accounting = pytest.importorskip("dp_accounting")
+    from dp_accounting import pld
+
+    found = example_noise.promise(epsilon, 1e-5, clip_features=1.0, releases=releases)
+    event = accounting.GaussianDpEvent(2 * found.noise_multiplier)  # there relative to adding one, here to replacing it
+    spent = pld.PLDAccountant(accounting.NeighboringRelation.REPLACE_ONE).compose(event, releases).get_epsilon(1e-5)
+    assert epsilon - 1e-6 <= spent <= epsilon * 1.01 + 1e-3
+
+
+def test_what_is_spent_together_is_that_of_dp_accounting():
+    accounting = pytest.importorskip("dp_accounting")
+    from dp_accounting import pld
+
+    accountant = pld.PLDAccountant(accounting.NeighboringRelation.REPLACE_ONE)
+    for sigma in (2.0, 5.0, 3.0):
+        accountant = accountant.compose(accounting.GaussianDpEvent(2 * sigma))
+    found, want = example_noise.spent([2.0, 5.0, 3.0], 1e-5), accountant.get_epsilon(1e-5)
+    assert found - 1e-6 <= want <= 1.01 * found + 1e-3
+
+
+def audit(promised, runs=1000):
+    """A lower end, at 99.5 %, of the ε that an attacker sees who knows all but which of two data sets it was.
+
+    The attacker projects what is released on the data sets' difference, in the mechanism's scale, and says "the first"
+    above the middle, fixed beforehand. Clopper and Pearson's ends of both rates give one of μ = Φ⁻¹(TPR) − Φ⁻¹(FPR),
+    which a Gaussian mechanism bounds by 1/σ (Dong, Roth and Su, arXiv 1905.02383).
+    """
+    sent = [measured(*data) for data in neighbours(np.random.default_rng(1), worst_pair())]
+    first, second = map(scaled_sums, sent)
+    direction = (first - second) / np.linalg.norm(first - second)
+    middle = direction @ (first + second) / 2
+    said = [
+        sum(direction @ scaled_sums(example_noise.noisy(one, promised)) > middle for _ in range(runs)) for one in sent
+    ]
+    right = stats.beta.ppf(0.0025, said[0], runs - said[0] + 1)
+    wrong = stats.beta.ppf(0.9975, said[1] + 1, runs - said[1])
+    mu = stats.norm.ppf(right) - stats.norm.ppf(wrong)
+    return noise.epsilon_of(1 / mu, promised.delta) if mu > 0 else 0.0
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 4.0])
+def test_an_audit_finds_no_more_than_promised_and_more_with_half_of_the_noise(epsilon):
+    promised = example_noise.promise(epsilon, 1e-5, clip_features=CLIP)
+    assert 0 < audit(promised) <= epsilon
+    assert audit(promised._replace(noise_multiplier=promised.noise_multiplier / 2)) > epsilon
+
+
+def merged_noise(promised, clients, draws=400):
+    """Standard deviations of the noise in the sum over clients of the three sums, and the variances that it tells."""
+    rule = example_noise.private(analytic(linear, ff.categorical()), promised)
+    draw = np.random.default_rng(3)
+    data = [(draw.normal(size=(6, D)), draw.integers(0, C, 6)) for _ in range(clients)]
+
+    def total(key, rule):
+        keys = jax.random.split(key, clients)
+        sent = [
+            rule.measure(ff.Update(None, START), ff.examples(x, y), k) for (x, y), k in zip(data, keys, strict=True)
+        ]
+        lifted = [ff.merge.lift(rule, one, START)["moments"] for one in sent]
+        return jax.tree.map(lambda *leaves: sum(leaves), *lifted)
+
+    plain = total(jax.random.key(0), example_noise.clipped(rule_of_heads(), promised))
+    found = jax.jit(jax.vmap(lambda key: total(key, rule)))(jax.random.split(jax.random.key(4), draws))
+    gaps = {name: np.asarray(getattr(found, name) - getattr(plain, name)) for name in ("second", "cross", "totals")}
+    for gap in gaps.values():
+        assert abs(gap.mean()) < 5 * gap.std() / np.sqrt(gap.size / 2)
+    diagonal = np.diagonal(gaps["second"], axis1=1, axis2=2).std()
+    np.testing.assert_allclose(gaps["second"], np.swapaxes(gaps["second"], 1, 2), atol=1e-9)
+    off = gaps["second"][:, *np.triu_indices(D, 1)].std()
+    return diagonal, off, gaps["cross"].std(), gaps["totals"].std(), np.asarray(found.variances[0])
+
+
+def rule_of_heads():
+    return analytic(linear, ff.categorical())
+
+
+@pytest.mark.parametrize(("trust", "sharers", "factor"), [("local", 1, 5.0), ("distributed", 4, 5 / 4)])
+def test_five_clients_add_the_noise_of_their_model_of_trust(trust, sharers, factor):
+    """Locally five times the variance; divided among four, of whom nobody dropped out, 5/4 of it."""
+    promised = example_noise.promise(1.0, 1e-5, clip_features=CLIP, trust=trust, sharers=sharers)
+    diagonal, off, cross, totals, variances = merged_noise(promised, 5)
+    wanted = np.asarray(example_noise.deviations(promised)) * np.sqrt(factor)
+    np.testing.assert_allclose([diagonal, cross, totals], wanted, rtol=0.06)
+    assert off == pytest.approx(wanted[0] / np.sqrt(2), rel=0.06)
+    np.testing.assert_allclose(variances, wanted**2, rtol=1e-6)
+
+
+def test_with_central_trust_the_server_adds_it_to_exact_sums():
+    promised = example_noise.promise(1.0, 1e-5, clip_features=CLIP, trust="central")
+    rule = example_noise.private(RULE, promised)
+    draw = np.random.default_rng(0)
+    data = ff.examples(draw.normal(size=(30, D)), draw.integers(0, C, 30))
+    sent = rule.measure(ff.Update(None, START), data, jax.random.key(0))
+    plain = example_noise.clipped(RULE, promised).measure(ff.Update(None, START), data, jax.random.key(0))
+    np.testing.assert_array_equal(sent.statistics.second, plain.statistics.second)
+    heads_found = [np.asarray(ff.merge_payloads(rule, [sent], START).params) for _ in range(2)]
+    assert np.abs(heads_found[0] - heads_found[1]).max() > 0  # no seed
+    quiet = example_noise.private(RULE, promised._replace(noise_multiplier=1e-9))
+    exact = ff.merge_payloads(example_noise.clipped(RULE, promised), [sent], START).params
+    np.testing.assert_allclose(ff.merge_payloads(quiet, [sent], START).params, exact, atol=1e-5)
+
+
+def test_features_within_the_clip_are_as_they_are():
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(20, D)), draw.integers(0, C, 20)
+    wide = example_noise.clipped(RULE, PROMISE._replace(clip_features=1e3)).measure
+    args = ff.Update(None, START), ff.examples(x, y), jax.random.key(0)
+    got, want = wide(*args).statistics, RULE.measure(*args).statistics
+    np.testing.assert_allclose(got.second, want.second, atol=1e-12)
+    np.testing.assert_allclose(got.cross, want.cross, atol=1e-12)
+    small = example_noise.clipped(RULE, PROMISE._replace(clip_features=1e-3)).measure(*args).statistics
+    assert float(jnp.trace(small.second)) == pytest.approx(1e-6)  # every norm is the clip's
+
+
+def test_the_ridge_makes_noisy_sums_definite_and_is_nothing_without_noise():
+    draw, size, variance = np.random.default_rng(0), 40, 9.0
+    low = draw.normal(size=(size, 3))
+    second = 50 * low @ low.T
+    least = []
+    for _ in range(100):
+        z = 3.0 * draw.normal(size=(size, size))
+        released = second + (z + z.T) / 2
+        shift = heads.noise_ridge(released, variance)
+        least.append(np.linalg.eigvalsh(released)[0] + shift)
+    assert np.mean(np.asarray(least) > 0) >= 1 - heads.FAILURE
+    assert heads.noise_ridge(second, 0.0) == 0.0
+    off = 3 / np.sqrt(2)
+    assert heads.noise_ridge(1e6 * np.eye(size), variance) == 0.0  # well above the noise: none is needed
+    most = off * np.sqrt(size * np.log(2 * size**2 / 0.05))
+    assert heads.noise_ridge(second, variance) == pytest.approx(most)
+
+
+def test_much_data_and_little_privacy_give_the_head_without_noise():
+    """Sums grow with the number of examples, noise does not."""
+    draw = np.random.default_rng(0)
+    gaps = []
+    for count in (200, 20_000):
+        x = draw.normal(size=(count, D))
+        y = (x @ draw.normal(size=(D, C))).argmax(1)
+        promised = example_noise.promise(8.0, 1e-5, clip_features=CLIP)
+        args = ff.Update(None, START), ff.examples(x, y), jax.random.key(0)
+        want = ff.merge_payloads(RULE, [example_noise.clipped(RULE, promised).measure(*args)], START).params
+        rule = example_noise.private(RULE, promised)
+        got = ff.merge_payloads(rule, [rule.measure(*args)], START).params
+        gaps.append(float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want)))
+    assert gaps[1] < 0.02 < gaps[0]
+
+
+def test_what_no_promise_can_be_made_about_is_refused():
+    with pytest.raises(ValueError, match="epsilon: got 0"):
+        example_noise.promise(0.0, 1e-5, clip_features=1.0)
+    with pytest.raises(ValueError, match="delta, releases: got 1"):
+        example_noise.promise(1.0, 1.0, clip_features=1.0)
+    with pytest.raises(ValueError, match="trust, sharers: got 'local', 3"):
+        example_noise.promise(1.0, 1e-5, clip_features=1.0, sharers=3)
+    with pytest.raises(ValueError, match="rule: got fedavg"):
+        example_noise.private(ff.fedavg(linear, ff.categorical()), PROMISE)
+    with pytest.raises(ValueError, match="likelihood: got gaussian"):
+        example_noise.private(analytic(linear, ff.gaussian()), PROMISE)
+    x, y = np.ones((3, D)), np.zeros(3, int)
+    x[1, 1] = np.inf
+    with pytest.raises(ValueError, match="second: got NaN"):
+        example_noise.noisy(measured(x, y), PROMISE)
+    sent = example_noise.noisy(measured(np.ones((3, D)), y), PROMISE)
+    with pytest.raises(ValueError, match="got NoisyMoments, expected Moments without noise"):
+        example_noise.noisy(sent, PROMISE)
+    per_position = analytic(lambda w, x: x @ w, ff.categorical())
+    with pytest.raises(ValueError, match="clip: got outputs of shape"):
+        rule = example_noise.clipped(per_position, PROMISE)
+        sequences = ff.examples(np.ones((3, 2, D)), np.zeros((3, 2), int))
+        rule.measure(ff.Update(None, START), sequences, jax.random.key(0))
+
+
+def command(*arguments):
+    cli.main([str(argument) for argument in arguments])
+
+
+def test_silos_measure_with_noise_and_a_merge_knows_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    random = np.random.default_rng(0)
+    x = random.normal(size=(600, 6)).astype(np.float32)
+    y = (x @ random.normal(size=(6, 3))).argmax(1)
+    start = tmp_path / "start.safetensors"
+    command("init", "--model", "mlp", "--input-shape", 6, "--outputs", 3, "--out", start)
+    sent = []
+    for number, rows in enumerate(np.array_split(np.arange(600), 2)):
+        np.savez(tmp_path / "silo.npz", train_x=x[rows], train_y=y[rows])
+        sent.append(tmp_path / f"{number}.safetensors")
+        how = ["--rule", "analytic", "--epsilon", 50, "--unit", "example", "--clip-features", 2]
+        mine = ["--data", tmp_path / "silo.npz", "--silo", number, "--start", start]
+        command("measure", *mine, *how, "--out", sent[-1])
+    one, header = payload.read(sent[0], model_file.read(start).params)
+    said = header.about.privacy
+    assert said["unit"] == "one example, replaced by another" and said["trust"] == "local" and said["epsilon"] == 50
+    promised = example_noise.promise(50.0, 1e-5, clip_features=2.0)
+    wanted = np.asarray(example_noise.deviations(promised)) ** 2
+    np.testing.assert_allclose(np.asarray(one.statistics.variances) * 300, wanted, rtol=1e-5)
+    command("inspect", sent[0], "--start", start)
+    shown = capsys.readouterr().out
+    assert "noisy-moments" in shown and "one example" in shown and "fisher/variances" in shown
+    command("merge", *sent, "--start", start, "--out", tmp_path / "g.safetensors")
+    report = json.loads((tmp_path / "g.json").read_text())
+    assert report["contributors"][1]["privacy"] == said and report["diagnostics"]["ridge"] > 0
+    model = model_file.read(tmp_path / "g.safetensors")
+    assert np.mean(np.argmax(model.network.apply(model.params, x), 1) == y) > 0.6
+    with pytest.raises(SystemExit):
+        command("measure", *mine, *how, "--clip-params", 2)
+    assert "clip_params: of examples the features are clipped" in capsys.readouterr().err
