@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -15,6 +16,7 @@ from ._run import run_in
 from ._settings import check
 from ._sweep_settings import cells_of
 
+CLEARED = 20  # cells after which compiled programs are dropped: each holds memory maps, of which Linux gives 65,530
 UNTOLD = ("seconds", "seconds_measure", "seconds_merge")  # or the files would not be the same again
 
 
@@ -65,6 +67,8 @@ def _run_all(out: Path, cells: list[tuple[str, Any]]) -> list[dict[str, Any]]:
             lines = "".join(json.dumps(line) + "\n" for line in found)
             _files.write_atomically(out / "results.jsonl", lines)
             progress.advance(task)
+            if len(found) % CLEARED == 0:
+                jax.clear_caches()
     return found
 
 
