@@ -122,3 +122,19 @@ def test_the_axis_is_followed_not_guessed():
     assert not untouched(jax.make_jaxpr(lambda x: x.reshape(4, MARK).T)(x).jaxpr)
     assert not untouched(jax.make_jaxpr(lambda x: jnp.sort(x, 0))(x).jaxpr)
     assert untouched(jax.make_jaxpr(lambda x: jnp.sort(x, 1))(x).jaxpr)
+
+
+def test_rounding_of_narrow_numbers_is_no_mixing():
+    """In bfloat16 an example alone differs from one in a batch by more than in float32; what mixes, by far more."""
+    layers = jnp.asarray(zoo.normal(2, 12, 96, 96) / 96**0.5, jnp.bfloat16)
+
+    def apply(p, x):
+        x = jnp.take_along_axis(x, jnp.argsort(x, -1), -1)  # which leaves doubt
+        for layer in p:
+            x = jax.nn.gelu(x @ layer) + x
+        return x
+
+    x = jnp.asarray(zoo.normal(3, 4, 96), jnp.bfloat16)
+    require_apart(apply, layers, x)
+    with pytest.raises(ValueError, match="mix"):
+        require_apart(lambda p, x: apply(p, x) - apply(p, x).mean(0), layers, x)

@@ -18,7 +18,8 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.m
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 OPTIONAL = ("equinox", "haiku")  # blocks that import them run where they are installed
-SLOW = ("README.md", "index.md", "rounds.md", "theory.md", "one_shot.ipynb", "silos.ipynb")
+WHOLE = {"checkpoints.md": ("torchax", "transformers")}  # pages that run only where these are installed
+SLOW = ("checkpoints.md", "README.md", "index.md", "rounds.md", "theory.md", "one_shot.ipynb", "silos.ipynb")
 # What a page leaves to the reader's imagination.
 BEFORE = {
     "privacy.md": """
@@ -98,6 +99,8 @@ def cases(paths):
 
 @pytest.mark.parametrize("page", cases([*PAGES, *NOTEBOOKS]))
 def test_the_code_of_a_page_runs(page, capsys):
+    if missing := [name for name in WHOLE.get(page.name, ()) if not find_spec(name)]:
+        pytest.skip(f"needs {', '.join(missing)}: make test-torch")
     lacking = run(page)
     require_printed(page.name, capsys.readouterr().out)
     if lacking:

@@ -9,9 +9,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from fedfisher_jax import solve
-from fedfisher_jax._likelihood import categorical
+from fedfisher_jax._likelihood import categorical, gaussian
 from fedfisher_jax.curvature import Diagonal, Full, Kronecker, Layer
-from fedfisher_jax.merge import Payload, fedfisher, merge_payloads
+from fedfisher_jax.merge import Payload, fedfisher, fisher_merge, merge_payloads
 
 WEIGHTS = np.array([3.0, 1.0, 6.0])
 SHARES = WEIGHTS / WEIGHTS.sum()
@@ -224,3 +224,15 @@ def test_validation_picks_the_first_best_of_the_scored_iterates():
         chex.assert_trees_all_close(likes(n), ends[n], rtol=1e-12)
     constant = solve.paper_loop(solve.released_adam("kronecker"), steps=25, every=10, validation=lambda p: jnp.ones(()))
     chex.assert_trees_all_close(constant(problem).params, ends[1], rtol=1e-12)  # ties go to the first; never the start
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rounding_of_narrow_parameters_is_no_objective_below_zero(seed):
+    """Weights are float64 where JAX has it, parameters float32: Q of equal clients, zero, is rounded as those are."""
+    random = np.random.default_rng(seed)
+    params, values = (jnp.asarray(f(size=300), jnp.float32) for f in (random.normal, random.exponential))
+    rule = fisher_merge(lambda w, x: x @ w, gaussian())
+    payloads = [Payload(jnp.asarray(float(n)), params, Diagonal(values)) for n in (3, 5, 7)]
+    merged = merge_payloads(rule, payloads)
+    assert payloads[0].weight.dtype == jnp.float64 and float(merged.diagnostics["objective_start"]) >= 0
+    np.testing.assert_allclose(merged.params, params, rtol=1e-5)

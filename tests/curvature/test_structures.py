@@ -160,3 +160,23 @@ def test_a_dense_matrix_of_narrow_numbers_has_every_entry():
     layer = Layer(0, None, (20, 20), (), ())
     found = Kronecker((eye,), (eye,), {}, (layer,), jax.tree.structure({"w": 0})).to_dense()
     np.testing.assert_array_equal(found.astype(float), np.eye(400))
+
+
+def test_the_nearest_product_of_a_sum_has_its_traces_with_tables_too():
+    """A table's input factor is a diagonal, kept as such; each factor gets 1 % of its mean diagonal entry."""
+    params = {"head": zoo.normal(0, 4, 3), "table": zoo.normal(1, 5, 4)}
+    apply = lambda p, x: p["table"][x].mean(1) @ p["head"]  # noqa: E731
+    found = [
+        ff.fisher(apply, ff.categorical(), params, ff.examples(jnp.asarray(x)), structure="kronecker")
+        for x in ([[0, 1], [2, 2]], [[3, 1], [0, 0]])
+    ]
+    assert sorted(layer.lookup for layer in found[0].layers) == [False, True]
+    weights = jnp.asarray([0.3, 0.7])
+    near = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found).nearest_sum(weights)
+    expected = sum(w * f.to_dense() for w, f in zip(weights, found, strict=True))
+    for part in (slice(0, 12), slice(12, 32)):  # head, table
+        traces = jnp.trace(near.to_dense()[part, part]), jnp.trace(expected[part, part])
+        np.testing.assert_allclose(traces[0], 1.01**2 * traces[1], rtol=1e-10)
+    rows = jnp.diag(expected)[12:].reshape(5, 4).sum(1)  # a partial trace
+    found = jnp.diag(near.to_dense())[12:].reshape(5, 4).sum(1)
+    np.testing.assert_allclose(found / found.sum(), (rows / rows.sum() + 0.002) / 1.01, rtol=1e-10)
