@@ -267,8 +267,7 @@ def _with_noise(moments: Moments, examples: Any, promised: Promise, draw: Callab
         if name == "second":  # the same size in every direction of symmetric matrices
             noise = (noise + noise.T) / 2
         values.append((mean + std * noise / examples).astype(mean.dtype))
-    variances = jnp.asarray([0.0 if math.isinf(std) else std**2 for std in stds], values[0].dtype) / jnp.asarray(
-        examples, values[0].dtype
-    )
+    dtype = jax.dtypes.canonicalize_dtype(values[0].dtype)
+    sums = jnp.asarray([0.0 if math.isinf(std) else std**2 for std in stds], dtype)
     static = {name: getattr(moments, name) for name in ("features", "constant", "example", "leaves")}
-    return NoisyMoments(*map(jnp.asarray, values), **static, variances=variances)
+    return NoisyMoments(*map(jnp.asarray, values), **static, variances=sums / jnp.asarray(examples, dtype))

@@ -179,6 +179,21 @@ def test_five_clients_add_the_noise_of_their_model_of_trust(trust, sharers, fact
     np.testing.assert_allclose(variances, wanted**2, rtol=1e-6)
 
 
+def test_a_secure_sum_carries_noisy_sums():
+    pytest.importorskip("cryptography")
+    promised = example_noise.promise(8.0, 1e-5, clip_features=CLIP, trust="distributed", sharers=3)
+    rule = example_noise.clipped(RULE, promised)
+    draw = np.random.default_rng(0)
+    sent = []
+    for number in range(4):
+        x, y = draw.normal(size=(900, D)), draw.integers(0, C, 900)
+        plain = rule.measure(ff.Update(None, START), ff.examples(x, y), jax.random.key(number))
+        sent.append(example_noise.noisy(plain, promised))
+    want, got = ff.merge_payloads(rule, sent, START), ff.privacy.secure_merge(rule, sent, START)
+    np.testing.assert_allclose(got.params, want.params, rtol=1e-9, atol=1e-12)
+    assert got.diagnostics["ridge"] == pytest.approx(want.diagnostics["ridge"], rel=1e-9)
+
+
 def test_with_central_trust_the_server_adds_it_to_exact_sums():
     promised = example_noise.promise(1.0, 1e-5, clip_features=CLIP, trust="central")
     rule = example_noise.private(RULE, promised)
