@@ -21,12 +21,25 @@ from .._trees import scaled, widened
 from ..curvature import Capture, Moments, capture
 from ..curvature._leaves import leaves as leaves_of
 from ..curvature.structures._moments import NoisyMoments
+from ..curvature.structures._signs import nearest_semidefinite
 from ._head_place import Place, find_place, require_exact, require_room, widest_place
 from ._rule import Kind, Merged, Payload, Rule, Takes, Update, require_options, require_start
 
 PyTree = Any
 RIDGE = 1e-4  # λ
 FAILURE = 0.05  # AdaSSP's ρ: how often the noise may be larger than its ridge allows for
+ADASSP = 0.25  # of its ridge, which is made for sums whose negative eigenvalues stay; here they are left out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Basis:
+    """A linear map of features that all clients apply before they clip; equal to itself alone.
+
+    Attributes:
+        matrix: [D, D]; features φ [D] become φ matrix.
+    """
+
+    matrix: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +54,7 @@ class MeasureMoments:
     batch_size: int = 256
     captured: Capture | None = None
     clip: float | None = None  # largest norm of an example's features, which are scaled down to it
+    basis: Basis | None = None  # what is done to features before that; the head undoes it
 
     def model(self, sent: PyTree) -> PyTree:
         """Make the model that is measured of the one that was sent."""
@@ -57,6 +71,8 @@ class MeasureMoments:
 
         def sums(batch: Batch) -> list[jax.Array]:
             rows = widened(jax.vmap(lambda x: place.rows(leaves, x))(batch.x))
+            if self.basis is not None:
+                rows = rows @ jnp.asarray(self.basis.matrix, rows.dtype)
             if self.clip is not None:
                 size = jnp.linalg.norm(rows.reshape(len(rows), -1), axis=-1)
                 rows = rows * jnp.minimum(1, self.clip / jnp.maximum(size, self.clip * 1e-30))[:, None, None]
@@ -103,8 +119,8 @@ def analytic(
             all inputs of fc1 and the first 100 of fc2. By default the first of the dense layers at the model's end, and
             as many units of it as leave room to write the head into the model. () is the last layer.
         ridge: λ, relative to the mean diagonal entry of ΣS.
-        options: what else `MeasureMoments` takes: batch_size, captured, clip, and `start`, a function that everybody
-            applies to the model that was sent before it is measured, such as `models.designed`.
+        options: what else `MeasureMoments` takes: batch_size, captured, clip, basis, and `start`, a function that
+            everybody applies to the model that was sent before it is measured, such as `models.designed`.
 
     Raises:
         TypeError: an unknown option.
@@ -133,7 +149,7 @@ def recalibrate(
         likelihood: what is fitted; its targets are.
         features: as in `analytic`; by default the last layer's inputs, where the head always has room.
         ridge: λ, relative to the mean diagonal entry of ΣS.
-        options: what else `MeasureMoments` takes: batch_size, captured, clip.
+        options: what else `MeasureMoments` takes: batch_size, captured, clip, basis.
 
     Raises:
         TypeError: an unknown option.
@@ -157,8 +173,8 @@ def head_of(moments: Moments, ridge: float) -> tuple[np.ndarray, float]:
     second, cross = (np.asarray(a, np.float64) for a in (moments.second, moments.cross))
     shift = ridge * max(np.trace(second), 0) / len(second)
     if isinstance(moments, NoisyMoments):
-        second = (second + second.T) / 2
-        shift += noise_ridge(second, float(np.asarray(moments.variances)[0]))
+        shift += ADASSP * noise_ridge((second + second.T) / 2, float(np.asarray(moments.variances)[0]))
+        second = nearest_semidefinite(second)
     if not shift > 0:
         raise ValueError("payloads: got features that are zero for every example, expected some that are not")
     return np.linalg.solve(second + shift * np.eye(len(second)), cross), shift
@@ -207,6 +223,7 @@ def _heads(
         if (place.features, place.constant) != (moments.features, moments.constant):
             raise ValueError(f"payloads: measured features {moments.features}, expected {place.features}")
         head, shift = head_of(moments, ridge)
+        head = head if measure.basis is None else np.asarray(measure.basis.matrix, np.float64) @ head
         new, gap = require_exact(place, old, head)
         diagnostics = {"features": len(moments.second), "rounding": gap, "ridge": shift}
         return Merged(treedef.unflatten(new), {key: jnp.asarray(value) for key, value in diagnostics.items()})

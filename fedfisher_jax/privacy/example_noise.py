@@ -28,7 +28,7 @@ import numpy as np
 
 from .._examples import Examples
 from ..curvature.structures._moments import Moments, NoisyMoments
-from ..merge._heads import MeasureMoments
+from ..merge._heads import Basis, MeasureMoments
 from ..merge._rule import Merged, Payload, Rule, Update
 from .noise import _gaussian, _where, delta_of, epsilon_of
 
@@ -36,6 +36,8 @@ PyTree = Any
 Trust = Literal["central", "distributed", "local"]
 TRUST: tuple[Trust, ...] = ("central", "distributed", "local")
 SHARES = (0.49, 0.49, 0.02)  # of the squared sensitivity: of φφᵀ, φyᵀ and y
+SECOND = (1.0, 0.0, 0.0)  # where φφᵀ alone is released
+WHITENING, FLOOR = 0.25, 0.3  # of the privacy, and of the noise's largest eigenvalue: see `split` and `whitening`
 
 
 class Promise(NamedTuple):
@@ -48,6 +50,7 @@ class Promise(NamedTuple):
     clip_features: float  # largest norm of an example's features
     trust: Trust = "local"
     sharers: int = 1  # among how many clients the noise is divided, where trust is distributed
+    second_alone: bool = False  # release φφᵀ and nothing else: what `whitening` needs
     unit: str = "one example, replaced by another"
 
 
@@ -104,6 +107,42 @@ def spent(multipliers: Sequence[float], delta: float) -> float:
     return epsilon_of(1 / math.sqrt(sum(1 / sigma**2 for sigma in multipliers)), delta)
 
 
+def split(promised: Promise, share: float = WHITENING) -> tuple[Promise, Promise]:
+    """Divide a promise between two releases that keep it together: one for `whitening`, and one for the head.
+
+    Args:
+        promised: from `promise`.
+        share: of the privacy, in units of 1/σ², for the first one.
+
+    Raises:
+        ValueError: a share that is not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share: got {share}, expected a number between 0 and 1")
+    first, second = (promised.noise_multiplier / math.sqrt(part) for part in (share, 1 - share))
+    return promised._replace(noise_multiplier=first, second_alone=True), promised._replace(noise_multiplier=second)
+
+
+def whitening(sums: NoisyMoments) -> Basis:
+    """Make a map of features after which all directions that stand out of the noise are equally strong.
+
+    Features of images have one direction, their mean, with most of the norm, so that a clip leaves little of the others
+    and the noise of a head drowns them. The map is (S + λ)^(−1/2) for a released S = Σφφᵀ, negative eigenvalues left
+    out, with λ a share of its noise's largest eigenvalue. It is made of what was released, so it costs no privacy.
+
+    Args:
+        sums: sums over all clients, from a first release with `second_alone`.
+
+    Returns:
+        For the option `basis` of `analytic`, with which the second release is measured.
+    """
+    second = np.asarray(sums.second, np.float64)
+    off = math.sqrt(float(np.asarray(sums.variances)[0]) / 2)
+    values, vectors = np.linalg.eigh((second + second.T) / 2)
+    kept = np.maximum(values, 0) + FLOOR * 2 * off * math.sqrt(len(values))
+    return Basis((vectors * kept**-0.5) @ vectors.T)
+
+
 def sensitivity(shares: tuple[float, float, float] = SHARES) -> float:
     """Bound how far one example, replaced by another, moves the three sums, in the mechanism's scale.
 
@@ -116,10 +155,15 @@ def sensitivity(shares: tuple[float, float, float] = SHARES) -> float:
 
 
 def deviations(promised: Promise) -> tuple[float, float, float]:
-    """Compute the standard deviations of all noise together in the sums of φφᵀ (on its diagonal), φyᵀ and y."""
-    clip, scale = promised.clip_features, promised.noise_multiplier * sensitivity()
+    """Compute the standard deviations of all noise together in the sums of φφᵀ (on its diagonal), φyᵀ and y.
+
+    What is not released has infinite noise.
+    """
+    shares = SECOND if promised.second_alone else SHARES
+    clip, scale = promised.clip_features, promised.noise_multiplier * sensitivity(shares)
     units = (clip**2, clip, 1.0)
-    return tuple(scale * unit / math.sqrt(share) for unit, share in zip(units, SHARES, strict=True))  # type: ignore
+    stds = [scale * unit / math.sqrt(w) if w else math.inf for unit, w in zip(units, shares, strict=True)]
+    return stds[0], stds[1], stds[2]
 
 
 def noisy(payload: Payload, promised: Promise, draw: Callable[[tuple[int, ...]], Any] = _gaussian) -> Payload:
@@ -216,10 +260,14 @@ def _with_noise(moments: Moments, examples: Any, promised: Promise, draw: Callab
     values = []
     for name, std in zip(("second", "cross", "totals"), stds, strict=True):
         mean = getattr(moments, name)
+        if math.isinf(std):
+            values.append(jnp.zeros_like(mean))
+            continue
         noise = draw(mean.shape)
         if name == "second":  # the same size in every direction of symmetric matrices
             noise = (noise + noise.T) / 2
         values.append((mean + std * noise / examples).astype(mean.dtype))
-    variances = jnp.asarray([std**2 for std in stds], values[0].dtype) / jnp.asarray(examples, values[0].dtype)
+    dtype = jax.dtypes.canonicalize_dtype(values[0].dtype)
+    sums = jnp.asarray([0.0 if math.isinf(std) else std**2 for std in stds], dtype)
     static = {name: getattr(moments, name) for name in ("features", "constant", "example", "leaves")}
-    return NoisyMoments(*map(jnp.asarray, values), **static, variances=variances)
+    return NoisyMoments(*map(jnp.asarray, values), **static, variances=sums / jnp.asarray(examples, dtype))

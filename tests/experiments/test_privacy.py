@@ -40,3 +40,16 @@ def test_what_privacy_costs(script):
         assert ("sum" in found) == (rule != "fedfisher-kfac")  # its payloads are stacked
         if "sum" in found:
             assert found["gap"] < 1e-3 and abs(found["sum"] - found["plain"]) < 0.5
+
+
+@pytest.mark.slow
+def test_heads_with_privacy_of_every_example(script):
+    """Less privacy is more accurate, so is less noise, and at ε = 8 little is lost."""
+    table, summary, lines = script("privacy.heads", "--quick")
+    found = {tuple(line["settings"][n] for n in ("how", "trust", "epsilon")): line["result"] for line in lines}
+    plain = found["plain", "none", None]["accuracy"]
+    assert plain > 0.9 > found["plain", "local, 100 silos", 0.5]["accuracy"]
+    assert plain - 0.1 < found["whitened", "distributed", 8.0]["accuracy"]
+    assert found["whitened", "distributed", 8.0]["accuracy"] > found["whitened", "distributed", 0.5]["accuracy"]
+    assert set(summary["points_lost_digits_usual"]) >= {"whitened, distributed", "plain, local, 5 silos"}
+    assert f"{100 * plain:.1f}" in table
