@@ -1,11 +1,13 @@
 """The page of runs: well-formed, needing nothing from elsewhere, and saying what the records say."""
 
 import html.parser
+import io
 import json
 import re
 
 import numpy as np
 import pytest
+import rich.console
 
 from fedfisher_jax import report
 from fedfisher_jax.cli import _cli as cli
@@ -155,6 +157,16 @@ def test_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["report", str(tmp_path)])
     assert "expected the folder of a run" in capsys.readouterr().err
+
+
+def test_no_name_is_cut_in_eighty_columns():
+    name = "my_long_module_of_rules:a_rule_with_a_long_name+recalibrate@fc1,fc2:100"
+    rule = {"accuracy": 0.5, "loss": 1.0, "bits_up": 123_456_789_000, "seconds": 12345.6}
+    console = rich.console.Console(width=80, file=io.StringIO(), force_terminal=False)
+    console.print(report.result_table(record(rules={name: rule, "fedfisher-diag": rule})))
+    said = console.file.getvalue()
+    joined = "".join(line.split("│")[1].strip() for line in said.splitlines() if line.startswith("│"))
+    assert name in joined and "fedfisher-diag" in said and "…" not in said and "123456.79" in said
 
 
 def test_words_on_rules_are_unchanged_by_those_on_diagnostics():

@@ -21,7 +21,7 @@ def list_names(settings: ListSettings) -> None:
     names = {"data sets": data.DATASETS, "models": models.NAMES, "splits": data.PARTITIONS, "local training": LOCAL}
     for kind, known in names.items():
         print(f"{kind}: {', '.join(known)}")
-    print("rules, each for one shot, many joined by + into one with an exchange after the other:")
+    print("rules (names joined by + are one rule, with an exchange after the other):")
     table = Table(header_style="bold")
     for name in ("rule", "rounds", "files"):
         table.add_column(name, no_wrap=True)
