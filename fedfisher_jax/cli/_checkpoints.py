@@ -1,5 +1,7 @@
 """`measure --model hf:FOLDER` and `merge --base FOLDER`: payloads of checkpoints, and a merged folder."""
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +82,22 @@ def merge_folder(settings: Any, files: list[Path], limits: Limits) -> None:
     if settings.out.exists() and (not settings.out.is_dir() or any(settings.out.iterdir())):
         raise ValueError(f"out: got {settings.out}, expected a new or empty folder")
     base = torch.from_module(torch.read(settings.base))
-    found = payload.read_all(files, base.params, limits=limits)
-    headers = [header for _, header in found]
-    name = settings.rule or headers[0].about.rule
+    headers: list[Any] = []
+    each = payload.read_each(files, base.params, limits=limits)
+    first = next(each)
+    about = first[1].about
+    name = settings.rule or about.rule
     if name not in torch.RULES:
         raise ValueError(f"rule: got {name[:80]!r}, expected one of {', '.join(torch.RULES)}")
-    offers = {"kind": headers[0].about.kind} if headers[0].about.kind in KINDS else {}
+    offers = {"kind": about.kind} if about.kind in KINDS else {}
     rule = catalogue.named_rule(name, base.apply, categorical(), offers=offers)
-    merged = torch.merge(rule, [sent for sent, _ in found], base.params)
+
+    def sent() -> Iterator[Any]:  # one client's statistics at a time
+        for one, header in itertools.chain([first], each):
+            headers.append(header)
+            yield one
+
+    merged = torch.merge(rule, sent(), base.params)
     for path, value in merged.params.items():
         if not np.isfinite(np.asarray(value, np.float32)).all():
             raise ValueError(f"rule: the merged model is not finite at {path}")
@@ -101,9 +111,9 @@ def merge_folder(settings: Any, files: list[Path], limits: Limits) -> None:
         }
         for header in headers
     ]
-    text = torch.card(name, headers[0].about.kind, contributors, merged.diagnostics)
+    text = torch.card(name, about.kind, contributors, merged.diagnostics)
     torch.write(settings.out, settings.base, merged.params, text)
-    print(f"{settings.out}: {len(found)} payloads merged by {name}; README.md says how")
+    print(f"{settings.out}: {len(headers)} payloads merged by {name}; README.md says how")
 
 
 def _shapes(params: Any) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The merge of fine-tuned checkpoints' payloads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..merge import Merged, Payload, Rule, merge_payloads
+from ..merge import Merged, Payload, Rule, merge_one_by_one, merge_payloads
+from ..merge._rule import require_squares
 
 PyTree = Any
 RULES = (
@@ -19,7 +20,7 @@ RULES = (
 """The rules for which the merge of one client is that client's model."""
 
 
-def merge(rule: Rule, payloads: Sequence[Payload], start: PyTree = None) -> Merged:
+def merge(rule: Rule, payloads: Iterable[Payload], start: PyTree = None) -> Merged:
     """Merge checkpoints by the payloads that were measured of them.
 
     As `merge_payloads`, but that a single payload's parameters come out bit for bit: the minimiser of one client's
@@ -28,7 +29,7 @@ def merge(rule: Rule, payloads: Sequence[Payload], start: PyTree = None) -> Merg
 
     Args:
         rule: one of `RULES`.
-        payloads: at least one.
+        payloads: at least one; a rule that adds (all but fedfisher-kfac and -lowrank) lets each go before the next.
         start: the model that all were fine-tuned from, where the rule reads it.
 
     Raises:
@@ -36,5 +37,15 @@ def merge(rule: Rule, payloads: Sequence[Payload], start: PyTree = None) -> Merg
     """
     if rule.name not in RULES:
         raise ValueError(f"rule: got {rule.name}, expected one of {', '.join(RULES)}")
-    merged = merge_payloads(rule, payloads, start)
-    return merged if len(payloads) > 1 else merged._replace(params=payloads[0].params)
+    sent: list[PyTree] = []
+
+    def noted() -> Iterator[Payload]:
+        for payload in payloads:
+            sent.append(None if sent else payload.params)
+            yield payload
+
+    if rule.combine == "add":
+        merged = require_squares(merge_one_by_one(rule, noted(), start))
+    else:
+        merged = merge_payloads(rule, list(noted()), start)
+    return merged if len(sent) > 1 else merged._replace(params=sent[0])
