@@ -44,8 +44,10 @@ def inspect(settings: InspectSettings) -> None:
     like, made_from = (None, None) if start is None else (start.params, start.fingerprint)
     sent, found = payload.read(settings.file, like, start=made_from)
     size = sum(leaf.size for leaf in found.leaves)
+    promised = found.about.privacy or {"": None}
     said = {
-        **dataclasses.asdict(found.about),
+        **{name: value for name, value in dataclasses.asdict(found.about).items() if name != "privacy"},
+        **{f"privacy {name}".rstrip(): value for name, value in promised.items()},
         "structure": found.structure,
         "examples": found.examples,
         "library": found.library,
