@@ -134,7 +134,7 @@ def test_no_targets_are_no_label_0():
         with pytest.raises(ValueError, match="y: got None"):
             ff.fisher(*model, START, bare, structure=structure, kind="empirical", key=KEY)
     with pytest.raises(ValueError, match="y: got None"):
-        ff.train(*model, optax.sgd(0.1), START, bare, KEY, epochs=1, batch_size=4)
+        ff.train(training(), START, bare, KEY)
     with pytest.raises(ValueError, match="y: got None"):
         ff.fedfish(*model, estimator="empirical").measure(ff.Update(START, START), bare, KEY)
     for kind in ("exact", "monte_carlo"):

@@ -151,10 +151,10 @@ def merge_clients(rule: Rule, payloads: PyTree, start: PyTree = None) -> Merged:
     if weights is not None and not isinstance(weights, Tracer):
         _require_weights(np.asarray(weights))
     if not rule.jit:
-        return require_squares(_merge(rule, payloads, start))
+        return require_squares(rule, _merge(rule, payloads, start))
     # measure's hash is not asked for
     params, diagnostics = _merge_compiled(rule._replace(measure=None), payloads, start)
-    return require_squares(Merged(params, jax.block_until_ready(diagnostics)))
+    return require_squares(rule, Merged(params, jax.block_until_ready(diagnostics)))
 
 
 def _require_weights(weights: np.ndarray) -> None:

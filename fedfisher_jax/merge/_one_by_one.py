@@ -83,9 +83,9 @@ def merge_sums(rule: Rule, sums: Sums, shape: PyTree, params: PyTree, start: PyT
     """
     total = rounded(sums, shape)
     if not rule.jit:
-        return require_squares(merge_summary(rule, total, params, start))
+        return require_squares(rule, merge_summary(rule, total, params, start))
     merged = Merged(*_solved(rule._replace(measure=None), total, params, start))
-    return require_squares(merged._replace(diagnostics=jax.block_until_ready(merged.diagnostics)))
+    return require_squares(rule, merged._replace(diagnostics=jax.block_until_ready(merged.diagnostics)))
 
 
 @partial(jax.jit, static_argnums=0)

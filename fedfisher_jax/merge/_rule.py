@@ -241,14 +241,17 @@ def _in_words(statistics: type, kinds: Sequence[str]) -> str:
     return f"{name} ({' or '.join(kinds)})" if kinds else name
 
 
-def require_squares(merged: Merged) -> Merged:
+def require_squares(rule: Rule, merged: Merged) -> Merged:
     """Return the merged model itself, if no objective of its solver, a sum of squares, is below zero.
 
-    Solvers give zero for what is below it by rounding. Objectives that are traced are not looked at.
+    Solvers give zero for what is below it by rounding. Objectives that are traced are not looked at, nor those of a
+    rule of one's own that does not say what it takes: it may count from another zero.
 
     Raises:
         ValueError: one is.
     """
+    if rule.takes is None:
+        return merged
     for name in ("objective_start", "objective_end"):
         value = merged.diagnostics.get(name)
         if value is not None and not isinstance(value, Tracer) and float(value) < 0:
@@ -311,7 +314,7 @@ def merge_payloads(rule: Rule, payloads: Sequence[Any], start: PyTree = None) ->
         require_taken(rule, payload)
         check_payload(payload, payloads[0], f"payloads[{number}]")
     contributions = stack([lift(rule, payload, start) for payload in payloads])
-    return require_squares(merge_summary(rule, fold(rule, contributions), payloads[0].params, start))
+    return require_squares(rule, merge_summary(rule, fold(rule, contributions), payloads[0].params, start))
 
 
 def check_payload(payload: Payload, like: Payload, name: str = "payload") -> None:

@@ -120,4 +120,4 @@ def secure_merge(rule: Rule, payloads: Sequence[Any], start: PyTree = None, **op
         require_taken(rule, payload)
         check_payload(payload, payloads[0], f"payloads[{number}]")
     summary = total([lift(rule, payload, start) for payload in payloads], **options)
-    return require_squares(merge_summary(rule, summary, payloads[0].params, start))
+    return require_squares(rule, merge_summary(rule, summary, payloads[0].params, start))

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..merge import Merged, Payload, Rule, merge_one_by_one, merge_payloads
-from ..merge._rule import require_squares
 
 PyTree = Any
 RULES = (
@@ -45,7 +44,7 @@ def merge(rule: Rule, payloads: Iterable[Payload], start: PyTree = None) -> Merg
             yield payload
 
     if rule.combine == "add":
-        merged = require_squares(merge_one_by_one(rule, noted(), start))
+        merged = merge_one_by_one(rule, noted(), start)
     else:
         merged = merge_payloads(rule, list(noted()), start)
     return merged if len(sent) > 1 else merged._replace(params=sent[0])

@@ -177,7 +177,9 @@ def test_damped_inverse(fisher):
 def test_a_file_brings_it_back(fisher, like):
     data = files.dumps(sent(fisher), about())
     got, header = files.loads(data, like)
-    assert header.structure == "leaf_blocks" and jax.tree.structure(got) == jax.tree.structure(sent(fisher))
+    assert header.structure == "leaf_blocks" and jax.tree.structure(got._replace(kind=None)) == jax.tree.structure(
+        sent(fisher)
+    )
     np.testing.assert_array_equal(got.statistics.to_dense(), fisher.to_dense())
     assert set(file.entries(got)) == {f"{kind}/{p}" for kind in ("params", "fisher/blocks") for p in "bvw"}
 

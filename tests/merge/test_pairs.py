@@ -137,8 +137,9 @@ def test_rounding_is_no_error(name, dtype):
 
 
 def test_objectives_that_are_none_are_let_through():
-    require_squares(ff.Merged(None, {"objective_start": 0.0, "objective_end": 1.0}))
-    require_squares(ff.Merged(None, {"iterations": -1}))
+    rule = rule_of("fedfisher-diag")
+    require_squares(rule, ff.Merged(None, {"objective_start": 0.0, "objective_end": 1.0}))
+    require_squares(rule, ff.Merged(None, {"iterations": -1}))
     assert Kind("exact") == Kind("exact") != Kind("empirical")
 
 

@@ -34,7 +34,8 @@ def sent():
     found = []
     for number, rows in enumerate(PARTS):
         data = ff.examples(X[rows], jnp.asarray(Y[rows]))
-        params = ff.train(apply, LIKELIHOOD, optax.sgd(0.1), START, data, KEY, epochs=3, batch_size=8).params
+        training = ff.LocalTraining(apply, LIKELIHOOD, optax.sgd(0.1), epochs=3, batch_size=8)
+        params = ff.train(training, START, data, KEY).params
         found.append(RULE.measure(ff.Update(params, START), data, jax.random.fold_in(KEY, number)))
     return found
 

@@ -194,5 +194,5 @@ def test_what_a_secure_merge_refuses():
         secure_merge(ff.fedfisher(nothing, ff.categorical()), [payload("kronecker", seed) for seed in range(3)])
     with pytest.raises(ValueError, match="at least two"):
         secure_merge(ff.fedavg(nothing, ff.categorical()), [payload(None)])
-    with pytest.raises(ValueError, match=r"payloads\[1\]"):
+    with pytest.raises(ValueError, match="the payload holds parameters alone"):
         secure_merge(ff.fisher_merge(nothing, ff.categorical()), [payload("diagonal"), payload(None)])

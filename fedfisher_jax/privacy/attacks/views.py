@@ -29,7 +29,8 @@ def quantised(payload: Payload, rule: str, likelihood: str, start: object, captu
     Raises:
         ValueError: the budget is too small for the payload.
     """
-    about = About(rule, likelihood, fingerprint(start))
+    kind = None if payload.kind is None else payload.kind.name
+    about = About(rule, likelihood, fingerprint(start), kind)
     data = dumps(payload, about, fit(payload, about, budget))
     return loads(data, start, layers=captured.layers)[0]
 
