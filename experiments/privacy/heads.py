@@ -67,7 +67,9 @@ def moments_of(rows: np.ndarray, labels: np.ndarray, basis: Basis | None = None)
     clipped = mapped * np.minimum(1, CLIP / np.maximum(np.linalg.norm(mapped, axis=1, keepdims=True), 1e-30))
     classes = np.eye(labels.max() + 1, dtype=rows.dtype)[labels]
     means = [np.asarray(a, np.float64) / len(rows) for a in (clipped.T @ clipped, clipped.T @ classes, classes.sum(0))]
-    return Payload(len(rows), None, Moments(*means, ((0, clipped.shape[1]),), False, ((1,), "float32"), ()))
+    second, cross, totals = means
+    static = ((0, clipped.shape[1]),), False, ((1,), "float32"), ()
+    return Payload(len(rows), None, Moments(second, cross, totals, *static))
 
 
 @cache

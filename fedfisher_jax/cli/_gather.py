@@ -117,7 +117,7 @@ def gather(
     name = rule_name or about.rule
     if ":" in name and rule_name is None:  # files make nothing run
         raise ValueError(f"rule: the files are for {name[:80]!r}; say --rule {name[:80]} to import that")
-    options = {} if damping is None else {"solver": conjugate_gradients(damping=damping)}
+    options: dict[str, Any] = {} if damping is None else {"solver": conjugate_gradients(damping=damping)}
     if options and name not in catalogue.SOLVED:
         raise ValueError(f"damping: {name} has none")
     offers = {"captured": captured} | ({"kind": about.kind} if about.kind in KINDS else {})

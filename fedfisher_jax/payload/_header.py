@@ -129,7 +129,7 @@ def require_facts(raw: Mapping[str, Any]) -> None:
         if not (isinstance(value, str) and len(value) <= MOST_TEXT or (value is None and key in OPTIONAL)):
             raise ValueError(f"{key}: expected a text, got {str(value)[:80]!r}")
         if not (value or "").isprintable():
-            raise ValueError(f"{key}: expected printable characters, got {value[:80]!r}")
+            raise ValueError(f"{key}: expected printable characters, got {str(value)[:80]!r}")
     for key, least in (("examples", 1), ("silo", 0)):
         if type(raw[key]) is not int or not least <= raw[key] < 2**53:
             raise ValueError(f"{key}: expected a whole number of at least {least}, got {str(raw[key])[:80]}")

@@ -228,7 +228,7 @@ def private(rule: Rule, promised: Promise) -> Rule:
     """
     plain = clipped(rule, promised)
     if promised.trust != "central":
-        return plain._replace(measure=MeasureNoisy(plain.measure, promised))
+        return plain._replace(measure=MeasureNoisy(measure_of(plain), promised))
 
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         moments, examples = summary["moments"], summary["weight"]
@@ -245,12 +245,22 @@ def clipped(rule: Rule, promised: Promise) -> Rule:
     Raises:
         ValueError: a rule that measures no moments, targets that are not one-hot, or outputs for several positions.
     """
+    measure = measure_of(rule)
+    if measure.likelihood.name != "categorical":
+        name = measure.likelihood.name
+        raise ValueError(f"likelihood: got {name}, expected categorical: other targets have no bound")
+    return rule._replace(measure=dataclasses.replace(measure, clip=promised.clip_features))
+
+
+def measure_of(rule: Rule) -> MeasureMoments:
+    """Return what the rule measures with, if these are moments.
+
+    Raises:
+        ValueError: it measures something else.
+    """
     if not isinstance(rule.measure, MeasureMoments):
         raise ValueError(f"rule: got {rule.name}, expected one that measures sums over examples: analytic, recalibrate")
-    if rule.measure.likelihood.name != "categorical":
-        name = rule.measure.likelihood.name
-        raise ValueError(f"likelihood: got {name}, expected categorical: other targets have no bound")
-    return rule._replace(measure=dataclasses.replace(rule.measure, clip=promised.clip_features))
+    return rule.measure
 
 
 def _with_noise(moments: Moments, examples: Any, promised: Promise, draw: Callable) -> NoisyMoments:
@@ -270,4 +280,5 @@ def _with_noise(moments: Moments, examples: Any, promised: Promise, draw: Callab
     dtype = jax.dtypes.canonicalize_dtype(values[0].dtype)
     sums = jnp.asarray([0.0 if math.isinf(std) else std**2 for std in stds], dtype)
     static = {name: getattr(moments, name) for name in ("features", "constant", "example", "leaves")}
-    return NoisyMoments(*map(jnp.asarray, values), **static, variances=sums / jnp.asarray(examples, dtype))
+    second, cross, totals = map(jnp.asarray, values)
+    return NoisyMoments(second, cross, totals, **static, variances=sums / jnp.asarray(examples, dtype))
