@@ -120,7 +120,7 @@ def gather(
     options: dict[str, Any] = {} if damping is None else {"solver": conjugate_gradients(damping=damping)}
     if options and name not in catalogue.SOLVED:
         raise ValueError(f"damping: {name} has none")
-    offers = {"captured": captured} | ({"kind": about.kind} if about.kind in KINDS else {})
+    offers: dict[str, Any] = {"captured": captured} | ({"kind": about.kind} if about.kind in KINDS else {})
     likelihood = likelihood_of(start.kind.likelihood)
     rule = catalogue.named_rule(name, start.network.apply, likelihood, offers=offers, **options)
     for part in parts:

@@ -17,7 +17,7 @@ def words_on_data(dataset: data.Dataset) -> list[str]:
     words = []
     if dataset.classes:
         shown = ", ".join(map(str, dataset.classes[:8])) + (" …" if len(dataset.classes) > 8 else "")
-        what = "texts as labels" if isinstance(dataset.classes[0], str) else "labels with gaps"
+        what = "texts as labels" if isinstance(next(iter(dataset.classes)), str) else "labels with gaps"
         words.append(f"{what}: {shown} are classes 0 to {len(dataset.classes) - 1} (result.json has them)")
     far = far_from_one(dataset.train_x)
     return [*words, far] if far else words

@@ -108,8 +108,9 @@ def _helps(cls: type) -> dict[str, str]:
     (found,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     texts: dict[str, str] = {}
     for field, said in itertools.pairwise(getattr(found, "body", [])):
-        described = isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)
-        if described and isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+        if not (isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)):
+            continue
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             texts[field.target.id] = str(said.value.value)
     return texts
 

@@ -38,7 +38,7 @@ class Dataset:
     groups: np.ndarray | None = None
     augment: bool = False
     scaling: Scaling | None = None
-    classes: tuple[int, ...] | tuple[str, ...] | None = None
+    classes: tuple[int | str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:

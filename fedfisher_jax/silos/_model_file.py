@@ -47,7 +47,7 @@ class Model(NamedTuple):
     params: PyTree
     made_by: str
     scaling: Scaling | None = None
-    classes: tuple[int, ...] | tuple[str, ...] | None = None  # what labels are called; None: 0, 1, …
+    classes: tuple[int | str, ...] | None = None  # what labels are called; None: 0, 1, …
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +63,7 @@ def write(
     params: PyTree,
     made_by: str,
     scaling: Scaling | None = None,
-    classes: tuple[int, ...] | tuple[str, ...] | None = None,
+    classes: tuple[int | str, ...] | None = None,
 ) -> bytes:
     """Write a model whole or not at all; returns the bytes that were written.
 

@@ -82,9 +82,8 @@ def test_training_lowers_what_it_is_said_to_minimise(sent):
     """CE on fresh draws plus (λ/2) Q falls from the K-FAC merge to the result; with a huge λ the result stays at it."""
     payloads = stack(sent)
     problem = stacked(payloads._replace(statistics=payloads.statistics["fisher"]))
-    kfac = ff.merge_payloads(
-        ff.fedfisher(apply, LIKELIHOOD), [one._replace(statistics=one.statistics["fisher"]) for one in sent]
-    ).params
+    plain = [one._replace(statistics=one.statistics["fisher"], kind=None) for one in sent]
+    kfac = ff.merge_payloads(ff.fedfisher(apply, LIKELIHOOD), plain).params
     source = pseudo.gaussians(payloads.statistics["inputs"], payloads.weight / payloads.weight.sum(), 100)
     x, y = pseudo.draw(source, 5000, jax.random.key(99))
 
