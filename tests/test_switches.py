@@ -31,7 +31,11 @@ SWITCHES = {
     "no jit": jax.disable_jit,
 }
 SIZES = (7, 5)
-QUICK = {"dense": {"settings": DenseSettings(rounds=1, generator_steps=1, batch_size=4)}, "fedbens": {"steps": 2}}
+QUICK = {
+    "analytic": {"features": ()},
+    "dense": {"settings": DenseSettings(rounds=1, generator_steps=1, batch_size=4)},
+    "fedbens": {"steps": 2},
+}
 
 
 def apply(params, x):
@@ -129,8 +133,12 @@ FUNCTIONS = {
 }
 
 
+def arrays_of(found):  # of a model that brings its network the function, too
+    return [leaf for leaf in jax.tree.leaves(found) if hasattr(leaf, "dtype")]
+
+
 def numbers(found):
-    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(found) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return [np.asarray(leaf, np.float64) for leaf in arrays_of(found) if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
 @pytest.mark.slow

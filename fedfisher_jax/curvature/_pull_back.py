@@ -145,7 +145,7 @@ def _replacements(program: Program, sites: Sequence[Site], added: dict[int, Any]
     }
 
 
-def activation_rows(program: Program, site: Site, operand: jax.Array) -> Any:
+def activation_rows(program: Program, site: Site, operand: Any) -> Any:
     """Arrange the product's activations as [(groups,) T, inputs (+1 for the bias)], or as the rows of a table."""
     equation = program.equations[site.product]
     dtype = wide(program.avals[site.output].dtype)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from .._compat import standard_promotion
 from .._files import content, write_atomically
 from .._trees import pick, weighted_sum, widened
 from ._map_clients import (
@@ -37,6 +38,7 @@ from ._map_clients import (
 PyTree = Any
 
 
+@standard_promotion
 def fold_clients(
     function: Callable[[Any, Any], PyTree],
     shared: PyTree,

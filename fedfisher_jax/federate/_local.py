@@ -153,4 +153,7 @@ def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Arra
     no_squares = jax.tree.map(jnp.zeros_like, params) if squares else None
     start = vary((params, optimizer.init(params), no_loss, no_squares), axes)
     trained, _, last, gathered = jax.lax.fori_loop(0, training.epochs, epoch, start)
-    return Trained(trained, jnp.where(training.epochs > 0, last, jnp.nan), gathered)
+    some = (
+        isinstance(training.epochs, int) and training.epochs > 0
+    )  # and so no NaN, which a debugging switch would catch
+    return Trained(trained, last if some else jnp.where(training.epochs > 0, last, jnp.nan), gathered)

@@ -78,8 +78,8 @@ def promise(
 
     Example:
         >>> from fedfisher_jax.privacy import example_noise
-        >>> print(f"{example_noise.promise(1.0, 1e-5, clip_features=1.0).noise_multiplier:.3f}")
-        3.730
+        >>> print(f"{example_noise.promise(1.0, 1e-5, clip_features=1.0).noise_multiplier:.2f}")
+        3.73
     """
     for name, value in (("epsilon", epsilon), ("clip_features", clip_features)):
         if not 0 < value < math.inf:

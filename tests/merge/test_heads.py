@@ -218,7 +218,8 @@ def test_settings_that_do_not_work():
     with pytest.raises(ValueError, match="features: got 'fc1', expected a sequence"):
         ff.merge.analytic(apply, ff.categorical(), features="fc1")
     with pytest.raises(
-        TypeError, match="option: got 'batchsize', expected one of batch_size, captured, features, ridge"
+        TypeError,
+        match="option: got 'batchsize', expected one of basis, batch_size, captured, clip, features, ridge, start",
     ):
         ff.merge.recalibrate(apply, ff.categorical(), batchsize=3)
     rule = ff.merge.recalibrate(apply, ff.categorical())

@@ -147,7 +147,7 @@ def test_training_and_evaluation_add_up_positions():
     each = np.array([[log_p[n, t, Y[n, t]] for t in range(T)] for n in range(3)])
     assert float(found.loss) == pytest.approx(-each.sum(1).mean(), rel=1e-12)
     assert float(found.accuracy) == pytest.approx(float((log_p.argmax(-1) == Y).mean()))
-    train = partial(ff.train, apply, CATEGORICAL, optax.adam(0.02), epochs=60, batch_size=2)
+    train = partial(ff.train, ff.LocalTraining(apply, CATEGORICAL, optax.adam(0.02), epochs=60, batch_size=2))
     trained = jax.jit(train)(params, ff.examples(X, Y), jax.random.key(0))
     after = ff.evaluate(apply, CATEGORICAL, trained.params, X, Y)
     assert float(after.accuracy) > 0.9 and float(after.loss) < 0.3 * float(found.loss)
