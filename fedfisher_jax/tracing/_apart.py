@@ -79,7 +79,7 @@ def _first_difference(many: Program, one: Program, parameters: int) -> int | Non
             alone = jax.vmap(lambda row: environment(one, [*leaves, *(leaf[None] for leaf in row)]))(rows)
             return [_gap(together[v], alone[w]) for v, w in watched]
 
-        with jax.ensure_compile_time_eval():
+        with jax.debug_nans(False), jax.ensure_compile_time_eval():  # random numbers may well have logarithms of none
             return [float(gap) for gap in jax.jit(all_of)(leaves, rows)]
 
     (gap,) = gaps([])
