@@ -4,7 +4,7 @@ Traced values are not looked into, so that nothing of this costs anything under 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,17 @@ def require_likelihood(likelihood: Any) -> None:
         given = getattr(likelihood, "__name__", type(likelihood).__name__)
         call = f"; call it: {given}()" if callable(likelihood) else ""
         raise TypeError(f"likelihood: got {given}, expected a Likelihood, such as categorical(){call}")
+
+
+def require_known(options: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse options of unknown names.
+
+    Raises:
+        TypeError: the first such option, and the known ones.
+    """
+    for name in options:
+        if name not in known:
+            raise TypeError(f"option: got {name!r}, expected one of {', '.join(known)}")
 
 
 def require_examples(data: Any) -> None:

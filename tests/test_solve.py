@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from fedfisher_jax import solve
 from fedfisher_jax._likelihood import categorical, gaussian
-from fedfisher_jax.curvature import Diagonal, Full, Kronecker, Layer
+from fedfisher_jax.curvature import Diagonal, Full, Kronecker, Layer, Mixture
 from fedfisher_jax.merge import Payload, fedfisher, fisher_merge, merge_payloads
 
 WEIGHTS = np.array([3.0, 1.0, 6.0])
@@ -128,6 +128,42 @@ def test_conjugate_gradients_do_not_depend_on_the_fishers_size(structure):
         chex.assert_trees_all_equal(one.params, found[0].params)
         for name in ("iterations", "residual", "converged"):
             assert one.diagnostics[name] == found[0].diagnostics[name]
+
+
+def without_floor(factor):
+    """A factor of the nearest product without its 1 %, by its trace: 1.01 times what it was."""
+    size = len(factor)
+    return np.asarray(factor) - np.trace(factor) / 101 / size * np.eye(size)
+
+
+def test_the_nearest_product_has_the_partial_traces_of_the_sum():
+    fishers, _ = clients("kronecker")
+    near = Mixture(fishers, jnp.asarray(SHARES)).nearest()
+    pairs = zip(SHARES, fishers.inputs[0], fishers.outputs[0], strict=True)
+    total = sum(w * np.kron(a, g) for w, a, g in pairs).reshape(4, 3, 4, 3)
+    a, g = without_floor(near.inputs[0]), without_floor(near.outputs[0])
+    product = np.kron(a, g).reshape(4, 3, 4, 3)
+    for axes in ("igjg->ij", "aiaj->ij"):
+        np.testing.assert_allclose(np.einsum(axes, product), np.einsum(axes, total), rtol=1e-12)
+    np.testing.assert_allclose(near.rest[0], SHARES @ np.asarray(fishers.rest[0]), rtol=1e-12)
+
+
+def test_of_equal_clients_the_nearest_product_is_their_own_fisher_and_solves_at_once():
+    fishers, models = clients("kronecker")
+    equal = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 3), fishers)
+    near = Mixture(equal, jnp.asarray(SHARES)).nearest()
+    a, g = without_floor(near.inputs[0]), without_floor(near.outputs[0])
+    np.testing.assert_allclose(np.kron(a, g), np.kron(fishers.inputs[0][0], fishers.outputs[0][0]), rtol=1e-10)
+    problem = solve.objective(equal, models, jnp.asarray(WEIGHTS))
+    assert solve.conjugate_gradients()(problem).diagnostics["iterations"] <= 4
+
+
+def test_a_sum_without_curvature_has_a_nearest_product_without():
+    fishers, models = clients("kronecker")
+    nothing = jax.tree.map(jnp.zeros_like, fishers)
+    assert not np.any(Mixture(nothing, jnp.asarray(SHARES)).nearest().to_dense())
+    found = solve.conjugate_gradients()(solve.objective(nothing, models, jnp.asarray(WEIGHTS)))
+    chex.assert_trees_all_close(found.params, jax.tree.map(lambda leaf: jnp.tensordot(SHARES, leaf, axes=1), models))
 
 
 def test_closed_form_refuses_kronecker():

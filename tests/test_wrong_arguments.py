@@ -69,7 +69,7 @@ CASES = {
     "evaluate float": ("ff.evaluate(lambda w, x: w * x, LIKE, 2.0, X, Y)", "params: got float, expected an array"),
     "module": ("ff.fisher(module, LIKE, Module(W), DATA)", "params.activation: got relu, expected an array"),
     "train module": ("trained(module, params=Module(W))", "params.activation: got relu, expected an array"),
-    "integers": ("trained(params=W.astype(int))", ", expected floating-point numbers"),
+    "integers": ("trained(params=W.astype(jnp.int32))", "params: got int32, expected floating-point numbers"),
     "no params": ("ff.fisher(apply, LIKE, {}, DATA)", "params: got dict without arrays, expected at least one"),
     "empirical labels": ("ff.fisher(apply, LIKE, W, ff.examples(X, Y + 1), kind='empirical')", "y: got 3 (10 of 30"),
     "train labels": ("trained(data=ff.examples(X, Y + 1))", "y: got 3 (10 of 30"),

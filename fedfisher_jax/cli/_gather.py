@@ -98,7 +98,7 @@ def gather(
         rule_name: the rule; None for the one that the files were measured for.
         max_bytes: largest file that is accepted.
         without: numbers of silos to leave out.
-        damping: of the rule's solver, where it has one.
+        damping: the damping of the rule's solver, where it has one.
 
     Raises:
         ValueError: a file is refused, the rule takes other files, or a silo to leave out is not there or within a sum.

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import standard_promotion, vary, varying
-from .._doors import require_examples, require_likelihood, require_params, require_targets
+from .._doors import require_examples, require_known, require_likelihood, require_params, require_targets
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import pick, widened
@@ -124,7 +124,8 @@ def fishers(
         >>> {name: f.diagonal().ravel().tolist() for name, f in found.items()}
         {'diagonal': [0.5, 2.0], 'kronecker': [0.5, 2.0]}
     """
-    how = _settled(options)
+    require_known(options, [field.name for field in dataclasses.fields(Estimate)])
+    how = Estimate(**options)
     kind, samples, batch_size, skip = how.kind, how.samples, how.batch_size, how.skip
     require_likelihood(likelihood)
     require_examples(data)
@@ -155,15 +156,6 @@ def fishers(
     for name, structure in summed.items():
         result[name] = structure.from_sums(*means[name], layers, params)
     return result
-
-
-def _settled(options: Mapping[str, Any]) -> Estimate:
-    """Make the settings of these options, and refuse unknown ones by name."""
-    known = [field.name for field in dataclasses.fields(Estimate)]
-    for name in options:
-        if name not in known:
-            raise TypeError(f"option: got {name!r}, expected one of {', '.join(known)}")
-    return Estimate(**options)
 
 
 def _chosen(names: Sequence[str], params: PyTree, kind: str, skip: float) -> dict[str, Any]:

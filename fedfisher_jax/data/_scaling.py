@@ -72,7 +72,7 @@ def scaling_of(sums: Sums) -> Scaling:
     """The scaling that gives every column mean 0 and spread 1; a constant column gets spread 0, not NaN.
 
     Args:
-        sums: of one silo, or added over many.
+        sums: the sums of one silo, or those of many added up.
 
     Raises:
         ValueError: no examples, shapes that differ, or sums that no numbers have.

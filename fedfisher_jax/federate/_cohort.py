@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._compat import Tracer
+from .. import _doors
 from .._examples import Examples
-from .._likelihood import Likelihood, check_targets
-from .._trees import arrays, count_rows, outline, pick
+from .._likelihood import Likelihood
+from .._trees import arrays, count_rows, pick
 
 PyTree = Any
 SHORTEST, RATIO = 256, 16  # rows come in lengths that differ by this ratio, since each is a program of its own
@@ -168,8 +168,5 @@ def require_targets(likelihood: Likelihood, apply: Callable, params: PyTree, eve
     Raises:
         ValueError: as `check_targets`.
     """
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, everyone))):
-        return
-    rows = np.asarray(everyone.rows)
-    outputs = jax.eval_shape(apply, params, outline(everyone.x, len(rows))).shape
-    check_targets(likelihood, outputs, np.asarray(everyone.y)[rows])
+    rows = everyone.rows
+    _doors.require_targets(likelihood, apply, params, Examples(everyone.x, everyone.y, rows, np.shape(rows)[0]))

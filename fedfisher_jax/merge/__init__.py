@@ -14,6 +14,7 @@ from ._fedlpa import fedlpa as fedlpa
 from ._fipa import fipa as fipa
 from ._heads import analytic as analytic
 from ._heads import recalibrate as recalibrate
+from ._measure import MeasureFisher as MeasureFisher
 from ._one_by_one import merge_one_by_one as merge_one_by_one
 from ._ot_fusion import ot_fusion as ot_fusion
 from ._ot_fusion import released_ot_fusion as released_ot_fusion
@@ -25,7 +26,6 @@ from ._regmean import regmean as regmean
 from ._regmean import regmean_kron as regmean_kron
 from ._regmean import released_regmean as released_regmean
 from ._rule import Kind as Kind
-from ._rule import MeasureFisher as MeasureFisher
 from ._rule import Merged as Merged
 from ._rule import Payload as Payload
 from ._rule import Rule as Rule

@@ -5,7 +5,8 @@ from typing import Any
 
 from .._likelihood import Likelihood
 from .._trees import scaled
-from ._rule import ONE_MODEL, MeasureFisher, Merged, Payload, Rule
+from ._measure import MeasureFisher
+from ._rule import ONE_MODEL, Merged, Payload, Rule
 
 PyTree = Any
 

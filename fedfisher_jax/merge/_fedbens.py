@@ -26,7 +26,8 @@ from .._likelihood import Likelihood
 from .._metrics import ensemble_apply
 from .._trees import stack
 from ..curvature import Kronecker
-from ._rule import Kind, MeasureFisher, Merged, Payload, Rule, Takes, Update, require_options
+from ._measure import MeasureFisher, require_options
+from ._rule import Kind, Merged, Payload, Rule, Takes, Update
 
 PyTree = Any
 MODES = "modes, "  # before the kind of their Fishers

@@ -19,7 +19,8 @@ from ..curvature import Diagonal
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Solver
 from ._fedfisher import DAMPING, lift_sums, stacked
-from ._rule import Kind, MeasureFisher, Merged, Payload, Rule, Update, moved, require_options, require_start
+from ._measure import MeasureFisher, require_options
+from ._rule import Kind, Merged, Payload, Rule, Update, moved, require_start
 
 PyTree = Any
 SQUARES = "squares"

@@ -16,7 +16,8 @@ from .._trees import scaled
 from ..solve._closed_form import closed_form
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Objective, Solver, objective
-from ._rule import MeasureFisher, Merged, Payload, Rule, require_options
+from ._measure import MeasureFisher, require_options
+from ._rule import Merged, Payload, Rule
 
 PyTree = Any
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from .._likelihood import Likelihood
 from ._fedfisher import fedfisher
-from ._rule import MeasureFisher, Rule, require_options
+from ._measure import MeasureFisher, require_options
+from ._rule import Rule
 
 
 def fedlpa(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:

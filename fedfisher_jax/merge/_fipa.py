@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from .._likelihood import Likelihood
 from ..curvature import Subspace
 from ..curvature.structures._low_rank import LowRank, joined, recompress, split
-from ._rule import MeasureFisher, Merged, Payload, Rule, moved, require_options
+from ._measure import MeasureFisher, require_options
+from ._rule import Merged, Payload, Rule, moved
 
 PyTree = Any
 OFF_SPAN = ("stay", "fedavg")

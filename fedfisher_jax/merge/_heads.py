@@ -23,7 +23,8 @@ from ..curvature._leaves import leaves as leaves_of
 from ..curvature.structures._moments import NoisyMoments
 from ..curvature.structures._signs import nearest_semidefinite
 from ._head_place import Place, find_place, require_exact, require_room, widest_place
-from ._rule import Kind, Merged, Payload, Rule, Takes, Update, require_options, require_start
+from ._measure import require_options
+from ._rule import Kind, Merged, Payload, Rule, Takes, Update, require_start
 
 PyTree = Any
 RIDGE = 1e-4  # λ
@@ -188,7 +189,7 @@ def noise_ridge(second: np.ndarray, variance: float) -> float:
 
     Args:
         second: [D, D], symmetric, the sum over examples of φφᵀ with Gaussian noise.
-        variance: of the noise on the diagonal; it is half of that elsewhere.
+        variance: the variance of the noise on the diagonal; elsewhere it is half of that.
     """
     size, off = len(second), math.sqrt(variance / 2)
     largest = 2 * off * math.sqrt(size)  # eigenvalue of the noise: the semicircle's edge

@@ -73,7 +73,7 @@ def merge_sums(rule: Rule, sums: Sums, shape: PyTree, params: PyTree, start: PyT
 
     Args:
         rule: one that adds.
-        sums: of all payloads' contributions.
+        sums: the exact sum of all payloads' contributions.
         shape: from `contribution_shape`.
         params: a payload's parameters, for their types; None for those of the start.
         start: the model that the clients were sent, where the rule reads it.

@@ -28,8 +28,9 @@ from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Objective, Solver
 from ..tracing._convolution import for_loops
 from ._fedfisher import DAMPING, stacked
+from ._measure import MeasureFisher, require_options
 from ._outline import like
-from ._rule import Kind, MeasureFisher, Merged, Payload, Rule, Takes, Update, require_options
+from ._rule import Kind, Merged, Payload, Rule, Takes, Update
 
 PyTree = Any
 INPUTS = "kronecker, class moments of inputs"  # kind of what is measured
@@ -205,7 +206,7 @@ def basis(shape: Sequence[int], coefficients: int) -> np.ndarray:
     """Make D [K, inputs] with orthonormal rows: an image's first cosines by frequency, or the identity.
 
     Args:
-        shape: of one example; [H, W, channels] is an image, every channel of which gets as many cosines.
+        shape: the shape of one example; [H, W, channels] is an image, every channel of which gets as many cosines.
         coefficients: the most rows.
 
     Raises:

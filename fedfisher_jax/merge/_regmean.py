@@ -22,7 +22,8 @@ from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._least_squares import least_squares
 from ..solve._objective import Solver
 from ._fedfisher import lift_sums, summed
-from ._rule import ALL_INPUTS, Kind, Merged, Payload, Rule, Takes, Update, require_options
+from ._measure import ALL_INPUTS, require_options
+from ._rule import Kind, Merged, Payload, Rule, Takes, Update
 
 PyTree = Any
 DENSE_INPUTS = "inputs of dense layers"  # without their biases

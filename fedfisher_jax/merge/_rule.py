@@ -1,25 +1,18 @@
 """What a merge rule is: measure at the client, lift into the fold, solve at the server."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from .._compat import Tracer, standard_promotion
-from .._doors import require_examples
 from .._examples import Examples
-from .._likelihood import Likelihood
 from .._trees import difference, in_types_of, stack, widened
-from ..curvature import Capture, Estimate, Subspace, fisher
 from ..curvature.structures._protocol import Structure
-from ..curvature.structures._registry import by_name
 
 PyTree = Any
-AT_START = " at start"  # of a Fisher of the model that was sent, not of the trained one
-ALL_INPUTS = "inputs of all layers"  # of a Gram
 
 
 class Update(NamedTuple):
@@ -111,64 +104,6 @@ def then(first: Rule, second: Rule) -> Rule:
 def exchanges(rule: Rule) -> tuple[Rule, ...]:
     """List the rules that clients and server go through one after the other; most rules are one exchange."""
     return rule.parts or (rule,)
-
-
-@dataclasses.dataclass(frozen=True)
-class MeasureFisher:
-    """The usual `measure`: parameters, number of examples and, unless `structure` is None, one Fisher.
-
-    Two rules whose measures are equal share one pass over the data.
-    """
-
-    apply: Callable
-    likelihood: Likelihood
-    structure: str | None
-    kind: str = "exact"
-    samples: int = 1
-    batch_size: int | None = None  # as many examples at once as `fishers` finds room for
-    skip: float = 0.0
-    captured: Capture | None = None
-    subspace: Subspace = Subspace()  # of "low_rank"
-    at: Literal["params", "start"] = "params"  # the model whose Fisher it is
-
-    def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
-        """One client's payload."""
-        require_examples(data)
-        weight = jnp.asarray(data.size, jnp.result_type(float))
-        if self.structure is None:
-            return Payload(weight, update.params)
-        place = "" if self.at == "params" else AT_START
-        kind = Kind(ALL_INPUTS if self.structure == "gram" else self.kind + place)
-        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(Estimate)}
-        model = update.params if self.at == "params" else require_start(update.start)
-        measured = fisher(self.apply, self.likelihood, model, data, structure=self.structure, key=key, **options)
-        return Payload(weight, update.params, measured, kind)
-
-    def takes(self) -> Takes:
-        """What a rule can merge that reads this measure's Fisher: exact or drawn, one estimates the other."""
-        kinds = ("exact", "monte_carlo") if self.kind in ("exact", "monte_carlo") else (self.kind,)
-        place = "" if self.at == "params" else AT_START
-        return Takes((by_name(str(self.structure)),), tuple(kind + place for kind in kinds))
-
-
-def require_options(options: Mapping[str, Any], rule: Callable, measure: type, *taken: str) -> None:
-    """Refuse options that neither a rule's constructor nor what it measures with has.
-
-    Args:
-        options: what the constructor was given beside its own arguments.
-        rule: the constructor.
-        measure: the dataclass that the options are for.
-        taken: names of options that the rule itself decides.
-
-    Raises:
-        TypeError: an unknown option; the known ones are named.
-    """
-    own = {name for name, given in inspect.signature(rule).parameters.items() if given.kind is given.KEYWORD_ONLY}
-    passed = {field.name for field in dataclasses.fields(measure) if field.default is not dataclasses.MISSING}
-    known = sorted((own | passed) - set(taken))
-    for name in options:
-        if name not in known:
-            raise TypeError(f"option: got {name!r}, expected one of {', '.join(known)}")
 
 
 def require_start(start: PyTree) -> PyTree:

@@ -46,7 +46,7 @@ def pack_sums(sums: Sums, template: Mapping[str, Any], rule: str, silos: Sequenc
     """Write the exact sum of silos' contributions as the bytes of a file.
 
     Args:
-        sums: of the contributions.
+        sums: the exact sum of the contributions.
         template: the JSON header of any of the silos' files.
         rule: what they are lifted by.
         silos: at least one, with digests.
@@ -85,7 +85,7 @@ def silos_of(raw: Mapping[str, Any], arrays: Mapping[str, np.ndarray], limits: L
 
     Args:
         raw: the header.
-        arrays: of the file.
+        arrays: the arrays of the file.
         limits: caps on what is read.
 
     Raises:
@@ -142,10 +142,10 @@ def sums_of(arrays: Mapping[str, np.ndarray], shape: PyTree, header: Header, exa
     """Check the arrays of a region that adds, and make its sum of them.
 
     Args:
-        arrays: of the file.
+        arrays: the arrays of the file.
         shape: shapes and types of a contribution, see `contribution_shape`.
-        header: of a silo.
-        examples: of all silos together.
+        header: the header of a silo.
+        examples: the number of examples of all silos together.
 
     Raises:
         ValueError: which entry, and what is wrong with it.

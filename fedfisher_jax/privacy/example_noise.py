@@ -112,7 +112,7 @@ def split(promised: Promise, share: float = WHITENING) -> tuple[Promise, Promise
 
     Args:
         promised: from `promise`.
-        share: of the privacy, in units of 1/σ², for the first one.
+        share: the first one's share of the privacy, in units of 1/σ².
 
     Raises:
         ValueError: a share that is not between 0 and 1.

@@ -12,8 +12,8 @@ def card(rule: str, kind: str | None, contributors: Sequence[Mapping[str, Any]],
 
     Args:
         rule: the merge rule's name.
-        kind: of the statistics that were merged.
-        contributors: of each payload its "silo", "name", "examples" and "weight".
+        kind: the kind of the statistics that were merged.
+        contributors: a dictionary for each payload with its "silo", "name", "examples" and "weight".
         diagnostics: scalars that tell how the solve went.
     """
     rows = [f"| {c['silo']} | {c['name']} | {c['examples']} | {c['weight']:.4f} |" for c in contributors]

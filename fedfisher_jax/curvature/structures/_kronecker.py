@@ -190,10 +190,10 @@ class Kronecker(Structure):
         return cls(tuple(inputs), tuple(mean["outputs"]), rest, captured.layers, jax.tree.structure(params))
 
     def nearest_sum(self, weights: Any) -> "Kronecker":
-        """One product C · A ⊗ G with the traces of Σ_i w_i A_i ⊗ G_i, and in both of its partial traces.
+        """One product C · A ⊗ G, A and G being the partial traces of Σ_i w_i A_i ⊗ G_i divided by its trace C.
 
-        A and G are the partial traces, divided by the trace C; each gets 1 % of its mean diagonal entry, since the sum
-        is larger than this product where few clients know a direction.
+        Each then gets 1 % of its mean diagonal entry on its diagonal, since the sum is larger than this product in
+        directions that few clients know. Of equal clients it is their own Fisher, but for that.
         """
         stacked = zip(self.layers, self.inputs, self.outputs, strict=True)
         pairs = [_nearest(layer, a, g, weights) for layer, a, g in stacked]
