@@ -112,8 +112,12 @@ def in_no_room(thing: object) -> bool:
 
 
 def reference(name: str) -> str:
-    """Where the reference has a name of `ff`: in the room that exports it."""
+    """Where the reference has a name of `ff`: in the room that exports it. Rooms that `ff` does not load ask for an extra."""
+    import fedfisher_jax as ff
+
     for room, modules in rooms().items():
+        if room not in ff.__all__:
+            continue
         if name == room:
             return modules[0]
         if name in getattr(importlib.import_module(modules[0]), "__all__", ()):
