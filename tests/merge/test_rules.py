@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from functools import cache
 from pathlib import Path
 
 import chex
@@ -21,6 +22,7 @@ def apply(params, x):
     return jnp.tanh(x @ params["w"] + params["b"]) @ params["v"]
 
 
+@cache
 def rule_and_payloads(name, count=4):
     """Clients of different sizes and models."""
     options = {"solver": ff.conjugate_gradients(tolerance=1e-12)} if name.startswith("fedfisher") else {}
@@ -32,7 +34,7 @@ def rule_and_payloads(name, count=4):
         data = ff.examples(rng.normal(size=(6 + number, 5)), rng.integers(0, 4, 6 + number))
         params = jax.tree.map(jnp.asarray, params)
         payloads.append(rule.measure(ff.Update(params), data, jax.random.key(number)))
-    return rule, payloads
+    return rule, tuple(payloads)
 
 
 @pytest.mark.parametrize("name", RULES)
