@@ -10,12 +10,16 @@ NEWEST ?= $(firstword $(foreach v,3.13 3.12,$(wildcard $(HOME)/.pyenv/versions/$
 TESTS ?= tests/test_jaxpr.py tests/test_convolution.py tests/curvature/test_capture.py tests/test_cohort.py \
 	tests/test_stream.py tests/test_rounds.py tests/test_local.py tests/test_readme.py
 
-.PHONY: demo test docs newest test-newest test-flower test-torch check format dist try-dist lock
+.PHONY: demo test test-slow docs newest test-newest test-flower test-torch check format dist try-dist lock
 demo: .venv/installed
 	$(BIN)/fedfisher run --out runs/demo --overwrite
 
 test: .venv/installed-tests
-	$(BIN)/$(PYTEST)
+	$(BIN)/$(PYTEST) --quick
+
+# Real processes, the authors' arrays, experiments at a size of seconds: what `make test` skips.
+test-slow: .venv/installed-tests
+	$(BIN)/$(PYTEST) -m slow
 
 # The site, into site/; warnings (broken links, names that are not there) are errors.
 docs: .venv/installed-docs

@@ -28,6 +28,19 @@ hook.__enter__()
 MAPS = Path("/proc/self/maps")
 
 
+def pytest_addoption(parser):
+    """`make test` is quick, `make test-slow` runs the rest; both together are the suite, and CI runs both."""
+    parser.addoption("--quick", action="store_true", help="skip the tests that are marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skipped, and so listed at the end with the reason, where deselected tests would go unsaid."""
+    if config.getoption("--quick"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: make test-slow runs it"))
+
+
 @pytest.fixture(autouse=True)
 def forget_compiled_programs():
     """Compiled programs hold memory maps, and at Linux's 65,530 of a process XLA aborts: drop them well before."""

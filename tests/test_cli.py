@@ -1,11 +1,11 @@
 """The command, as a user runs it: its files, its refusals."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
 
+import devices
 import numpy as np
 import pytest
 
@@ -198,14 +198,12 @@ def test_two_hosts_of_a_slurm_step(record, tmp_path):
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_NTASKS": "2",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
     }
     call = [sys.executable, "-m", "fedfisher_jax.cli", *QUICK, "--distributed", "--out", str(tmp_path)]
     hosts = [
         subprocess.Popen(
             call,
-            env=os.environ | slurm | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)},
+            env=devices.environment(2) | slurm | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

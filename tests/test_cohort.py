@@ -1,12 +1,12 @@
 """A client's result does not depend on strategy, order, groups, padding or device count."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import chex
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,7 +167,7 @@ print("same")
 
 
 def test_four_devices():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = devices.environment(4)
     done = subprocess.run(
         [sys.executable, "-c", FOUR_DEVICES], env=environment, capture_output=True, text=True, cwd=Path(__file__).parent
     )

@@ -213,7 +213,7 @@ def test_a_node_killed_in_each_round_on_loopback_stops_none(tmp_path):
         assert federated.wait(timeout=900) == 0
         require_rounds(tmp_path, [[0, 1], [0], [0]])
         left_out = json.loads((tmp_path / "left_out.json").read_text())
-        # In round 2 the node that died in round 1 is left out as well, or Flower knows that it is gone and does not ask it.
+        # In round 2 the node that died in round 1 is left out as well, unless Flower knows by then that it is gone.
         assert len(left_out["1"]) == 1 and len(set(left_out["2"]) - set(left_out["1"])) == 1
 
 

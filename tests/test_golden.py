@@ -84,28 +84,26 @@ def require_accuracy(params, rule):
 
 
 @pytest.mark.slow
-def test_fisher_information_of_two_clients():
-    """Both structures in one pass; the two smallest clients, of 4,849 and 9,193 examples."""
-    dataset, chosen = golden.fashion_mnist(), (3, 4)
-    rows, sizes = pad_rows([golden.array(f"client{i}/idx") for i in chosen])
-    measure = jax.jit(lambda p, data: ff.fishers(apply, likelihood, p, data, captured=captured))
-    x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
-    for client, row, size in zip(chosen, rows, sizes, strict=True):
-        found = measure(golden.params(client), Examples(x, y, jnp.asarray(row), jnp.asarray(size)))
-        for name, ours, theirs in zip(
-            LAYERS, jax.tree.leaves(found["diagonal"]), jax.tree.leaves(diagonal(client)), strict=True
-        ):
-            assert distance(ours, theirs) < 1e-4, (client, name)
-        expected = kronecker(client)
-        for layer, a, g in zip(found["kronecker"].layers, found["kronecker"].inputs, found["kronecker"].outputs):
-            name = LAYERS[layer.weight]
-            a, g, b, h = (
-                np.asarray(m, float) for m in (a, g, expected.inputs[layer.weight], expected.outputs[layer.weight])
-            )
-            inner = (np.sum(a * b) * np.sum(g * h)) / (np.sum(a * a) * np.sum(g * g))
-            ratio = (np.sum(b * b) * np.sum(h * h)) / (np.sum(a * a) * np.sum(g * g))
-            gap = np.sqrt(max(1 - 2 * inner + ratio, 0) / ratio)  # ‖A⊗G − B⊗H‖ / ‖B⊗H‖
-            assert gap < 1e-4, (client, name)
+def test_fisher_information_of_a_client():
+    """Both structures in one pass, on the smallest client's 4,849 examples."""
+    client, dataset = 3, golden.fashion_mnist()
+    rows = golden.array(f"client{client}/idx")
+    data = ff.examples(jnp.asarray(dataset.train_x[rows]), jnp.asarray(dataset.train_y[rows]))
+    found = ff.fishers(apply, likelihood, golden.params(client), data, captured=captured)
+    for name, ours, theirs in zip(
+        LAYERS, jax.tree.leaves(found["diagonal"]), jax.tree.leaves(diagonal(client)), strict=True
+    ):
+        assert distance(ours, theirs) < 1e-4, name
+    expected = kronecker(client)
+    for layer, a, g in zip(found["kronecker"].layers, found["kronecker"].inputs, found["kronecker"].outputs):
+        name = LAYERS[layer.weight]
+        a, g, b, h = (
+            np.asarray(m, float) for m in (a, g, expected.inputs[layer.weight], expected.outputs[layer.weight])
+        )
+        inner = (np.sum(a * b) * np.sum(g * h)) / (np.sum(a * a) * np.sum(g * g))
+        ratio = (np.sum(b * b) * np.sum(h * h)) / (np.sum(a * a) * np.sum(g * g))
+        gap = np.sqrt(max(1 - 2 * inner + ratio, 0) / ratio)  # ‖A⊗G − B⊗H‖ / ‖B⊗H‖
+        assert gap < 1e-4, name
 
 
 def test_fedavg():

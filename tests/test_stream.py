@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import chex
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,7 +157,7 @@ def test_two_hosts_are_one():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment = devices.environment(2)
     command = [sys.executable, "-c", TWO_HOSTS, port]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     hosts = [subprocess.Popen([*command, str(number)], **pipes) for number in range(2)]

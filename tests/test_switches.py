@@ -185,7 +185,10 @@ for function in ("fishers categorical", "training categorical", "rule fedfisher-
 def test_number_of_threads_changes_nothing_beyond_rounding():
     found = []
     for flags in ("", "--xla_cpu_multi_thread_eigen=false"):
-        environment = os.environ | {"XLA_FLAGS": flags, "OMP_NUM_THREADS": "1" if flags else "2"}
+        environment = os.environ | {
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+            "OMP_NUM_THREADS": "1" if flags else "2",
+        }
         done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
         found.append([[float(word) for word in line.split()] for line in done.stdout.splitlines()])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import devices
 import pytest
 
 PREAMBLE = """
@@ -138,8 +139,6 @@ print("as alone")
 
 @pytest.mark.slow
 def test_fisher_and_train_under_shard_map_are_those_of_each_device():
-    program = 'import os\nos.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"\n'
-    done = subprocess.run(
-        [sys.executable, "-c", program + PREAMBLE + UNDER_SHARD_MAP], capture_output=True, text=True, check=False
-    )
+    call = [sys.executable, "-c", PREAMBLE + UNDER_SHARD_MAP]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=devices.environment(2))
     assert done.stdout == "as alone\n", done.stderr[-3000:]
