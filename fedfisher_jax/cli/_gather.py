@@ -12,7 +12,6 @@ import optax
 from rich.console import Console
 from rich.progress import track
 
-from ..curvature import capture
 from ..federate import zero_fishers
 from ..merge import Payload, Rule, catalogue
 from ..merge._exact_sums import Sums, joined
@@ -24,7 +23,7 @@ from ..payload import _region as region
 from ..payload._files_of_a_merge import Part, Terms
 from ..silos import _model_file as model_file
 from ..silos._network import likelihood_of
-from ..solve._conjugate_gradients import conjugate_gradients
+from ._once import layers_of, rule_of
 
 KINDS = ("exact", "monte_carlo", "empirical")  # of Fisher information, which rules that measure it can be told
 MANY = 20  # files from which on progress is shown
@@ -108,7 +107,7 @@ def gather(
     limits = Limits(file_bytes=max_bytes, decoded_bytes=room, working_bytes=working)
     start = model_file.read(start_path, model)
     example = jax.ShapeDtypeStruct((1, *start.kind.input_shape), jnp.float32)
-    captured = capture(start.network.apply, start.params, example)
+    captured = layers_of(start.network.apply, start.params, example)
     terms = Terms(start.params, captured.layers, limits, start=start.fingerprint)
     parts = files_of.parts_of(paths, terms)
     about = parts[0].silos[0].header.about
@@ -117,12 +116,10 @@ def gather(
     name = rule_name or about.rule
     if ":" in name and rule_name is None:  # files make nothing run
         raise ValueError(f"rule: the files are for {name[:80]!r}; say --rule {name[:80]} to import that")
-    options: dict[str, Any] = {} if damping is None else {"solver": conjugate_gradients(damping=damping)}
-    if options and name not in catalogue.SOLVED:
+    if damping is not None and name not in catalogue.SOLVED:
         raise ValueError(f"damping: {name} has none")
-    offers: dict[str, Any] = {"captured": captured} | ({"kind": about.kind} if about.kind in KINDS else {})
-    likelihood = likelihood_of(start.kind.likelihood)
-    rule = catalogue.named_rule(name, start.network.apply, likelihood, offers=offers, **options)
+    offers = (("captured", captured), *((("kind", about.kind),) if about.kind in KINDS else ()))
+    rule = rule_of(name, start.network.apply, likelihood_of(start.kind.likelihood), offers, damping)
     for part in parts:
         if part.holds == region.SUMS and name != about.rule:
             raise ValueError(f"rule: {part.path} holds a sum for {about.rule[:80]}, which {name} cannot merge")

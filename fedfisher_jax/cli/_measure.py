@@ -6,16 +6,14 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import optax
 
 from .. import _files, payload
 from .._examples import examples
-from ..curvature import capture
 from ..data import Columns
 from ..data._scaling import far_from_one
 from ..data._where import expanded
 from ..federate import LocalTraining, best_constant, crop_and_flip, own_scores, run_keys, zero_fishers
-from ..merge import Update, catalogue
+from ..merge import Update
 from ..models import weights
 from ..payload import _structures as structures
 from ..payload import plan
@@ -28,6 +26,7 @@ from ..silos import _silo_data as silo_data
 from ..silos import silo_cohort, train_and_measure
 from ..silos._network import likelihood_of, outputs_of
 from . import _checkpoints as checkpoints
+from ._once import layers_of, rule_of, scoring, sgd
 from ._one_line import say
 from ._ranges import require_ranges
 
@@ -170,9 +169,9 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
     apply, likelihood = start.network.apply, likelihood_of(start.kind.likelihood)
     outputs = outputs_of(apply, start.params, x, start.kind.input_shape)
     y = silo_data.targets_of(settings.data, likelihood, outputs, y)
-    captured = capture(apply, start.params, x)
-    offers = {"captured": captured, "kind": settings.kind, "samples": settings.samples}
-    rule = catalogue.named_rule(settings.rule, apply, likelihood, offers=offers)
+    captured = layers_of(apply, start.params, x)
+    offers = (("captured", captured), ("kind", settings.kind), ("samples", settings.samples))
+    rule = rule_of(settings.rule, apply, likelihood, offers)
     if isinstance(guarantee, Promise):
         rule = example_noise.clipped(rule, guarantee)
     key = run_keys(settings.seed)
@@ -189,7 +188,7 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
     elif settings.checkpoint is not None:
         params = model_file.read_checkpoint(settings.checkpoint, start.params)
     else:
-        optimizer = optax.sgd(settings.learning_rate, settings.momentum)
+        optimizer = sgd(settings.learning_rate, settings.momentum)
         augment = crop_and_flip() if settings.augment else None
         training = LocalTraining(
             apply, likelihood, optimizer, settings.epochs, settings.batch_size, augment, None, rule.squares
@@ -224,7 +223,7 @@ def _tell(settings: MeasureSettings, start: model_file.Model, sent: Any, mine: A
     if sent.params is None:  # the start was measured, and nothing trained
         return
     likelihood = likelihood_of(start.kind.likelihood)
-    model = LocalTraining(start.network.apply, likelihood, optax.identity(), 0, settings.batch_size)
+    model = scoring(start.network.apply, likelihood, settings.batch_size)
     before, after = own_scores(model, start.params, jax.tree.map(lambda leaf: leaf[None], sent.params), mine)
     shown = [
         ", ".join(f"{name} {value[0]:.4f}" for name, value in scores._asdict().items() if value is not None)

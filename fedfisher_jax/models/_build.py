@@ -1,6 +1,7 @@
 """A network of the experiments by its name, as two pure functions."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -80,7 +81,13 @@ def build(name: str, input_shape: Sequence[int], num_classes: int, use_bias: boo
         raise ValueError(f"options: got {options}, expected widths of at least 1")
     if "hidden" in options:
         options["hidden"] = tuple(options["hidden"])
-    module = family.module(num_classes=num_classes, use_bias=use_bias, **options)
+    return _built(name, shape, num_classes, use_bias, tuple(sorted(options.items())))
+
+
+@lru_cache(maxsize=64)
+def _built(name: str, shape: tuple[int, ...], num_classes: int, use_bias: bool, options: tuple) -> Network:
+    """The same two functions for the same network, so that what JAX compiled for them is found."""
+    module = _FAMILIES[name].module(num_classes=num_classes, use_bias=use_bias, **dict(options))
 
     def init(key):
         return module.lazy_init(key, jax.ShapeDtypeStruct((1, *shape), jnp.float32))["params"]
