@@ -28,7 +28,7 @@ class RunSettings:
     epochs: int = 30
     """Local epochs, in every round."""
     rules: tuple[str, ...] = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
-    """Merge rules, or your own as module:function."""
+    """Merge rules, or your own as module:function; options stand after commas: fedfisher-kfac,damping=1."""
     seed: int = 0
     """Seed of initialisation, training and Monte-Carlo draws."""
     data_seed: int | None = None
@@ -138,9 +138,8 @@ def check(settings: RunSettings) -> None:
     elif settings.server_learning_rate != 1.0:
         raise ValueError("server_learning_rate: expected a --server-optimizer with it")
     for name in (*settings.rules, *([settings.warm_up] if settings.warm_up else [])):
-        for part in name.split("+"):
-            if part in catalogue.RULES and not catalogue.RULES[part].rounds:
-                raise ValueError(f"rules: got {name}, which makes another network, from which no round can start")
+        if not catalogue.goes_on(name):
+            raise ValueError(f"rules: got {name}, which makes another network, from which no round can start")
     sampled_of(settings, settings.clients)
 
 

@@ -14,10 +14,10 @@ from ..curvature import Capture, capture
 from ..federate import LocalTraining, RunKeys, crop_and_flip, run_keys
 from ..federate._one_shot import offers as offers_of
 from ..merge import catalogue
+from ..merge._options import named
 from ..merge._rule import Rule
 from ..silos import _model_file as model_file
 from ..silos._network import network_of, template_of
-from ..solve._conjugate_gradients import conjugate_gradients
 from ._local_training import optimizer
 from ._settings import RunSettings
 
@@ -119,13 +119,9 @@ def _rule(
     seed: int,
     kind: str,
     samples: int,
-    damping: float | None,
 ) -> Rule:
     offers = offers_of(network.init, training, captured, seed, kind=kind, samples=samples)
-    own: dict[str, Any] = {}
-    if damping is not None and name in catalogue.SOLVED:
-        own["solver"] = conjugate_gradients(damping=damping)
-    return catalogue.named_rule(name, network.apply, likelihood, offers=offers, **own)
+    return catalogue.named_rule(name, network.apply, likelihood, offers=offers)
 
 
 def rules_of(settings: RunSettings, here: World, names: tuple[str, ...]) -> Mapping[str, Rule]:
@@ -133,10 +129,12 @@ def rules_of(settings: RunSettings, here: World, names: tuple[str, ...]) -> Mapp
     if settings.preset == "paper":
         return _released(settings, here, names)
     given = here.network, here.likelihood, here.captured, here.training
-    options = settings.kind, settings.samples, settings.damping
+    options, damping = (settings.kind, settings.samples), settings.damping
 
     def part(name: str) -> Rule:
         seed = settings.seed if "others" in catalogue.takes(name) else 0  # of fresh starts alone
+        if damping is not None and named(name).name in catalogue.SOLVED:
+            name = catalogue.with_option(name, "damping", damping)
         return _rule(name, *given, seed, *options)
 
     return {name: catalogue.composed(name, part) for name in names}
