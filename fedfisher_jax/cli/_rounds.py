@@ -18,11 +18,11 @@ from ..federate import Cohort, Federation, Simulation, cohort, payload_bits, per
 from ..federate._one_shot import Result, train_pooled
 from ..federate._variants import Variant
 from ..merge import Merged, Rule, Update, exchanges
-from ._local_training import optimizer, variant
+from ._local_training import variant
 from ._names import file_name
 from ._one_line import Terminated
 from ._progress import bars
-from ._settings import RunSettings, sampled_of
+from ._settings import RunSettings, sampled_of, server_optimizer
 from ._world import World, rules_of
 
 HELD_OUT = 0.2  # of a client's examples, where the model is personalised
@@ -67,8 +67,7 @@ def run_over_rounds(
     mine, held_out = _held_out(settings, here)
     everyone = cohort(here.x, here.y, mine)
     corrected = variant(settings.local, settings.strength, settings)
-    step = settings.server_optimizer
-    server = None if step is None else optimizer("server_optimizer", step, settings.server_learning_rate)
+    server = server_optimizer(settings)
     if settings.overwrite:
         _forget(out / "rounds")
     with bars(console) as progress:

@@ -11,10 +11,9 @@ from rich.markdown import Markdown
 from .. import _files, report
 from ._one_line import Terminated
 from ._progress import bars
-from ._ranges import COUNT
 from ._run import run_in
 from ._settings import check
-from ._sweep_settings import cells_of
+from ._sweep_settings import cells_of, seeds_of
 
 CLEARED = 20  # cells after which compiled programs are dropped: each holds memory maps, of which Linux gives 65,530
 UNTOLD = ("seconds", "seconds_measure", "seconds_merge")  # or the files would not be the same again
@@ -26,8 +25,6 @@ def sweep(settings: Any) -> None:
     Raises:
         ValueError: settings of a cell that do not work, before any cell runs; a folder that holds other runs.
     """
-    if not COUNT.holds(settings.seeds):
-        raise ValueError(f"seeds: got {settings.seeds}, expected {COUNT.words}")
     against = settings.rules[0] if settings.against is None and settings.rules else settings.against
     if against not in settings.rules:
         raise ValueError(f"against: got {against}, expected one of --rules: {', '.join(settings.rules)}")
@@ -82,7 +79,7 @@ def _line(column: str, cell: Any, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _caption(settings: Any, cells: list[tuple[str, Any]]) -> str:
-    one, seeds = cells[0][1], settings.seeds
+    one, seeds = cells[0][1], len(seeds_of(settings))
     shared = {name: sorted({str(getattr(cell, name)) for _, cell in cells}) for name in ("dataset", "model", "rounds")}
     data, model, rounds = (values[0] if len(values) == 1 else "several" for values in shared.values())
     data = Path(data).name

@@ -18,7 +18,7 @@ from ..merge._options import named
 from ..merge._rule import Rule
 from ..silos import _model_file as model_file
 from ..silos._network import network_of, template_of
-from ._local_training import optimizer
+from ._local_training import optimizer, rate
 from ._settings import RunSettings
 
 
@@ -67,8 +67,8 @@ def world(settings: RunSettings) -> World:
     network, captured = _network(settings.model, shape, dataset.num_classes, settings.bias)
     likelihood, key = categorical(), run_keys(settings.seed)
     start = models.STARTS[settings.start](network.init(key.init))
-    names = settings.optimizer, settings.learning_rate, settings.momentum, settings.epochs, settings.batch_size
-    training = _training(network, likelihood, dataset.augment, *names)
+    names = settings.optimizer, settings.learning_rate, settings.momentum, settings.schedule
+    training = _training(network, likelihood, dataset.augment, *names, settings.epochs, settings.batch_size)
     kind = model_file.Kind(settings.model, tuple(map(int, shape)), dataset.num_classes, settings.bias)
     return World(
         dataset,
@@ -102,10 +102,11 @@ def _training(
     name: str,
     learning_rate: float,
     momentum: float,
+    schedule: str | None,
     epochs: int,
     batch_size: int,
 ) -> LocalTraining:
-    chosen = optimizer("optimizer", name, learning_rate, momentum)
+    chosen = optimizer("optimizer", name, rate("schedule", learning_rate, schedule), momentum)
     return LocalTraining(network.apply, likelihood, chosen, epochs, batch_size, crop_and_flip() if augment else None)
 
 

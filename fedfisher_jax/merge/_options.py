@@ -31,8 +31,8 @@ class Option(NamedTuple):
     types: tuple[type, ...]
 
 
-def named(text: str) -> Named:
-    """Take "NAME,OPTION=VALUE,…@FEATURE,…" apart.
+def named(text: str, what: str = "rules") -> Named:
+    """Take "NAME,OPTION=VALUE,…@FEATURE,…" apart; `what` names it in messages.
 
     Raises:
         ValueError: a word without "=", or an option twice.
@@ -43,7 +43,7 @@ def named(text: str) -> Named:
     for word in words:
         key, equals, value = word.partition("=")
         if not (equals and key and value) or key in options:
-            raise ValueError(f"rules: got {text[:80]!r}, expected OPTION=VALUE after commas, each option once")
+            raise ValueError(f"{what}: got {text[:80]!r}, expected OPTION=VALUE after commas, each option once")
         options[key.replace("-", "_")] = value
     return Named(name, options, tuple(features.split(",")) if at else ())
 
