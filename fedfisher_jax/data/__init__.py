@@ -21,6 +21,9 @@ from ._split import label_counts as label_counts
 from ._split import split as split
 from ._tables import Columns as Columns
 from ._tables import read_table as read_table
+from ._targets import TARGETS as TARGETS
+from ._targets import Strata as Strata
+from ._targets import strata as strata
 from ._text import TextData as TextData
 from ._text import standard_library as standard_library
 from ._text import text_clients as text_clients
@@ -34,7 +37,9 @@ __all__ = [
     "Dataset",
     "PARTITIONS",
     "Scaling",
+    "Strata",
     "Sums",
+    "TARGETS",
     "TextData",
     "describe",
     "dirichlet_class",
@@ -52,6 +57,7 @@ __all__ = [
     "shards",
     "split",
     "standard_library",
+    "strata",
     "text_clients",
     "text_folder",
 ]

@@ -31,6 +31,7 @@ def load(
     download: bool = False,
     inputs: str = "standardised",
     columns: tables.Columns = tables.Columns(),
+    likelihood: str = "categorical",
 ) -> Dataset:
     """Load a data set, a named one normalised as in the FedFisher paper (arXiv 2403.12329) where the paper states it.
 
@@ -48,6 +49,8 @@ def load(
         inputs: what is done to the numbers of your own file: "standardised" or "as-is" (see `read_npz`). A named set
             has one normalisation, and "as-is" is refused.
         columns: which columns of a table are its labels, whose a row is, and no inputs.
+        likelihood: what the targets of your own file are: categorical (classes), gaussian (numbers) or bernoulli
+            (several labels of 0 and 1). Named sets have classes.
 
     Returns:
         The data set; images are float32 [N, H, W, C].
@@ -58,9 +61,11 @@ def load(
             a FileNotFoundError and a ValueError.
     """
     if name.endswith(".npz"):
-        return read_npz(expanded(name), inputs)
+        return read_npz(expanded(name), inputs, likelihood)
     if name.endswith(tables.ENDINGS):
-        return tables.read_table(expanded(name), inputs, columns)
+        return tables.read_table(expanded(name), inputs, columns, likelihood)
+    if likelihood != "categorical":
+        raise ValueError(f"likelihood: got {likelihood} for {name}, expected categorical: named sets have classes")
     if inputs != "standardised":
         raise ValueError(f"inputs: got {inputs!r} for {name}, expected standardised: a named set has one normalisation")
     if name == "digits":
