@@ -88,8 +88,8 @@ class MeasureSettings:
     """With epsilon: largest norm of trained minus starting parameters."""
     clip_fisher: float = 1.0
     """With epsilon: largest norm of each array of the Fisher information."""
-    label: str = "label"
-    """Column of the labels in a table."""
+    label: tuple[str, ...] = ("label",)
+    """Column, or columns, of the labels in a table."""
     ignore: tuple[str, ...] = ()
     """Columns of a table that are no inputs."""
     clip_features: float = 1.0

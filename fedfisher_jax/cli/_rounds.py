@@ -14,16 +14,27 @@ from rich.progress import Progress
 
 from .._examples import Examples
 from .._metrics import as_numbers, evaluate
-from ..federate import Cohort, Federation, Simulation, cohort, payload_bits, personalise, rounds, run_rounds
+from ..federate import (
+    Cohort,
+    Federation,
+    Simulation,
+    cohort,
+    payload_bits,
+    personalise,
+    rounds,
+    run_rounds,
+    scores_at_clients,
+)
 from ..federate._one_shot import Result, train_pooled
 from ..federate._variants import Variant
 from ..merge import Merged, Rule, Update, exchanges
+from ..report._measure import ACCURACY, measure_of
 from ._local_training import variant
 from ._names import file_name
 from ._one_line import Terminated
 from ._progress import bars
 from ._settings import RunSettings, sampled_of, server_optimizer
-from ._world import World, rules_of
+from ._world import World, rules_of, with_rmse
 
 HELD_OUT = 0.2  # of a client's examples, where the model is personalised
 
@@ -84,6 +95,8 @@ def run_over_rounds(
             lines = [line | {"round": line["round"] + count} for line in lines]
             value = before | {"rounds": [*before["rounds"], *lines], "diagnostics": lines[-1]["diagnostics"]}
             value |= _scores(here, state.params) | {"bits_up": _bits(rule, corrected, here)}
+            at = scores_at_clients(here.training, state.params, everyone, strategy=settings.strategy)
+            value["clients"] = at._asdict()
             if settings.personalise:
                 value["personalised"] = _personalised(settings, here, state.params, everyone, held_out)
             keep(name, Merged(state.params, {}))
@@ -107,7 +120,8 @@ def _go_on(
     task = setting.progress.add_task(name, total=count)
 
     def done(line: dict[str, Any]) -> None:
-        words = f"{name[:18]} {100 * line['accuracy']:5.1f} %"
+        measure = measure_of([line])
+        words = f"{name[:17]} {measure.text(line[measure.key]):>5}{' %' * (measure is ACCURACY)}"
         setting.progress.update(task, completed=line["round"], description=words)
 
     how: dict[str, Any] = {
@@ -127,7 +141,7 @@ def _go_on(
 
 def _scores(here: World, params: Any) -> dict[str, float]:
     settings = here.network.apply, here.likelihood
-    return as_numbers(evaluate(*settings, params, here.dataset.test_x, here.dataset.test_y))
+    return with_rmse(here, as_numbers(evaluate(*settings, params, here.dataset.test_x, here.dataset.test_y)))
 
 
 def _of_test(scores: dict[str, float]) -> dict[str, float]:

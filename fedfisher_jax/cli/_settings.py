@@ -74,8 +74,10 @@ class RunSettings:
     cosine_decay_schedule,decay_steps=200. It starts, or has its peak, at --learning-rate."""
     inputs: Literal["standardised", "as-is"] = "standardised"
     """What is done to your own data: every channel or feature gets mean 0 and spread 1 by the training examples."""
-    label: str = "label"
-    """Column of the labels in your own .csv or .parquet."""
+    likelihood: Literal["categorical", "gaussian", "bernoulli"] = "categorical"
+    """What your own targets are: classes, numbers to regress on, or labels of 0 and 1 of which each may hold."""
+    label: tuple[str, ...] = ("label",)
+    """Column of the labels in your own .csv or .parquet; several, where they are no classes."""
     silo_column: str | None = None
     """Column that says whose a row is in your own .csv or .parquet, for --partition natural."""
     ignore: tuple[str, ...] = ()
@@ -124,6 +126,8 @@ def check(settings: RunSettings) -> None:
         raise ValueError(f"rules: expected different names, at least one, got {' '.join(settings.rules) or 'none'}")
     if settings.preset == "paper" and settings.damping is not None:
         raise ValueError("damping: the paper's loop has none; leave it out with --preset paper")
+    if settings.preset == "paper" and settings.likelihood != "categorical":
+        raise ValueError(f"likelihood: got {settings.likelihood}, expected categorical, for which --preset paper is")
     rate("schedule", settings.learning_rate, settings.schedule)
     if settings.rounds == 1:
         defaults = {field.name: field.default for field in dataclasses.fields(settings)}

@@ -35,7 +35,7 @@ def sweep(settings: Any) -> None:
     with _files.only_writer(out):
         found = _run_all(out, cells)
         summary = report.summarise(found, against)
-        caption = _caption(settings, cells)
+        caption = _caption(settings, cells, summary)
         _files.write_atomically(out / "table.md", report.markdown(summary, caption))
         _files.write_atomically(out / "table.tex", report.latex(summary, caption))
         _files.write_atomically(out / "table.csv", report.comma_separated(summary))
@@ -78,7 +78,7 @@ def _line(column: str, cell: Any, record: dict[str, Any]) -> dict[str, Any]:
     return parts | {"references": record["references"], "versions": record["versions"]}
 
 
-def _caption(settings: Any, cells: list[tuple[str, Any]]) -> str:
+def _caption(settings: Any, cells: list[tuple[str, Any]], summary: report.Summary) -> str:
     one, seeds = cells[0][1], len(seeds_of(settings))
     shared = {name: sorted({str(getattr(cell, name)) for _, cell in cells}) for name in ("dataset", "model", "rounds")}
     data, model, rounds = (values[0] if len(values) == 1 else "several" for values in shared.values())
@@ -86,4 +86,5 @@ def _caption(settings: Any, cells: list[tuple[str, Any]]) -> str:
     how = "one shot" if rounds == "1" else f"{rounds} rounds"
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     paired = "; differences are paired by seed" if len(settings.rules) > 1 else ""
-    return f"Test accuracy in %, {data}, {model}, {one.clients} clients, {how}: {spread}{paired}."
+    said = summary.measure.said[0].upper() + summary.measure.said[1:]
+    return f"{said}, {data}, {model}, {one.clients} clients, {how}: {spread}{paired}."

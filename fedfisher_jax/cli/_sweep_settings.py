@@ -24,6 +24,7 @@ NOT_VARIED = (  # what is the same in all cells
         "data_dir",
         "save",
         "overwrite",
+        "likelihood",
         "label",
         "silo_column",
         "ignore",
@@ -82,14 +83,14 @@ def cells_of(settings: Any) -> list[tuple[str, RunSettings]]:
         if len(set(values)) != len(values):
             raise ValueError(f"{name}: got {' '.join(map(str, values))}, expected values that differ")
     same = {name: getattr(settings, name) for name in NOT_VARIED if name != "out"}
-    found = []
+    found, alone = [], "RMSE" if settings.likelihood == "gaussian" else "accuracy"
     for values in itertools.product(*given.values()):
         chosen = dict(zip(given, values, strict=True))
         column = ", ".join(_said(name, value) for name, value in chosen.items() if len(given[name]) > 1)
         for seed in seeds_of(settings):
             named = ",".join(f"{name}={value}" for name, value in {**chosen, "seed": seed}.items())
             folder = settings.out / "cells" / named.replace("/", "_")[:200]
-            found.append((column or "accuracy", RunSettings(**{**same, **chosen, "seed": seed, "out": folder})))
+            found.append((column or alone, RunSettings(**{**same, **chosen, "seed": seed, "out": folder})))
     return found
 
 

@@ -18,7 +18,7 @@ class Dataset:
         train_y: int32 [N] labels in 0 … num_classes − 1; of a likelihood without classes, targets [N, num_classes].
         test_x: float32, the same shape as `train_x` but for the first axis.
         test_y: int32 labels of `test_x`.
-        num_classes: number of classes, C; a class without examples is allowed. Without classes, of an example's targets.
+        num_classes: number of classes, C; a class without examples is allowed. Without classes, of targets.
         groups: int [N], the column of a natural split (a writer, a hospital) over training examples, or None.
         augment: whether the FedFisher paper trains on random crops and flips of this set (arXiv 2403.12329).
         scaling: what was done to the numbers as they were found; None where nothing was.

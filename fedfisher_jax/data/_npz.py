@@ -19,8 +19,9 @@ def read_npz(path: Path, inputs: str = "standardised", likelihood: str = "catego
     """Read a data set; nothing is unpickled.
 
     Images are [N, H, W, C], or [N, H, W] with one channel, and rows [N, features], of any real type. Labels are
-    integers from 0, or texts; texts, and where classes have no example the others, are numbered 0 … C − 1 in their
-    order, which `Dataset.classes` keeps. Of other likelihoods targets are numbers, [N] or [N, C]. `groups` is one entry per training example, integers or strings.
+    integers from 0, or texts; texts, and integers with gaps, are numbered 0 … C − 1 in their order, which
+    `Dataset.classes` keeps. Of other likelihoods targets are numbers, [N] or [N, C]. `groups` is one entry per training
+    example, integers or strings.
 
     Args:
         path: the file.
@@ -77,9 +78,7 @@ def _numbers(path: Path, name: str, x: np.ndarray) -> np.ndarray:
     return as_images(x)
 
 
-def _classes(
-    path: Path, *labels: np.ndarray
-) -> tuple[list[np.ndarray], int, tuple[int | str, ...] | None]:
+def _classes(path: Path, *labels: np.ndarray) -> tuple[list[np.ndarray], int, tuple[int | str, ...] | None]:
     """Labels of the parts as places among the classes, the number of classes, and what they are called."""
     parts = [_labels(path, name, y) for name, y in zip(("train_y", "test_y"), labels, strict=True)]
     if len({y.dtype.kind for y in parts}) > 1:

@@ -1,4 +1,4 @@
-"""Targets that are no classes: numbers to regress on (gaussian), and labels of 0 and 1 of which each may hold (bernoulli)."""
+"""Targets that are no classes: numbers to regress on (gaussian), several labels of 0 and 1 (bernoulli)."""
 
 from typing import NamedTuple
 
@@ -15,10 +15,12 @@ class Strata(NamedTuple):
     Attributes:
         labels: int [N], the stratum of each example.
         names: the strata's names, for people.
+        what: what a stratum is, for people.
     """
 
     labels: np.ndarray
     names: tuple[str, ...]
+    what: str = "class"
 
 
 def require_targets(likelihood: str) -> None:
@@ -72,6 +74,8 @@ def strata(likelihood: str, y: np.ndarray) -> Strata:
         edges = np.unique(np.quantile(y[:, 0], np.linspace(0, 1, BINS + 1)[1:-1]))
         found, labels = np.unique(np.searchsorted(edges, y[:, 0]), return_inverse=True)
         ends = [*(f"≤ {edge:.3g}" for edge in edges), f"> {edges[-1]:.3g}"]
-        return Strata(labels, tuple(ends[number] for number in found))
+        return Strata(labels, tuple(ends[number] for number in found), "range of targets")
     found, labels = np.unique(y, axis=0, return_inverse=True)
-    return Strata(labels.ravel(), tuple("+".join(map(str, np.flatnonzero(row))) or "none" for row in found))
+    return Strata(
+        labels.ravel(), tuple("+".join(map(str, np.flatnonzero(row))) or "none" for row in found), "set of labels"
+    )

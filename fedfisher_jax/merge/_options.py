@@ -112,7 +112,8 @@ def arguments_of(
         else:
             found[key] = value
     for argument, values in inner.items():
-        found[argument] = conjugate_gradients(**{"damping": damping} | values) if argument == "solver" else values
+        whole: dict[str, Any] = {"damping": damping} | values
+        found[argument] = conjugate_gradients(**whole) if argument == "solver" else values
     return found
 
 
@@ -125,7 +126,7 @@ def records(constructor: Callable[..., Any], arguments: dict[str, Any]) -> dict[
     for name, values in arguments.items():
         if isinstance(values, dict):
             default = fixed.get(name, inspect.signature(constructor).parameters[name].default)
-            kind = next(filter(dataclasses.is_dataclass, _kinds(get_type_hints(constructor)[name])))
+            kind: Any = next(filter(dataclasses.is_dataclass, _kinds(get_type_hints(constructor)[name])))
             made[name] = kind(**values) if default is None else dataclasses.replace(default, **values)
     return made
 

@@ -146,6 +146,7 @@ def targets_of(source: str, likelihood: Likelihood, outputs: tuple[int, ...], y:
     """
     try:
         check_targets(likelihood, outputs, y)
+        y = y[:, None] if likelihood.name != "categorical" and y.ndim < len(outputs) else y
         if likelihood.name != "gaussian":
             return y.astype(np.int32)
         with np.errstate(over="ignore"):
