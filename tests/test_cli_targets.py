@@ -1,5 +1,6 @@
 """Runs on numbers to regress on and on several labels: files in, the library's numbers out."""
 
+import contextlib
 import csv
 import json
 
@@ -9,6 +10,7 @@ import pytest
 
 from fedfisher_jax import report
 from fedfisher_jax.cli import _cli as cli
+from fedfisher_jax.report import trackers
 from fedfisher_jax.silos import _model_file as model_file
 
 QUICK = ("--clients", "2", "--epochs", "2", "--batch-size", "16", "--rules", "fedavg", "--strategy", "sequential")
@@ -34,8 +36,19 @@ def regressed(tmp_path_factory):
     x, y = numbers()
     np.savez(folder / "d.npz", train_x=x[:90], train_y=y[:90], test_x=x[90:], test_y=y[90:])
     command("run", "--dataset", folder / "d.npz", "--likelihood", "gaussian", *QUICK, "--out", folder / "one")
-    rounds = ("--rounds", "2", "--personalise", "1", "--alpha", "5")
-    command("run", "--dataset", folder / "d.npz", "--likelihood", "gaussian", *QUICK, *rounds, "--out", folder / "two")
+    rounds = ("--rounds", "2", "--personalise", "1", "--alpha", "5", "--track", "tensorboard")
+    told = []
+
+    @contextlib.contextmanager
+    def listening(place, settings):
+        yield told.append
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(trackers.TRACKERS, "tensorboard", listening)
+        command(
+            "run", "--dataset", folder / "d.npz", "--likelihood", "gaussian", *QUICK, *rounds, "--out", folder / "two"
+        )
+    (folder / "told.json").write_text(json.dumps(told))
     return folder
 
 
@@ -60,6 +73,22 @@ def test_rounds_of_regression_have_curves(regressed):
     rule = result(regressed / "two")["rules"]["fedavg"]
     assert [line["rmse"] for line in rule["rounds"]][-1] == pytest.approx(rule["rmse"])
     assert rule["personalised"]["accuracy"] == [None, None] and len(rule["clients"]["loss"]) == 2
+
+
+def test_trackers_are_told_what_is_written(regressed):
+    told = json.loads((regressed / "told.json").read_text())
+    assert [(one["kind"], one["name"], one["round"]) for one in told] == [
+        ("round", "fedavg", 1),
+        ("round", "fedavg", 2),
+        ("rule", "fedavg", 2),
+    ]
+    rows = [json.loads(line) for line in (regressed / "two" / "records.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["round", "round", "rule"]
+    lines = result(regressed / "two")["rules"]["fedavg"]["rounds"]
+    assert [row["rmse"] for row in rows[:2]] == [one["rmse"] for one in told[:2]] == [line["rmse"] for line in lines]
+    table = list(csv.DictReader((regressed / "one" / "records.csv").read_text().splitlines()))
+    assert [row["name"] for row in table if row["kind"] == "client"] == ["client 0", "client 1"]
+    assert float(table[-1]["rmse"]) == result(regressed / "one")["rules"]["fedavg"]["rmse"]
 
 
 def test_several_labels_in_a_table(tmp_path, capsys):

@@ -187,7 +187,8 @@ def test_words_on_rules_are_unchanged_by_those_on_diagnostics():
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 LOOK = """<pre id="seen"></pre><script>
-const inside = (a, b) => a.left >= b.left - 1 && a.right <= b.right + 1 && a.top >= b.top - 1 && a.bottom <= b.bottom + 1;
+const inside = (a, b) =>
+  a.left >= b.left - 1 && a.right <= b.right + 1 && a.top >= b.top - 1 && a.bottom <= b.bottom + 1;
 const seen = {figures: [], cut: [], wide: document.documentElement.scrollWidth - window.innerWidth};
 for (const svg of document.querySelectorAll("figure > svg")) {
   const box = svg.getBoundingClientRect();

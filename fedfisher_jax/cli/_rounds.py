@@ -29,6 +29,7 @@ from ..federate._one_shot import Result, train_pooled
 from ..federate._variants import Variant
 from ..merge import Merged, Rule, Update, exchanges
 from ..report._measure import ACCURACY, measure_of
+from ..report.trackers import OnRecord
 from ._local_training import variant
 from ._names import file_name
 from ._one_line import Terminated
@@ -49,6 +50,7 @@ class Setting(NamedTuple):
     server: Any  # optimiser
     folder: Path
     progress: Progress
+    on_record: OnRecord
 
     def federation(self, rule: Rule) -> Federation:
         """The federation of a rule."""
@@ -68,6 +70,7 @@ def run_over_rounds(
     console: Console,
     note: Callable[[Result], None],
     keep: Callable[[str, Merged], None],
+    on_record: OnRecord,
 ) -> None:
     """Run the warm-up once, and from it every rule; results and models are told as they are found.
 
@@ -82,7 +85,7 @@ def run_over_rounds(
     if settings.overwrite:
         _forget(out / "rounds")
     with bars(console) as progress:
-        setting = Setting(settings, here, everyone, corrected, server, out / "rounds", progress)
+        setting = Setting(settings, here, everyone, corrected, server, out / "rounds", progress, on_record)
         count = settings.warm_up_rounds
         warm = _warm_up(setting) if settings.warm_up is not None else None
         for name, rule in rules.items():
@@ -91,7 +94,7 @@ def run_over_rounds(
                 key = jax.random.fold_in(warm[0].key, count)
                 state, before = warm[0]._replace(round=jnp.zeros((), jnp.int32), key=key), warm[1]
             left = settings.rounds - count
-            state, lines = _go_on(setting, name, rule, state, left, f"rules/{file_name(name)}")
+            state, lines = _go_on(setting, name, rule, state, left, f"rules/{file_name(name)}", count)
             lines = [line | {"round": line["round"] + count} for line in lines]
             value = before | {"rounds": [*before["rounds"], *lines], "diagnostics": lines[-1]["diagnostics"]}
             value |= _scores(here, state.params) | {"bits_up": _bits(rule, corrected, here)}
@@ -115,7 +118,7 @@ def _warm_up(setting: Setting) -> tuple[rounds.State, dict[str, Any]]:
 
 
 def _go_on(
-    setting: Setting, name: str, rule: Rule, state: rounds.State, count: int, folder: str
+    setting: Setting, name: str, rule: Rule, state: rounds.State, count: int, folder: str, before: int = 0
 ) -> tuple[rounds.State, list[dict[str, Any]]]:
     task = setting.progress.add_task(name, total=count)
 
@@ -123,10 +126,11 @@ def _go_on(
         measure = measure_of([line])
         words = f"{name[:17]} {measure.text(line[measure.key]):>5}{' %' * (measure is ACCURACY)}"
         setting.progress.update(task, completed=line["round"], description=words)
+        setting.on_record({"kind": "round", "name": name, **line, "round": line["round"] + before})
 
     how: dict[str, Any] = {
         "evaluate": lambda params: _of_test(_scores(setting.here, params)),
-        "done": done,
+        "on_record": done,
         "strategy": setting.settings.strategy,
     }
     try:

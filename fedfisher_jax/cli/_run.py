@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from .._metrics import predict
 from ..federate import Simulation, cohort, compare
 from ..federate._one_shot import Result
 from ..merge import Merged
+from ..report import trackers
 from ..report._measure import measure_of
+from ..report._records import as_csv, as_json_lines, rows_of, rule_of
+from ..report.trackers import OnRecord
 from ..silos import _model_file as model_file
 from ._finished import finished
 from ._names import file_name
@@ -40,7 +43,10 @@ def run(settings: RunSettings) -> dict[str, Any]:
         if again:
             print(f"{settings.out}: this run is finished; --overwrite runs it again")
         else:
-            print(f"{settings.out}/result.json, accuracy.png, clients.png" + (", models/" if settings.save else ""))
+            print(
+                f"{settings.out}/result.json, records.csv, accuracy.png, clients.png"
+                + (", models/" if settings.save else "")
+            )
     return record
 
 
@@ -65,9 +71,15 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
     for word in record["words"]:
         console.print(f"note: {word}", markup=False)
 
+    listeners = [] if not first else [held.enter_context(opened) for opened in _trackers(settings, record)]
+
     def save() -> None:
         if first:
             _files.write_json(out / "result.json", record)
+
+    def on_record(one: Mapping[str, Any]) -> None:
+        for listener in listeners:
+            listener(one)
 
     further: dict[str, Any] = {}
 
@@ -86,21 +98,40 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
         for word in words:
             console.print(f"note: {word}", markup=False)
         save()
+        on_record({"kind": result.kind, "name": _named(result), **rule_of(result.value), **_last(settings)})
 
     save()
     if first:
         data.plot_label_counts(record["clients"]["label_counts"], out / "clients.png", here.strata.what)
     if settings.rounds > 1:
-        run_over_rounds(settings, here, rules, out, console, note, keep)
+        run_over_rounds(settings, here, rules, out, console, note, keep, on_record)
     else:
         _one_shot(settings, here, rules, console, note, keep)
 
     record["complete"] = True
     record = _files.plain(record)
+    if first:
+        rows = list(rows_of(record))
+        _files.write_atomically(out / "records.jsonl", as_json_lines(rows))
+        _files.write_atomically(out / "records.csv", as_csv(rows))
     save()
     if first:
         report.plot_accuracy(record, out / "accuracy.png")
     return record, False
+
+
+def _trackers(settings: RunSettings, record: dict[str, Any]) -> Iterator[contextlib.AbstractContextManager[OnRecord]]:
+    for name in settings.track:
+        yield trackers.TRACKERS[name](settings.out / name, record["settings"])
+
+
+def _named(result: Result) -> str:
+    return f"client {result.name}" if result.kind == "client" else result.name
+
+
+def _last(settings: RunSettings) -> dict[str, int]:
+    """The round in which a result was found, where there are rounds."""
+    return {"round": settings.rounds} if settings.rounds > 1 else {}
 
 
 def _one_shot(

@@ -102,6 +102,8 @@ class RunSettings:
     """Folder where data sets lie."""
     save: bool = True
     """Write merged models to OUT/models, for `fedfisher evaluate` and `predict`."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Trackers that are told every record, each in a folder of its own under --out, with no network (extras)."""
     overwrite: bool = False
     """Run again, or instead, where --out holds a run already."""
     distributed: bool = False

@@ -23,6 +23,7 @@ NOT_VARIED = (  # what is the same in all cells
         "strategy",
         "data_dir",
         "save",
+        "track",
         "overwrite",
         "likelihood",
         "label",

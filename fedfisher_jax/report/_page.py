@@ -12,7 +12,7 @@ from ._summary import REFERENCES, best_of, summarise
 from ._words import words_on_diagnostics
 
 MOST_CLASSES = 20  # of a table
-UNTOLD = ("out", "overwrite", "seed", "data_seed", "data_dir", "strategy", "save", "distributed")
+UNTOLD = ("out", "overwrite", "seed", "data_seed", "data_dir", "strategy", "save", "distributed", "track")
 
 
 def page(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
