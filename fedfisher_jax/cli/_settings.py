@@ -16,7 +16,7 @@ class RunSettings:
     """Train clients on unevenly split data, merge them by every rule, once or in rounds, and show what it bought."""
 
     dataset: str = "digits"
-    """A name of `fedfisher list`, or a path to your own .npz, .csv or .parquet."""
+    """A name of `fedfisher list`, a path to your .npz, .csv or .parquet, or Hugging Face's as hf:FOLDER or hf:NAME."""
     model: str = "mlp"
     """A name of `fedfisher list`, or your own as module:function: function(input_shape, classes) → (init, apply)."""
     clients: int = 5

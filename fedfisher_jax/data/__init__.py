@@ -1,6 +1,7 @@
 """Where examples come from, and how they are split over clients."""
 
 from ._dataset import Dataset as Dataset
+from ._flower import by_partitioner as by_partitioner
 from ._load import DATASETS as DATASETS
 from ._load import is_own as is_own
 from ._load import load as load
@@ -41,6 +42,7 @@ __all__ = [
     "Sums",
     "TARGETS",
     "TextData",
+    "by_partitioner",
     "describe",
     "dirichlet_class",
     "dirichlet_client",

@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from . import _folders as folders
+from . import _hugging_face as hugging_face
 from . import _idx as idx
 from . import _tables as tables
 from . import _tfds as tfds
@@ -16,12 +17,12 @@ from ._specs import SPECS, Images, Spec, normalise
 from ._where import COMMON_FOLDERS, DataNotFoundError, expanded
 
 DATASETS: tuple[str, ...] = ("digits", *SPECS)
-"""The names that `load` knows; a path that ends in .npz, .csv or .parquet is one too."""
+"""The names that `load` knows; a path that ends in .npz, .csv or .parquet is one too, and hf:NAME."""
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is the path of a user's own data, by its ending."""
-    return name.endswith((".npz", *tables.ENDINGS))
+    """Whether a name is the path of a user's own data, by its ending, or of Hugging Face, by its beginning."""
+    return name.startswith(hugging_face.PREFIX) or name.endswith((".npz", *tables.ENDINGS))
 
 
 def load(
@@ -41,7 +42,7 @@ def load(
 
     Args:
         name: one of `DATASETS`, or the path of a .npz file (see `read_npz`) or of a .csv or .parquet table
-            (see `read_table`).
+            (see `read_table`), or "hf:" and a folder or name of Hugging Face's `datasets`.
         data_dir: the only folder to look in (for a set's own folder, or as that folder); without it $FEDFISHER_DATA,
             ~/.cache/fedfisher_jax, ~/data, ~/datasets, ./data, and where TensorFlow Datasets and Debian keep theirs.
         download: where the set is not on this machine, let TensorFlow Datasets download and build it (it needs
@@ -60,6 +61,8 @@ def load(
         DataNotFoundError: the set is not on this machine; says what to install or where to put which files. It is both
             a FileNotFoundError and a ValueError.
     """
+    if name.startswith(hugging_face.PREFIX):
+        return hugging_face.read_hugging_face(name, inputs, columns, likelihood)
     if name.endswith(".npz"):
         return read_npz(expanded(name), inputs, likelihood)
     if name.endswith(tables.ENDINGS):
@@ -73,7 +76,7 @@ def load(
     if name not in SPECS:
         raise ValueError(
             f"name: got the data set {name!r}, expected one of {', '.join(DATASETS)}, or a path that ends in "
-            ".npz, .csv or .parquet"
+            ".npz, .csv or .parquet, or hf: and a name of Hugging Face"
         )
     spec = SPECS[name]
     images = _read(name, spec, data_dir, download)

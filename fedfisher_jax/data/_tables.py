@@ -61,12 +61,17 @@ def read_table(
 
 
 def dataset_of(
-    path: Path, columns: Mapping[str, Sequence[Any]], inputs: str, named: Columns, likelihood: str
+    path: Path,
+    columns: Mapping[str, Sequence[Any]],
+    inputs: str,
+    named: Columns,
+    likelihood: str,
+    x: np.ndarray | None = None,
 ) -> Dataset:
-    """Make the data set of a table's columns, as `read_table` does of a file's."""
+    """Make the data set of a table's columns, as `read_table` does of a file's; inputs x [N, ...] may come apart."""
     for what, names in (("label", named.labels), ("silo", [named.silo] if named.silo else [])):
         require_columns(path, columns, what, names)
-    silo, x = named.silo, inputs_of(path, columns, named)
+    silo, x = named.silo, inputs_of(path, columns, named) if x is None else x
     y, count, classes = _targets(path, columns, named.labels, likelihood)
     test = _is_test(path, columns.get(SPLIT), strata(likelihood, y).labels)
     groups = None if silo is None else np.unique(labels_of(path, silo, columns[silo]), return_inverse=True)[1]
