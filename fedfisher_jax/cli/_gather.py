@@ -17,6 +17,7 @@ from ..federate import zero_fishers
 from ..merge import Payload, Rule, catalogue
 from ..merge._exact_sums import Sums, joined
 from ..merge._one_by_one import add_payload, contribution_shape
+from ..merge._options import plain_name
 from ..merge._rule import require_taken
 from ..payload import Header, Limits
 from ..payload import _files_of_a_merge as files_of
@@ -24,7 +25,6 @@ from ..payload import _region as region
 from ..payload._files_of_a_merge import Part, Terms
 from ..silos import _model_file as model_file
 from ..silos._network import likelihood_of
-from ..solve._conjugate_gradients import conjugate_gradients
 
 KINDS = ("exact", "monte_carlo", "empirical")  # of Fisher information, which rules that measure it can be told
 MANY = 20  # files from which on progress is shown
@@ -117,12 +117,14 @@ def gather(
     name = rule_name or about.rule
     if ":" in name and rule_name is None:  # files make nothing run
         raise ValueError(f"rule: the files are for {name[:80]!r}; say --rule {name[:80]} to import that")
-    options: dict[str, Any] = {} if damping is None else {"solver": conjugate_gradients(damping=damping)}
-    if options and name not in catalogue.SOLVED:
+    if rule_name is None and plain_name(name) != name:  # nor do they make a server work for ever
+        raise ValueError(f"rule: the files are for {name[:80]!r}, with options, which --rule alone may say")
+    if damping is not None and plain_name(name) not in catalogue.SOLVED:
         raise ValueError(f"damping: {name} has none")
+    said, name = name if damping is None else catalogue.with_option(name, "damping", damping), plain_name(name)
     offers: dict[str, Any] = {"captured": captured} | ({"kind": about.kind} if about.kind in KINDS else {})
     likelihood = likelihood_of(start.kind.likelihood)
-    rule = catalogue.named_rule(name, start.network.apply, likelihood, offers=offers, **options)
+    rule = catalogue.named_rule(said, start.network.apply, likelihood, offers=offers)
     for part in parts:
         if part.holds == region.SUMS and name != about.rule:
             raise ValueError(f"rule: {part.path} holds a sum for {about.rule[:80]}, which {name} cannot merge")

@@ -63,9 +63,7 @@ def _parts(name: str) -> dict[str, Any]:
     try:
         folder = expanded(path)
         found = (
-            loaded.load_from_disk(str(folder))
-            if folder.is_dir()
-            else loaded.load_dataset(path, configuration or None)
+            loaded.load_from_disk(str(folder)) if folder.is_dir() else loaded.load_dataset(path, configuration or None)
         )
     except Exception as error:  # of the hub, its cache, or files: of many kinds
         raise ValueError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error

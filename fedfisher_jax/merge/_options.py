@@ -48,6 +48,12 @@ def named(text: str, what: str = "rules") -> Named:
     return Named(name, options, tuple(features.split(",")) if at else ())
 
 
+def plain_name(text: str) -> str:
+    """Write a rule's name without the options of its parts; features stay."""
+    parts = (part.partition("@") for part in text.split("+"))
+    return "+".join(head.partition(",")[0] + at + features for head, at, features in parts)
+
+
 def known(constructor: Callable[..., Any], offered: tuple[str, ...], damping: float | None) -> dict[str, Option]:
     """List the options of a rule by name.
 
