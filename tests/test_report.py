@@ -179,6 +179,19 @@ def test_no_name_is_cut_in_eighty_columns():
     assert name in joined and "fedfisher-diag" in said and "…" not in said and "123456.79" in said
 
 
+def test_no_name_of_a_sweep_is_cut_in_eighty_columns():
+    name = "fedfisher-kfac,damping=1+recalibrate@fc1"
+    rules = {"fedavg": {"accuracy": 0.5}, name: {"accuracy": 0.6}}
+    columns = [f"α {alpha}, learning rate {rate}" for alpha in (0.05, 0.1, 0.5) for rate in (0.01, 0.05)]
+    cells = [{"varied": one, "seed": n, "rules": rules, "references": {}} for one in columns for n in (0, 1)]
+    console = rich.console.Console(width=80, file=io.StringIO(), force_terminal=False)
+    console.print(report.summary_table(report.summarise(cells, "fedavg"), "Caption."))
+    said = console.file.getvalue()
+    joined = "".join(line.split("│")[1].strip() for line in said.splitlines() if line.startswith("│"))
+    assert name in joined and "…" not in said and said.count("60.0") == 6
+    assert all(line.rstrip().endswith("│") for line in said.splitlines() if line.startswith("│"))  # the last column
+
+
 def test_words_on_rules_are_unchanged_by_those_on_diagnostics():
     assert words_on_rule("r", record()["rules"]["fedfisher-kfac"]) == [
         "r: its solver did not converge in 100 iterations, residual 0.0001"

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.markdown import Markdown
 
 from .. import _files, report
 from ._one_line import Terminated
@@ -41,7 +40,7 @@ def sweep(settings: Any) -> None:
         _files.write_atomically(out / "table.csv", report.comma_separated(summary))
         for name in ("figure.png", "figure.pdf"):
             report.plot_summary(summary, found, out / name)
-    Console().print(Markdown(report.markdown(summary, caption)))
+    Console().print(report.summary_table(summary, caption))
     print(f"{out}/results.jsonl, table.md, table.csv, table.tex, figure.png, figure.pdf, cells/")
 
 

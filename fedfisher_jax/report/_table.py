@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""The tables at the end of a run and of a sweep, in which nothing is cut, however narrow a terminal is."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ._measure import measure_of_record
+from ._summary import Summary, best_of
 
 
 def result_table(record: Mapping[str, Any]) -> Table:
@@ -33,4 +34,22 @@ def result_table(record: Mapping[str, Any]) -> Table:
     for key, label in labels.items():
         if one := references.get(key):
             table.add_row(label, f"{one[measure.key]:.4f}", f"{one['loss']:.4f}", "", "", "", style="dim")
+    return table
+
+
+def summary_table(summary: Summary, caption: str) -> Table:
+    """The table at the end of a sweep: rules, with the best in bold, references, and differences."""
+    table = Table(title=caption, title_justify="left", header_style="bold")
+    table.add_column("", overflow="fold")
+    for column in summary.columns:
+        table.add_column(Text(column), justify="right", overflow="fold")
+    best, form = best_of(summary), summary.measure.form
+    text = lambda value: "–" if value is None else value.text(form)  # noqa: E731
+    for name, row in summary.rules.items():
+        cells = (Text(text(v), style="bold" if name in names else "") for v, names in zip(row, best, strict=True))
+        table.add_row(Text(name), *cells)
+    for rows in (summary.references, summary.differences):
+        table.add_section()
+        for name, row in rows.items():
+            table.add_row(Text(name.replace("_", " ") if rows is summary.references else name), *map(text, row))
     return table
