@@ -99,7 +99,7 @@ def package(name: str) -> Any:
         ValueError: it is not installed.
     """
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(f"{name} needs the package datasets: pip install 'fedfisher-jax[hf]'") from error
     return datasets

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import _svg as svg
-from ._measure import measure_of_record
+from ._measure import measure_of_record, megabits
 from ._summary import REFERENCES, best_of, summarise
 from ._words import words_on_diagnostics
 
@@ -94,7 +94,7 @@ def _rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     measure, rows = measure_of_record(record), []
     best = measure.best([rule[measure.key] for rule in record["rules"].values()]) if record["rules"] else None
     for name, rule in record["rules"].items():
-        bits = f"{rule['bits_up'] / 1e6:.2f}", f"{rule['bits_up'] / record['fedavg_bits']:.2f}"
+        bits = megabits(rule["bits_up"]), f"{rule['bits_up'] / record['fedavg_bits']:.2f}"
         cells = [name, measure.text(rule[measure.key]), f"{rule['loss']:.4f}", *bits]
         rows.append({"style": "best" if rule[measure.key] == best else "", "cells": cells})
     for name in REFERENCES:

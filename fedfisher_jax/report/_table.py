@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ._measure import measure_of_record
+from ._measure import measure_of_record, megabits
 from ._summary import Summary, best_of
 
 
@@ -21,7 +21,7 @@ def result_table(record: Mapping[str, Any]) -> Table:
     best = measure.best([rule[measure.key] for rule in rules.values()]) if rules else None
     for name, rule in rules.items():
         bits, mark = rule["bits_up"], "bold" if rule[measure.key] == best else ""
-        row = [f"{rule[measure.key]:.4f}", f"{rule['loss']:.4f}", f"{bits / 1e6:.2f}", f"{bits / base:.2f}"]
+        row = [f"{rule[measure.key]:.4f}", f"{rule['loss']:.4f}", megabits(bits), f"{bits / base:.2f}"]
         table.add_row(Text(name), *row, f"{rule['seconds']:.1f}" if "seconds" in rule else "", style=mark)
     table.add_section()
     labels = {
