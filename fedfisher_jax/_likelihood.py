@@ -138,7 +138,7 @@ def categorical(ignore: int | None = None) -> Likelihood:
 
 @cache
 def gaussian(variance: float = 1.0) -> Likelihood:
-    """Independent normal outputs of one known variance; targets have the shape of the outputs.
+    """Independent normal outputs of one known variance; targets have the shape of the outputs, [] or [1] for one.
 
     The natural parameter is the mean; the factor is the identity divided by the standard deviation.
 
@@ -154,8 +154,8 @@ def gaussian(variance: float = 1.0) -> Likelihood:
     if not 0 < variance < float("inf"):
         raise ValueError(f"variance: got {variance}, expected a positive finite number")
 
-    def nll(outputs: Outputs, target: Float[Array, "*positions c"]) -> Scalar:
-        return jnp.sum(jnp.square(outputs - target)) / (2 * variance)
+    def nll(outputs: Outputs, target: Float[Array, "..."]) -> Scalar:
+        return jnp.sum(jnp.square(outputs - jnp.reshape(target, outputs.shape))) / (2 * variance)
 
     def fisher_factor(outputs: Outputs) -> Rows:
         return _diagonal(jnp.full_like(outputs, variance**-0.5))
@@ -174,7 +174,7 @@ def gaussian(variance: float = 1.0) -> Likelihood:
 
 @cache
 def bernoulli() -> Likelihood:
-    """Independent binary outputs given as log-odds; targets are 0 or 1 in the shape of the outputs.
+    """Independent binary outputs given as log-odds; targets are 0 or 1 in the shape of the outputs, [] or [1] for one.
 
     The factor has the rows sqrt(p (1 - p)) e_c. The loss is a sum of log(1 + e^z) and log(1 + e^-z), never their
     difference, so that loss and gradient keep their digits where p rounds to 0 or 1.
@@ -186,8 +186,8 @@ def bernoulli() -> Likelihood:
         1.3863
     """
 
-    def nll(outputs: Outputs, target: Shaped[Array, "*positions c"]) -> Scalar:
-        ones = target.astype(outputs.dtype)
+    def nll(outputs: Outputs, target: Shaped[Array, "..."]) -> Scalar:
+        ones = jnp.reshape(target, outputs.shape).astype(outputs.dtype)
         return jnp.sum(ones * jax.nn.softplus(-outputs) + (1 - ones) * jax.nn.softplus(outputs))
 
     def fisher_factor(outputs: Outputs) -> Rows:
@@ -199,8 +199,8 @@ def bernoulli() -> Likelihood:
     def link(mean: Outputs) -> Outputs:
         return _log(mean) - _log(1 - mean)
 
-    def correct(outputs: Outputs, target: Shaped[Array, "*positions c"]) -> Scalar:
-        return jnp.mean((outputs > 0) == (target > 0), dtype=outputs.dtype)
+    def correct(outputs: Outputs, target: Shaped[Array, "..."]) -> Scalar:
+        return jnp.mean((outputs > 0) == (jnp.reshape(target, outputs.shape) > 0), dtype=outputs.dtype)
 
     def mix(outputs: Members, shares: Float[Array, " m"]) -> Outputs:
         return _mean_log(jax.nn.log_sigmoid(outputs), shares) - _mean_log(jax.nn.log_sigmoid(-outputs), shares)
@@ -215,7 +215,7 @@ def check_targets(likelihood: Likelihood, outputs_shape: tuple[int, ...], y: Any
         likelihood: what the targets are fitted with.
         outputs_shape: shape of the network's outputs for all of `y`, [N, C] or [N, T, C].
         y: targets: integers [N] or [N, T] below C (categorical), finite numbers of the outputs' shape (gaussian), zeros
-            and ones of that shape (bernoulli).
+            and ones of that shape (bernoulli); of one output also without its axis.
 
     Raises:
         ValueError: if shape, type or values of `y` are not allowed.
@@ -224,7 +224,8 @@ def check_targets(likelihood: Likelihood, outputs_shape: tuple[int, ...], y: Any
     if name not in ("categorical", "gaussian", "bernoulli"):  # a user's own, of which nothing is known
         return
     expected = tuple(outputs_shape[:-1] if name == "categorical" else outputs_shape)
-    if y.shape != expected:
+    alone = name != "categorical" and outputs_shape[-1:] == (1,) and y.shape == expected[:-1]
+    if y.shape != expected and not alone:
         raise ValueError(f"y: got shape {y.shape}, expected {expected} for {name} and outputs {tuple(outputs_shape)}")
     if y.dtype.kind not in "biuf":
         raise ValueError(f"y: got {y.dtype}, expected numbers for {name}")

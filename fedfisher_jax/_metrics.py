@@ -132,12 +132,6 @@ def predict(apply: Apply, params: Any, x: Any, *, batch_size: int = 1000) -> np.
     return np.concatenate([np.asarray(run(params, pick(x, batch))) for batch in rows])[:n]
 
 
-def recall(apply: Apply, params: Any, x: Any, y: Any, classes: int) -> list[float | None]:
-    """Measure a classifier's accuracy on the examples of each class; None where there is no example."""
-    right, y = np.argmax(predict(apply, params, x), axis=-1) == np.asarray(y), np.asarray(y)
-    return [float(right[y == label].mean()) if (y == label).any() else None for label in range(classes)]
-
-
 def ensemble_apply(
     apply: Apply, likelihood: Likelihood, weights: Float[Array, " m"] | Float[Array, "m c"] | None = None
 ) -> Apply:

@@ -1,6 +1,7 @@
 """Commands killed at random moments: under a file's name there is what was there before, or all of the new file.
 
     python tests/kill.py 50
+    python tests/kill.py runs 10
 
 `measure` and `merge` in processes of their own, killed (SIGKILL) anywhere between start and end, and a process that
 does nothing but write, for kills in the midst of writing.
@@ -10,6 +11,7 @@ import collections
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -113,6 +115,67 @@ def killed_commands(folder, count, seed=0):
     return found
 
 
+ROUNDS = ("run", "--rounds", "20", "--clients", "4", "--sampled", "2", "--epochs", "1", "--rules", "fedavg", "fedfish")
+SWEEP = ("sweep", "--alpha", "0.1", "0.5", "1", "--learning-rate", "0.01", "0.05", "--seeds", "2", "--clients", "3")
+RUNS = {
+    "a run of 20 rounds": (*ROUNDS, "--strategy", "sequential"),
+    "a sweep of 12 cells": (*SWEEP, "--epochs", "1", "--rules", "fedavg", "fisher-merge", "--strategy", "sequential"),
+}
+
+
+def killed_runs(folder, arguments, count, seed=0):
+    """Kill a command that goes on where it was stopped, `count` times at random moments; it ends with the same files.
+
+    Where it is finished before its time has come, it begins anew.
+    Returns how often it was killed, how often it had then to be finished, and seconds of one that was left alone.
+    """
+    draw, finished = np.random.default_rng(seed), 0
+    whole, killed = folder / "whole", folder / "killed"
+    began = time.perf_counter()
+    _command(folder, arguments, whole).join()
+    seconds = time.perf_counter() - began
+    wanted, kills = _files(whole), 0
+    assert wanted, "the command failed"
+    while kills < count:
+        process = _command(folder, arguments, killed)
+        process.join(timeout=draw.uniform(0, 1) * seconds)
+        if process.exitcode is None:
+            process.kill()
+            kills += 1
+            process.join(timeout=60)
+            continue
+        assert _files(killed) == wanted, "other files after a kill"
+        shutil.rmtree(killed)
+        finished += 1
+    _command(folder, arguments, killed).join()
+    now = _files(killed)
+    assert now == wanted, [name for name in wanted if now.get(name) != wanted[name]]
+    return {"kills": kills, "finished": finished + 1, "seconds": round(seconds, 1), "files": len(wanted)}
+
+
+def _command(folder, arguments, out):
+    return processes.start(processes.command, folder, [*arguments, "--out", str(out)])
+
+
+def _files(out):
+    """All that a command leaves, but what tells the folder, the time that it took, or is orbax's own."""
+    found = {}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if path.is_file() and "checkpoints/" not in name and not name.startswith(".") and "/." not in name:
+            found[name] = path.read_bytes()
+            if path.name == "result.json":
+                found[name] = json.dumps(_timeless(json.loads(found[name])))
+    return found
+
+
+def _timeless(value):
+    if isinstance(value, dict):
+        dropped = ("seconds", "seconds_measure", "seconds_merge", "out", "command")
+        return {name: _timeless(one) for name, one in value.items() if name not in dropped}
+    return value
+
+
 def require_told(folder, model, report):
     """That a report says whether it is of the model beside it."""
     assert (model, report) not in (("older", "complete"), ("absent", "complete")), "a report came before its model"
@@ -131,6 +194,11 @@ def outcome(path, before, after):
 
 def main():
     """The full test: prints what came of it."""
+    if sys.argv[1:2] == ["runs"]:
+        for name, arguments in RUNS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                print(name, killed_runs(Path(folder).resolve(), arguments, int(sys.argv[2])), flush=True)
+        return
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 50
     with tempfile.TemporaryDirectory() as folder:
         print("commands", dict(killed_commands(Path(folder).resolve(), count)))

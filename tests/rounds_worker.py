@@ -31,7 +31,7 @@ def main() -> None:
         if line["round"] == kill - 1:  # the next one is under way
             os.kill(os.getpid(), signal.SIGKILL)
 
-    state, _ = resume.run_rounds(plan, state, who, 10, folder, done=done, strategy="sequential", every=2)
+    state, _ = resume.run_rounds(plan, state, who, 10, folder, on_record=done, strategy="sequential", every=2)
     print(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)]).tobytes().hex())
 
 

@@ -12,7 +12,7 @@ import fedfisher_jax as ff
 from fedfisher_jax import data
 from fedfisher_jax.cli import _cli as cli
 from fedfisher_jax.cli import _rounds
-from fedfisher_jax.cli._local_training import optimizer
+from fedfisher_jax.cli._local_training import optimizer, rate
 from fedfisher_jax.federate import fedprox, rounds, run_keys
 from fedfisher_jax.merge import catalogue
 
@@ -113,6 +113,16 @@ def test_warm_up_personalisation_and_a_servers_optimiser(tmp_path):
         (["--rounds", "2", "--warm-up", "fedavg", "--warm-up-rounds", "2"], "expected some left"),
         (["--rounds", "2", "--rules", "fedavg+pfnm"], "makes another network"),
         (["--rounds", "2", "--server-learning-rate", "0.1"], "server_learning_rate"),
+        (["--rounds", "2", "--server-schedule", "cosine_decay_schedule,decay_steps=9"], "server_schedule"),
+        (["--schedule", "cosine"], "schedule: got 'cosine', expected one of optax: cosine_decay_schedule"),
+        (["--schedule", "cosine_decay_schedule"], "needs decay_steps, as in"),
+        (["--schedule", "cosine_decay_schedule,steps=9"], "got 'steps', expected one of init_value"),
+        (["--schedule", "cosine_decay_schedule,decay_steps=x"], "decay_steps: got 'x'"),
+        (
+            ["--rounds", "2", "--local", "scaffold", "--schedule", "exponential_decay,transition_steps=1,decay_rate=1"],
+            "steps of one",
+        ),
+        (["--rules", "fedfisher-kfac,dampin=1"], "got the option 'dampin', expected one of batch_size, damping"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -128,6 +138,19 @@ def test_optimisers_by_name():
         made = optimizer("optimizer", name, 0.1)
         steps, _ = made.update(jnp.ones(2), made.init(jnp.zeros(2)), jnp.zeros(2))
         assert float(steps[0]) < 0
+
+
+def test_schedules_by_name():
+    assert rate("schedule", 0.5, None) == 0.5
+    falls = rate("schedule", 0.5, "cosine_decay_schedule,decay_steps=10")
+    assert float(falls(0)) == 0.5 and float(falls(5)) == pytest.approx(0.25) and float(falls(10)) == 0
+    warms = rate("schedule", 0.5, "warmup_constant_schedule,warmup_steps=4")
+    assert [float(warms(n)) for n in (0, 2, 4, 9)] == pytest.approx([0, 0.25, 0.5, 0.5])
+    made = optimizer("optimizer", "sgd", falls, 0.0)
+    state = made.init(jnp.zeros(1))
+    for wanted in (0.5, falls(1)):
+        step, state = made.update(jnp.ones(1), state)
+        assert float(step[0]) == pytest.approx(-float(wanted))
 
 
 def test_what_the_catalogue_says_of_rules():

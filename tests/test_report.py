@@ -4,6 +4,8 @@ import html.parser
 import io
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -97,7 +99,15 @@ def test_a_page_is_well_formed_and_says_what_the_record_says():
     text = report.page([("my <b>run", record())])
     page = checked(text)
     said = " ".join(page.text)
-    for words in ("75.0 %", "3.00", "fedfisher run --epochs 3", "9.9", "5 to 7 examples", "my <b>run"):
+    for words in (
+        "75.0",
+        "test accuracy (%)",
+        "3.00",
+        "fedfisher run --epochs 3",
+        "9.9",
+        "5 to 7 examples",
+        "my <b>run",
+    ):
         assert words in said, words
     assert "fedfisher-kfac: stopped after 100 iterations, residual 0.0001" in said
     assert page.count["svg"] == page.count["figure"] == 2 and "<b>" not in text
@@ -169,7 +179,59 @@ def test_no_name_is_cut_in_eighty_columns():
     assert name in joined and "fedfisher-diag" in said and "…" not in said and "123456.79" in said
 
 
+def test_no_name_of_a_sweep_is_cut_in_eighty_columns():
+    name = "fedfisher-kfac,damping=1+recalibrate@fc1"
+    rules = {"fedavg": {"accuracy": 0.5}, name: {"accuracy": 0.6}}
+    columns = [f"α {alpha}, learning rate {rate}" for alpha in (0.05, 0.1, 0.5) for rate in (0.01, 0.05)]
+    cells = [{"varied": one, "seed": n, "rules": rules, "references": {}} for one in columns for n in (0, 1)]
+    console = rich.console.Console(width=80, file=io.StringIO(), force_terminal=False)
+    console.print(report.summary_table(report.summarise(cells, "fedavg"), "Caption."))
+    said = console.file.getvalue()
+    joined = "".join(line.split("│")[1].strip() for line in said.splitlines() if line.startswith("│"))
+    assert name in joined and "…" not in said and said.count("60.0") == 6
+    assert all(line.rstrip().endswith("│") for line in said.splitlines() if line.startswith("│"))  # the last column
+
+
 def test_words_on_rules_are_unchanged_by_those_on_diagnostics():
     assert words_on_rule("r", record()["rules"]["fedfisher-kfac"]) == [
         "r: its solver did not converge in 100 iterations, residual 0.0001"
     ]
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+LOOK = """<pre id="seen"></pre><script>
+const inside = (a, b) =>
+  a.left >= b.left - 1 && a.right <= b.right + 1 && a.top >= b.top - 1 && a.bottom <= b.bottom + 1;
+const seen = {figures: [], cut: [], wide: document.documentElement.scrollWidth - window.innerWidth};
+for (const svg of document.querySelectorAll("figure > svg")) {
+  const box = svg.getBoundingClientRect();
+  seen.figures.push([box.width, box.height]);
+  for (const text of svg.querySelectorAll('g[id^="text_"]'))
+    if (text.childElementCount && !inside(text.getBoundingClientRect(), box)) seen.cut.push(text.textContent.trim());
+}
+for (const cell of document.querySelectorAll("td, th, p, h1, h2, h3, li, pre"))
+  if (cell.scrollWidth > cell.clientWidth + 1) seen.cut.push(cell.textContent);
+document.getElementById("seen").textContent = JSON.stringify(seen);
+</script></body>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 500])  # narrower windows Chromium does not make; the style turns at 512
+def test_in_a_browser_nothing_is_cut(width, tmp_path):
+    rules = {
+        name: rule | {"clients": {"accuracy": [0.5, 0.7], "loss": [1.0, 2.0]}, "confusion": [[3, 1], [0, 4]]}
+        for name, rule in record()["rules"].items()
+    }
+    own = {"own": {"after": {"accuracy": [0.9, 0.8], "loss": [0.1, 0.2]}}}
+    classes = ["a class with a name that is very long", "$b_"]
+    one = record(rules=rules, clients=record()["clients"] | own, classes=classes)
+    text = report.page([("a run", one)])
+    checked(text)
+    (tmp_path / "page.html").write_text(text.replace("</body>", LOOK))
+    how = ("--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--dump-dom")
+    how = (*how, "--enable-logging=stderr", f"--window-size={width},2000", f"file://{tmp_path}/page.html")
+    done = subprocess.run([BROWSER, *how], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    seen = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout).group(1))
+    assert len(seen["figures"]) == 4 and all(w > 200 and h > 100 for w, h in seen["figures"])
+    assert seen["cut"] == [] and seen["wide"] <= 0

@@ -229,6 +229,8 @@ def small(tmp_path_factory):
     payload.write(folder / "one.safetensors", ff.Payload(jnp.asarray(4.0), start.params), said)
     foreign = payload.About("evil:rule", "categorical", payload.fingerprint(start.params))
     payload.write(folder / "foreign.safetensors", ff.Payload(jnp.asarray(4.0), start.params), foreign)
+    slow = payload.About("fedavg,iterations=9", "categorical", payload.fingerprint(start.params))
+    payload.write(folder / "slow.safetensors", ff.Payload(jnp.asarray(4.0), start.params), slow)
     model_file.write(folder / "own.safetensors", model_file.Kind("os:mkdir", (3,), 2), start.params, "somebody")
     (folder / "folder").mkdir()
     return folder
@@ -307,6 +309,9 @@ INIT = "init", "--data", "digits", "--out", "new"
         (["merge", "one.safetensors", "--out", "one.safetensors"], "which would write over one.safetensors"),
         (["merge", "one.safetensors", "--out", "folder/../start.safetensors"], "write over start.safetensors"),
         (["merge", "foreign.safetensors"], "say --rule evil:rule"),
+        (["merge", "slow.safetensors"], "with options, which --rule alone may say"),
+        (["measure", "--data", "data.npz", "--rule", "fedfisher-diag,a=1"], "got the option 'a'"),
+        (["measure", "--data", "data.npz", "--checkpoint", "start.safetensors", "--local", "mine"], "local: with a"),
         (["evaluate", "one.safetensors", "--data", "data.npz"], "not a model file"),
         (["evaluate", "own.safetensors", "--data", "data.npz"], "say --model os:mkdir"),
         (["evaluate", "start.safetensors", "--data", "wide.npz"], "the model cannot take"),
@@ -374,6 +379,20 @@ def test_names_are_shown_as_they_are(small, tmp_path, monkeypatch, capsys):
     command("inspect", "model")
     shown = capsys.readouterr().out
     assert "[/x]\\x1b]0;owned" in shown and "\x1b" not in shown
+
+
+def test_a_silo_keeps_its_own_model(small, tmp_path):
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("mine", "sent", "merged")}
+    how = ("--start", small / "start.safetensors", "--rule", "fedfisher-diag,damping=1", "--epochs", "1")
+    command("measure", "--data", small / "data.npz", *how, "--local", paths["mine"], "--out", paths["sent"])
+    own = model_file.read(paths["mine"])
+    sent, header = payload.read(paths["sent"], model_file.read(small / "start.safetensors").params)
+    assert header.about.rule == "fedfisher-diag"
+    jax.tree.map(np.testing.assert_array_equal, own.params, sent.params)
+    start = ("--start", small / "start.safetensors")
+    command("merge", paths["sent"], *start, "--rule", "fedfisher-diag,iterations=2", "--out", paths["merged"])
+    for ours, theirs in zip(*map(jax.tree.leaves, (model_file.read(paths["merged"]).params, own.params)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_one_silo_is_its_own_merge(small, tmp_path):

@@ -81,9 +81,25 @@ def test_an_interrupted_sweep_goes_on_to_the_same_files(swept, tmp_path, monkeyp
         assert (tmp_path / name).read_bytes() == (swept / name).read_bytes(), name
 
 
+def test_a_file_says_what_flags_say(swept, tmp_path, capsys):
+    file = tmp_path / "s.toml"
+    file.write_text('alpha = [0.5, 2]\nseeds = 5\nclients = 2\nepochs = 1\nstrategy = "sequential"\nseed = [1]\n')
+    command(
+        "sweep", "--file", file, "--rules", "fedavg", "fisher-merge", "--seed", "0", "1", "--seeds", "2", "--out", swept
+    )
+    assert "0:00" not in capsys.readouterr().out  # every cell was there: flags go before the file
+    for content, words in (("a = 1", "got the key 'a'"), ("alpha = [[1]]", "alpha: got a list"), ("=", "as TOML")):
+        file.write_text(content)
+        with pytest.raises(SystemExit) as stop:
+            command("sweep", "--file", file, "--out", tmp_path / "out")
+        assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--seed", "1", "1"], "seed: got 1 1"),
+        (["--seed", "1", "2", "--seeds", "3"], "seeds: got 3, and 2 numbers"),
         (["--alpha", "1", "1"], "alpha: got 1.0 1.0"),
         (["--alpha", "1", "-1"], "alpha"),
         (["--seeds", "0"], "seeds: got 0"),

@@ -12,6 +12,7 @@ from .. import __version__
 from ..federate._map_clients import HANDS
 from ._commands import COMMANDS
 from ._one_line import Terminated, fit_terminal, listen, one_line
+from ._sweep_file import with_file
 
 INTERRUPTED, TERMINATED = 130, 143  # the exit codes of shells for Ctrl-C and for SIGTERM
 
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
     known = {name: settings for name, (settings, _) in COMMANDS.items()}
     try:
         listen()
+        if arguments[:1] == ["sweep"]:
+            arguments = with_file(arguments, known["sweep"])
         command = tyro.extras.subcommand_cli_from_dict(known, args=arguments, prog="fedfisher", sort_subcommands=False)
     except SystemExit:  # after help, or tyro's own words about what it does not know
         raise

@@ -18,8 +18,8 @@ class DescribeSettings:
 
     data: str
     """This silo's examples: a .npz file with train_x, train_y (or x, y), or a .csv or .parquet table."""
-    label: str = "label"
-    """Column of the labels in a table."""
+    label: tuple[str, ...] = ("label",)
+    """Column, or columns, of the labels in a table."""
     ignore: tuple[str, ...] = ()
     """Columns of a table that are no inputs."""
     out: Path = Path("sums.safetensors")

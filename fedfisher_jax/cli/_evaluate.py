@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import tyro
 
 from .. import _metrics as metrics
+from .._further import further_scores
+from .._metrics import predict
 from ..data import Columns
 from ..report import words_on_training
 from ..silos import _model_file as model_file
@@ -18,7 +20,7 @@ from ._one_line import say
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings:
-    """Print loss and accuracy of a model file on examples."""
+    """Print loss, accuracy and AUC, or root mean square error, of a model file on examples."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """A model file, from `fedfisher init` or `fedfisher merge`."""
@@ -28,8 +30,8 @@ class EvaluateSettings:
     """Part of the data."""
     by_class: bool = False
     """Also print the accuracy on the examples of each class."""
-    label: str = "label"
-    """Column of the labels in a table."""
+    label: tuple[str, ...] = ("label",)
+    """Column, or columns, of the labels in a table."""
     ignore: tuple[str, ...] = ()
     """Columns of a table that are no inputs."""
     model: str | None = None
@@ -37,7 +39,10 @@ class EvaluateSettings:
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, float]:
-    """Print and return loss (nats) and, where the likelihood has it, accuracy (0 to 1); say if a guess does better."""
+    """Print and return loss (nats) and, where there are such, accuracy (0 to 1), AUC and root mean square error.
+
+    It also says if a constant guess does better.
+    """
     found = model_file.read(settings.file, settings.model)
     likelihood = likelihood_of(found.kind.likelihood)
     columns = Columns(settings.label, None, settings.ignore)
@@ -47,14 +52,14 @@ def evaluate(settings: EvaluateSettings) -> dict[str, float]:
     outputs = outputs_of(found.network.apply, found.params, x, found.kind.input_shape)
     y = silo_data.targets_of(settings.data, likelihood, outputs, y)
     scores = metrics.evaluate(found.network.apply, likelihood, found.params, jnp.asarray(x), jnp.asarray(y))
-    result = metrics.as_numbers(scores)
+    further = further_scores(likelihood, predict(found.network.apply, found.params, x), y)
+    result = metrics.as_numbers(scores) | {name: value for name, value in further.items() if name in ("rmse", "auc")}
     print(f"{settings.file}: {len(x)} examples, " + ", ".join(f"{name} {value:.4f}" for name, value in result.items()))
     if settings.by_class:
         if likelihood.name != "categorical" or y.ndim != 1:
             raise ValueError(f"by_class: got a model of {likelihood.name}, expected one of a class for each example")
         names = found.classes or range(found.kind.outputs)
-        shares = metrics.recall(found.network.apply, found.params, jnp.asarray(x), y, found.kind.outputs)
-        for number, (name, share) in enumerate(zip(names, shares, strict=True)):
+        for number, (name, share) in enumerate(zip(names, further["accuracy_by_class"], strict=True)):
             said = "no example" if share is None else f"{(y == number).sum()} examples, accuracy {share:.4f}"
             print(f"class {name}: {said}")
     rows, guess = metrics.Scores(scores.loss[None], None), metrics.best_constant(likelihood, y)

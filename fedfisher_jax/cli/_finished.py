@@ -7,7 +7,15 @@ from typing import Any
 
 from .. import _files, data
 
-ELSEWHERE = ("out", "dataset", "data_dir", "strategy", "distributed", "overwrite")  # settings that change no result
+ELSEWHERE = (
+    "out",
+    "dataset",
+    "data_dir",
+    "strategy",
+    "distributed",
+    "overwrite",
+    "track",
+)  # settings that change no result
 
 
 def finished(settings: Any, dataset: data.Dataset, out: Path, first: bool) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from ..federate import zero_fishers
 from ..merge import Payload, Rule, catalogue
 from ..merge._exact_sums import Sums, joined
 from ..merge._one_by_one import add_payload, contribution_shape
+from ..merge._options import plain_name
 from ..merge._rule import require_taken
 from ..payload import Header, Limits
 from ..payload import _files_of_a_merge as files_of
@@ -116,10 +117,13 @@ def gather(
     name = rule_name or about.rule
     if ":" in name and rule_name is None:  # files make nothing run
         raise ValueError(f"rule: the files are for {name[:80]!r}; say --rule {name[:80]} to import that")
-    if damping is not None and name not in catalogue.SOLVED:
+    if rule_name is None and plain_name(name) != name:  # nor do they make a server work for ever
+        raise ValueError(f"rule: the files are for {name[:80]!r}, with options, which --rule alone may say")
+    if damping is not None and plain_name(name) not in catalogue.SOLVED:
         raise ValueError(f"damping: {name} has none")
+    said, name = name if damping is None else catalogue.with_option(name, "damping", damping), plain_name(name)
     offers = (("captured", captured), *((("kind", about.kind),) if about.kind in KINDS else ()))
-    rule = rule_of(name, start.network.apply, likelihood_of(start.kind.likelihood), offers, damping)
+    rule = rule_of(said, start.network.apply, likelihood_of(start.kind.likelihood), offers)
     for part in parts:
         if part.holds == region.SUMS and name != about.rule:
             raise ValueError(f"rule: {part.path} holds a sum for {about.rule[:80]}, which {name} cannot merge")

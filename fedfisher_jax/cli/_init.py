@@ -45,8 +45,8 @@ class InitSettings:
     """Files of `fedfisher describe`, from all silos: every silo scales its inputs by the mean and spread of all."""
     inputs: Literal["standardised", "as-is"] = "standardised"
     """With a .npz file as data and one of our models: scale by that file's mean and spread, or nothing."""
-    label: str = "label"
-    """Column of the labels in a table."""
+    label: tuple[str, ...] = ("label",)
+    """Column, or columns, of the labels in a table."""
     ignore: tuple[str, ...] = ()
     """Columns of a table that are no inputs."""
     checkpoint: Path | None = None
@@ -76,6 +76,8 @@ def init(settings: InitSettings) -> None:
         shape = shape or x.shape[1:]
         if outputs is None and settings.likelihood == "categorical" and np.issubdtype(y.dtype, np.integer):
             outputs = _outputs(settings.data, y)
+        elif outputs is None and settings.likelihood != "categorical":
+            outputs = 1 if y.ndim == 1 else int(y.shape[-1])
         if scaling is None and ours and settings.inputs == "standardised" and is_own(settings.data):
             scaling = scaling_of(describe(x))
     shape = tuple(int(size) for size in shape)

@@ -21,11 +21,17 @@ def list_names(settings: ListSettings) -> None:
     names = {"data sets": data.DATASETS, "models": models.NAMES, "splits": data.PARTITIONS, "local training": LOCAL}
     for kind, known in names.items():
         print(f"{kind}: {', '.join(known)}")
-    print("rules (names joined by + are one rule, with an exchange after the other):")
+    print("rules (names joined by + are one rule, with an exchange after the other; options stand after commas, as in")
+    print("fedfisher-kfac,damping=1; kind and samples have flags, too):")
     table = Table(header_style="bold")
     for name in ("rule", "rounds", "files"):
         table.add_column(name, no_wrap=True)
     table.add_column("what it does")
     for name, entry in catalogue.RULES.items():
-        table.add_row(name, *("yes" if works else "no" for works in (entry.rounds, entry.files)), entry.says)
+        table.add_row(name, *("yes" if works else "no" for works in (entry.rounds, entry.files)), _says(name, entry))
     Console().print(table)
+
+
+def _says(name: str, entry: catalogue.Entry) -> str:
+    options = [option for option in catalogue.options_of(name) if option not in ("kind", "samples")]
+    return entry.says + (f"\noptions: {', '.join(options)}" if options else "")

@@ -6,12 +6,13 @@ from typing import Any
 import optax
 
 from ..federate import Variant, feddyn, fedprox, scaffold
+from ..merge._options import named
 
 LOCAL = ("plain", "fedprox", "scaffold", "feddyn")
 
 
-def optimizer(what: str, name: str, learning_rate: float, momentum: float | None = None) -> Any:
-    """One of optax's optimisers by its name; momentum is for "sgd" alone.
+def optimizer(what: str, name: str, learning_rate: Any, momentum: float | None = None) -> Any:
+    """One of optax's optimisers by its name, at a rate or by a schedule; momentum is for "sgd" alone.
 
     Raises:
         ValueError: optax has no such optimiser, or it takes no learning rate alone.
@@ -23,6 +24,36 @@ def optimizer(what: str, name: str, learning_rate: float, momentum: float | None
     if not _takes_rate(made):  # no name of optax, or it takes more than a learning rate
         raise ValueError(f"{what}: got {name[:40]!r}, expected one of optax: {', '.join(sorted(known))}")
     return made(learning_rate)  # pyright: ignore[reportOptionalCall]
+
+
+def rate(what: str, learning_rate: float, schedule: str | None) -> Any:
+    """A learning rate, or optax's schedule "NAME,ARGUMENT=NUMBER,…" that starts, or has its peak, at it.
+
+    Raises:
+        ValueError: optax has no such schedule of numbers, or an argument is missing, unknown or no number.
+    """
+    if schedule is None:
+        return learning_rate
+    name, words, _ = named(schedule, what)
+    made = getattr(optax.schedules, name, None)
+    if not _of_numbers(made):
+        known = ", ".join(sorted(key for key, value in vars(optax.schedules).items() if _of_numbers(value)))
+        raise ValueError(f"{what}: got {name[:40]!r}, expected one of optax: {known}")
+    taken = inspect.signature(made).parameters  # pyright: ignore[reportArgumentType]
+    given: dict[str, Any] = {"peak_value": learning_rate, "init_value": 0.0}
+    given = given if "peak_value" in taken else {"init_value": learning_rate}
+    given = {key: value for key, value in given.items() if key in taken}
+    for key, word in words.items():
+        if key not in taken:
+            raise ValueError(f"{what}: got {key[:40]!r}, expected one of {', '.join(taken)}, which {name} takes")
+        try:
+            given[key] = int(word) if word.lstrip("-").isdigit() else float(word)
+        except ValueError:
+            raise ValueError(f"{what}: {key}: got {word[:40]!r}, expected a number") from None
+    missing = [key for key, one in taken.items() if one.default is one.empty and key not in given]
+    if missing:
+        raise ValueError(f"{what}: {name} needs {', '.join(missing)}, as in {name},{missing[0]}=100")
+    return made(**given)  # pyright: ignore[reportOptionalCall]
 
 
 def variant(name: str, strength: float | None, settings: Any) -> Variant | None:
@@ -41,6 +72,8 @@ def variant(name: str, strength: float | None, settings: Any) -> Variant | None:
         return None
     if settings.optimizer != "sgd":
         raise ValueError(f"optimizer: got {settings.optimizer}, expected sgd, whose steps --local scaffold corrects")
+    if settings.schedule is not None:
+        raise ValueError("schedule: --local scaffold corrects steps of one learning rate; leave it out")
     return scaffold(settings.learning_rate / (1 - settings.momentum))
 
 
@@ -50,3 +83,11 @@ def _takes_rate(made: Any) -> bool:
     taken = list(inspect.signature(made).parameters.values())
     needed = [one.name for one in taken if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
     return needed == ["learning_rate"] and taken[0].name == "learning_rate"
+
+
+def _of_numbers(made: Any) -> bool:
+    """Whether it is a schedule that is made of numbers alone and starts, or has its peak, at a rate."""
+    if not inspect.isfunction(made) or not (made.__module__ or "").startswith("optax.schedules"):
+        return False
+    taken = set(inspect.signature(made).parameters)
+    return bool(taken & {"init_value", "peak_value"}) and not taken & {"boundaries_and_scales", "cosine_kwargs"}

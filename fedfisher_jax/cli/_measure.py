@@ -14,6 +14,7 @@ from ..data._scaling import far_from_one
 from ..data._where import expanded
 from ..federate import LocalTraining, best_constant, crop_and_flip, own_scores, run_keys, zero_fishers
 from ..merge import Update
+from ..merge._options import plain_name
 from ..models import weights
 from ..payload import _structures as structures
 from ..payload import plan
@@ -45,6 +46,8 @@ class MeasureSettings:
     """The common starting model, from `fedfisher init`."""
     out: Path = Path("payload.safetensors")
     """The payload file; with a folder of checkpoints a folder."""
+    local: Path | None = None
+    """Write this silo's own trained model here, too; it is for this silo alone."""
     silo: int = 0
     """This silo's number; no other silo of the federation may have it."""
     name: str = ""
@@ -87,8 +90,8 @@ class MeasureSettings:
     """With epsilon: largest norm of trained minus starting parameters."""
     clip_fisher: float = 1.0
     """With epsilon: largest norm of each array of the Fisher information."""
-    label: str = "label"
-    """Column of the labels in a table."""
+    label: tuple[str, ...] = ("label",)
+    """Column, or columns, of the labels in a table."""
     ignore: tuple[str, ...] = ()
     """Columns of a table that are no inputs."""
     clip_features: float = 1.0
@@ -117,6 +120,8 @@ def measure(settings: MeasureSettings) -> None:
     inputs = [settings.start, *(expanded(path) for one in each for path in (one.data, one.checkpoint) if path)]
     for one in each:
         _files.require_file(one.out, inputs)
+    if settings.local is not None:
+        _files.require_file(settings.local, [*inputs, settings.out])
     start = model_file.read(settings.start, settings.model)
     guarantee = _guarantee(settings)
     for one in each:
@@ -183,7 +188,7 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
         noise.require_defined(promised.statistics)
     params, training = None, None
     if not rule.trains:
-        if given := _changed(settings, (*TRAINING, "checkpoint")):
+        if given := _changed(settings, (*TRAINING, "checkpoint", "local")):
             raise ValueError(f"{given}: {settings.rule} measures the start itself, and nothing is trained")
     elif settings.checkpoint is not None:
         params = model_file.read_checkpoint(settings.checkpoint, start.params)
@@ -197,6 +202,9 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
     sent = train_and_measure(training, rule, start.params, mine, key, params=params)
     if sent.params is not None:
         _tell(settings, start, sent, mine, rule.name)
+    if settings.local is not None:
+        own = jax.tree.map(np.asarray, sent.params)
+        model_file.write(settings.local, start.kind, own, f"silo {settings.silo}", start.scaling, start.classes)
     if isinstance(guarantee, Promise):
         sent = example_noise.noisy(sent, guarantee)
     elif guarantee is not None:
@@ -256,7 +264,7 @@ def _write(
     settings: MeasureSettings, likelihood: str, start: str, sent: Any, guarantee: noise.Guarantee | Promise | None
 ) -> int:
     said = payload.About(
-        rule=settings.rule,
+        rule=plain_name(settings.rule),  # options are the server's to say
         likelihood=likelihood,
         start=start,
         kind=None if sent.kind is None else sent.kind.name,
@@ -282,6 +290,8 @@ def _check(settings: MeasureSettings) -> None:
     require_ranges(settings)
     if settings.checkpoint is not None and (given := _changed(settings, TRAINING)):
         raise ValueError(f"{given}: with a checkpoint nothing is trained")
+    if settings.local is not None and (settings.checkpoint is not None or (settings.model or "").startswith("hf:")):
+        raise ValueError("local: with a checkpoint nothing is trained")
     if len(settings.name) > MOST_TEXT or not settings.name.isprintable():
         raise ValueError(f"name: got {settings.name[:40]!r}, expected at most {MOST_TEXT} printable characters")
     if settings.budget is not None and settings.compression != "none":

@@ -12,7 +12,6 @@ from .._trees import outline
 from ..curvature import Capture, capture
 from ..federate import LocalTraining
 from ..merge import Rule, catalogue
-from ..solve import conjugate_gradients
 
 PyTree = Any
 once = lru_cache(maxsize=64)
@@ -33,16 +32,9 @@ def _layers_of(apply: Callable, params: tuple, x: tuple, wide: bool) -> Capture:
 
 
 @once
-def rule_of(
-    name: str,
-    apply: Callable,
-    likelihood: Likelihood,
-    offers: tuple[tuple[str, Hashable], ...],
-    damping: float | None = None,
-) -> Rule:
-    """A rule by its name, given what it takes of the offers, and the damping of its solver where that is said."""
-    options: dict[str, Any] = {} if damping is None else {"solver": conjugate_gradients(damping=damping)}
-    return catalogue.named_rule(name, apply, likelihood, offers=dict(offers), **options)
+def rule_of(name: str, apply: Callable, likelihood: Likelihood, offers: tuple[tuple[str, Hashable], ...]) -> Rule:
+    """A rule by its name and options, given what it takes of the offers."""
+    return catalogue.named_rule(name, apply, likelihood, offers=dict(offers))
 
 
 @once

@@ -29,8 +29,8 @@ class PredictSettings:
     """A .npz file with x (or test_x), a .csv or .parquet table, or a name of `fedfisher list`; labels are not read."""
     out: Path = Path("predictions.csv")
     """The file to write."""
-    label: str = "label"
-    """Column of a table that holds labels, and is no input; it may be missing."""
+    label: tuple[str, ...] = ("label",)
+    """Column, or columns, of a table that hold labels, and are no inputs; they may be missing."""
     ignore: tuple[str, ...] = ()
     """Columns of a table that are no inputs."""
     model: str | None = None

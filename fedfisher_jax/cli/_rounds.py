@@ -14,16 +14,28 @@ from rich.progress import Progress
 
 from .._examples import Examples
 from .._metrics import as_numbers, evaluate
-from ..federate import Cohort, Federation, Simulation, cohort, payload_bits, personalise, rounds, run_rounds
+from ..federate import (
+    Cohort,
+    Federation,
+    Simulation,
+    cohort,
+    payload_bits,
+    personalise,
+    rounds,
+    run_rounds,
+    scores_at_clients,
+)
 from ..federate._one_shot import Result, train_pooled
 from ..federate._variants import Variant
 from ..merge import Merged, Rule, Update, exchanges
-from ._local_training import optimizer, variant
+from ..report._measure import ACCURACY, measure_of
+from ..report.trackers import OnRecord
+from ._local_training import variant
 from ._names import file_name
 from ._one_line import Terminated
 from ._progress import bars
-from ._settings import RunSettings, sampled_of
-from ._world import World, rules_of
+from ._settings import RunSettings, sampled_of, server_optimizer
+from ._world import World, rules_of, with_rmse
 
 HELD_OUT = 0.2  # of a client's examples, where the model is personalised
 
@@ -38,6 +50,7 @@ class Setting(NamedTuple):
     server: Any  # optimiser
     folder: Path
     progress: Progress
+    on_record: OnRecord
 
     def federation(self, rule: Rule) -> Federation:
         """The federation of a rule."""
@@ -57,6 +70,7 @@ def run_over_rounds(
     console: Console,
     note: Callable[[Result], None],
     keep: Callable[[str, Merged], None],
+    on_record: OnRecord,
 ) -> None:
     """Run the warm-up once, and from it every rule; results and models are told as they are found.
 
@@ -67,12 +81,11 @@ def run_over_rounds(
     mine, held_out = _held_out(settings, here)
     everyone = cohort(here.x, here.y, mine)
     corrected = variant(settings.local, settings.strength, settings)
-    step = settings.server_optimizer
-    server = None if step is None else optimizer("server_optimizer", step, settings.server_learning_rate)
+    server = server_optimizer(settings)
     if settings.overwrite:
         _forget(out / "rounds")
     with bars(console) as progress:
-        setting = Setting(settings, here, everyone, corrected, server, out / "rounds", progress)
+        setting = Setting(settings, here, everyone, corrected, server, out / "rounds", progress, on_record)
         count = settings.warm_up_rounds
         warm = _warm_up(setting) if settings.warm_up is not None else None
         for name, rule in rules.items():
@@ -81,10 +94,12 @@ def run_over_rounds(
                 key = jax.random.fold_in(warm[0].key, count)
                 state, before = warm[0]._replace(round=jnp.zeros((), jnp.int32), key=key), warm[1]
             left = settings.rounds - count
-            state, lines = _go_on(setting, name, rule, state, left, f"rules/{file_name(name)}")
+            state, lines = _go_on(setting, name, rule, state, left, f"rules/{file_name(name)}", count)
             lines = [line | {"round": line["round"] + count} for line in lines]
             value = before | {"rounds": [*before["rounds"], *lines], "diagnostics": lines[-1]["diagnostics"]}
             value |= _scores(here, state.params) | {"bits_up": _bits(rule, corrected, here)}
+            at = scores_at_clients(here.training, state.params, everyone, strategy=settings.strategy)
+            value["clients"] = at._asdict()
             if settings.personalise:
                 value["personalised"] = _personalised(settings, here, state.params, everyone, held_out)
             keep(name, Merged(state.params, {}))
@@ -103,17 +118,19 @@ def _warm_up(setting: Setting) -> tuple[rounds.State, dict[str, Any]]:
 
 
 def _go_on(
-    setting: Setting, name: str, rule: Rule, state: rounds.State, count: int, folder: str
+    setting: Setting, name: str, rule: Rule, state: rounds.State, count: int, folder: str, before: int = 0
 ) -> tuple[rounds.State, list[dict[str, Any]]]:
     task = setting.progress.add_task(name, total=count)
 
     def done(line: dict[str, Any]) -> None:
-        words = f"{name[:18]} {100 * line['accuracy']:5.1f} %"
+        measure = measure_of([line])
+        words = f"{name[:17]} {measure.text(line[measure.key]):>5}{' %' * (measure is ACCURACY)}"
         setting.progress.update(task, completed=line["round"], description=words)
+        setting.on_record({"kind": "round", "name": name, **line, "round": line["round"] + before})
 
     how: dict[str, Any] = {
         "evaluate": lambda params: _of_test(_scores(setting.here, params)),
-        "done": done,
+        "on_record": done,
         "strategy": setting.settings.strategy,
     }
     try:
@@ -128,7 +145,7 @@ def _go_on(
 
 def _scores(here: World, params: Any) -> dict[str, float]:
     settings = here.network.apply, here.likelihood
-    return as_numbers(evaluate(*settings, params, here.dataset.test_x, here.dataset.test_y))
+    return with_rmse(here, as_numbers(evaluate(*settings, params, here.dataset.test_x, here.dataset.test_y)))
 
 
 def _of_test(scores: dict[str, float]) -> dict[str, float]:

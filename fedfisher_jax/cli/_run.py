@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,15 @@ import numpy as np
 from rich.console import Console
 
 from .. import _files, data, report
-from .._metrics import recall
+from .._further import further_scores
+from .._metrics import predict
 from ..federate import Simulation, cohort, compare
 from ..federate._one_shot import Result
 from ..merge import Merged
+from ..report import trackers
+from ..report._measure import measure_of
+from ..report._records import as_csv, as_json_lines, rows_of, rule_of
+from ..report.trackers import OnRecord
 from ..silos import _model_file as model_file
 from ._finished import finished
 from ._names import file_name
@@ -23,7 +28,7 @@ from ._progress import bars, stage
 from ._rounds import run_over_rounds
 from ._run_words import words_on_data, words_on_result
 from ._settings import RunSettings, check, command_of, sampled_of
-from ._world import World, rules_of, world
+from ._world import World, rules_of, with_rmse, world
 
 
 def run(settings: RunSettings) -> dict[str, Any]:
@@ -38,7 +43,10 @@ def run(settings: RunSettings) -> dict[str, Any]:
         if again:
             print(f"{settings.out}: this run is finished; --overwrite runs it again")
         else:
-            print(f"{settings.out}/result.json, accuracy.png, clients.png" + (", models/" if settings.save else ""))
+            print(
+                f"{settings.out}/result.json, records.csv, accuracy.png, clients.png"
+                + (", models/" if settings.save else "")
+            )
     return record
 
 
@@ -63,42 +71,67 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
     for word in record["words"]:
         console.print(f"note: {word}", markup=False)
 
+    listeners = [] if not first else [held.enter_context(opened) for opened in _trackers(settings, record)]
+
     def save() -> None:
         if first:
             _files.write_json(out / "result.json", record)
 
-    recalls: dict[str, Any] = {}
+    def on_record(one: Mapping[str, Any]) -> None:
+        for listener in listeners:
+            listener(one)
+
+    further: dict[str, Any] = {}
 
     def keep(name: str, merged: Merged) -> None:
-        test, apply = here.dataset, merged.apply or here.network.apply
-        recalls[name] = recall(apply, merged.params, test.test_x, test.test_y, test.num_classes)
+        outputs = predict(merged.apply or here.network.apply, merged.params, here.dataset.test_x)
+        further[name] = further_scores(here.likelihood, outputs, here.dataset.test_y)
         if settings.save and first:
             _save(out / "models", here, record, name, merged)
 
     def note(result: Result) -> None:
+        more = further[result.name] if result.kind == "rule" else with_rmse(here, result.value)
+        result = result._replace(value=result.value | more)
         _note(record, result)
-        if result.kind == "rule":
-            result.value["accuracy_by_class"] = recalls[result.name]
-        words = words_on_result(result, here.parts, here.dataset.train_y)
+        words = words_on_result(result, here)
         record["words"] += words
         for word in words:
             console.print(f"note: {word}", markup=False)
         save()
+        on_record({"kind": result.kind, "name": _named(result), **rule_of(result.value), **_last(settings)})
 
     save()
     if first:
-        data.plot_label_counts(record["clients"]["label_counts"], out / "clients.png")
+        data.plot_label_counts(record["clients"]["label_counts"], out / "clients.png", here.strata.what)
     if settings.rounds > 1:
-        run_over_rounds(settings, here, rules, out, console, note, keep)
+        run_over_rounds(settings, here, rules, out, console, note, keep, on_record)
     else:
         _one_shot(settings, here, rules, console, note, keep)
 
     record["complete"] = True
     record = _files.plain(record)
+    if first:
+        rows = list(rows_of(record))
+        _files.write_atomically(out / "records.jsonl", as_json_lines(rows))
+        _files.write_atomically(out / "records.csv", as_csv(rows))
     save()
     if first:
         report.plot_accuracy(record, out / "accuracy.png")
     return record, False
+
+
+def _trackers(settings: RunSettings, record: dict[str, Any]) -> Iterator[contextlib.AbstractContextManager[OnRecord]]:
+    for name in settings.track:
+        yield trackers.TRACKERS[name](settings.out / name, record["settings"])
+
+
+def _named(result: Result) -> str:
+    return f"client {result.name}" if result.kind == "client" else result.name
+
+
+def _last(settings: RunSettings) -> dict[str, int]:
+    """The round in which a result was found, where there are rounds."""
+    return {"round": settings.rounds} if settings.rounds > 1 else {}
 
 
 def _one_shot(
@@ -120,7 +153,8 @@ def _one_shot(
 def _record_of(settings: RunSettings, here: World) -> dict[str, Any]:
     """What is known before any training."""
     dataset, size = here.dataset, sum(leaf.size for leaf in jax.tree.leaves(here.start))
-    counts = data.label_counts(dataset.train_y, here.parts, dataset.num_classes)
+    kinds = dataset.num_classes if settings.likelihood == "categorical" else len(here.strata.names)
+    counts = data.label_counts(here.strata.labels, here.parts, kinds)
     return {
         "settings": dataclasses.asdict(settings) | {"data_seed": here.data_seed},
         "command": command_of(settings),
@@ -133,11 +167,12 @@ def _record_of(settings: RunSettings, here: World) -> dict[str, Any]:
         "fedavg_bits": 32 * size,
         "inputs": None if dataset.scaling is None else dataset.scaling.plain(),
         "classes": dataset.classes,
-        "clients": {"sizes": [len(part) for part in here.parts], "label_counts": counts, "accuracies": []},
+        "strata": None if settings.likelihood == "categorical" else here.strata._asdict() | {"labels": None},
+        "clients": {"sizes": [len(part) for part in here.parts], "label_counts": counts},
         "rules": {},
         "references": {"best_local": None, "ensemble": None, "ensemble_by_class": None, "pooled": None},
         "seconds": {},
-        "words": words_on_data(dataset),
+        "words": words_on_data(dataset, here.strata),
         "complete": False,
     }
 
@@ -148,7 +183,8 @@ def _note(record: dict[str, Any], result: Result) -> None:
         record["seconds"]["train"], record["cohort"] = result.value["seconds"], result.value["cohort"]
         record["clients"]["own"] = result.value["own"]
     elif result.kind == "client":
-        record["clients"]["accuracies"].append(result.value["accuracy"])
+        measure = measure_of([result.value])
+        record["clients"].setdefault(measure.plural, []).append(result.value[measure.key])
     else:
         record["rules" if result.kind == "rule" else "references"][result.name] = result.value
 

@@ -1,20 +1,20 @@
 """What `fedfisher run` tells a person beside its results."""
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from .. import data, report
-from .._likelihood import categorical
 from .._metrics import Scores
 from ..data._scaling import far_from_one
 from ..federate import best_constant
 from ..federate._one_shot import Result
+from ._world import World
 
 
-def words_on_data(dataset: data.Dataset) -> list[str]:
+def words_on_data(dataset: data.Dataset, strata: data.Strata) -> list[str]:
     """What a person should know of the data before any training."""
     words = []
+    if dataset.likelihood != "categorical":
+        words.append(f"splits by label go by {len(strata.names)} kinds of examples, each a {strata.what}")
+    if dataset.likelihood == "gaussian" and (far := far_from_one(dataset.train_y)):
+        words.append(far.replace("inputs", "targets") + ": a network learns them best near one, so divide them")
     if dataset.classes:
         shown = ", ".join(map(str, dataset.classes[:8])) + (" …" if len(dataset.classes) > 8 else "")
         what = "texts as labels" if isinstance(next(iter(dataset.classes)), str) else "labels with gaps"
@@ -23,9 +23,10 @@ def words_on_data(dataset: data.Dataset) -> list[str]:
     return [*words, far] if far else words
 
 
-def words_on_result(result: Result, parts: Sequence[np.ndarray], y: np.ndarray) -> list[str]:
+def words_on_result(result: Result, here: World) -> list[str]:
     """What a person should know of a result."""
     if result.kind == "training":
-        names, guesses = [f"client {n}" for n in range(len(parts))], [best_constant(categorical(), y[p]) for p in parts]
+        names = [f"client {number}" for number in range(len(here.parts))]
+        guesses = [best_constant(here.likelihood, here.dataset.train_y[part]) for part in here.parts]
         return report.words_on_training(names, Scores(**result.value["own"]["after"]), guesses)
     return report.words_on_rule(result.name, result.value) if result.kind == "rule" else []

@@ -3,11 +3,11 @@
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..federate import rounds
 from ..merge import catalogue
-from ._local_training import optimizer, variant
+from ._local_training import optimizer, rate, variant
 from ._ranges import require_ranges
 
 
@@ -16,7 +16,7 @@ class RunSettings:
     """Train clients on unevenly split data, merge them by every rule, once or in rounds, and show what it bought."""
 
     dataset: str = "digits"
-    """A name of `fedfisher list`, or a path to your own .npz, .csv or .parquet."""
+    """A name of `fedfisher list`, a path to your .npz, .csv or .parquet, or Hugging Face's as hf:FOLDER or hf:NAME."""
     model: str = "mlp"
     """A name of `fedfisher list`, or your own as module:function: function(input_shape, classes) → (init, apply)."""
     clients: int = 5
@@ -28,7 +28,7 @@ class RunSettings:
     epochs: int = 30
     """Local epochs, in every round."""
     rules: tuple[str, ...] = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
-    """Merge rules, or your own as module:function."""
+    """Merge rules, or your own as module:function; options stand after commas: fedfisher-kfac,damping=1."""
     seed: int = 0
     """Seed of initialisation, training and Monte-Carlo draws."""
     data_seed: int | None = None
@@ -53,6 +53,8 @@ class RunSettings:
     """Optax's name of the server's optimiser over rounds, such as sgd or adam; default takes the merged model."""
     server_learning_rate: float = 1.0
     """Learning rate of the server's optimiser."""
+    server_schedule: str | None = None
+    """Optax's schedule of that rate, counted in rounds, as for --schedule."""
     warm_up: str | None = None
     """Rule of the first rounds, which all --rules then go on from."""
     warm_up_rounds: int = 0
@@ -67,10 +69,15 @@ class RunSettings:
     learning_rate: float = 0.01
     momentum: float = 0.9
     """Momentum of sgd."""
+    schedule: str | None = None
+    """Optax's schedule of the learning rate, counted in a client's steps, from 0 in every round:
+    cosine_decay_schedule,decay_steps=200. It starts, or has its peak, at --learning-rate."""
     inputs: Literal["standardised", "as-is"] = "standardised"
     """What is done to your own data: every channel or feature gets mean 0 and spread 1 by the training examples."""
-    label: str = "label"
-    """Column of the labels in your own .csv or .parquet."""
+    likelihood: Literal["categorical", "gaussian", "bernoulli"] = "categorical"
+    """What your own targets are: classes, numbers to regress on, or labels of 0 and 1 of which each may hold."""
+    label: tuple[str, ...] = ("label",)
+    """Column of the labels in your own .csv or .parquet; several, where they are no classes."""
     silo_column: str | None = None
     """Column that says whose a row is in your own .csv or .parquet, for --partition natural."""
     ignore: tuple[str, ...] = ()
@@ -95,6 +102,8 @@ class RunSettings:
     """Folder where data sets lie."""
     save: bool = True
     """Write merged models to OUT/models, for `fedfisher evaluate` and `predict`."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Trackers that are told every record, each in a folder of its own under --out, with no network (extras)."""
     overwrite: bool = False
     """Run again, or instead, where --out holds a run already."""
     distributed: bool = False
@@ -103,7 +112,7 @@ class RunSettings:
 
 OVER_ROUNDS = (
     *("sampled", "participation", "local", "strength", "server_optimizer", "server_learning_rate"),
-    *("warm_up", "warm_up_rounds", "personalise", "barrier"),
+    *("server_schedule", "warm_up", "warm_up_rounds", "personalise", "barrier"),
 )
 """The settings that have no meaning for one shot."""
 
@@ -119,6 +128,9 @@ def check(settings: RunSettings) -> None:
         raise ValueError(f"rules: expected different names, at least one, got {' '.join(settings.rules) or 'none'}")
     if settings.preset == "paper" and settings.damping is not None:
         raise ValueError("damping: the paper's loop has none; leave it out with --preset paper")
+    if settings.preset == "paper" and settings.likelihood != "categorical":
+        raise ValueError(f"likelihood: got {settings.likelihood}, expected categorical, for which --preset paper is")
+    rate("schedule", settings.learning_rate, settings.schedule)
     if settings.rounds == 1:
         defaults = {field.name: field.default for field in dataclasses.fields(settings)}
         given = [name for name in OVER_ROUNDS if getattr(settings, name) != defaults[name]]
@@ -134,14 +146,25 @@ def check(settings: RunSettings) -> None:
         raise ValueError(f"warm_up_rounds: got {given}, expected some left for --rules")
     variant(settings.local, settings.strength, settings)
     if settings.server_optimizer is not None:
-        optimizer("server_optimizer", settings.server_optimizer, settings.server_learning_rate)
-    elif settings.server_learning_rate != 1.0:
-        raise ValueError("server_learning_rate: expected a --server-optimizer with it")
+        server_optimizer(settings)
+    elif settings.server_learning_rate != 1.0 or settings.server_schedule is not None:
+        raise ValueError("server_learning_rate, server_schedule: expected a --server-optimizer with it")
     for name in (*settings.rules, *([settings.warm_up] if settings.warm_up else [])):
-        for part in name.split("+"):
-            if part in catalogue.RULES and not catalogue.RULES[part].rounds:
-                raise ValueError(f"rules: got {name}, which makes another network, from which no round can start")
+        if not catalogue.goes_on(name):
+            raise ValueError(f"rules: got {name}, which makes another network, from which no round can start")
     sampled_of(settings, settings.clients)
+
+
+def server_optimizer(settings: RunSettings) -> Any:
+    """The server's optimiser; None takes the merged model as it is.
+
+    Raises:
+        ValueError: as `optimizer` and `rate`.
+    """
+    if settings.server_optimizer is None:
+        return None
+    steps = rate("server_schedule", settings.server_learning_rate, settings.server_schedule)
+    return optimizer("server_optimizer", settings.server_optimizer, steps)
 
 
 def sampled_of(settings: RunSettings, registered: int) -> int:

@@ -6,15 +6,13 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.markdown import Markdown
 
 from .. import _files, report
 from ._one_line import Terminated
 from ._progress import bars
-from ._ranges import COUNT
 from ._run import run_in
 from ._settings import check
-from ._sweep_settings import cells_of
+from ._sweep_settings import cells_of, seeds_of
 
 CLEARED = 20  # cells after which compiled programs are dropped: each holds memory maps, of which Linux gives 65,530
 UNTOLD = ("seconds", "seconds_measure", "seconds_merge")  # or the files would not be the same again
@@ -26,8 +24,6 @@ def sweep(settings: Any) -> None:
     Raises:
         ValueError: settings of a cell that do not work, before any cell runs; a folder that holds other runs.
     """
-    if not COUNT.holds(settings.seeds):
-        raise ValueError(f"seeds: got {settings.seeds}, expected {COUNT.words}")
     against = settings.rules[0] if settings.against is None and settings.rules else settings.against
     if against not in settings.rules:
         raise ValueError(f"against: got {against}, expected one of --rules: {', '.join(settings.rules)}")
@@ -38,13 +34,13 @@ def sweep(settings: Any) -> None:
     with _files.only_writer(out):
         found = _run_all(out, cells)
         summary = report.summarise(found, against)
-        caption = _caption(settings, cells)
+        caption = _caption(settings, cells, summary)
         _files.write_atomically(out / "table.md", report.markdown(summary, caption))
         _files.write_atomically(out / "table.tex", report.latex(summary, caption))
         _files.write_atomically(out / "table.csv", report.comma_separated(summary))
         for name in ("figure.png", "figure.pdf"):
             report.plot_summary(summary, found, out / name)
-    Console().print(Markdown(report.markdown(summary, caption)))
+    Console().print(report.summary_table(summary, caption))
     print(f"{out}/results.jsonl, table.md, table.csv, table.tex, figure.png, figure.pdf, cells/")
 
 
@@ -81,12 +77,13 @@ def _line(column: str, cell: Any, record: dict[str, Any]) -> dict[str, Any]:
     return parts | {"references": record["references"], "versions": record["versions"]}
 
 
-def _caption(settings: Any, cells: list[tuple[str, Any]]) -> str:
-    one, seeds = cells[0][1], settings.seeds
+def _caption(settings: Any, cells: list[tuple[str, Any]], summary: report.Summary) -> str:
+    one, seeds = cells[0][1], len(seeds_of(settings))
     shared = {name: sorted({str(getattr(cell, name)) for _, cell in cells}) for name in ("dataset", "model", "rounds")}
     data, model, rounds = (values[0] if len(values) == 1 else "several" for values in shared.values())
     data = Path(data).name
     how = "one shot" if rounds == "1" else f"{rounds} rounds"
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     paired = "; differences are paired by seed" if len(settings.rules) > 1 else ""
-    return f"Test accuracy in %, {data}, {model}, {one.clients} clients, {how}: {spread}{paired}."
+    said = summary.measure.said[0].upper() + summary.measure.said[1:]
+    return f"{said}, {data}, {model}, {one.clients} clients, {how}: {spread}{paired}."

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
+from ._ranges import COUNT
 from ._settings import RunSettings
 
 NOT_VARIED = (  # what is the same in all cells
@@ -22,7 +23,9 @@ NOT_VARIED = (  # what is the same in all cells
         "strategy",
         "data_dir",
         "save",
+        "track",
         "overwrite",
+        "likelihood",
         "label",
         "silo_column",
         "ignore",
@@ -35,7 +38,7 @@ NOT_TAKEN = ("distributed",)
 def several(cls: type) -> type:
     """Make the dataclass of a sweep from that of a run: each setting takes several values, none being the default.
 
-    Its fields are those of `cls`, with tuples of values in the place of one, and `seeds`, `against`, `name`.
+    Its fields are those of `cls`, with tuples of values in the place of one, and `seeds`, `against`, `file`.
     """
     helps, hints = _helps(cls), get_type_hints(cls)
     fields: list[Any] = []
@@ -48,15 +51,18 @@ def several(cls: type) -> type:
         elif field.name == "save":
             default = False
         elif field.name == "seed":
-            said = "The first seed, which draws the split too, unless --data-seed holds that."
+            said = "The first seed, or all of them; a seed draws the split too, unless --data-seed holds that."
+            kind, default = tuple[int, ...], (0,)
         elif field.name not in NOT_VARIED:
             hint = f"(default: {default})"
             kind, default = tuple[_without_none(kind), ...], ()
         word = tyro.conf.arg(help=said, help_behavior_hint=hint)
         fields.append((field.name, Annotated[kind, word], dataclasses.field(default=default)))
-    seeds = Annotated[int, tyro.conf.arg(help="How many seeds, from --seed on.")]
+    seeds = Annotated[int | None, tyro.conf.arg(help="How many seeds, from --seed on (default: 3).")]
     against = Annotated[str | None, tyro.conf.arg(help="Rule that differences are taken against; default the first.")]
-    fields += [("seeds", seeds, dataclasses.field(default=3)), ("against", against, dataclasses.field(default=None))]
+    file = Annotated[Path | None, tyro.conf.arg(help="A TOML file of these settings, its keys the flags' names.")]
+    more = {"seeds": seeds, "against": against, "file": file}
+    fields += [(name, kind, dataclasses.field(default=None)) for name, kind in more.items()]
     doc = "Run every combination of settings, which take several values each, on every seed; make tables and a figure."
     return dataclasses.make_dataclass("SweepSettings", fields, frozen=True, namespace={"__doc__": doc})
 
@@ -78,15 +84,33 @@ def cells_of(settings: Any) -> list[tuple[str, RunSettings]]:
         if len(set(values)) != len(values):
             raise ValueError(f"{name}: got {' '.join(map(str, values))}, expected values that differ")
     same = {name: getattr(settings, name) for name in NOT_VARIED if name != "out"}
-    found = []
+    found, alone = [], "RMSE" if settings.likelihood == "gaussian" else "accuracy"
     for values in itertools.product(*given.values()):
         chosen = dict(zip(given, values, strict=True))
         column = ", ".join(_said(name, value) for name, value in chosen.items() if len(given[name]) > 1)
-        for seed in range(settings.seed, settings.seed + settings.seeds):
+        for seed in seeds_of(settings):
             named = ",".join(f"{name}={value}" for name, value in {**chosen, "seed": seed}.items())
             folder = settings.out / "cells" / named.replace("/", "_")[:200]
-            found.append((column or "accuracy", RunSettings(**{**same, **chosen, "seed": seed, "out": folder})))
+            found.append((column or alone, RunSettings(**{**same, **chosen, "seed": seed, "out": folder})))
     return found
+
+
+def seeds_of(settings: Any) -> list[int]:
+    """The seeds: those that are listed, or so many from the first on.
+
+    Raises:
+        ValueError: both, none, one twice, or a number of them that is out of range.
+    """
+    if settings.seeds is not None and not COUNT.holds(settings.seeds):
+        raise ValueError(f"seeds: got {settings.seeds}, expected {COUNT.words}")
+    listed = list(settings.seed)
+    if not listed or len(set(listed)) != len(listed):
+        raise ValueError(f"seed: got {' '.join(map(str, listed)) or 'none'}, expected at least one, all different")
+    if len(listed) == 1:
+        return list(range(listed[0], listed[0] + (3 if settings.seeds is None else settings.seeds)))
+    if settings.seeds not in (None, len(listed)):
+        raise ValueError(f"seeds: got {settings.seeds}, and {len(listed)} numbers after --seed; leave one of them out")
+    return listed
 
 
 def _said(name: str, value: Any) -> str:

@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import data, models
-from .._likelihood import Likelihood, categorical
+from .._further import rmse_of
+from .._likelihood import Likelihood
 from ..curvature import Capture, capture
 from ..federate import LocalTraining, RunKeys, crop_and_flip, run_keys
 from ..federate._one_shot import offers as offers_of
 from ..merge import catalogue
+from ..merge._options import named
 from ..merge._rule import Rule
 from ..silos import _model_file as model_file
-from ..silos._network import network_of, template_of
-from ..solve._conjugate_gradients import conjugate_gradients
-from ._local_training import optimizer
+from ..silos._network import likelihood_of, network_of, template_of
+from ._local_training import optimizer, rate
 from ._settings import RunSettings
 
 
@@ -27,6 +28,7 @@ class World(NamedTuple):
 
     dataset: data.Dataset
     data_seed: int
+    strata: data.Strata  # of the training examples
     parts: list[np.ndarray]  # each client's rows
     network: models.Network
     likelihood: Likelihood
@@ -51,11 +53,13 @@ def world(settings: RunSettings) -> World:
         data_dir=settings.data_dir,
         inputs=settings.inputs,
         columns=data.Columns(settings.label, settings.silo_column, settings.ignore),
+        likelihood=settings.likelihood,
     )
+    strata = data.strata(settings.likelihood, dataset.train_y)
     data_seed = settings.seed if settings.data_seed is None else settings.data_seed
     parts = data.split(
         settings.partition,
-        dataset.train_y,
+        strata.labels,
         settings.clients,
         seed=data_seed,
         alpha=settings.alpha,
@@ -65,14 +69,17 @@ def world(settings: RunSettings) -> World:
     )
     shape = dataset.train_x.shape[1:]
     network, captured = _network(settings.model, shape, dataset.num_classes, settings.bias)
-    likelihood, key = categorical(), run_keys(settings.seed)
+    likelihood, key = likelihood_of(settings.likelihood), run_keys(settings.seed)
     start = models.STARTS[settings.start](network.init(key.init))
-    names = settings.optimizer, settings.learning_rate, settings.momentum, settings.epochs, settings.batch_size
-    training = _training(network, likelihood, dataset.augment, *names)
-    kind = model_file.Kind(settings.model, tuple(map(int, shape)), dataset.num_classes, settings.bias)
+    names = settings.optimizer, settings.learning_rate, settings.momentum, settings.schedule
+    training = _training(network, likelihood, dataset.augment, *names, settings.epochs, settings.batch_size)
+    kind = model_file.Kind(
+        settings.model, tuple(map(int, shape)), dataset.num_classes, settings.bias, settings.likelihood
+    )
     return World(
         dataset,
         data_seed,
+        strata,
         list(parts),
         network,
         likelihood,
@@ -102,10 +109,11 @@ def _training(
     name: str,
     learning_rate: float,
     momentum: float,
+    schedule: str | None,
     epochs: int,
     batch_size: int,
 ) -> LocalTraining:
-    chosen = optimizer("optimizer", name, learning_rate, momentum)
+    chosen = optimizer("optimizer", name, rate("schedule", learning_rate, schedule), momentum)
     return LocalTraining(network.apply, likelihood, chosen, epochs, batch_size, crop_and_flip() if augment else None)
 
 
@@ -119,13 +127,9 @@ def _rule(
     seed: int,
     kind: str,
     samples: int,
-    damping: float | None,
 ) -> Rule:
     offers = offers_of(network.init, training, captured, seed, kind=kind, samples=samples)
-    own: dict[str, Any] = {}
-    if damping is not None and name in catalogue.SOLVED:
-        own["solver"] = conjugate_gradients(damping=damping)
-    return catalogue.named_rule(name, network.apply, likelihood, offers=offers, **own)
+    return catalogue.named_rule(name, network.apply, likelihood, offers=offers)
 
 
 def rules_of(settings: RunSettings, here: World, names: tuple[str, ...]) -> Mapping[str, Rule]:
@@ -133,10 +137,12 @@ def rules_of(settings: RunSettings, here: World, names: tuple[str, ...]) -> Mapp
     if settings.preset == "paper":
         return _released(settings, here, names)
     given = here.network, here.likelihood, here.captured, here.training
-    options = settings.kind, settings.samples, settings.damping
+    options, damping = (settings.kind, settings.samples), settings.damping
 
     def part(name: str) -> Rule:
         seed = settings.seed if "others" in catalogue.takes(name) else 0  # of fresh starts alone
+        if damping is not None and named(name).name in catalogue.SOLVED:
+            name = catalogue.with_option(name, "damping", damping)
         return _rule(name, *given, seed, *options)
 
     return {name: catalogue.composed(name, part) for name in names}
@@ -159,3 +165,10 @@ def _released(settings: RunSettings, here: World, names: tuple[str, ...]) -> Map
         return catalogue.named_rule(name, apply, likelihood, offers=offers, rules=catalogue.RELEASED)
 
     return {name: catalogue.composed(name, part) for name in names}
+
+
+def with_rmse(here: World, scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores of test examples with the root mean square error where targets are numbers."""
+    if here.likelihood.name != "gaussian" or "loss" not in scores:
+        return scores
+    return scores | {"rmse": rmse_of(scores["loss"], here.dataset.num_classes)}

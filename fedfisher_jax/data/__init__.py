@@ -1,6 +1,7 @@
 """Where examples come from, and how they are split over clients."""
 
 from ._dataset import Dataset as Dataset
+from ._flower import by_partitioner as by_partitioner
 from ._load import DATASETS as DATASETS
 from ._load import is_own as is_own
 from ._load import load as load
@@ -21,6 +22,9 @@ from ._split import label_counts as label_counts
 from ._split import split as split
 from ._tables import Columns as Columns
 from ._tables import read_table as read_table
+from ._targets import TARGETS as TARGETS
+from ._targets import Strata as Strata
+from ._targets import strata as strata
 from ._text import TextData as TextData
 from ._text import standard_library as standard_library
 from ._text import text_clients as text_clients
@@ -34,8 +38,11 @@ __all__ = [
     "Dataset",
     "PARTITIONS",
     "Scaling",
+    "Strata",
     "Sums",
+    "TARGETS",
     "TextData",
+    "by_partitioner",
     "describe",
     "dirichlet_class",
     "dirichlet_client",
@@ -52,6 +59,7 @@ __all__ = [
     "shards",
     "split",
     "standard_library",
+    "strata",
     "text_clients",
     "text_folder",
 ]

@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from . import _folders as folders
+from . import _hugging_face as hugging_face
 from . import _idx as idx
 from . import _tables as tables
 from . import _tfds as tfds
@@ -16,12 +17,12 @@ from ._specs import SPECS, Images, Spec, normalise
 from ._where import COMMON_FOLDERS, DataNotFoundError, expanded
 
 DATASETS: tuple[str, ...] = ("digits", *SPECS)
-"""The names that `load` knows; a path that ends in .npz, .csv or .parquet is one too."""
+"""The names that `load` knows; a path that ends in .npz, .csv or .parquet is one too, and hf:NAME."""
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is the path of a user's own data, by its ending."""
-    return name.endswith((".npz", *tables.ENDINGS))
+    """Whether a name is the path of a user's own data, by its ending, or of Hugging Face, by its beginning."""
+    return name.startswith(hugging_face.PREFIX) or name.endswith((".npz", *tables.ENDINGS))
 
 
 def load(
@@ -31,6 +32,7 @@ def load(
     download: bool = False,
     inputs: str = "standardised",
     columns: tables.Columns = tables.Columns(),
+    likelihood: str = "categorical",
 ) -> Dataset:
     """Load a data set, a named one normalised as in the FedFisher paper (arXiv 2403.12329) where the paper states it.
 
@@ -40,7 +42,7 @@ def load(
 
     Args:
         name: one of `DATASETS`, or the path of a .npz file (see `read_npz`) or of a .csv or .parquet table
-            (see `read_table`).
+            (see `read_table`), or "hf:" and a folder or name of Hugging Face's `datasets`.
         data_dir: the only folder to look in (for a set's own folder, or as that folder); without it $FEDFISHER_DATA,
             ~/.cache/fedfisher_jax, ~/data, ~/datasets, ./data, and where TensorFlow Datasets and Debian keep theirs.
         download: where the set is not on this machine, let TensorFlow Datasets download and build it (it needs
@@ -48,6 +50,8 @@ def load(
         inputs: what is done to the numbers of your own file: "standardised" or "as-is" (see `read_npz`). A named set
             has one normalisation, and "as-is" is refused.
         columns: which columns of a table are its labels, whose a row is, and no inputs.
+        likelihood: what the targets of your own file are: categorical (classes), gaussian (numbers) or bernoulli
+            (several labels of 0 and 1). Named sets have classes.
 
     Returns:
         The data set; images are float32 [N, H, W, C].
@@ -57,10 +61,14 @@ def load(
         DataNotFoundError: the set is not on this machine; says what to install or where to put which files. It is both
             a FileNotFoundError and a ValueError.
     """
+    if name.startswith(hugging_face.PREFIX):
+        return hugging_face.read_hugging_face(name, inputs, columns, likelihood)
     if name.endswith(".npz"):
-        return read_npz(expanded(name), inputs)
+        return read_npz(expanded(name), inputs, likelihood)
     if name.endswith(tables.ENDINGS):
-        return tables.read_table(expanded(name), inputs, columns)
+        return tables.read_table(expanded(name), inputs, columns, likelihood)
+    if likelihood != "categorical":
+        raise ValueError(f"likelihood: got {likelihood} for {name}, expected categorical: named sets have classes")
     if inputs != "standardised":
         raise ValueError(f"inputs: got {inputs!r} for {name}, expected standardised: a named set has one normalisation")
     if name == "digits":
@@ -68,7 +76,7 @@ def load(
     if name not in SPECS:
         raise ValueError(
             f"name: got the data set {name!r}, expected one of {', '.join(DATASETS)}, or a path that ends in "
-            ".npz, .csv or .parquet"
+            ".npz, .csv or .parquet, or hf: and a name of Hugging Face"
         )
     spec = SPECS[name]
     images = _read(name, spec, data_dir, download)

@@ -9,7 +9,7 @@ import numpy as np
 from .._files import write_atomically
 
 
-def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str]) -> None:
+def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str], what: str = "class") -> None:
     """Write a figure of label counts: a cell per client and class, and each client's size as a bar above.
 
     A grid, because it stays readable from 5 to hundreds of clients and classes; cells are numbered while there is room.
@@ -18,6 +18,7 @@ def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str]) -> None:
     Args:
         counts: int [M, C], as `label_counts` returns.
         path: the file to write; its suffix is the format (.png, .pdf, .svg).
+        what: what the columns of `counts` are, for people.
 
     Raises:
         ValueError: `counts` is not a non-empty matrix.
@@ -46,7 +47,7 @@ def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str]) -> None:
     image = cells.imshow(
         np.ma.masked_equal(counts.T, 0), cmap="YlGnBu", norm=norm, aspect="auto", interpolation="nearest"
     )
-    cells.set(xlabel="client", ylabel="class")
+    cells.set(xlabel="client", ylabel=what)
     for axis, count in ((cells.xaxis, num_clients), (cells.yaxis, num_classes)):
         axis.set_major_locator(MaxNLocator(nbins=25, integer=True) if count > 25 else FixedLocator(range(count)))
     cells.set_xticks(np.arange(num_clients + 1) - 0.5, minor=True)
@@ -54,7 +55,7 @@ def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str]) -> None:
     if num_clients <= 120 and num_classes <= 60:
         cells.grid(which="minor", color="#d9d9d9", linewidth=0.4)
     cells.tick_params(which="both", length=0)
-    figure.colorbar(image, cax=colours, label="examples of the class").outline.set_visible(False)
+    figure.colorbar(image, cax=colours, label=f"examples of the {what}").outline.set_visible(False)
     if num_clients <= 16 and num_classes <= 30:
         for (client, label), count in np.ndenumerate(counts):
             if count:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ._dataset import Dataset
 from ._scaling import INPUTS, describe, require_digestible, scaling_of
+from ._targets import as_targets, require_targets, strata
 from ._where import DataNotFoundError
 
 ENDINGS = (".csv", ".parquet")
@@ -23,12 +24,19 @@ EVERY = 5  # else every fifth row of a class is
 class Columns(NamedTuple):
     """Which columns of a table are no inputs."""
 
-    label: str = "label"
+    label: str | tuple[str, ...] = "label"  # several of targets that are no classes
     silo: str | None = None  # says whose a row is
     ignore: tuple[str, ...] = ()
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns of labels."""
+        return (self.label,) if isinstance(self.label, str) else tuple(self.label)
 
-def read_table(path: Path, inputs: str = "standardised", named: Columns = Columns()) -> Dataset:
+
+def read_table(
+    path: Path, inputs: str = "standardised", named: Columns = Columns(), likelihood: str = "categorical"
+) -> Dataset:
     """Read a data set from a table.
 
     Labels may be texts or numbers with gaps: they are numbered in their order, and `Dataset.classes` keeps them. A
@@ -38,6 +46,8 @@ def read_table(path: Path, inputs: str = "standardised", named: Columns = Column
         path: a .csv file with a first line of names, or a .parquet file (which needs pyarrow).
         inputs: "standardised" or "as-is", as in `read_npz`.
         named: which columns are labels, silos (the training rows' `Dataset.groups`), and none of anything.
+        likelihood: what the labels are fitted with, one of `TARGETS`; without classes they are numbers, perhaps in
+            several columns.
 
     Raises:
         DataNotFoundError: there is no such file.
@@ -45,12 +55,25 @@ def read_table(path: Path, inputs: str = "standardised", named: Columns = Column
     """
     if inputs not in INPUTS:
         raise ValueError(f"inputs: got {inputs!r}, expected one of {', '.join(INPUTS)}")
+    require_targets(likelihood)
     columns = read_columns(path)
-    for what, names in (("label", [named.label]), ("silo", [named.silo] if named.silo else [])):
+    return dataset_of(path, columns, inputs, named, likelihood)
+
+
+def dataset_of(
+    path: Path,
+    columns: Mapping[str, Sequence[Any]],
+    inputs: str,
+    named: Columns,
+    likelihood: str,
+    x: np.ndarray | None = None,
+) -> Dataset:
+    """Make the data set of a table's columns, as `read_table` does of a file's; inputs x [N, ...] may come apart."""
+    for what, names in (("label", named.labels), ("silo", [named.silo] if named.silo else [])):
         require_columns(path, columns, what, names)
-    silo, x = named.silo, inputs_of(path, columns, named)
-    classes, y = np.unique(labels_of(path, named.label, columns[named.label]), return_inverse=True)
-    test = _is_test(path, columns.get(SPLIT), y)
+    silo, x = named.silo, inputs_of(path, columns, named) if x is None else x
+    y, count, classes = _targets(path, columns, named.labels, likelihood)
+    test = _is_test(path, columns.get(SPLIT), strata(likelihood, y).labels)
     groups = None if silo is None else np.unique(labels_of(path, silo, columns[silo]), return_inverse=True)[1]
     train_x, test_x = x[~test], x[test]
     if not len(train_x) or not len(test_x):
@@ -59,18 +82,32 @@ def read_table(path: Path, inputs: str = "standardised", named: Columns = Column
         )
     scaling = scaling_of(describe(train_x)) if inputs == "standardised" else None
     to_floats = scaling or (lambda numbers: numbers.astype(np.float32))
-    plain = classes.dtype.kind in "iu" and np.array_equal(classes, np.arange(len(classes)))
     return Dataset(
         name=path.stem,
         train_x=to_floats(train_x),
-        train_y=y[~test].astype(np.int32),
+        train_y=y[~test],
         test_x=to_floats(test_x),
-        test_y=y[test].astype(np.int32),
-        num_classes=max(2, len(classes)),
+        test_y=y[test],
+        num_classes=count,
         groups=None if groups is None else groups[~test],
         scaling=scaling,
-        classes=None if plain else tuple(classes.tolist()),
+        classes=classes,
+        likelihood=likelihood,
     )
+
+
+def _targets(
+    path: Path, columns: Mapping[str, Sequence[Any]], labels: Sequence[str], likelihood: str
+) -> tuple[np.ndarray, int, tuple[int | str, ...] | None]:
+    """Targets, how many classes or numbers there are, and what the classes are called."""
+    if likelihood == "categorical":
+        if len(labels) != 1:
+            raise ValueError(f"label: got {' '.join(labels) or 'none'}, expected one column of classes")
+        classes, y = np.unique(labels_of(path, labels[0], columns[labels[0]]), return_inverse=True)
+        plain = classes.dtype.kind in "iu" and np.array_equal(classes, np.arange(len(classes)))
+        return y.astype(np.int32), max(2, len(classes)), None if plain else tuple(classes.tolist())
+    y = numbers_of(path, columns, labels)
+    return as_targets(f"{path}: {', '.join(labels)}", likelihood, y), y.shape[1], None
 
 
 def read_columns(path: Path) -> dict[str, Sequence[Any]]:
@@ -111,13 +148,26 @@ def read_part(path: Path, part: str, named: Columns = Columns()) -> tuple[np.nda
     """
     columns = read_columns(path)
     x = inputs_of(path, columns, named)
-    y = labels_of(path, named.label, columns[named.label]) if named.label in columns else None
+    y = _as_written(path, columns, named.labels) if set(named.labels) <= set(columns) else None
     rows = np.ones(len(x), bool)
     if SPLIT in columns:
         rows = _said_test(path, columns[SPLIT]) == (part == "test")
     if not rows.any():
         raise ValueError(f"{path}: {SPLIT}: got no row for {part}, expected some")
     return x[rows], None if y is None else y[rows]
+
+
+def _as_written(path: Path, columns: Mapping[str, Sequence[Any]], labels: Sequence[str]) -> np.ndarray:
+    """Labels of one column as whole numbers, as numbers, or else as texts [N]; of several columns numbers [N, C]."""
+    if len(labels) == 1:
+        y = labels_of(path, labels[0], columns[labels[0]])
+        if y.dtype.kind != "U":
+            return y
+        try:
+            return numbers_of(path, columns, labels)[:, 0]
+        except ValueError:
+            return y
+    return numbers_of(path, columns, labels)
 
 
 def require_columns(path: Path, columns: Mapping[str, Any], what: str, names: Sequence[str]) -> None:
@@ -138,10 +188,21 @@ def inputs_of(path: Path, columns: Mapping[str, Sequence[Any]], named: Columns) 
         ValueError: there is none, or an entry is no finite number; column and row are named.
     """
     require_columns(path, columns, "ignore", named.ignore)
-    taken = {named.label, named.silo, SPLIT, *named.ignore}
+    taken = {*named.labels, named.silo, SPLIT, *named.ignore}
     names = [name for name in columns if name not in taken]
     if not names:
         raise ValueError(f"{path}: expected columns of numbers beside {', '.join(columns)[:200]}, got none")
+    x = numbers_of(path, columns, names)
+    require_digestible(f"{path}", x)
+    return x
+
+
+def numbers_of(path: Path, columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> np.ndarray:
+    """Columns as numbers, float64 [N, columns].
+
+    Raises:
+        ValueError: an entry is no finite number; column and row are named.
+    """
     x = np.empty((len(columns[names[0]]), len(names)))
     for place, name in enumerate(names):
         for row, value in enumerate(columns[name]):
@@ -151,7 +212,6 @@ def inputs_of(path: Path, columns: Mapping[str, Sequence[Any]], named: Columns) 
                 x[row, place] = np.nan
             if not np.isfinite(x[row, place]):
                 raise ValueError(f"{path}: {name}: row {row + 1}: got {str(value)[:40]!r}, expected a finite number")
-    require_digestible(f"{path}", x)
     return x
 
 

@@ -18,6 +18,7 @@ from ._one_shot import Simulation as Simulation
 from ._one_shot import compare as compare
 from ._one_shot import run_keys as run_keys
 from ._own_scores import own_scores as own_scores
+from ._own_scores import scores_at_clients as scores_at_clients
 from ._own_scores import zero_fishers as zero_fishers
 from ._personalise import Personalised as Personalised
 from ._personalise import personalise as personalise
@@ -59,6 +60,7 @@ __all__ = [
     "run_keys",
     "run_rounds",
     "scaffold",
+    "scores_at_clients",
     "train",
     "train_clients",
     "zero_fishers",

@@ -27,7 +27,7 @@ def run_rounds(
     *,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     every: int = 1,
-    done: Callable[[dict[str, Any]], None] | None = None,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
     **how: Any,
 ) -> tuple[State, list[dict[str, Any]]]:
     """Run until `rounds` rounds are done, going on from the last checkpoint in `folder`.
@@ -40,7 +40,7 @@ def run_rounds(
         folder: where `checkpoints/` (orbax) and `rounds.jsonl`, a line per round, are kept. Delete it to start over.
         evaluate: params → scores of the server's model, noted every `every` rounds and after the last.
         every: rounds between evaluations and checkpoints.
-        done: called with each round's line, for progress.
+        on_record: called with each round's line once it is written, for progress and trackers (`report.trackers`).
         how: options of `rounds.step`: epochs, strategy.
 
     Returns:
@@ -59,7 +59,7 @@ def run_rounds(
     identity = _identity(federation, state, cohort, how.get("epochs"))
     with only_writer(folder):
         require_same_run(folder, identity)
-        return _go_on(federation, state, cohort, rounds, folder, every, evaluate, done, how)
+        return _go_on(federation, state, cohort, rounds, folder, every, evaluate, on_record, how)
 
 
 def _go_on(
@@ -70,7 +70,7 @@ def _go_on(
     folder: Path,
     every: int,
     evaluate: Callable[[Any], dict[str, float]] | None,
-    done: Callable[[dict[str, Any]], None] | None,
+    on_record: Callable[[dict[str, Any]], None] | None,
     how: dict[str, Any],
 ) -> tuple[State, list[dict[str, Any]]]:
     import orbax.checkpoint as orbax  # here, since it costs more than the rest of this library's import
@@ -102,8 +102,8 @@ def _go_on(
                 file.write(json.dumps(line) + "\n")
             if noted:  # after its line, so that no checkpoint lacks one
                 manager.save(number, args=orbax.args.StandardSave(_storable(state)))
-            if done is not None:
-                done(line)
+            if on_record is not None:
+                on_record(line)
     return state, lines
 
 

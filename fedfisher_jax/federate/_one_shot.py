@@ -16,7 +16,7 @@ from ..curvature import Capture
 from ..merge import FreshModes, Merged, Rule, Update, exchanges
 from ._cohort import Cohort, cohort
 from ._local import LocalTraining, train
-from ._own_scores import own_scores, zero_fishers
+from ._own_scores import own_scores, scores_at_clients, zero_fishers
 from ._simulate import measure_clients, merge_clients, payload_bits, train_clients
 
 PyTree = Any
@@ -115,7 +115,8 @@ def compare(
     for name, rule in rules.items():
         merged, found = _exchange(rule, update, cohort, key.measure, known, name, stage, strategy)
         keep(name, merged)
-        yield Result("rule", name, score(simulation, merged.params, merged.apply) | found)
+        at = scores_at_clients(simulation.training, merged.params, cohort, merged.apply, strategy=strategy)
+        yield Result("rule", name, score(simulation, merged.params, merged.apply) | found | {"clients": at._asdict()})
 
     if pooled:
         alone = dataclasses.replace(simulation.training, on_epoch=stage("train on pooled data", epochs))

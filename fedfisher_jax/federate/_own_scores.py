@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._examples import Examples
 from .._likelihood import Likelihood
 from .._metrics import Scores
 from ..curvature.structures._protocol import trace
@@ -20,20 +19,15 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class ScoreClient:
-    """The per-client function that scores the start and the client's model; its client is (place, parameters)."""
+    """The per-client function that scores a model: the start, or its own one of a client (place, parameters)."""
 
     apply: Callable
     likelihood: Likelihood
 
-    def __call__(self, shared: Shared, client: tuple[Client, PyTree]) -> tuple[jax.Array, jax.Array]:
-        """Give [loss, accuracy] of the start, and of the client's own model."""
-        who, params = client
-
-        def scores(data: Examples) -> tuple[jax.Array, jax.Array]:
-            start, end = (client_scores(self.apply, self.likelihood, p, data) for p in (shared.start, params))
-            return start, end
-
-        return with_examples(shared.cohort, who, scores)
+    def __call__(self, shared: Shared, client: Client | tuple[Client, PyTree]) -> jax.Array:
+        """Give [loss, accuracy] on the client's own examples."""
+        who, params = (client, shared.start) if isinstance(client, Client) else client
+        return with_examples(shared.cohort, who, lambda data: client_scores(self.apply, self.likelihood, params, data))
 
 
 def own_scores(
@@ -51,13 +45,39 @@ def own_scores(
     Returns:
         Scores before and after training: losses [M] in nats and, where the likelihood has them, accuracies [M].
     """
+    before = scores_at_clients(training, start, cohort, strategy=strategy)
     score = ScoreClient(training.apply, training.likelihood)
-    shared = Shared(cohort.shared, None, start)
+    shared = Shared(cohort.shared, None, None)
     found, _ = map_cohort(score, shared, cohort, params, steps=cohort.sizes, strategy=strategy)
-    rows = [np.asarray(rows, float) for rows in found]
-    right = training.likelihood.correct is not None
-    before, after = (Scores(one[:, 0], one[:, 1] if right else None) for one in rows)
-    return before, after
+    return before, _scores(training.likelihood, found)
+
+
+def scores_at_clients(
+    training: LocalTraining,
+    params: PyTree,
+    cohort: Cohort,
+    apply: Callable | None = None,
+    *,
+    strategy: str | None = None,
+) -> Scores:
+    """Score one model on every client's own examples: losses [M] in nats and, where there are such, accuracies [M].
+
+    Args:
+        training: names the model and its likelihood; nothing is trained.
+        params: the model's parameters.
+        cohort: the clients.
+        apply: of a merged model that is another network.
+        strategy: how clients share the machine, see `map_clients`.
+    """
+    score = ScoreClient(apply or training.apply, training.likelihood)
+    shared = Shared(cohort.shared, None, params)
+    found, _ = map_cohort(score, shared, cohort, steps=cohort.sizes, strategy=strategy)
+    return _scores(training.likelihood, found)
+
+
+def _scores(likelihood: Likelihood, found: Any) -> Scores:
+    rows = np.asarray(found, float)
+    return Scores(rows[:, 0], rows[:, 1] if likelihood.correct is not None else None)
 
 
 def zero_fishers(payloads: PyTree) -> list[int]:

@@ -16,10 +16,11 @@ from ._distil import RELEASED_DENSE, dense
 from ._fedavg import fedavg
 from ._fedbens import fedbens
 from ._fedfish import fedfish
-from ._fedfisher import fedfisher, fisher_merge
+from ._fedfisher import DAMPING, fedfisher, fisher_merge
 from ._fedlpa import fedlpa
 from ._fipa import fipa
 from ._heads import analytic, recalibrate
+from ._options import Option, arguments_of, known, named, records
 from ._ot_fusion import ot_fusion, released_ot_fusion
 from ._pfnm import pfnm, released_pfnm
 from ._pseudo_data import pseudo_data
@@ -36,6 +37,7 @@ class Entry(NamedTuple):
         says: what it does, in a line.
         rounds: whether its model is of the clients' network, so that another round can start from it.
         files: whether what it measures has a form in payload files.
+        damping: default of the conjugate gradients that solve it; None where they do not.
     """
 
     constructor: Callable[..., Rule]
@@ -43,6 +45,7 @@ class Entry(NamedTuple):
     says: str = "your own"
     rounds: bool = True
     files: bool = True
+    damping: float | None = None
 
 
 SOLVED = {
@@ -66,11 +69,17 @@ RULES: dict[str, Entry] = {
     "fedavg": Entry(fedavg, (), "averages parameters, weighted by numbers of examples"),
     "fisher-merge": Entry(fisher_merge, _FISHER, "averages each parameter, weighted by its diagonal Fisher"),
     **{
-        name: Entry(partial(fedfisher, structure=structure), _FISHER, _SAYS[name]) for name, structure in SOLVED.items()
+        name: Entry(partial(fedfisher, structure=structure), _FISHER, _SAYS[name], damping=DAMPING[structure])
+        for name, structure in SOLVED.items()
     },
-    "fedlpa": Entry(fedlpa, ("captured",), "layer-wise Laplace posteriors with empirical Kronecker factors"),
+    "fedlpa": Entry(
+        fedlpa,
+        ("captured",),
+        "layer-wise Laplace posteriors with empirical Kronecker factors",
+        damping=DAMPING["kronecker"],
+    ),
     "regmean": Entry(regmean, ("captured",), "dense layers by least squares on the clients' inputs, others averaged"),
-    "regmean-kron": Entry(regmean_kron, ("captured",), "our variant of it, for all captured layers"),
+    "regmean-kron": Entry(regmean_kron, ("captured",), "our variant of it, for all captured layers", damping=0.3),
     "otfusion": Entry(ot_fusion, ("captured",), "aligns neurons by optimal transport, then averages", files=False),
     "pfnm": Entry(pfnm, ("captured",), "matches neurons or adds them: a wider network", rounds=False, files=False),
     "dense": Entry(dense, (), "a student learns the ensemble's answers on invented examples", files=False),
@@ -82,10 +91,15 @@ RULES: dict[str, Entry] = {
         partial(fedfish, structure="kronecker", estimator="exact"),
         ("captured",),
         "the same with exact Kronecker factors",
+        damping=DAMPING["kronecker"],
     ),
     "fipa": Entry(fipa, (), "a Gauss–Newton step in the span of the clients' top Fisher eigenvectors"),
     "pseudo-data": Entry(
-        pseudo_data, _FISHER, "K-FAC merge, then training on draws of the classes' inputs", files=False
+        pseudo_data,
+        _FISHER,
+        "K-FAC merge, then training on draws of the classes' inputs",
+        files=False,
+        damping=DAMPING["kronecker"],
     ),
     "analytic": Entry(analytic, ("captured",), "last layer by least squares on the start's features; no training"),
     "recalibrate": Entry(recalibrate, ("captured",), "the same at a merged model: fedavg+recalibrate"),
@@ -123,8 +137,9 @@ def named_rule(
 ) -> Rule:
     """Make a rule by its name in `rules`, or `module:function` where function(apply, likelihood, **options) → Rule.
 
-    Names with a plus between them are exchanges one after the other, see `then`: "fedfisher-kfac+fedavg". After "@"
-    stand the features of a rule that has some, "recalibrate@fc1,fc2:100".
+    Names with a plus between them are exchanges one after the other, see `then`: "fedfisher-kfac+fedavg". After commas
+    stand options, see `options_of`: "fedfisher-kfac,damping=1", and after "@" the features of a rule that has some,
+    "recalibrate,ridge=0.1@fc1,fc2:100".
 
     The module is looked for on Python's path, and then in the current folder.
 
@@ -137,23 +152,44 @@ def named_rule(
         options: what else this rule's constructor takes.
 
     Raises:
-        ValueError: no such rule, module or function, or one of a user that fails or returns no rule.
+        ValueError: no such rule, option, module or function, or one of a user that fails or returns no rule.
 
     Example:
         >>> import fedfisher_jax as ff
         >>> from fedfisher_jax.merge.catalogue import named_rule
-        >>> named_rule("fedfisher-kfac+fedavg", lambda w, x: x @ w, ff.categorical()).name
+        >>> named_rule("fedfisher-kfac,damping=1+fedavg", lambda w, x: x @ w, ff.categorical()).name
         'fedfisher-kfac+fedavg'
     """
     if "+" in name:
         given = {"offers": offers, "rules": rules, **options}
         return composed(name, lambda part: named_rule(part, apply, likelihood, **given))
-    name, at, features = name.partition("@")
-    if at:
-        options = options | {"features": tuple(features.split(","))}
+    name, words, features = named(name)
     entry = _entry(name, rules)
+    said = records(entry.constructor, arguments_of(name, words, _known(entry), entry.damping))
     given = {key: value for key, value in (offers or {}).items() if key in entry.takes}
-    return entry.constructor(apply, likelihood, **given | options)
+    more = {"features": features} if features else {}
+    try:
+        return entry.constructor(apply, likelihood, **given | options | said | more)
+    except (TypeError, ValueError) as error:
+        if words and isinstance(error, ValueError):  # a value that the rule refuses
+            raise ValueError(f"rules: {name}: {error}") from error
+        raise
+
+
+def options_of(name: str, rules: Mapping[str, Entry] = RULES) -> tuple[str, ...]:
+    """Name the options that a rule (one part of it) takes as words after its name; it raises as `named_rule` does."""
+    return tuple(_known(_entry(named(name).name, rules)))
+
+
+def with_option(name: str, option: str, value: Any, rules: Mapping[str, Entry] = RULES) -> str:
+    """Write an option into every part of a name whose rule has it and does not say it already."""
+    return "+".join(_with_option(part, option, value, rules) for part in name.split("+"))
+
+
+def goes_on(name: str, rules: Mapping[str, Entry] = RULES) -> bool:
+    """Tell whether another round can start from what a rule merges; of a user's own rule it is hoped."""
+    first = [named(part).name for part in name.split("+")]
+    return all(rules[part].rounds for part in first if part in rules)
 
 
 def composed(name: str, make: Callable[[str], Rule]) -> Rule:
@@ -166,9 +202,22 @@ def takes(name: str, rules: Mapping[str, Entry] = RULES) -> tuple[str, ...]:
 
     It raises as `named_rule` does.
     """
-    return tuple(
-        dict.fromkeys(taken for part in name.split("+") for taken in _entry(part.partition("@")[0], rules).takes)
-    )
+    return tuple(dict.fromkeys(taken for part in name.split("+") for taken in _entry(named(part).name, rules).takes))
+
+
+def _with_option(part: str, option: str, value: Any, rules: Mapping[str, Entry]) -> str:
+    name, given, _ = named(part)
+    if option in given or option not in _known(_entry(name, rules)):
+        return part
+    head, at, features = part.partition("@")
+    return f"{head},{option}={value}{at}{features}"
+
+
+def _known(entry: Entry) -> dict[str, Option]:
+    own = entry.constructor
+    if isinstance(own, partial) and own.func is _users_rule:
+        own = own.args[1]
+    return known(own, entry.takes, entry.damping)
 
 
 def _entry(name: str, rules: Mapping[str, Entry]) -> Entry:

@@ -11,6 +11,7 @@ from ._summary import latex as latex
 from ._summary import markdown as markdown
 from ._summary import summarise as summarise
 from ._table import result_table as result_table
+from ._table import summary_table as summary_table
 from ._versions import versions as versions
 from ._words import words_on_rule as words_on_rule
 from ._words import words_on_training as words_on_training
@@ -27,6 +28,7 @@ __all__ = [
     "plot_summary",
     "result_table",
     "summarise",
+    "summary_table",
     "versions",
     "words_on_rule",
     "words_on_training",

@@ -9,6 +9,7 @@ import numpy as np
 
 from .._files import write_atomically
 from ._colours import LOCAL, REFERENCE, colours_of
+from ._measure import ACCURACY, measure_of_record
 from ._summary import Spread, Summary
 
 
@@ -32,40 +33,44 @@ def plot_accuracy(record: Mapping[str, Any], path: str | os.PathLike[str]) -> No
 
 def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
     """Draw a bar for each local model, of which more than ten are the best alone, rule and reference; how many."""
-    locals_ = record["clients"]["accuracies"]
+    measure = measure_of_record(record)
+    locals_ = record["clients"].get(measure.plural, [])
     names, values = [f"client {number}" for number in range(len(locals_))], list(locals_)
     if len(locals_) > 10:
-        names, values = ["best local"], [max(locals_)]
+        names, values = ["best local"], [measure.best(locals_)]
     colours = [LOCAL] * len(names)
     own = colours_of(record["rules"])
     for name, rule in record["rules"].items():
-        names, values, colours = [*names, name], [*values, rule["accuracy"]], [*colours, own[name]]
+        names, values, colours = [*names, name], [*values, rule[measure.key]], [*colours, own[name]]
     for name in ("ensemble", "ensemble_by_class", "pooled"):
         if record["references"].get(name):
-            names, values = [*names, name.replace("_", " ")], [*values, record["references"][name]["accuracy"]]
+            names, values = [*names, name.replace("_", " ")], [*values, record["references"][name][measure.key]]
             colours = [*colours, REFERENCE]
-    bars = axes.barh(names, [100 * value for value in values], color=colours)
-    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    bars = axes.barh(names, [measure.factor * value for value in values], color=colours)
+    axes.bar_label(bars, labels=[measure.text(value) for value in values], padding=3, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 112)
-    axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("test accuracy (%)")
+    if measure is ACCURACY:
+        axes.set_xlim(0, 112)
+        axes.set_xticks(range(0, 101, 20))
+    else:
+        axes.set_xlim(0, 1.2 * max(values, default=1.0))
+    axes.set_xlabel(measure.said)
     return len(names)
 
 
 def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """The accuracies of a sweep: over rounds where there are some and one column, else a group of bars a column."""
+    """The scores of a sweep: over rounds where there are some and one column, else a group of bars a column."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(6.4, 2.2 + 1.3 * len(summary.columns)), 4.0), dpi=130, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_ylabel("test accuracy (%)")
-    own = colours_of(summary.rules)
+    measure, own = summary.measure, colours_of(summary.rules)
+    axes.set_ylabel(measure.said)
     if len(summary.columns) == 1 and all("rounds" in rule for cell in cells for rule in cell["rules"].values()):
         for name in summary.rules:
-            values = [[line.get("accuracy") for line in cell["rules"][name]["rounds"]] for cell in cells]
-            curve(axes, name, own[name], np.asarray(values, float))
+            values = [[line.get(measure.key) for line in cell["rules"][name]["rounds"]] for cell in cells]
+            curve(axes, name, own[name], measure.factor * np.asarray(values, float))
         integer_rounds(axes)
     else:
         width, places = 0.8 / len(summary.rules), np.arange(len(summary.columns))
@@ -80,12 +85,12 @@ def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str
 
 
 def curve(axes: Any, name: str, colour: str, values: np.ndarray, x: np.ndarray | None = None) -> None:
-    """A rule's accuracies [runs, rounds] as their mean and a band of a standard deviation, over rounds or over x."""
+    """A rule's scores [runs, rounds] as their mean and a band of a standard deviation, over rounds or over x."""
     x = np.arange(1, values.shape[1] + 1) if x is None else x
-    mean = 100 * values.mean(0)
+    mean = values.mean(0)
     axes.plot(x, mean, color=colour, label=name, marker="o", markersize=3)
     if len(values) > 1:
-        std = 100 * values.std(0, ddof=1)
+        std = values.std(0, ddof=1)
         axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from . import _svg as svg
+from ._measure import measure_of_record, megabits
 from ._summary import REFERENCES, best_of, summarise
 from ._words import words_on_diagnostics
 
 MOST_CLASSES = 20  # of a table
-UNTOLD = ("out", "overwrite", "seed", "data_seed", "data_dir", "strategy", "save", "distributed")
+UNTOLD = ("out", "overwrite", "seed", "data_seed", "data_dir", "strategy", "save", "distributed", "track")
 
 
 def page(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
@@ -41,17 +42,22 @@ def _overview(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     groups: dict[str, str] = {}  # what differs → a column's name: that in few words, or else the first run's
     cells = []
     for one, (name, record) in zip(told, runs, strict=True):
-        words = ", ".join(f"{key} {one.get(key)}" for key in differ) or "accuracy"
+        words = ", ".join(f"{key} {one.get(key)}" for key in differ) or "all"
         cells.append({**record, "varied": groups.setdefault(words, words if len(differ) < 3 else name)})
     found = summarise(cells, None)
-    text = lambda value: "–" if value is None else str(value)  # noqa: E731
+    text = lambda value: "–" if value is None else value.text(found.measure.form)  # noqa: E731
     best = best_of(found)
     rules = {
         name: [(text(v), name in names) for v, names in zip(row, best, strict=True)]
         for name, row in found.rules.items()
     }
     others = {name.replace("_", " "): list(map(text, row)) for name, row in found.references.items()}
-    return {"columns": found.columns, "rules": list(rules.items()), "others": list(others.items())}
+    return {
+        "measure": found.measure.said,
+        "columns": found.columns,
+        "rules": list(rules.items()),
+        "others": list(others.items()),
+    }
 
 
 def _run(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,10 +67,10 @@ def _run(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         "name": name,
         "sentence": _sentence(record),
         "complete": record.get("complete", True),
+        "measure": measure_of_record(record).said,
         "rows": _rows(record),
         "figures": _figures(record),
-        "by_class": _by_class(record),
-        "personalised": _personalised(record),
+        "tables": [table for table in (_at_clients(record), _by_class(record), _personalised(record)) if table],
         "words": [*record.get("words", []), *words, *([record["preset"]] if record.get("preset") else [])],
         "command": record.get("command"),
         "settings": [*record["settings"].items(), ("parameters", record.get("parameters")), *versions],
@@ -85,26 +91,55 @@ def _sentence(record: Mapping[str, Any]) -> str:
 
 
 def _rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    best, rows = max((rule["accuracy"] for rule in record["rules"].values()), default=None), []
+    measure, rows = measure_of_record(record), []
+    best = measure.best([rule[measure.key] for rule in record["rules"].values()]) if record["rules"] else None
     for name, rule in record["rules"].items():
-        bits = f"{rule['bits_up'] / 1e6:.2f}", f"{rule['bits_up'] / record['fedavg_bits']:.2f}"
-        style = "best" if rule["accuracy"] == best else ""
-        rows.append({"style": style, "cells": [name, _percent(rule["accuracy"]), f"{rule['loss']:.4f}", *bits]})
+        bits = megabits(rule["bits_up"]), f"{rule['bits_up'] / record['fedavg_bits']:.2f}"
+        cells = [name, measure.text(rule[measure.key]), f"{rule['loss']:.4f}", *bits]
+        rows.append({"style": "best" if rule[measure.key] == best else "", "cells": cells})
     for name in REFERENCES:
         if one := record["references"].get(name):
-            cells = [name.replace("_", " "), _percent(one["accuracy"]), f"{one['loss']:.4f}", "", ""]
+            cells = [name.replace("_", " "), measure.text(one[measure.key]), f"{one['loss']:.4f}", "", ""]
             rows.append({"style": "reference", "cells": cells})
     return rows
 
 
 def _figures(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    found = [("Who has how many examples of which class.", svg.heat_map(record))]
-    if record["rules"]:
-        found.append(("Test accuracy of local models, rules and references.", svg.accuracies(record)))
-    if record["rules"] and all(rule.get("rounds") for rule in record["rules"].values()):
-        found.append(("Test accuracy over rounds.", svg.over_rounds(record)))
-        found.append(("Test accuracy over what all clients have sent.", svg.over_rounds(record, megabytes=True)))
+    rules, said = record["rules"], measure_of_record(record).said
+    kind = (record.get("strata") or {"what": "class"})["what"]
+    found = [(f"Who has how many examples of which {kind}.", svg.heat_map(record))]
+    if rules:
+        found.append((f"Local models, rules and references: {said}.", svg.accuracies(record)))
+    if rules and all(rule.get("rounds") for rule in rules.values()):
+        found.append((f"Over rounds: {said}.", svg.over_rounds(record)))
+        found.append((f"Over what all clients have sent: {said}.", svg.over_rounds(record, megabytes=True)))
+    if any(rule.get("clients") for rule in rules.values()):
+        found.append(("How well models predict each client's own training examples.", svg.at_clients(record)))
+    if any(rule.get("confusion") for rule in rules.values()):
+        found.append(("What rules say of the test examples of each class.", svg.confusions(record)))
     return [{"caption": caption, "svg": drawn} for caption, drawn in found]
+
+
+def _at_clients(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How well clients are served before and after the merge."""
+    rules = {name: rule["clients"] for name, rule in record["rules"].items() if rule.get("clients")}
+    if not rules or not all(one.get("accuracy") for one in rules.values()):
+        return None
+    own = record["clients"].get("own")
+    rows = []
+    if own:
+        values = np.asarray(own["after"]["accuracy"])
+        rows.append(["own model", _percent(values.mean()), _percent(values.min()), ""])
+    for name, one in rules.items():
+        values = np.asarray(one["accuracy"])
+        gains = int((values > np.asarray(own["after"]["accuracy"])).sum()) if own else None
+        count = "" if gains is None else f"{gains} of {len(values)}"
+        rows.append([name, _percent(values.mean()), _percent(values.min()), count])
+    return {
+        "title": "Accuracy on each client's own training examples, before and after the merge",
+        "columns": ["model", "mean of clients", "worst client", "clients that gain"],
+        "rows": rows,
+    }
 
 
 def _by_class(record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -113,18 +148,28 @@ def _by_class(record: Mapping[str, Any]) -> dict[str, Any] | None:
     count = max((len(row) for row in rows.values()), default=0)
     if not 0 < count <= MOST_CLASSES:
         return None
-    shown = {name: ["–" if share is None else f"{100 * share:.0f}" for share in row] for name, row in rows.items()}
-    return {"classes": list(record.get("classes") or range(count)), "rules": list(shown.items())}
+    shown = [[name, *("–" if share is None else f"{100 * share:.0f}" for share in row)] for name, row in rows.items()]
+    classes = map(str, record.get("classes") or range(count))
+    title = "Accuracy on the test examples of each class, in %"
+    return {"title": title, "columns": ["rule", *classes], "rows": shown}
 
 
-def _personalised(record: Mapping[str, Any]) -> list[list[str]]:
+def _personalised(record: Mapping[str, Any]) -> dict[str, Any] | None:
     rows = []
     for name, rule in record["rules"].items():
         if one := rule.get("personalised"):
-            before, after = np.asarray(one["accuracy_before"]), np.asarray(one["accuracy"])
-            gains = f"{int((after > before).sum())} of {len(after)}"
-            rows.append([name, _percent(before.mean()), _percent(after.mean()), _percent(after.min()), gains])
-    return rows
+            key, form = ("accuracy", _percent) if one["accuracy"][0] is not None else ("loss", "{:.4g}".format)
+            before, after = np.asarray(one[f"{key}_before"]), np.asarray(one[key])
+            better, worst = (after > before, after.min()) if key == "accuracy" else (after < before, after.max())
+            gains = f"{int(better.sum())} of {len(after)}"
+            rows.append([f"{name}, {key}", form(before.mean()), form(after.mean()), form(worst), gains])
+    if not rows:
+        return None
+    return {
+        "title": "Each client before and after fine-tuning, on its own held-out examples",
+        "columns": ["rule", "mean before", "mean after", "worst after", "clients that gain"],
+        "rows": rows,
+    }
 
 
 def _percent(share: Any) -> str:

@@ -3,23 +3,26 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ._measure import ACCURACY, Measure, measure_of
 
 REFERENCES = ("best_local", "ensemble", "ensemble_weighted", "ensemble_by_class", "pooled")
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation (n − 1; None of one value) of n accuracies, or of differences, in percent."""
+    """Mean and sample standard deviation (n − 1; None of one value) of n scores, or differences, as they are shown."""
 
     mean: float
     std: float | None
     n: int
 
-    def __str__(self) -> str:
+    def text(self, form: str = ".1f") -> str:
         """The mean, and the spread where there is one."""
-        return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
+        return format(self.mean, form) + ("" if self.std is None else f" ± {format(self.std, form)}")
 
 
 class Summary(NamedTuple):
@@ -30,12 +33,14 @@ class Summary(NamedTuple):
         rules: by name; None where a column has no such result.
         differences: "rule − against", paired by seed.
         references: by name.
+        measure: what the numbers are: accuracies in percent where there are such.
     """
 
     columns: list[str]
     rules: dict[str, list[Spread | None]]
     differences: dict[str, list[Spread | None]]
     references: dict[str, list[Spread | None]]
+    measure: Measure = ACCURACY
 
 
 def summarise(cells: Sequence[Mapping[str, Any]], against: str | None) -> Summary:
@@ -43,20 +48,22 @@ def summarise(cells: Sequence[Mapping[str, Any]], against: str | None) -> Summar
 
     Args:
         cells: the runs.
-        against: the rule whose accuracies are taken from those of all others on the same seeds; None takes none.
+        against: the rule whose scores are taken from those of all others on the same seeds; None takes none.
     """
     columns = list(dict.fromkeys(cell["varied"] for cell in cells))
     names = list(dict.fromkeys(name for cell in cells for name in cell["rules"]))
+
+    measure = measure_of(result for cell in cells for kind in ("rules", "references") for result in cell[kind].values())
 
     def row(kind: str, name: str, minus: str | None = None) -> list[Spread | None]:
         found: list[Spread | None] = []
         for column in columns:
             values = [
-                _accuracy(cell, kind, name) - (0 if minus is None else _accuracy(cell, kind, minus))
+                _score(measure, cell, kind, name) - (0 if minus is None else _score(measure, cell, kind, minus))
                 for cell in cells
                 if cell["varied"] == column
             ]
-            found.append(spread(values))
+            found.append(spread(values, measure.factor))
         return found
 
     references = {name: row("references", name) for name in REFERENCES}
@@ -65,12 +72,13 @@ def summarise(cells: Sequence[Mapping[str, Any]], against: str | None) -> Summar
         {name: row("rules", name) for name in names},
         {f"{name} − {against}": row("rules", name, against) for name in names if against and name != against},
         {name: values for name, values in references.items() if any(values)},
+        measure,
     )
 
 
-def spread(values: Sequence[float]) -> Spread | None:
-    """Spread of accuracies from 0 to 1; None where one is missing (NaN)."""
-    found = 100 * np.asarray(values, float)
+def spread(values: Sequence[float], factor: float = 100.0) -> Spread | None:
+    """Spread of scores times a factor; None where one is missing (NaN)."""
+    found = factor * np.asarray(values, float)
     if not len(found) or not np.isfinite(found).all():
         return None
     return Spread(float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else None, len(found))
@@ -79,11 +87,12 @@ def spread(values: Sequence[float]) -> Spread | None:
 def markdown(summary: Summary, caption: str) -> str:
     """A table in Markdown, the best rule of a column in bold, under a caption."""
     rows = [["", *summary.columns], ["---"] + ["---:"] * len(summary.columns)]
-    best = best_of(summary)
+    best, text = best_of(summary), partial(_text, form=summary.measure.form)
     for name, values in summary.rules.items():
-        rows.append([name, *(f"**{v}**" if v and name in b else _text(v) for v, b in zip(values, best, strict=True))])
+        cells = zip(values, best, strict=True)
+        rows.append([name, *(f"**{text(v)}**" if v and name in b else text(v) for v, b in cells)])
     for name, values in (_worded(summary.references) | summary.differences).items():
-        rows.append([name, *map(_text, values)])
+        rows.append([name, *map(text, values)])
     return f"{caption}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
@@ -92,7 +101,7 @@ def latex(summary: Summary, caption: str) -> str:
     best = best_of(summary)
 
     def cell(value: Spread | None, bold: bool = False) -> str:
-        text = "--" if value is None else str(value).replace("±", r"\pm")
+        text = "--" if value is None else value.text(summary.measure.form).replace("±", r"\pm")
         return "--" if value is None else rf"$\mathbf{{{text}}}$" if bold else f"${text}$"
 
     lines = [f"% {caption}", rf"\begin{{tabular}}{{l{'r' * len(summary.columns)}}}", r"\toprule"]
@@ -120,8 +129,8 @@ def comma_separated(summary: Summary) -> str:
     return out.getvalue()
 
 
-def _accuracy(cell: Mapping[str, Any], kind: str, name: str) -> float:
-    found = (cell[kind].get(name) or {}).get("accuracy")
+def _score(measure: Measure, cell: Mapping[str, Any], kind: str, name: str) -> float:
+    found = (cell[kind].get(name) or {}).get(measure.key)
     return float("nan") if found is None else found
 
 
@@ -129,8 +138,11 @@ def best_of(summary: Summary) -> list[set[str]]:
     """The names of each column's best rules, as they are printed: who is equal to the last digit is as good."""
     found = []
     for place in range(len(summary.columns)):
-        means = {name: round(one.mean, 1) for name, row in summary.rules.items() if (one := row[place])}
-        found.append({name for name, mean in means.items() if mean == max(means.values())})
+        shown = {
+            name: format(one.mean, summary.measure.form) for name, row in summary.rules.items() if (one := row[place])
+        }
+        best = summary.measure.best(map(float, shown.values())) if shown else None
+        found.append({name for name, mean in shown.items() if float(mean) == best})
     return found
 
 
@@ -138,8 +150,8 @@ def _worded(references: dict[str, list[Spread | None]]) -> dict[str, list[Spread
     return {name.replace("_", " "): values for name, values in references.items()}
 
 
-def _text(value: Spread | None) -> str:
-    return "–" if value is None else str(value)
+def _text(value: Spread | None, form: str) -> str:
+    return "–" if value is None else value.text(form)
 
 
 def _escaped(text: str) -> str:

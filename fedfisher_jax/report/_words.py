@@ -67,7 +67,8 @@ def words_on_diagnostics(name: str, result: Mapping[str, Any]) -> list[str]:
         how = "converged" if np.all(told.pop("converged", True)) else "stopped"
         residual = told.pop("residual", None)
         words = "" if residual is None else f", residual {float(residual):.2g}"
-        found.append(f"{how} after {int(told.pop('iterations'))} iterations{words}")
+        count = int(told.pop("iterations"))
+        found.append(f"{how} after {count} iteration{'s' * (count != 1)}{words}")
     found += [f"{key.replace('_', ' ')} {_number(value)}" for key, value in told.items()]
     further = [word for key, one in inner.items() for word in words_on_diagnostics(key, {"diagnostics": one})]
     return ([f"{name}: {'; '.join(found)}"] if found else []) + [f"{name}, then {word}" for word in further]

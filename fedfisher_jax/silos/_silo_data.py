@@ -37,6 +37,10 @@ def read(
         if y is None:
             raise ValueError(f"label: {source}: got no column {columns.label!r}, expected one of labels")
         return x, y
+    if source.startswith("hf:"):
+        found = data.load(source, inputs="as-is", columns=columns)
+        y = getattr(found, f"{part}_y")
+        return getattr(found, f"{part}_x"), y if found.classes is None else np.asarray(found.classes)[y]
     if not source.endswith(".npz"):
         found = data.load(source, data_dir=data_dir)
         return getattr(found, f"{part}_x"), getattr(found, f"{part}_y")
@@ -69,6 +73,8 @@ def read_inputs(source: str, columns: data.Columns = data.Columns()) -> np.ndarr
     """
     if source.endswith(tables.ENDINGS):
         return tables.read_part(expanded(source), "test", columns)[0]
+    if source.startswith("hf:"):
+        return data.load(source, inputs="as-is", columns=columns).test_x
     if not source.endswith(".npz"):
         return data.load(source).test_x
 
@@ -146,6 +152,7 @@ def targets_of(source: str, likelihood: Likelihood, outputs: tuple[int, ...], y:
     """
     try:
         check_targets(likelihood, outputs, y)
+        y = y[:, None] if likelihood.name != "categorical" and y.ndim < len(outputs) else y
         if likelihood.name != "gaussian":
             return y.astype(np.int32)
         with np.errstate(over="ignore"):
