@@ -59,7 +59,7 @@ def fold(settings: FoldSettings) -> None:
         max_bytes=settings.max_bytes,
         without=settings.without,
     )
-    folded = fold_files(gathered)
+    folded = fold_files(gathered, hold=False)
     data = _packed(gathered, folded, settings.names)
     region.silos_of(*container.unpack(data, gathered.terms.limits, str(settings.out)), gathered.terms.limits)
     container.write_bytes(settings.out, data)

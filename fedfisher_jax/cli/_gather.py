@@ -1,7 +1,8 @@
 """What `merge` and `fold` have in common: files are looked at, their rule is found, and they are read one by one."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -62,7 +63,7 @@ class Folded(NamedTuple):
     """The files of a merge after one pass over them."""
 
     sums: Sums | None  # of a rule that adds
-    payloads: dict[int, Payload]  # of a rule that stacks, by the silo's number, in the order of the numbers
+    payloads: dict[int, Payload]  # of a rule that stacks, where they are held, by the silos' numbers, in their order
     seen: dict[int, Seen]  # by the silo's number
     left: dict[int, Seen]  # those that were left out
     agreed: list[np.ndarray | None]  # parameters that are equal in all payloads of several, None where they are not
@@ -140,8 +141,38 @@ def prepared(gathered: Gathered, sent: Payload) -> Payload:
     return sent._replace(kind=None) if same else sent
 
 
-def fold_files(gathered: Gathered) -> Folded:
+def needs_passes(gathered: Gathered, in_memory: int) -> bool:
+    """Tell whether all payloads together are more bytes than may be held, and the rule can read them again instead."""
+    if gathered.rule.combine != "stack" or not gathered.rule.passes:
+        return False
+    sent = region.payload_shape(gathered.headers[0], gathered.start.params)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(sent))
+    return size * len(gathered.headers) > in_memory
+
+
+def again(gathered: Gathered, parts: Iterable[Part]) -> Iterator[tuple[Payload, Header]]:
+    """Read the payloads that count once more, after they were found to be sound.
+
+    Args:
+        gathered: the files.
+        parts: the same files, perhaps with progress; sums among them are passed over.
+
+    Raises:
+        PayloadError: a file has changed.
+    """
+    for part in parts:
+        if part.holds != region.SUMS:
+            for sent, header in files_of.payloads_of(part, gathered.terms, sound=True):
+                if header.about.silo not in gathered.without:
+                    yield prepared(gathered, sent), header
+
+
+def fold_files(gathered: Gathered, hold: bool = True) -> Folded:
     """Read all files once, one at a time, and fold what they hold.
+
+    Args:
+        gathered: the files.
+        hold: whether payloads of a rule that stacks are kept.
 
     Raises:
         PayloadError: an array is refused, or a file has changed.
@@ -166,7 +197,7 @@ def fold_files(gathered: Gathered) -> Folded:
             agreed = _agreed(agreed, sent.params)
             if rule.combine == "add":
                 sums = add_payload(rule, sums, prepared(gathered, sent), start)
-            else:
+            elif hold:
                 payloads[header.about.silo] = prepared(gathered, sent)
     return Folded(sums, dict(sorted(payloads.items())), seen, left, agreed if agreed and len(seen) > 1 else [])
 

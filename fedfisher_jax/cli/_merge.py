@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,20 +16,33 @@ from rich.table import Table
 from .. import _files, payload, report
 from .._trees import stack
 from ..federate import merge_clients
-from ..merge import Merged
-from ..merge._one_by_one import merge_sums
+from ..merge import Merged, Payload
+from ..merge._one_by_one import merge_by_passes, merge_sums
 from ..payload import Limits
-from ..payload import _files_of_a_merge as files_of
-from ..payload import _region as region
-from ..payload._files_of_a_merge import Part
 from ..report import words_on_rule
 from ..silos import _model_file as model_file
+from ..solve._conjugate_gradients import ITERATIONS
 from . import _checkpoints as checkpoints
-from ._gather import Folded, Gathered, Seen, distance, fold_files, gather, paths_of, shape_of, shown
+from ._gather import (
+    MANY,
+    Folded,
+    Gathered,
+    Seen,
+    again,
+    distance,
+    fold_files,
+    gather,
+    needs_passes,
+    paths_of,
+    shape_of,
+    shown,
+)
 from ._inspect import literal
 from ._one_line import say
+from ._progress import bars, stage
 from ._ranges import require_ranges
 
+MORE_PASSES = 4  # two before the solver's first step, two after its last
 MOST_REPORT = 2**26  # bytes of an older report
 
 
@@ -50,6 +64,9 @@ class MergeSettings:
     """Numbers of silos that leave: their files are not merged, and the report says so."""
     max_bytes: int = Limits().file_bytes
     """Largest file that is accepted; twice as much after decompression, and for work on one entry at least 4 GiB."""
+    in_memory: int = 2**26
+    """Bytes of all payloads together up to which a rule that stacks (fedfisher-kfac) holds them; where they are more, it
+    reads the files again for each step of its solver."""
     model: str | None = None
     """module:function, where the start is of a network of your own."""
     base: Path | None = None
@@ -81,7 +98,7 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
         damping=settings.damping,
     )
     start, name = gathered.start, gathered.name
-    folded = fold_files(gathered)
+    folded = fold_files(gathered, hold=not needs_passes(gathered, settings.in_memory))
     merged = _merged(gathered, folded)
     if merged.apply is not None:
         raise ValueError(f"rule: {name} makes another network, for which there is no model file")
@@ -131,16 +148,31 @@ def _require_free(out: Path, described: Path, taken: list[Path]) -> dict[str, An
 
 
 def _merged(gathered: Gathered, folded: Folded) -> Merged:
-    """Payloads that are stacked are merged by the same program as in memory, to the same bits."""
+    """Payloads that are held are merged by the same program as in memory, to the same bits."""
     rule, start = gathered.rule, gathered.start.params
-    if folded.sums is None:
+    if folded.sums is not None:
+        merged = merge_sums(rule, folded.sums, shape_of(gathered), None, start)
+    elif folded.payloads:
         merged = merge_clients(rule, stack(list(folded.payloads.values())), start)
     else:
-        merged = merge_sums(rule, folded.sums, shape_of(gathered), None, start)
+        merged = _solved_by_passes(gathered)
     for leaf, value in zip(payload.leaves(merged.params), jax.tree.leaves(merged.params), strict=True):
         if not np.isfinite(np.asarray(value)).all():
             raise ValueError(f"rule: the merged model is not finite at {leaf.path}")
     return merged
+
+
+def _solved_by_passes(gathered: Gathered) -> Merged:
+    """Payloads are read again for each step of the solver; the time that is shown as left is that of the most steps."""
+    most, console = ITERATIONS + MORE_PASSES, Console(stderr=True)
+    with bars(console, disable=len(gathered.parts) < MANY or not console.is_terminal) as progress:
+        done = stage(progress, f"solving, at most {most} passes", most * len(gathered.parts))
+
+        def one_pass() -> Iterator[Payload]:
+            parts = (part for part in gathered.parts if done() is None)
+            return (sent for sent, _ in again(gathered, parts))
+
+        return merge_by_passes(gathered.rule, one_pass, None, gathered.start.params)
 
 
 def _record(gathered: Gathered, folded: Folded, merged: Merged) -> dict[str, Any]:
@@ -192,21 +224,15 @@ def _who(one: Seen) -> dict[str, Any]:
 
 
 def _distances(gathered: Gathered, folded: Folded, merged: Any) -> dict[int, float | None]:
-    """How far each silo's parameters lie from the merged ones, by a second pass over files that were summed."""
-    if folded.sums is None:
+    """How far each silo's parameters lie from the merged ones, by another pass over files that are not held."""
+    if folded.payloads:
         return {silo: distance(sent.params, merged) for silo, sent in folded.payloads.items()}
-    sent = (part for part in gathered.parts if part.holds != region.SUMS)
-    parts = [part for part in sent if any(folded.seen[n].distance is not None for n in _numbers(part, folded))]
+    if all(one.distance is None for one in folded.seen.values()):
+        return {}
     return {
-        header.about.silo: distance(own.params, merged)
-        for part in shown(parts, "comparing")
-        for own, header in files_of.payloads_of(part, gathered.terms)
+        header.about.silo: distance(sent.params, merged)
+        for sent, header in again(gathered, shown(gathered.parts, "comparing"))
     }
-
-
-def _numbers(part: Part, folded: Folded) -> list[int]:
-    """Numbers of a file's silos that count."""
-    return [silo.header.about.silo for silo in part.silos if silo.header.about.silo in folded.seen]
 
 
 def _moved_though_agreed(folded: Folded, merged: Any) -> list[tuple[str, float]]:
