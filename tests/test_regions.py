@@ -14,6 +14,7 @@ from fedfisher_jax import payload
 from fedfisher_jax.cli import _cli as cli
 from fedfisher_jax.merge import catalogue
 from fedfisher_jax.payload import _container as container
+from fedfisher_jax.payload import _files_of_a_merge as files_of
 from fedfisher_jax.silos import _model_file as model_file
 
 RULES = {"fedavg": None, "fedfisher-diag": None, "fisher-merge": None, "analytic": None, "fedfisher-kfac": "8 bits"}
@@ -66,6 +67,10 @@ def fold(folder, paths, out, *more):
     return out
 
 
+def start_of(folder):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(model_file.read(folder / "start.safetensors").params)]
+
+
 def equal(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -91,6 +96,36 @@ def test_regions_of_regions_give_the_merge_of_all_files_to_the_bit(rule, folder,
     alone, said = merged(folder, [whole], tmp_path / "alone.safetensors")
     equal(alone, want)
     assert [one["name"] for one in said["contributors"]] == [f"silo {n}" for n in range(SILOS)]
+
+
+def test_payloads_that_are_read_again_and_again_give_the_merge_of_memory(folder, tmp_path, capsys):
+    """With a region among the files, and one silo that leaves. Two solvers that stop at residuals of 1e-4 differ by
+    that times the conditioning; tests/merge/test_fold.py solves to 1e-12 and compares with a dense solve."""
+    sent = files(folder, "fedfisher-kfac")
+    region = fold(folder, sent[2:5], tmp_path / "r.safetensors")
+    for more in ((), ("--without", 3)):
+        want, report = merged(folder, sent, tmp_path / "memory.safetensors", *more)
+        again = region, *sent[:2], *sent[5:], "--in-memory", 1000, *more
+        got, said = merged(folder, [*again], tmp_path / "passes.safetensors")
+        gap, moved = (sum(np.sum((a - b) ** 2) for a, b in zip(want, o, strict=True)) for o in (got, start_of(folder)))
+        assert np.sqrt(gap) < 1e-3 * np.sqrt(moved)
+        assert said["diagnostics"]["converged"] and [one["digest"] for one in said["contributors"]] == [
+            one["digest"] for one in report["contributors"]
+        ]
+        for one, other in zip(said["contributors"], report["contributors"], strict=True):
+            assert one["distance_from_merged"] == pytest.approx(other["distance_from_merged"], rel=1e-3)
+
+
+def test_a_file_that_changes_between_passes_is_refused(folder, tmp_path):
+    start = model_file.read(folder / "start.safetensors")
+    (tmp_path / "p.safetensors").write_bytes(files(folder, "fedavg", 1)[0].read_bytes())
+    terms = files_of.Terms(start.params, start=start.fingerprint)
+    part = files_of.parts_of([tmp_path / "p.safetensors"], terms)[0]
+    again = lambda: list(files_of.payloads_of(part, terms, sound=True))  # noqa: E731
+    assert again()[0][1].about.silo == 1
+    (tmp_path / "p.safetensors").write_bytes(files(folder, "fedavg", 2)[0].read_bytes())
+    with pytest.raises(payload.PayloadError, match="changed while it was being read"):
+        again()
 
 
 def test_the_order_of_grouping_changes_no_byte_of_a_region(folder, tmp_path):

@@ -13,8 +13,7 @@ import optax
 from rich.console import Console
 from rich.progress import track
 
-from ..curvature import capture
-from ..federate import zero_fishers
+from ..curvature import Fisher, capture, trace
 from ..merge import Payload, Rule, catalogue
 from ..merge._exact_sums import Sums, joined
 from ..merge._one_by_one import add_payload, contribution_shape
@@ -220,7 +219,12 @@ def distance(first: Any, second: Any) -> float | None:
     """The Euclidean distance of two models; None where no parameters were sent."""
     if first is None:
         return None
-    return float(optax.tree.norm(jax.tree.map(jnp.subtract, first, second)))
+    return float(_gap(first, second))
+
+
+@jax.jit
+def _gap(first: Any, second: Any) -> jax.Array:
+    return optax.tree.norm(jax.tree.map(jnp.subtract, first, second))
 
 
 def _without(numbers: tuple[int, ...], parts: list[Part]) -> frozenset[int]:
@@ -242,8 +246,11 @@ def _look(sent: Payload, header: Header, start: Any, path: str) -> Seen:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves((sent.params, sent.statistics)):
         digest.update(np.asarray(leaf).tobytes())
-    zero = bool(zero_fishers(jax.tree.map(lambda leaf: leaf[None], sent)))
+    zero = isinstance(sent.statistics, Fisher) and not float(_trace(sent.statistics))
     return Seen(header, digest.hexdigest(), distance(sent.params, start), zero, Path(path).name)
+
+
+_trace = jax.jit(trace)
 
 
 def _agreed(before: list[np.ndarray | None] | None, params: Any) -> list[np.ndarray | None]:

@@ -65,8 +65,8 @@ class MergeSettings:
     max_bytes: int = Limits().file_bytes
     """Largest file that is accepted; twice as much after decompression, and for work on one entry at least 4 GiB."""
     in_memory: int = 2**26
-    """Bytes of all payloads together up to which a rule that stacks (fedfisher-kfac) holds them; where they are more, it
-    reads the files again for each step of its solver."""
+    """Bytes of all payloads together up to which a rule that stacks (fedfisher-kfac) holds them; where they are more,
+    it reads the files again for each step of its solver."""
     model: str | None = None
     """module:function, where the start is of a network of your own."""
     base: Path | None = None

@@ -227,7 +227,7 @@ def filled(
 
 def _decode(
     header: Header, arrays: Mapping[str, np.ndarray], limits: Limits, file: str, parity: bool, sound: bool
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
     """Every entry's array; sizes first, then numbers."""
     plan = header.plan
     held = header.leaves if structures.has_params(header.structure) else ()
@@ -270,6 +270,9 @@ def _decode(
                 value = value if parity else nearest_semidefinite(value)
             elif not sound:
                 require_sound(signs[name], value)
+            if sound:
+                decoded[name] = value  # goes into compiled programs alone
+                continue
             with np.errstate(all="ignore"):
                 decoded[name] = jax.device_put(value)  # a narrower type, where jax has no float64; compiles nothing
             if decoded[name].dtype != value.dtype:

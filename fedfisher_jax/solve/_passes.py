@@ -56,9 +56,7 @@ class Streamed:
             TypeError: the solver is traced, and so cannot read anything.
         """
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(v)):
-            raise TypeError(
-                "solver: got one that is compiled, expected conjugate_gradients, which can read clients again"
-            )
+            raise TypeError("solver: got a compiled one, expected conjugate_gradients, which can read clients again")
         return self.product(v)
 
     def diagonal(self) -> PyTree:
