@@ -19,10 +19,13 @@ from ..federate import merge_clients
 from ..merge import Merged, Payload
 from ..merge._one_by_one import merge_by_passes, merge_sums
 from ..payload import Limits
+from ..payload import _container as container
+from ..payload._files_of_a_merge import PAYLOAD
 from ..report import words_on_rule
 from ..silos import _model_file as model_file
 from ..solve._conjugate_gradients import ITERATIONS
 from . import _checkpoints as checkpoints
+from ._fold import region_of
 from ._gather import (
     MANY,
     Folded,
@@ -38,6 +41,7 @@ from ._gather import (
     shown,
 )
 from ._inspect import literal
+from ._leaving import record_of, sha256_of
 from ._one_line import say
 from ._progress import bars, stage
 from ._ranges import require_ranges
@@ -62,6 +66,11 @@ class MergeSettings:
     """Damping of the fedfisher solvers, relative to a layer's mean diagonal; by default the rule's own."""
     without: tuple[int, ...] = ()
     """Numbers of silos that leave: their files are not merged, and the report says so."""
+    into: Path | None = None
+    """A region of all silos that were merged so far, or a name for one: it is merged, too, and the files are folded
+    into it, so that silos that come later, or leave (`fedfisher leave`), need no other file than their own."""
+    names: bool = False
+    """Write the silos' names into that region, too; else their numbers alone."""
     max_bytes: int = Limits().file_bytes
     """Largest file that is accepted; twice as much after decompression, and for work on one entry at least 4 GiB."""
     in_memory: int = 2**26
@@ -82,12 +91,30 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
     """
     require_ranges(settings)
     if settings.base is not None:
-        if settings.damping is not None or settings.model is not None:
-            raise ValueError("damping, model: with a base they are not taken")
+        if settings.damping is not None or settings.model is not None or settings.into is not None:
+            raise ValueError("damping, into, model: with a base they are not taken")
         return checkpoints.merge_folder(settings, paths_of(settings.files), _limits(settings))
+    return merge_files(settings)
+
+
+def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Do what `merge` does where there is no base.
+
+    Args:
+        settings: what to merge.
+        leaving: payload files of silos that leave and are within a sum.
+
+    Raises:
+        ValueError: as `merge`.
+    """
+    require_ranges(settings)
     _files.require_file(settings.out)
     files, described = paths_of(settings.files), settings.out.with_suffix(".json")
-    older = _require_free(settings.out, described, [settings.start, *files])
+    _require_free(settings.out, described, [settings.start, *files, *leaving])
+    if settings.into is not None:
+        _files.require_file(settings.into, [settings.start, settings.out, described, *files, *leaving])
+        files += [settings.into] if settings.into.exists() else []
+    before = {"model": sha256_of(settings.out), "region": sha256_of(settings.into)}
     gathered = gather(
         files,
         settings.start,
@@ -95,21 +122,28 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
         rule_name=settings.rule,
         max_bytes=settings.max_bytes,
         without=settings.without,
+        leaving=leaving,
         damping=settings.damping,
     )
+    if any(part.path == str(settings.into) and part.holds == PAYLOAD for part in gathered.parts):
+        raise ValueError(f"into: got {settings.into}, which is a silo's payload, expected a region or a new name")
     start, name = gathered.start, gathered.name
     folded = fold_files(gathered, hold=not needs_passes(gathered, settings.in_memory))
     merged = _merged(gathered, folded)
     if merged.apply is not None:
         raise ValueError(f"rule: {name} makes another network, for which there is no model file")
     record = _record(gathered, folded, merged)
-    if folded.left:
-        record["left"] = [_who(one) for one in folded.left.values()]
-        record["before"] = None if older is None else older["sha256"]
+    region = None if settings.into is None else region_of(gathered, folded, settings.names)
     made_by = f"merge of {len(folded.seen)} payloads by {name}"
     data = model_file.write(settings.out, start.kind, merged.params, made_by, start.scaling)
-    record["sha256"] = hashlib.sha256(data).hexdigest()  # of what was written, whatever has been there since
+    record["sha256"] = _sha256(data)  # of what was written, whatever has been there since
+    if folded.left:
+        after = None if region is None else _sha256(region)
+        stay = [part.path for part in gathered.parts if any(s.header.about.silo in folded.seen for s in part.silos)]
+        record["leaving"] = record_of(_left(gathered, folded), before, record["sha256"], after, stay, list(folded.seen))
     _files.write_json(described, record)
+    if settings.into is not None and region is not None:  # last: a merge that is killed before can be done again
+        container.write_bytes(settings.into, region)
     for doubled in record["same_arrays"]:
         say(f"silos {' and '.join(map(str, doubled))} sent the same arrays: is one counted twice?")
     for word in words_on_rule(name, record):
@@ -119,6 +153,10 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
     Console().print(_table(record))
     print(f"{settings.out}, {described}")
     return record
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _limits(settings: MergeSettings) -> Limits:
@@ -221,6 +259,13 @@ def _who(one: Seen) -> dict[str, Any]:
         "file": one.file,
         "digest": one.digest,
     }
+
+
+def _left(gathered: Gathered, folded: Folded) -> list[dict[str, Any]]:
+    """Those who left, with the SHA-256 of their own files, where they had some."""
+    own = {p.silos[0].header.about.silo: Path(p.path) for p in gathered.parts if p.holds == PAYLOAD}
+    own |= {number: Path(part.path) for number, part in gathered.leaving.items()}
+    return [_who(one) | {"sha256": sha256_of(own.get(number))} for number, one in sorted(folded.left.items())]
 
 
 def _distances(gathered: Gathered, folded: Folded, merged: Any) -> dict[int, float | None]:

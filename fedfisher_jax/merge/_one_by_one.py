@@ -9,7 +9,7 @@ import numpy as np
 
 from .._compat import standard_promotion
 from ..solve._passes import Clients, Passes
-from ._exact_sums import Sums, added, nothing, rounded
+from ._exact_sums import Sums, added, nothing, removed, rounded
 from ._rule import Merged, Rule, check_payload, exchanges, lift, merge_summary, require_squares
 
 PyTree = Any
@@ -110,8 +110,17 @@ def _stacks(payloads: Iterable[Any]) -> Iterator[Any]:
 
 def add_payload(rule: Rule, sums: Sums | None, payload: Any, start: PyTree = None) -> Sums:
     """Add a payload's contribution to the exact sum of others; None begins one."""
-    contribution = _lifted(rule._replace(measure=None), payload, start)  # whose hash is not asked for
+    contribution = _contribution(rule, payload, start)
     return added(nothing(contribution) if sums is None else sums, contribution)
+
+
+def remove_payload(rule: Rule, sums: Sums, payload: Any, start: PyTree = None) -> Sums:
+    """Take a payload's contribution out of an exact sum that it is in."""
+    return removed(sums, _contribution(rule, payload, start))
+
+
+def _contribution(rule: Rule, payload: Any, start: PyTree) -> PyTree:
+    return _lifted(rule._replace(measure=None), payload, start)  # measure's hash is not asked for
 
 
 def contribution_shape(rule: Rule, payload: Any, start: PyTree = None) -> PyTree:
