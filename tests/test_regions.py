@@ -14,6 +14,7 @@ from fedfisher_jax import payload
 from fedfisher_jax.cli import _cli as cli
 from fedfisher_jax.merge import catalogue
 from fedfisher_jax.payload import _container as container
+from fedfisher_jax.payload import _files_of_a_merge as files_of
 from fedfisher_jax.silos import _model_file as model_file
 
 RULES = {"fedavg": None, "fedfisher-diag": None, "fisher-merge": None, "analytic": None, "fedfisher-kfac": "8 bits"}
@@ -66,6 +67,10 @@ def fold(folder, paths, out, *more):
     return out
 
 
+def start_of(folder):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(model_file.read(folder / "start.safetensors").params)]
+
+
 def equal(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -91,6 +96,36 @@ def test_regions_of_regions_give_the_merge_of_all_files_to_the_bit(rule, folder,
     alone, said = merged(folder, [whole], tmp_path / "alone.safetensors")
     equal(alone, want)
     assert [one["name"] for one in said["contributors"]] == [f"silo {n}" for n in range(SILOS)]
+
+
+def test_payloads_that_are_read_again_and_again_give_the_merge_of_memory(folder, tmp_path, capsys):
+    """With a region among the files, and one silo that leaves. Two solvers that stop at residuals of 1e-4 differ by
+    that times the conditioning; tests/merge/test_fold.py solves to 1e-12 and compares with a dense solve."""
+    sent = files(folder, "fedfisher-kfac")
+    region = fold(folder, sent[2:5], tmp_path / "r.safetensors")
+    for more in ((), ("--without", 3)):
+        want, report = merged(folder, sent, tmp_path / "memory.safetensors", *more)
+        again = region, *sent[:2], *sent[5:], "--in-memory", 1000, *more
+        got, said = merged(folder, [*again], tmp_path / "passes.safetensors")
+        gap, moved = (sum(np.sum((a - b) ** 2) for a, b in zip(want, o, strict=True)) for o in (got, start_of(folder)))
+        assert np.sqrt(gap) < 1e-3 * np.sqrt(moved)
+        assert said["diagnostics"]["converged"] and [one["digest"] for one in said["contributors"]] == [
+            one["digest"] for one in report["contributors"]
+        ]
+        for one, other in zip(said["contributors"], report["contributors"], strict=True):
+            assert one["distance_from_merged"] == pytest.approx(other["distance_from_merged"], rel=1e-3)
+
+
+def test_a_file_that_changes_between_passes_is_refused(folder, tmp_path):
+    start = model_file.read(folder / "start.safetensors")
+    (tmp_path / "p.safetensors").write_bytes(files(folder, "fedavg", 1)[0].read_bytes())
+    terms = files_of.Terms(start.params, start=start.fingerprint)
+    part = files_of.parts_of([tmp_path / "p.safetensors"], terms)[0]
+    again = lambda: list(files_of.payloads_of(part, terms, sound=True))  # noqa: E731
+    assert again()[0][1].about.silo == 1
+    (tmp_path / "p.safetensors").write_bytes(files(folder, "fedavg", 2)[0].read_bytes())
+    with pytest.raises(payload.PayloadError, match="changed while it was being read"):
+        again()
 
 
 def test_the_order_of_grouping_changes_no_byte_of_a_region(folder, tmp_path):
@@ -127,14 +162,18 @@ def test_a_merge_of_files_is_that_of_memory_but_for_the_rounding_of_a_sum(rule, 
 @pytest.mark.parametrize("rule", RULES)
 def test_who_leaves_is_in_nothing_but_the_record(rule, folder, tmp_path):
     before, _ = merged(folder, files(folder, rule), tmp_path / "g.safetensors")
-    old = hashlib.sha256((tmp_path / "g.safetensors").read_bytes()).hexdigest()
+    old = sha256(tmp_path / "g.safetensors")
     got, report = merged(folder, files(folder, rule), tmp_path / "g.safetensors", "--without", 3, 5)
     want, never = merged(folder, files(folder, rule, 0, 1, 2, 4, 6), tmp_path / "never.safetensors")
     equal(got, want)
     assert any(not np.array_equal(a, b) for a, b in zip(got, before, strict=True))
-    assert report["contributors"] == never["contributors"] and "left" not in never
-    assert [(one["silo"], one["file"]) for one in report["left"]] == [(3, "3.safetensors"), (5, "5.safetensors")]
-    assert report["before"] == old
+    assert report["contributors"] == never["contributors"] and "leaving" not in never
+    assert [(one["silo"], one["file"], one["sha256"]) for one in report["leaving"]["left"]] == [
+        (number, f"{number}.safetensors", sha256(files(folder, rule, number)[0])) for number in (3, 5)
+    ]
+    assert report["leaving"]["before"] == {"model": old, "region": None}
+    assert report["leaving"]["after"]["model"] == report["sha256"] == sha256(tmp_path / "g.safetensors")
+    assert [one["file"] for one in report["leaving"]["merged"]] == [f"{n}.safetensors" for n in (0, 1, 2, 4, 6)]
     region = fold(folder, files(folder, rule), tmp_path / "r.safetensors", "--without", 3)
     left, _ = merged(folder, [region], tmp_path / "left.safetensors")
     equal(left, merged(folder, files(folder, rule, 0, 1, 2, 4, 5, 6), tmp_path / "want.safetensors")[0])
@@ -144,7 +183,53 @@ def test_a_silo_leaves_a_region_that_stacks(folder, tmp_path):
     region = fold(folder, files(folder, "fedfisher-kfac"), tmp_path / "r.safetensors")
     got, report = merged(folder, [region], tmp_path / "g.safetensors", "--without", 3)
     equal(got, merged(folder, files(folder, "fedfisher-kfac", 0, 1, 2, 4, 5, 6), tmp_path / "n.safetensors")[0])
-    assert [one["silo"] for one in report["left"]] == [3] and report["before"] is None
+    assert [one["silo"] for one in report["leaving"]["left"]] == [3]
+    assert report["leaving"]["before"] == {"model": None, "region": None}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_who_comes_late_and_who_leaves_later_need_their_own_files_alone(rule, folder, tmp_path):
+    """A region of the first five, one that comes late, and two that leave: model and region as if never seen."""
+    region, out = tmp_path / "all.safetensors", tmp_path / "g.safetensors"
+    merged(folder, files(folder, rule, 0, 1, 2, 3, 4), out, "--into", region)
+    late, report = merged(folder, files(folder, rule, 6), out, "--into", region)
+    equal(late, merged(folder, files(folder, rule, 0, 1, 2, 3, 4, 6), tmp_path / "n.safetensors")[0])
+    assert [one["silo"] for one in report["contributors"]] == [0, 1, 2, 3, 4, 6]
+    before = {"model": sha256(out), "region": sha256(region)}
+    own = () if rule == "fedfisher-kfac" else ("--payloads", *files(folder, rule, 1, 3))
+    start = ["--start", folder / "start.safetensors", "--out", out]
+    command("leave", region, "--silo", 3, 1, *own, *start, "--record", tmp_path / "left.json")
+    never = merged(folder, files(folder, rule, 0, 2, 4, 6), tmp_path / "never.safetensors")[0]
+    equal([np.asarray(leaf) for leaf in jax.tree.leaves(model_file.read(out).params)], never)
+    assert region.read_bytes() == fold(folder, files(folder, rule, 0, 2, 4, 6), tmp_path / "r.safetensors").read_bytes()
+    record = json.loads((tmp_path / "left.json").read_text())
+    assert record == json.loads(out.with_suffix(".json").read_text())["leaving"] and record["not_removed"]
+    assert [one["silo"] for one in record["left"]] == [1, 3] and record["before"] == before
+    assert record["after"] == {"model": sha256(out), "region": sha256(region), "silos": [0, 2, 4, 6]}
+    assert record["merged"] == [{"file": "all.safetensors", "sha256": before["region"]}]
+
+
+def test_who_cannot_leave_a_sum_is_told_why(folder, tmp_path, capsys):
+    region = fold(folder, files(folder, "fedavg", 0, 3), tmp_path / "r.safetensors")
+    start = ["--start", folder / "start.safetensors", "--out", tmp_path / "g.safetensors"]
+    start += ["--record", tmp_path / "left.json"]
+    other = payload.read(files(folder, "fedavg", 3)[0])
+    changed = other[0]._replace(params=jax.tree.map(lambda leaf: leaf + 1, other[0].params))
+    for name, sent in (("changed", changed), ("longer", other[0]._replace(weight=2 * other[0].weight))):
+        payload.write(tmp_path / f"{name}.safetensors", sent, other[1].about)
+        given = "--silo", 3, "--payloads", tmp_path / f"{name}.safetensors"
+        refused("is another payload of silo 3 than the one in", capsys, "leave", region, *given, *start)
+    refused("take it out by its payload file", capsys, "leave", region, "--silo", 3, *start)
+    zero, one, three = (files(folder, "fedavg", number)[0] for number in (0, 1, 3))
+    given = "leave", region, "--silo", 3, "--payloads"
+    refused("got silo 1, expected a silo that is within a sum", capsys, *given, one, *start)
+    refused("expected those of silos that leave", capsys, *given, zero, three, *start)
+    assert not (tmp_path / "left.json").exists() and not (tmp_path / "g.safetensors").exists()
+    refused("which is a silo's payload", capsys, "merge", zero, *start[:-2], "--into", one)
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def refused(words, capsys, *arguments):

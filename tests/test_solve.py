@@ -148,6 +148,17 @@ def test_the_nearest_product_has_the_partial_traces_of_the_sum():
     np.testing.assert_allclose(near.rest[0], SHARES @ np.asarray(fishers.rest[0]), rtol=1e-12)
 
 
+def test_groups_nearest_products_have_the_nearest_product_of_all():
+    fishers, _ = clients("kronecker")
+    want = Mixture(fishers, jnp.asarray(SHARES)).nearest()
+    groups = [
+        jax.tree.map(lambda leaf, rows=rows: leaf[rows], fishers).nearest_sum(jnp.asarray(SHARES)[rows], floor=0.0)
+        for rows in (slice(0, 1), slice(1, None))
+    ]
+    got = jax.tree.map(lambda *leaves: jnp.stack(leaves), *groups).nearest_sum(jnp.ones(2))
+    chex.assert_trees_all_close(got, want, rtol=1e-10)
+
+
 def test_of_equal_clients_the_nearest_product_is_their_own_fisher_and_solves_at_once():
     fishers, models = clients("kronecker")
     equal = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 3), fishers)

@@ -9,6 +9,7 @@ from ._example import ExampleSettings, example
 from ._fold import FoldSettings, fold
 from ._init import InitSettings, init
 from ._inspect import InspectSettings, inspect
+from ._leave import LeaveSettings, leave
 from ._list import ListSettings, list_names
 from ._measure import MeasureSettings, measure
 from ._merge import MergeSettings, merge
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "measure": (MeasureSettings, measure),
     "fold": (FoldSettings, fold),
     "merge": (MergeSettings, merge),
+    "leave": (LeaveSettings, leave),
     "evaluate": (EvaluateSettings, evaluate),
     "predict": (PredictSettings, predict),
     "inspect": (InspectSettings, inspect),

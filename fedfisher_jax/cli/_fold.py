@@ -59,12 +59,22 @@ def fold(settings: FoldSettings) -> None:
         max_bytes=settings.max_bytes,
         without=settings.without,
     )
-    folded = fold_files(gathered)
-    data = _packed(gathered, folded, settings.names)
-    region.silos_of(*container.unpack(data, gathered.terms.limits, str(settings.out)), gathered.terms.limits)
+    folded = fold_files(gathered, hold=False)
+    data = region_of(gathered, folded, settings.names)
     container.write_bytes(settings.out, data)
     examples = sum(header.examples for header in gathered.headers)
     print(f"{settings.out}: {len(folded.seen)} silos, {examples} examples, {len(data)} bytes, for {gathered.name}")
+
+
+def region_of(gathered: Gathered, folded: Folded, names: bool) -> bytes:
+    """The bytes of the region that stands for the silos that were folded, as readers take it.
+
+    Raises:
+        PayloadError: it would be more than readers take, or a file has changed.
+    """
+    data = _packed(gathered, folded, names)
+    region.silos_of(*container.unpack(data, gathered.terms.limits, "region"), gathered.terms.limits)
+    return data
 
 
 def _packed(gathered: Gathered, folded: Folded, names: bool) -> bytes:

@@ -1,7 +1,8 @@
 """What `merge` and `fold` have in common: files are looked at, their rule is found, and they are read one by one."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,16 +13,18 @@ import optax
 from rich.console import Console
 from rich.progress import track
 
-from ..federate import zero_fishers
+from ..curvature import Fisher, trace
 from ..merge import Payload, Rule, catalogue
 from ..merge._exact_sums import Sums, joined
-from ..merge._one_by_one import add_payload, contribution_shape
+from ..merge._one_by_one import add_payload, contribution_shape, remove_payload
 from ..merge._options import plain_name
 from ..merge._rule import require_taken
-from ..payload import Header, Limits
+from ..payload import Header, Limits, PayloadError
 from ..payload import _files_of_a_merge as files_of
 from ..payload import _region as region
 from ..payload._files_of_a_merge import Part, Terms
+from ..payload._header import require_same
+from ..payload._region import Silo
 from ..silos import _model_file as model_file
 from ..silos._network import likelihood_of
 from ._once import layers_of, rule_of
@@ -40,6 +43,7 @@ class Gathered(NamedTuple):
     parts: list[Part]
     terms: Terms
     without: frozenset[int]  # numbers of silos
+    leaving: dict[int, Part]  # payload files of those among them that are within a sum
 
     @property
     def headers(self) -> list[Header]:
@@ -62,7 +66,7 @@ class Folded(NamedTuple):
     """The files of a merge after one pass over them."""
 
     sums: Sums | None  # of a rule that adds
-    payloads: dict[int, Payload]  # of a rule that stacks, by the silo's number, in the order of the numbers
+    payloads: dict[int, Payload]  # of a rule that stacks, where they are held, by the silos' numbers, in their order
     seen: dict[int, Seen]  # by the silo's number
     left: dict[int, Seen]  # those that were left out
     agreed: list[np.ndarray | None]  # parameters that are equal in all payloads of several, None where they are not
@@ -87,6 +91,7 @@ def gather(
     rule_name: str | None,
     max_bytes: int,
     without: tuple[int, ...] = (),
+    leaving: Sequence[Path] = (),
     damping: float | None = None,
 ) -> Gathered:
     """Look at all files, and find their rule.
@@ -98,6 +103,7 @@ def gather(
         rule_name: the rule; None for the one that the files were measured for.
         max_bytes: largest file that is accepted.
         without: numbers of silos to leave out.
+        leaving: payload files of those among them that are within a sum.
         damping: the damping of the rule's solver, where it has one.
 
     Raises:
@@ -127,7 +133,8 @@ def gather(
     for part in parts:
         if part.holds == region.SUMS and name != about.rule:
             raise ValueError(f"rule: {part.path} holds a sum for {about.rule[:80]}, which {name} cannot merge")
-    gathered = Gathered(start, name, rule, parts, terms, _without(without, parts))
+    going = _leaving(leaving, parts, terms)
+    gathered = Gathered(start, name, rule, parts, terms, _without(without, parts, going), going)
     try:
         require_taken(rule, prepared(gathered, region.payload_shape(parts[0].silos[0].header, start.params)))
     except ValueError as error:
@@ -141,8 +148,38 @@ def prepared(gathered: Gathered, sent: Payload) -> Payload:
     return sent._replace(kind=None) if same else sent
 
 
-def fold_files(gathered: Gathered) -> Folded:
+def needs_passes(gathered: Gathered, in_memory: int) -> bool:
+    """Tell whether all payloads together are more bytes than may be held, and the rule can read them again instead."""
+    if gathered.rule.combine != "stack" or not gathered.rule.passes:
+        return False
+    sent = region.payload_shape(gathered.headers[0], gathered.start.params)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(sent))
+    return size * len(gathered.headers) > in_memory
+
+
+def again(gathered: Gathered, parts: Iterable[Part]) -> Iterator[tuple[Payload, Header]]:
+    """Read the payloads that count once more, after they were found to be sound.
+
+    Args:
+        gathered: the files.
+        parts: the same files, perhaps with progress; sums among them are passed over.
+
+    Raises:
+        PayloadError: a file has changed.
+    """
+    for part in parts:
+        if part.holds != region.SUMS:
+            for sent, header in files_of.payloads_of(part, gathered.terms, sound=True):
+                if header.about.silo not in gathered.without:
+                    yield prepared(gathered, sent), header
+
+
+def fold_files(gathered: Gathered, hold: bool = True) -> Folded:
     """Read all files once, one at a time, and fold what they hold.
+
+    Args:
+        gathered: the files.
+        hold: whether payloads of a rule that stacks are kept.
 
     Raises:
         PayloadError: an array is refused, or a file has changed.
@@ -155,8 +192,13 @@ def fold_files(gathered: Gathered) -> Folded:
     for part in shown(gathered.parts, "reading"):
         if part.holds == region.SUMS:
             more = files_of.sums_of(part, shape_of(gathered), gathered.terms)
+            for silo in part.silos:
+                number = silo.header.about.silo
+                if number in gathered.without:
+                    more, left[number] = _taken_out(gathered, more, silo, part)
+                else:
+                    seen[number] = Seen(silo.header, silo.digest, file=Path(part.path).name)
             sums, agreed = more if sums is None else joined(sums, more), []
-            seen |= {s.header.about.silo: Seen(s.header, s.digest, file=Path(part.path).name) for s in part.silos}
             continue
         for sent, header in files_of.payloads_of(part, gathered.terms):
             one = _look(sent, header, start, part.path)
@@ -167,7 +209,7 @@ def fold_files(gathered: Gathered) -> Folded:
             agreed = _agreed(agreed, sent.params)
             if rule.combine == "add":
                 sums = add_payload(rule, sums, prepared(gathered, sent), start)
-            else:
+            elif hold:
                 payloads[header.about.silo] = prepared(gathered, sent)
     return Folded(sums, dict(sorted(payloads.items())), seen, left, agreed if agreed and len(seen) > 1 else [])
 
@@ -190,21 +232,55 @@ def distance(first: Any, second: Any) -> float | None:
     """The Euclidean distance of two models; None where no parameters were sent."""
     if first is None:
         return None
-    return float(optax.tree.norm(jax.tree.map(jnp.subtract, first, second)))
+    return float(_gap(first, second))
 
 
-def _without(numbers: tuple[int, ...], parts: list[Part]) -> frozenset[int]:
+@jax.jit
+def _gap(first: Any, second: Any) -> jax.Array:
+    return optax.tree.norm(jax.tree.map(jnp.subtract, first, second))
+
+
+def _taken_out(gathered: Gathered, sums: Sums, silo: Silo, part: Part) -> tuple[Sums, Seen]:
+    """The sum without a silo that is in it, by its payload."""
+    file = gathered.leaving[silo.header.about.silo]
+    ((sent, header),) = files_of.payloads_of(file, gathered.terms)
+    one = _look(sent, header, gathered.start.params, file.path)
+    if (one.digest, header.examples) != (silo.digest, silo.header.examples):
+        raise PayloadError(
+            f"{file.path}: is another payload of silo {header.about.silo} than the one in {part.path}: "
+            "the SHA-256 of its arrays, or its number of examples, is not the same"
+        )
+    return remove_payload(gathered.rule, sums, prepared(gathered, sent), gathered.start.params), one
+
+
+def _leaving(paths: Sequence[Path], parts: list[Part], terms: Terms) -> dict[int, Part]:
+    """Payload files by their silos' numbers, all of which are within sums."""
+    summed = {silo.header.about.silo for part in parts if part.holds == region.SUMS for silo in part.silos}
+    found = {}
+    for part in files_of.parts_of(paths, terms) if paths else ():
+        number = part.silos[0].header.about.silo
+        if part.holds != files_of.PAYLOAD or number not in summed:
+            raise ValueError(f"payloads: {part.path}: got silo {number}, expected a silo that is within a sum")
+        require_same(part.silos[0].header, parts[0].silos[0].header, part.path, parts[0].path)
+        found[number] = part
+    return found
+
+
+def _without(numbers: tuple[int, ...], parts: list[Part], leaving: dict[int, Part]) -> frozenset[int]:
     """Numbers of silos to leave out, all of which can be."""
     places = {silo.header.about.silo: part for part in parts for silo in part.silos}
     for number in numbers:
         if number not in places:
             raise ValueError(f"without: got {number}, which is in none of the files")
-        if places[number].holds == region.SUMS:
+        if places[number].holds == region.SUMS and number not in leaving:
             raise ValueError(
-                f"without: {number} is within the sum of {places[number].path}: fold that again without it"
+                f"without: {number} is within the sum of {places[number].path}: fold that again without it, or take it "
+                "out by its payload file (fedfisher leave --payloads)"
             )
     if set(numbers) >= set(places):
         raise ValueError("without: got all silos, expected some to stay")
+    for number in set(leaving) - set(numbers):
+        raise ValueError(f"payloads: got one of silo {number}, expected those of silos that leave")
     return frozenset(numbers)
 
 
@@ -212,8 +288,11 @@ def _look(sent: Payload, header: Header, start: Any, path: str) -> Seen:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves((sent.params, sent.statistics)):
         digest.update(np.asarray(leaf).tobytes())
-    zero = bool(zero_fishers(jax.tree.map(lambda leaf: leaf[None], sent)))
+    zero = isinstance(sent.statistics, Fisher) and not float(_trace(sent.statistics))
     return Seen(header, digest.hexdigest(), distance(sent.params, start), zero, Path(path).name)
+
+
+_trace = jax.jit(trace)
 
 
 def _agreed(before: list[np.ndarray | None] | None, params: Any) -> list[np.ndarray | None]:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,20 +16,37 @@ from rich.table import Table
 from .. import _files, payload, report
 from .._trees import stack
 from ..federate import merge_clients
-from ..merge import Merged
-from ..merge._one_by_one import merge_sums
+from ..merge import Merged, Payload
+from ..merge._one_by_one import merge_by_passes, merge_sums
 from ..payload import Limits
-from ..payload import _files_of_a_merge as files_of
-from ..payload import _region as region
-from ..payload._files_of_a_merge import Part
+from ..payload import _container as container
+from ..payload._files_of_a_merge import PAYLOAD
 from ..report import words_on_rule
 from ..silos import _model_file as model_file
+from ..solve._conjugate_gradients import ITERATIONS
 from . import _checkpoints as checkpoints
-from ._gather import Folded, Gathered, Seen, distance, fold_files, gather, paths_of, shape_of, shown
+from ._fold import region_of
+from ._gather import (
+    MANY,
+    Folded,
+    Gathered,
+    Seen,
+    again,
+    distance,
+    fold_files,
+    gather,
+    needs_passes,
+    paths_of,
+    shape_of,
+    shown,
+)
 from ._inspect import literal
+from ._leaving import record_of, sha256_of
 from ._one_line import say
+from ._progress import bars, stage
 from ._ranges import require_ranges
 
+MORE_PASSES = 4  # two before the solver's first step, two after its last
 MOST_REPORT = 2**26  # bytes of an older report
 
 
@@ -48,8 +66,16 @@ class MergeSettings:
     """Damping of the fedfisher solvers, relative to a layer's mean diagonal; by default the rule's own."""
     without: tuple[int, ...] = ()
     """Numbers of silos that leave: their files are not merged, and the report says so."""
+    into: Path | None = None
+    """A region of all silos that were merged so far, or a name for one: it is merged, too, and the files are folded
+    into it, so that silos that come later, or leave (`fedfisher leave`), need no other file than their own."""
+    names: bool = False
+    """Write the silos' names into that region, too; else their numbers alone."""
     max_bytes: int = Limits().file_bytes
     """Largest file that is accepted; twice as much after decompression, and for work on one entry at least 4 GiB."""
+    in_memory: int = 2**26
+    """Bytes of all payloads together up to which a rule that stacks (fedfisher-kfac) holds them; where they are more,
+    it reads the files again for each step of its solver."""
     model: str | None = None
     """module:function, where the start is of a network of your own."""
     base: Path | None = None
@@ -65,12 +91,30 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
     """
     require_ranges(settings)
     if settings.base is not None:
-        if settings.damping is not None or settings.model is not None:
-            raise ValueError("damping, model: with a base they are not taken")
+        if settings.damping is not None or settings.model is not None or settings.into is not None:
+            raise ValueError("damping, into, model: with a base they are not taken")
         return checkpoints.merge_folder(settings, paths_of(settings.files), _limits(settings))
+    return merge_files(settings)
+
+
+def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Do what `merge` does where there is no base.
+
+    Args:
+        settings: what to merge.
+        leaving: payload files of silos that leave and are within a sum.
+
+    Raises:
+        ValueError: as `merge`.
+    """
+    require_ranges(settings)
     _files.require_file(settings.out)
     files, described = paths_of(settings.files), settings.out.with_suffix(".json")
-    older = _require_free(settings.out, described, [settings.start, *files])
+    _require_free(settings.out, described, [settings.start, *files, *leaving])
+    if settings.into is not None:
+        _files.require_file(settings.into, [settings.start, settings.out, described, *files, *leaving])
+        files += [settings.into] if settings.into.exists() else []
+    before = {"model": sha256_of(settings.out), "region": sha256_of(settings.into)}
     gathered = gather(
         files,
         settings.start,
@@ -78,21 +122,28 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
         rule_name=settings.rule,
         max_bytes=settings.max_bytes,
         without=settings.without,
+        leaving=leaving,
         damping=settings.damping,
     )
+    if any(part.path == str(settings.into) and part.holds == PAYLOAD for part in gathered.parts):
+        raise ValueError(f"into: got {settings.into}, which is a silo's payload, expected a region or a new name")
     start, name = gathered.start, gathered.name
-    folded = fold_files(gathered)
+    folded = fold_files(gathered, hold=not needs_passes(gathered, settings.in_memory))
     merged = _merged(gathered, folded)
     if merged.apply is not None:
         raise ValueError(f"rule: {name} makes another network, for which there is no model file")
     record = _record(gathered, folded, merged)
-    if folded.left:
-        record["left"] = [_who(one) for one in folded.left.values()]
-        record["before"] = None if older is None else older["sha256"]
+    region = None if settings.into is None else region_of(gathered, folded, settings.names)
     made_by = f"merge of {len(folded.seen)} payloads by {name}"
     data = model_file.write(settings.out, start.kind, merged.params, made_by, start.scaling)
-    record["sha256"] = hashlib.sha256(data).hexdigest()  # of what was written, whatever has been there since
+    record["sha256"] = _sha256(data)  # of what was written, whatever has been there since
+    if folded.left:
+        after = None if region is None else _sha256(region)
+        stay = [part.path for part in gathered.parts if any(s.header.about.silo in folded.seen for s in part.silos)]
+        record["leaving"] = record_of(_left(gathered, folded), before, record["sha256"], after, stay, list(folded.seen))
     _files.write_json(described, record)
+    if settings.into is not None and region is not None:  # last: a merge that is killed before can be done again
+        container.write_bytes(settings.into, region)
     for doubled in record["same_arrays"]:
         say(f"silos {' and '.join(map(str, doubled))} sent the same arrays: is one counted twice?")
     for word in words_on_rule(name, record):
@@ -102,6 +153,10 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
     Console().print(_table(record))
     print(f"{settings.out}, {described}")
     return record
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _limits(settings: MergeSettings) -> Limits:
@@ -131,16 +186,31 @@ def _require_free(out: Path, described: Path, taken: list[Path]) -> dict[str, An
 
 
 def _merged(gathered: Gathered, folded: Folded) -> Merged:
-    """Payloads that are stacked are merged by the same program as in memory, to the same bits."""
+    """Payloads that are held are merged by the same program as in memory, to the same bits."""
     rule, start = gathered.rule, gathered.start.params
-    if folded.sums is None:
+    if folded.sums is not None:
+        merged = merge_sums(rule, folded.sums, shape_of(gathered), None, start)
+    elif folded.payloads:
         merged = merge_clients(rule, stack(list(folded.payloads.values())), start)
     else:
-        merged = merge_sums(rule, folded.sums, shape_of(gathered), None, start)
+        merged = _solved_by_passes(gathered)
     for leaf, value in zip(payload.leaves(merged.params), jax.tree.leaves(merged.params), strict=True):
         if not np.isfinite(np.asarray(value)).all():
             raise ValueError(f"rule: the merged model is not finite at {leaf.path}")
     return merged
+
+
+def _solved_by_passes(gathered: Gathered) -> Merged:
+    """Payloads are read again for each step of the solver; the time that is shown as left is that of the most steps."""
+    most, console = ITERATIONS + MORE_PASSES, Console(stderr=True)
+    with bars(console, disable=len(gathered.parts) < MANY or not console.is_terminal) as progress:
+        done = stage(progress, f"solving, at most {most} passes", most * len(gathered.parts))
+
+        def one_pass() -> Iterator[Payload]:
+            parts = (part for part in gathered.parts if done() is None)
+            return (sent for sent, _ in again(gathered, parts))
+
+        return merge_by_passes(gathered.rule, one_pass, None, gathered.start.params)
 
 
 def _record(gathered: Gathered, folded: Folded, merged: Merged) -> dict[str, Any]:
@@ -191,22 +261,23 @@ def _who(one: Seen) -> dict[str, Any]:
     }
 
 
+def _left(gathered: Gathered, folded: Folded) -> list[dict[str, Any]]:
+    """Those who left, with the SHA-256 of their own files, where they had some."""
+    own = {p.silos[0].header.about.silo: Path(p.path) for p in gathered.parts if p.holds == PAYLOAD}
+    own |= {number: Path(part.path) for number, part in gathered.leaving.items()}
+    return [_who(one) | {"sha256": sha256_of(own.get(number))} for number, one in sorted(folded.left.items())]
+
+
 def _distances(gathered: Gathered, folded: Folded, merged: Any) -> dict[int, float | None]:
-    """How far each silo's parameters lie from the merged ones, by a second pass over files that were summed."""
-    if folded.sums is None:
+    """How far each silo's parameters lie from the merged ones, by another pass over files that are not held."""
+    if folded.payloads:
         return {silo: distance(sent.params, merged) for silo, sent in folded.payloads.items()}
-    sent = (part for part in gathered.parts if part.holds != region.SUMS)
-    parts = [part for part in sent if any(folded.seen[n].distance is not None for n in _numbers(part, folded))]
+    if all(one.distance is None for one in folded.seen.values()):
+        return {}
     return {
-        header.about.silo: distance(own.params, merged)
-        for part in shown(parts, "comparing")
-        for own, header in files_of.payloads_of(part, gathered.terms)
+        header.about.silo: distance(sent.params, merged)
+        for sent, header in again(gathered, shown(gathered.parts, "comparing"))
     }
-
-
-def _numbers(part: Part, folded: Folded) -> list[int]:
-    """Numbers of a file's silos that count."""
-    return [silo.header.about.silo for silo in part.silos if silo.header.about.silo in folded.seen]
 
 
 def _moved_though_agreed(folded: Folded, merged: Any) -> list[tuple[str, float]]:

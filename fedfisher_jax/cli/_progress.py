@@ -6,10 +6,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-def bars(console: Console) -> Progress:
+def bars(console: Console, disable: bool = False) -> Progress:
     """Make a progress display, a context manager."""
     columns = TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn()
-    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+    return Progress(
+        *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console, disable=disable
+    )
 
 
 def stage(progress: Progress, name: str, total: int) -> Callable[..., None]:

@@ -34,6 +34,11 @@ def added(sums: Sums, tree: PyTree) -> Sums:
     return Sums(*jax.tree.transpose(jax.tree.structure(tree), jax.tree.structure((0, 0)), pairs))
 
 
+def removed(sums: Sums, tree: PyTree) -> Sums:
+    """Take one tree out of a sum again: where nothing was lost, it is the sum of the others, bit for bit."""
+    return added(sums, jax.tree.map(np.negative, tree))
+
+
 def joined(first: Sums, second: Sums) -> Sums:
     """Add two sums."""
     return added(added(first, second.high), second.low)

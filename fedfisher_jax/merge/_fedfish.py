@@ -18,6 +18,7 @@ from .._trees import scaled
 from ..curvature import Diagonal
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Solver
+from ..solve._passes import Passes
 from ._fedfisher import DAMPING, lift_sums, stacked
 from ._measure import MeasureFisher, require_options
 from ._rule import Kind, Merged, Payload, Rule, Update, moved, require_start
@@ -99,11 +100,11 @@ def fedfish(
     if structure == "kronecker":
         chosen = conjugate_gradients(damping=DAMPING["kronecker"]) if solver is None else solver
 
-        def solve_stacked(payloads: Payload, start: PyTree) -> Merged:
-            step, diagnostics = chosen(stacked(moved(payloads, start)))
+        def solve_stacked(payloads: Payload | Passes, start: PyTree) -> Merged:
+            step, diagnostics = chosen(stacked(payloads))
             return Merged(jax.tree.map(jnp.add, start, step), diagnostics)
 
-        return Rule("fedfish-kfac", measure, lambda payload, start: payload, solve_stacked, "stack", takes=takes)
+        return Rule("fedfish-kfac", measure, moved, solve_stacked, "stack", takes=takes, passes=True)
 
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         share = 1 / summary["weight"]

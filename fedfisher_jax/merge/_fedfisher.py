@@ -16,6 +16,7 @@ from .._trees import scaled
 from ..solve._closed_form import closed_form
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Objective, Solver, objective
+from ..solve._passes import Passes, objective_by_passes
 from ._measure import MeasureFisher, require_options
 from ._rule import Merged, Payload, Rule
 
@@ -70,7 +71,7 @@ def fedfisher(
     chosen = conjugate_gradients(damping=DAMPING[structure]) if solver is None else solver
     if structure in ("kronecker", "low_rank"):
         solve = lambda s, _: _merged(chosen, stacked(s))  # noqa: E731
-        return Rule(names[structure], measure, with_fisher, solve, "stack", takes=measure.takes())
+        return Rule(names[structure], measure, with_fisher, solve, "stack", takes=measure.takes(), passes=True)
     solve = lambda s, _: _merged(chosen, summed(s))  # noqa: E731
     return Rule(names[structure], measure, lift_sums, solve, "add", takes=measure.takes())
 
@@ -138,8 +139,10 @@ def summed(summary: dict[str, Any]) -> Objective:
     return Objective(curvature, jax.tree.map(jnp.subtract, product, applied), anchor, at_anchor, size)
 
 
-def stacked(payloads: Payload) -> Objective:
-    """Make Q from stacked payloads."""
+def stacked(payloads: Payload | Passes) -> Objective:
+    """Make Q from stacked payloads, or from passes over them."""
+    if isinstance(payloads, Passes):
+        return objective_by_passes(payloads)
     return objective(payloads.statistics, payloads.params, payloads.weight)
 
 

@@ -1,31 +1,41 @@
-"""Merging payloads as they come: memory is that of their sum and of two payloads, however many there are."""
+"""Merging payloads as they come: memory is that of a sum or of a solver's vectors, and of a few payloads."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
-from ._exact_sums import Sums, added, nothing, rounded
+from .._compat import standard_promotion
+from ..solve._passes import Clients, Passes
+from ._exact_sums import Sums, added, nothing, removed, rounded
 from ._rule import Merged, Rule, check_payload, exchanges, lift, merge_summary, require_squares
 
 PyTree = Any
+CHUNK = 2**24  # bytes of payloads that a pass holds at a time, or one payload
 
 
-def merge_one_by_one(rule: Rule, payloads: Iterable[Any], start: PyTree = None) -> Merged:
-    """Merge payloads by a rule that adds; each is looked at once and then let go.
+def merge_one_by_one(rule: Rule, payloads: Iterable[Any] | Callable[[], Iterable[Any]], start: PyTree = None) -> Merged:
+    """Merge payloads that need not be in memory together.
 
-    Contributions are those of memory, but their sum is exact and rounded once: no order or grouping changes a bit, and
-    the result may differ from that of `merge_payloads` by the rounding of its sum.
+    By a rule that adds (FedAvg, Fisher merging, FedFisher with a diagonal, RegMean …) each is looked at once and then
+    let go. Contributions are those of memory, but their sum is exact and rounded once: no order or grouping changes a
+    bit, and the result may differ from that of `merge_payloads` by the rounding of its sum.
+
+    Of the rules that stack those that solve a quadratic (FedFisher with Kronecker or low-rank Fishers, FedLPA, FedFish
+    with Kronecker factors) go through all payloads again for each step of conjugate gradients; the result is that of
+    `merge_payloads` to the solver's tolerance.
 
     Args:
-        rule: one exchange whose contributions add up (FedAvg, Fisher merging, FedFisher with a diagonal, RegMean …).
-        payloads: at least one, say from `payload.read_each`, in any order.
+        rule: one exchange.
+        payloads: at least one, say from `payload.read_each`, in any order; a rule that stacks needs a list or the like,
+            or a function that begins again: `lambda: (sent for sent, _ in payload.read_each(paths, start))`.
         start: the model that the clients were sent, where the rule reads it.
 
     Raises:
-        ValueError: the rule stacks payloads, is several exchanges, a payload is refused as by `merge_payloads`, or an
-            objective ends below zero.
+        ValueError: the rule needs all payloads at once, is several exchanges, payloads cannot be gone through again,
+            one is refused as by `merge_payloads`, or an objective ends below zero.
 
     Example:
         >>> import jax.numpy as jnp, fedfisher_jax as ff
@@ -34,33 +44,83 @@ def merge_one_by_one(rule: Rule, payloads: Iterable[Any], start: PyTree = None) 
         >>> ff.merge.merge_one_by_one(rule, sent).params.tolist()  # (1 · 1 + 3 · 3) / (1 + 3)
         [2.5, 2.5]
     """
-    require_adding(rule)
+    require_one_by_one(rule)
+    if rule.combine == "stack" and not callable(payloads) and iter(payloads) is payloads:
+        raise ValueError(f"payloads: got an iterator, and {rule.name} goes through them again, expected a function")
+    begin = payloads if callable(payloads) else lambda: payloads
     first = sums = None
-    for number, payload in enumerate(payloads):
+    for number, payload in enumerate(begin()):
         first = payload if first is None else first
         check_payload(payload, first, f"payloads[{number}]")
-        sums = add_payload(rule, sums, payload, start)
-    if first is None or sums is None:
+        if rule.combine == "add":
+            sums = add_payload(rule, sums, payload, start)
+    if first is None:
         raise ValueError("payloads: expected at least one, got none")
+    if sums is None:
+        return merge_by_passes(rule, begin, first.params, start)
     return merge_sums(rule, sums, contribution_shape(rule, first, start), first.params, start)
 
 
-def require_adding(rule: Rule) -> None:
-    """Refuse a rule whose contributions do not add up, or that is several exchanges.
+def require_one_by_one(rule: Rule) -> None:
+    """Refuse a rule that needs all payloads at once, or that is several exchanges.
 
     Raises:
         ValueError: which rule, and why.
     """
-    if rule.combine != "add":
+    if rule.combine != "add" and not rule.passes:
         raise ValueError(f"rule: {rule.name} needs all payloads at once, expected one that adds, as fedavg does")
     if len(exchanges(rule)) > 1:
         raise ValueError(f"rule: got {rule.name}, which is {len(exchanges(rule))} exchanges, expected one of its parts")
 
 
+@standard_promotion
+def merge_by_passes(rule: Rule, begin: Callable[[], Iterable[Any]], params: PyTree, start: PyTree = None) -> Merged:
+    """Merge payloads, each of them sound, by a stacking rule whose solver goes through them again and again.
+
+    Args:
+        rule: one with `passes`.
+        begin: begins a pass: the same payloads in the same order each time, none of which is kept.
+        params: a payload's parameters, for their types.
+        start: the model that the clients were sent, where the rule reads it.
+
+    Raises:
+        ValueError: an objective ends below zero.
+    """
+
+    def chunks() -> Iterator[Clients]:
+        for some in _stacks(begin()):
+            lifted = _lifted_stack(rule._replace(measure=None), some, start)
+            yield Clients(lifted.weight, lifted.params, lifted.statistics)
+
+    return require_squares(rule, merge_summary(rule, Passes(chunks), params, start))
+
+
+def _stacks(payloads: Iterable[Any]) -> Iterator[Any]:
+    """Stack payloads a few at a time, on the host."""
+    held, size = [], 0
+    for payload in payloads:
+        held.append(payload)
+        size += sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(payload))
+        if size >= CHUNK:
+            yield jax.tree.map(lambda *leaves: np.stack(leaves), *held)
+            held, size = [], 0
+    if held:
+        yield jax.tree.map(lambda *leaves: np.stack(leaves), *held)
+
+
 def add_payload(rule: Rule, sums: Sums | None, payload: Any, start: PyTree = None) -> Sums:
     """Add a payload's contribution to the exact sum of others; None begins one."""
-    contribution = _lifted(rule._replace(measure=None), payload, start)  # whose hash is not asked for
+    contribution = _contribution(rule, payload, start)
     return added(nothing(contribution) if sums is None else sums, contribution)
+
+
+def remove_payload(rule: Rule, sums: Sums, payload: Any, start: PyTree = None) -> Sums:
+    """Take a payload's contribution out of an exact sum that it is in."""
+    return removed(sums, _contribution(rule, payload, start))
+
+
+def _contribution(rule: Rule, payload: Any, start: PyTree) -> PyTree:
+    return _lifted(rule._replace(measure=None), payload, start)  # measure's hash is not asked for
 
 
 def contribution_shape(rule: Rule, payload: Any, start: PyTree = None) -> PyTree:
@@ -91,6 +151,11 @@ def merge_sums(rule: Rule, sums: Sums, shape: PyTree, params: PyTree, start: PyT
 @partial(jax.jit, static_argnums=0)
 def _lifted(rule: Rule, payload: Any, start: PyTree) -> PyTree:
     return lift(rule, payload, start)
+
+
+@partial(jax.jit, static_argnums=0)
+def _lifted_stack(rule: Rule, payloads: Any, start: PyTree) -> Any:
+    return jax.vmap(lambda payload: lift(rule, payload, start))(payloads)
 
 
 @partial(jax.jit, static_argnums=0)

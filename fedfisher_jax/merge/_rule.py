@@ -76,6 +76,7 @@ class Rule(NamedTuple):
     squares: bool = False  # whether `measure` reads the last epoch's squared gradients
     parts: tuple["Rule", ...] = ()  # see `then`
     takes: Takes | None = None  # what `lift` and `solve` can merge; None: a rule of one's own that does not say
+    passes: bool = False  # whether a stacking rule's `solve` takes `Passes` over contributions, too
     trains: bool = True  # whether clients train before they measure; else `measure` reads the start alone
 
 

@@ -198,14 +198,20 @@ def checked(
 
 
 def filled(
-    header: Header, arrays: Mapping[str, np.ndarray], like: PyTree | None, limits: Limits, file: str, parity: bool
+    header: Header,
+    arrays: Mapping[str, np.ndarray],
+    like: PyTree | None,
+    limits: Limits,
+    file: str,
+    parity: bool,
+    sound: bool = False,
 ) -> Payload:
-    """The payload of a checked header and the arrays as they are stored, these checked, too.
+    """The payload of a checked header and the arrays as they are stored, these checked, too, unless known as sound.
 
     Raises:
         PayloadError: it is refused.
     """
-    decoded = _decode(header, arrays, limits, file, parity)
+    decoded = _decode(header, arrays, limits, file, parity, sound)
     params, treedef = None, None
     if structures.has_params(header.structure):
         values = [decoded[f"params/{leaf.path}"] for leaf in header.leaves]
@@ -220,8 +226,8 @@ def filled(
 
 
 def _decode(
-    header: Header, arrays: Mapping[str, np.ndarray], limits: Limits, file: str, parity: bool
-) -> dict[str, jax.Array]:
+    header: Header, arrays: Mapping[str, np.ndarray], limits: Limits, file: str, parity: bool, sound: bool
+) -> dict[str, Any]:
     """Every entry's array; sizes first, then numbers."""
     plan = header.plan
     held = header.leaves if structures.has_params(header.structure) else ()
@@ -262,8 +268,11 @@ def _decode(
             if isinstance(codec, Singular):
                 _require_finite(value)
                 value = value if parity else nearest_semidefinite(value)
-            else:
+            elif not sound:
                 require_sound(signs[name], value)
+            if sound:
+                decoded[name] = value  # goes into compiled programs alone
+                continue
             with np.errstate(all="ignore"):
                 decoded[name] = jax.device_put(value)  # a narrower type, where jax has no float64; compiles nothing
             if decoded[name].dtype != value.dtype:

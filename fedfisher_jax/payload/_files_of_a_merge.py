@@ -26,6 +26,7 @@ class Part(NamedTuple):
     path: str
     silos: tuple[Silo, ...]  # by their numbers
     holds: str  # PAYLOAD, `region.SUMS` or `region.STACK`
+    stamp: tuple[int, ...] = ()  # the file's size, time of change and number in the file system
 
 
 class Terms(NamedTuple):
@@ -70,21 +71,26 @@ def parts_of(paths: Sequence[str | os.PathLike[str]], terms: Terms = Terms()) ->
     return sorted(parts, key=lambda part: part.silos[0].header.about.silo)
 
 
-def payloads_of(part: Part, terms: Terms = Terms()) -> Iterator[tuple[Payload, Header]]:
+def payloads_of(part: Part, terms: Terms = Terms(), sound: bool = False) -> Iterator[tuple[Payload, Header]]:
     """Read the payloads of a file that has been looked at.
+
+    Args:
+        part: the file.
+        terms: what it is checked against.
+        sound: whether its payloads were read before, so that, while the file is the same, they are not checked again.
 
     Raises:
         PayloadError: an array is refused, the file has changed, or it holds a sum.
     """
     if part.holds == region.SUMS:
         raise PayloadError(f"{part.path}: holds the sum of {len(part.silos)} silos, expected their payloads")
-    raw, arrays = stored(part, terms)
+    raw, arrays = _again(part, terms) if sound else stored(part, terms)
     each = ((raw, arrays),) if part.holds == PAYLOAD else region.members(raw, arrays)
     headers = {silo.header.about.silo: silo.header for silo in part.silos}
     for said, own in sorted(each, key=lambda one: one[0]["silo"]):
         header, file = headers[said["silo"]], part.path
         file = file if len(headers) == 1 else f"{file}: silo {said['silo']}"
-        yield filled(header, own, terms.like, terms.limits, file, terms.parity), header
+        yield filled(header, own, terms.like, terms.limits, file, terms.parity, sound), header
 
 
 def sums_of(part: Part, shape: PyTree, terms: Terms) -> Sums:
@@ -111,6 +117,22 @@ def stored(part: Part, terms: Terms = Terms()) -> tuple[dict[str, Any], dict[str
     if again != part:
         raise PayloadError(f"{part.path}: changed while it was being read")
     return raw, arrays
+
+
+def _again(part: Part, terms: Terms) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read what `stored` gave before, without looking at it again."""
+    data = container.read_bytes(part.path, terms.limits)
+    if _stamp(part.path) != part.stamp:
+        raise PayloadError(f"{part.path}: changed while it was being read")
+    return container.unpack(data, terms.limits, part.path, sealed=False)
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise PayloadError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def read_each(
@@ -145,11 +167,12 @@ def read_all(
 def _opened(path: str, terms: Terms, first: Header | None) -> tuple[Part, dict[str, Any], dict[str, np.ndarray]]:
     """Check a file's header; the header of another file of the merge, where it is equal, is kept once."""
     data = container.read_bytes(path, terms.limits)
+    stamp = _stamp(path)
     raw, arrays = container.unpack(data, terms.limits, path)
     options = {"layers": terms.layers, "limits": terms.limits, "start": terms.start}
     if not region.is_region(raw):
         silos = [Silo(checked(raw, len(data), terms.like, file=path, **options), "")]
-        return Part(path, tuple(_lean(silos, first)), PAYLOAD), raw, arrays
+        return Part(path, tuple(_lean(silos, first)), PAYLOAD, stamp), raw, arrays
     try:
         silos = region.silos_of(raw, arrays, terms.limits)
     except (ValueError, OverflowError) as error:
@@ -159,7 +182,7 @@ def _opened(path: str, terms: Terms, first: Header | None) -> tuple[Part, dict[s
         checked(one, silo.header.bits // 8, terms.like, file=path, **options)
         require_same(silo.header, silos[0].header, path, path)
     ordered = sorted(_lean(silos, first), key=lambda silo: silo.header.about.silo)
-    return Part(path, tuple(ordered), raw["holds"]), raw, arrays
+    return Part(path, tuple(ordered), raw["holds"], stamp), raw, arrays
 
 
 def _lean(silos: Sequence[Silo], first: Header | None) -> list[Silo]:

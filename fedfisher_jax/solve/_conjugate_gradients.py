@@ -10,12 +10,16 @@ import optax
 from ..curvature import Mixture
 from ..curvature.structures._protocol import damped_inverse, power_near
 from ._objective import Objective, Solution, Solver, _divide, _mean_diagonals, _shifts, _solution
+from ._passes import Streamed
 
 PyTree = Any
+ITERATIONS = 100
 
 
-def conjugate_gradients(*, damping: float = 0.3, iterations: int = 100, tolerance: float = 1e-4) -> Solver:
+def conjugate_gradients(*, damping: float = 0.3, iterations: int = ITERATIONS, tolerance: float = 1e-4) -> Solver:
     """Run preconditioned conjugate gradients on (H + λ) δ = r, every block of H at its own pace; the default solver.
+
+    Clients that are read again for every product (`Passes`) are solved for by steps from the host.
 
     Args:
         damping: λ of a block as a multiple of its mean diagonal entry; unlike early stopping it needs no labelled data.
@@ -77,18 +81,26 @@ def conjugate_gradients(*, damping: float = 0.3, iterations: int = 100, toleranc
         def unfinished(state: tuple) -> jax.Array:
             return (state[4] < iterations) & jnp.any(dots(state[1], state[1]) > goal)
 
+        loop = _from_the_host if isinstance(problem.curvature, Streamed) else jax.lax.while_loop
         first = precondition(pull)
         start = (optax.tree.zeros_like(pull), pull, first, dots(pull, first), jnp.asarray(0))
-        delta, residual, _, _, count = jax.lax.while_loop(unfinished, step, start)
+        delta, residual, _, _, count = loop(unfinished, step, start)
         converged = ~jnp.any(dots(residual, residual) > goal)
         return _solution(problem, delta, shifts, iterations=count, converged=converged)
 
     return solve
 
 
+def _from_the_host(unfinished: Callable[[tuple], Any], step: Callable[[tuple], tuple], state: tuple) -> tuple:
+    """Do what `jax.lax.while_loop` does, with steps that may read files."""
+    while bool(unfinished(state)):
+        state = step(state)
+    return state
+
+
 def _preconditioner(problem: Objective, shifts: PyTree, units: PyTree) -> Callable[[PyTree], PyTree]:
     """Make the map r → M⁻¹ r, M being near u (H + λ): of the nearest Fisher of cheap spectrum, or the diagonal."""
-    near = problem.curvature.nearest() if isinstance(problem.curvature, Mixture) else None
+    near = problem.curvature.nearest() if isinstance(problem.curvature, Mixture | Streamed) else None
     if near is None:
         diagonal = jax.tree.map(lambda u, h, s: u * (h + s), units, problem.curvature.diagonal(), shifts)
         return lambda residual: jax.tree.map(_divide, residual, diagonal)

@@ -14,6 +14,7 @@ from fedfisher_jax import Merged, Payload, Rule
 from fedfisher_jax._examples import pad_rows
 from fedfisher_jax.curvature import Diagonal, Full
 from fedfisher_jax.federate import _simulate as simulate
+from fedfisher_jax.merge import _one_by_one as one_by_one
 from fedfisher_jax.merge import catalogue, combine, fold, merge_one_by_one
 from fedfisher_jax.merge._fedfisher import lift_sums, stacked, summed
 
@@ -31,6 +32,10 @@ def apply(params, x):
 @functools.cache
 def rule(name):
     options = {"solver": ff.conjugate_gradients(tolerance=1e-12)} if name.startswith("fedfisher") else {}
+    return catalogue.named_rule(name, apply, ff.categorical(), **options)
+
+
+def named(name, **options):
     return catalogue.named_rule(name, apply, ff.categorical(), **options)
 
 
@@ -187,9 +192,62 @@ def test_only_two_payloads_are_held_at_a_time():
     np.testing.assert_allclose(merged.params["w"], 14.5)
 
 
+STACKING = ("fedfisher-kfac", "fedfisher-lowrank", "fedfish-kfac")
+
+
+@pytest.mark.parametrize("name", STACKING)
+@pytest.mark.parametrize("together", [1, 3])
+def test_passes_over_payloads_solve_what_memory_solves(name, together, monkeypatch):
+    """The dense sum in float64 is the judge of both: by chunks of one payload, and of three and then one."""
+    made = named(name, solver=ff.conjugate_gradients(damping=0.1, tolerance=1e-12))
+    start = jax.tree.map(jnp.zeros_like, MODELS[0])
+    sent = [
+        made.measure(ff.Update(p, start), ff.examples(X[r], Y[r]), jax.random.key(0))
+        for p, r in zip(MODELS, ROWS, strict=True)
+    ]
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(sent[0]))
+    monkeypatch.setattr(one_by_one, "CHUNK", together * size)
+    passes = []
+
+    def begin():
+        passes.append(0)
+        for one in sent:
+            passes[-1] += 1
+            yield one
+
+    want = ff.merge_payloads(made, sent, start)
+    got = merge_one_by_one(made, begin, start)
+    assert_close(got.params, want.params, 1e-7)
+    assert set(passes) == {len(sent)} and len(passes) == 1 + 4 + int(got.diagnostics["iterations"])
+    assert got.diagnostics["converged"] and got.diagnostics["objective_start"] > got.diagnostics["objective_end"]
+    for key in ("objective_start", "objective_end"):
+        assert float(got.diagnostics[key]) == pytest.approx(float(want.diagnostics[key]), rel=1e-6)
+    assert abs(int(got.diagnostics["iterations"]) - int(want.diagnostics["iterations"])) <= 1
+    weights = np.asarray([len(r) for r in ROWS]) / sum(len(r) for r in ROWS)
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])  # noqa: E731
+    dense = [np.asarray(one.statistics.to_dense()) for one in sent]
+    mean = weights @ np.stack([flat(one.params) for one in sent])
+    pull = sum(w * f @ (flat(one.params) - mean) for w, f, one in zip(weights, dense, sent, strict=True))
+    total = sum(w * f for w, f in zip(weights, dense, strict=True))
+    numbers = np.split(np.arange(total.shape[0]), [3])  # of b, and of w
+    shift = np.zeros(total.shape[0])
+    for block in sent[0].statistics.blocks():
+        rows = np.concatenate([numbers[leaf] for leaf in block])
+        shift[rows] = 0.1 * np.diag(total)[rows].mean()
+    np.testing.assert_allclose(flat(got.params), mean + np.linalg.solve(total + np.diag(shift), pull), rtol=1e-6)
+
+
+def test_a_compiled_solver_cannot_read_payloads_again():
+    made = named("fedfisher-kfac", solver=ff.solve.paper_loop(ff.solve.released_adam("kronecker")))
+    with pytest.raises(TypeError, match="solver: got a compiled one, expected conjugate_gradients"):
+        merge_one_by_one(made, payloads("fedfisher-kfac"))
+
+
 def test_what_cannot_be_merged_one_by_one():
-    with pytest.raises(ValueError, match="rule: fedfisher-kfac needs all payloads at once"):
-        merge_one_by_one(rule("fedfisher-kfac"), payloads("fedfisher-kfac"))
+    with pytest.raises(ValueError, match="rule: fipa needs all payloads at once"):
+        merge_one_by_one(named("fipa"), [])
+    with pytest.raises(ValueError, match="payloads: got an iterator, and fedfisher-kfac goes through them again"):
+        merge_one_by_one(rule("fedfisher-kfac"), iter(payloads("fedfisher-kfac")))
     with pytest.raises(ValueError, match="payloads: expected at least one"):
         merge_one_by_one(rule("fedavg"), [])
     with pytest.raises(ValueError, match="which is 2 exchanges"):

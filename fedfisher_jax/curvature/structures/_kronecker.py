@@ -189,14 +189,14 @@ class Kronecker(Structure):
         rest = dict(zip(captured.fallback_leaves, mean["rest"], strict=True))
         return cls(tuple(inputs), tuple(mean["outputs"]), rest, captured.layers, jax.tree.structure(params))
 
-    def nearest_sum(self, weights: Any) -> "Kronecker":
+    def nearest_sum(self, weights: Any, floor: float = 0.01) -> "Kronecker":
         """One product C · A ⊗ G, A and G being the partial traces of Σ_i w_i A_i ⊗ G_i divided by its trace C.
 
         Each then gets 1 % of its mean diagonal entry on its diagonal, since the sum is larger than this product in
         directions that few clients know. Of equal clients it is their own Fisher, but for that.
         """
         stacked = zip(self.layers, self.inputs, self.outputs, strict=True)
-        pairs = [_nearest(layer, a, g, weights) for layer, a, g in stacked]
+        pairs = [_nearest(layer, a, g, weights, floor) for layer, a, g in stacked]
         first = jax.tree.map(lambda leaf: leaf[0], self)
         rest = weighted_sum(weights, self.rest)
         return dataclasses.replace(
@@ -256,20 +256,20 @@ def _reciprocal(values: jax.Array, damping: float, axis: int | None = -1) -> jax
     return jnp.where(mean > 0, 1 / (values + floor), 0)
 
 
-def _nearest(layer: Layer, a: Any, g: Any, weights: Any) -> tuple[Any, Any]:
+def _nearest(layer: Layer, a: Any, g: Any, weights: Any, floor: float) -> tuple[Any, Any]:
     """A and G of one layer for factors [M, (groups,) n, n], a table's A [M, n]; the trace of the sum goes into G."""
     traces = [jnp.sum(a, axis=-1) if layer.lookup else _traces(a), _traces(g)]
     shares = weights.reshape(-1, *[1] * (g.ndim - 3)).astype(a.dtype) * traces[0] * traces[1]
     total = jnp.sum(shares, axis=0)
     shares = jnp.where(total > 0, shares / jnp.where(total > 0, total, 1), 0)
 
-    def mean(factor: Any, trace: Any, floor: Any) -> Any:
+    def mean(factor: Any, trace: Any, unit: Any) -> Any:
         known = jnp.where(trace > 0, shares / jnp.where(trace > 0, trace, 1), 0)
         known = known.reshape(*known.shape, *[1] * (factor.ndim - known.ndim))
-        return jnp.sum(known * factor, axis=0) + 0.01 / factor.shape[-1] * floor.astype(factor.dtype)
+        return jnp.sum(known * factor, axis=0) + floor / factor.shape[-1] * unit.astype(factor.dtype)
 
-    floor = jnp.ones(a.shape[-1]) if layer.lookup else jnp.eye(a.shape[-1])
-    return mean(a, traces[0], floor), total[..., None, None] * mean(g, traces[1], jnp.eye(g.shape[-1]))
+    unit = jnp.ones(a.shape[-1]) if layer.lookup else jnp.eye(a.shape[-1])
+    return mean(a, traces[0], unit), total[..., None, None] * mean(g, traces[1], jnp.eye(g.shape[-1]))
 
 
 def _traces(factor: Any) -> jax.Array:

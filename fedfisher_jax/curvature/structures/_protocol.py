@@ -138,12 +138,17 @@ class Structure(Fisher, Statistic):
         """The structure from the means over examples of `sums` and `input_sums`."""
         raise NotImplementedError(f"{cls.__name__}: has no sums over batches")
 
-    def nearest_sum(self, weights: Any) -> Any:
+    def nearest_sum(self, weights: Any, floor: float = 0.01) -> Any:
         """One Fisher near Σ_i w_i F_i of these Fishers, stacked on a leading axis, whose spectrum is cheap.
 
         Solvers are preconditioned with it. None, the default, means that the sum's diagonal is the best that is known.
+        Of groups' nearest without a floor it is that of all: so it is found a few clients at a time.
+
+        Args:
+            weights: [M], the w_i.
+            floor: how much is added to the diagonal, relative to its mean, for directions that the nearest one lacks.
         """
-        del weights
+        del weights, floor
 
     def balanced(self) -> Any:
         """The same F in arrays whose norms do not depend on how F is written: these are clipped before noise."""

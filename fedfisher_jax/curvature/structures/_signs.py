@@ -1,10 +1,14 @@
 """What the entries of a structure's arrays may be, checked and mended, in numpy: for files, and after noise."""
 
+import contextlib
+import functools
 from typing import Literal
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 Sign = Literal["semidefinite", "nonnegative", "any"]
+SMALL = 1024  # sides of matrices for which threads of BLAS cost more than they give, beside other programs tenfold
 PSD_TOLERANCE = 1e-5  # of the largest diagonal entry: rounding of float32 sums (measured: 1e-6 on 10 x 10 factors)
 
 
@@ -32,9 +36,21 @@ def require_sign(sign: Sign, array: np.ndarray) -> None:
     axis = np.arange(wide.shape[-1])
     wide[..., axis, axis] += np.where(shift > 0, shift, np.finfo(np.float64).tiny)[..., None]
     try:  # succeeds where no eigenvalue is below -shift, much faster than finding them
-        np.linalg.cholesky(wide)
+        with _few_threads(wide.shape[-1]):
+            np.linalg.cholesky(wide)
     except np.linalg.LinAlgError:
         raise ValueError("expected a positive semi-definite matrix, got one with a negative eigenvalue") from None
+
+
+def _few_threads(side: int) -> contextlib.AbstractContextManager:
+    """One thread of BLAS for small matrices."""
+    return _blas().limit(limits=1, user_api="blas") if side <= SMALL else contextlib.nullcontext()
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """The libraries that are loaded, looked for once: that takes longer than a factorisation."""
+    return ThreadpoolController()
 
 
 def nearest_semidefinite(array: np.ndarray) -> np.ndarray:

@@ -1,0 +1,50 @@
+"""What a silo that left can keep: what it was taken out of, hashes before and after, and what leaving does not do."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+NOT_REMOVED = (
+    "What models of later rounds, or models that were trained on, learnt from a model that the silo had a part in.",
+    "Copies of the payload file, of regions and of models that were sent out, or are in backups.",
+    "What the difference of the models before and after says about the silo, to those who have both.",
+    "The silo's number, its number of examples and its hashes, in this record and in older reports.",
+)
+
+
+def sha256_of(path: Path | None) -> str | None:
+    """The SHA-256 of a file's bytes, as `sha256sum` prints it; None where there is no file."""
+    if path is None or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_of(
+    left: Sequence[Mapping[str, Any]],
+    before: Mapping[str, str | None],
+    model: str,
+    region: str | None,
+    files: Sequence[str],
+    stay: Sequence[int],
+) -> dict[str, Any]:
+    """Say who left a merge, and what the model is merged from now.
+
+    Args:
+        left: what the merge saw of each silo that left: number, name, examples, file, SHA-256 of the arrays and of the
+            file, where it was a file of its own.
+        before: the SHA-256 of the model and of the region that this merge replaced, by "model" and "region".
+        model: the SHA-256 of the new model.
+        region: that of the new region, where one is kept.
+        files: what was merged, except payload files of silos that left.
+        stay: the numbers of the silos that the model is made of now.
+    """
+    return {
+        "left": list(left),
+        "before": dict(before),
+        "after": {"model": model, "region": region, "silos": sorted(stay)},
+        "merged": [{"file": Path(file).name, "sha256": sha256_of(Path(file))} for file in files],
+        "equals": "the merge that never saw the silos that left",
+        "not_removed": list(NOT_REMOVED),
+    }
