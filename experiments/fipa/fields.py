@@ -17,7 +17,7 @@ import optax
 from experiments.lib import common
 from fedfisher_jax import Cohort, Federation, Likelihood, LocalTraining, Rule, cohort, rounds
 from fedfisher_jax.curvature import Subspace
-from fedfisher_jax.merge import fedavg, fedfish, fedfisher, fipa
+from fedfisher_jax.merge import PAPER_FIPA, FipaStep, fedavg, fedfish, fedfisher, fipa
 
 PyTree = Any
 BITS = 32  # of a number that is sent
@@ -87,11 +87,11 @@ def methods(ranks: Sequence[int], tau: float) -> dict[str, Method]:
     found = {
         "fedavg": Method("FedAvg", fedavg, lambda d: d),
         "fedfisher": Method("FedFisher, rank 10", _fedfisher, low_rank_numbers(10)),
-        "fedfish": Method("FedFish", lambda a, lik: fedfish(a, lik, estimator="exact"), lambda d: 2 * d),
+        "fedfish": Method("FedFish", fedfish, lambda d: 2 * d),
     }
-    found |= {f"fipa-{r}": _fipa(r, f"FIPA, rank {r}") for r in ranks}
+    found |= {f"fipa-{r}": _fipa(r, f"FIPA, rank {r}", step=PAPER_FIPA) for r in ranks}
     found |= {
-        f"fipa-{r}-damped": _fipa(r, f"FIPA, rank {r}, damped", off_span="fedavg", tau=tau)
+        f"fipa-{r}-damped": _fipa(r, f"FIPA, rank {r}, damped", step=FipaStep(tau=tau, clip=None))
         for r in (ranks[-2], ranks[-1])
     }
     return found

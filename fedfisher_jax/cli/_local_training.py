@@ -5,8 +5,10 @@ from typing import Any
 
 import optax
 
-from ..federate import Variant, feddyn, fedprox, scaffold
+from ..federate import Variant, clip_to_clients, feddyn, fedprox, scaffold, server_adam
+from ..federate._server_step import SERVER_RATE
 
+SERVER_ADAM = "server-adam"
 LOCAL = ("plain", "fedprox", "scaffold", "feddyn")
 
 
@@ -23,6 +25,26 @@ def optimizer(what: str, name: str, learning_rate: float, momentum: float | None
     if not _takes_rate(made):  # no name of optax, or it takes more than a learning rate
         raise ValueError(f"{what}: got {name[:40]!r}, expected one of optax: {', '.join(sorted(known))}")
     return made(learning_rate)  # pyright: ignore[reportOptionalCall]
+
+
+def server_step(settings: Any) -> Any:
+    """The server's optimiser over rounds by a run's flags, None where the merged model is taken as it is.
+
+    Raises:
+        ValueError: an unknown optimiser, a rate without one, or momentum of another one than sgd.
+    """
+    name, rate, momentum = settings.server_optimizer, settings.server_learning_rate, settings.server_momentum
+    if name is None and rate is not None:
+        raise ValueError("server_learning_rate: expected a --server-optimizer with it")
+    if momentum and name != "sgd":
+        raise ValueError(f"server_momentum: got {momentum}, expected --server-optimizer sgd with it")
+    if name == SERVER_ADAM:
+        step = server_adam(SERVER_RATE if rate is None else rate)
+    else:
+        step = None if name is None else optimizer("server_optimizer", name, 1.0 if rate is None else rate, momentum)
+    if settings.server_clip is None:
+        return step
+    return optax.chain(clip_to_clients(settings.server_clip), optax.sgd(1.0) if step is None else step)
 
 
 def variant(name: str, strength: float | None, settings: Any) -> Variant | None:

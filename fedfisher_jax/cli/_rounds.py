@@ -18,7 +18,7 @@ from ..federate import Cohort, Federation, Simulation, cohort, payload_bits, per
 from ..federate._one_shot import Result, train_pooled
 from ..federate._variants import Variant
 from ..merge import Merged, Rule, Update, exchanges
-from ._local_training import optimizer, variant
+from ._local_training import server_step, variant
 from ._names import file_name
 from ._one_line import Terminated
 from ._progress import bars
@@ -67,8 +67,7 @@ def run_over_rounds(
     mine, held_out = _held_out(settings, here)
     everyone = cohort(here.x, here.y, mine)
     corrected = variant(settings.local, settings.strength, settings)
-    step = settings.server_optimizer
-    server = None if step is None else optimizer("server_optimizer", step, settings.server_learning_rate)
+    server = server_step(settings)
     if settings.overwrite:
         _forget(out / "rounds")
     with bars(console) as progress:
@@ -79,7 +78,8 @@ def run_over_rounds(
             state, before = setting.state(rule), {"rounds": []}
             if warm is not None:  # from there on its own count of rounds, and so its own draws
                 key = jax.random.fold_in(warm[0].key, count)
-                state, before = warm[0]._replace(round=jnp.zeros((), jnp.int32), key=key), warm[1]
+                fresh = {"round": jnp.zeros((), jnp.int32), "key": key, "carried": state.carried}
+                state, before = warm[0]._replace(**fresh), warm[1]
             left = settings.rounds - count
             state, lines = _go_on(setting, name, rule, state, left, f"rules/{file_name(name)}")
             lines = [line | {"round": line["round"] + count} for line in lines]

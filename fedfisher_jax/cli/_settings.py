@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..federate import rounds
 from ..merge import catalogue
-from ._local_training import optimizer, variant
+from ._local_training import server_step, variant
 from ._ranges import require_ranges
 
 
@@ -50,9 +50,14 @@ class RunSettings:
     strength: float | None = None
     """μ of FedProx, α of FedDyn."""
     server_optimizer: str | None = None
-    """Optax's name of the server's optimiser over rounds, such as sgd or adam; default takes the merged model."""
-    server_learning_rate: float = 1.0
-    """Learning rate of the server's optimiser."""
+    """Optax's name of the server's optimiser over rounds, such as sgd; "server-adam": Adam for few rounds (b1 0.5, b2
+    0.99); default takes the merged model."""
+    server_learning_rate: float | None = None
+    """Learning rate of the server's optimiser; default 0.01 for server-adam, 1 for others."""
+    server_momentum: float = 0.0
+    """Momentum of the server's sgd."""
+    server_clip: float | None = None
+    """Longest step of the server, in units of √Σ ‖θ_i − θ‖² over the round's clients; default any."""
     warm_up: str | None = None
     """Rule of the first rounds, which all --rules then go on from."""
     warm_up_rounds: int = 0
@@ -102,8 +107,8 @@ class RunSettings:
 
 
 OVER_ROUNDS = (
-    *("sampled", "participation", "local", "strength", "server_optimizer", "server_learning_rate"),
-    *("warm_up", "warm_up_rounds", "personalise", "barrier"),
+    *("sampled", "participation", "local", "strength", "server_optimizer", "server_learning_rate", "server_momentum"),
+    *("server_clip", "warm_up", "warm_up_rounds", "personalise", "barrier"),
 )
 """The settings that have no meaning for one shot."""
 
@@ -133,10 +138,7 @@ def check(settings: RunSettings) -> None:
         given = f"{settings.warm_up_rounds} of {settings.rounds} rounds"
         raise ValueError(f"warm_up_rounds: got {given}, expected some left for --rules")
     variant(settings.local, settings.strength, settings)
-    if settings.server_optimizer is not None:
-        optimizer("server_optimizer", settings.server_optimizer, settings.server_learning_rate)
-    elif settings.server_learning_rate != 1.0:
-        raise ValueError("server_learning_rate: expected a --server-optimizer with it")
+    server_step(settings)
     for name in (*settings.rules, *([settings.warm_up] if settings.warm_up else [])):
         for part in name.split("+"):
             if part in catalogue.RULES and not catalogue.RULES[part].rounds:

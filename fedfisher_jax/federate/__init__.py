@@ -21,6 +21,8 @@ from ._own_scores import own_scores as own_scores
 from ._own_scores import zero_fishers as zero_fishers
 from ._personalise import Personalised as Personalised
 from ._personalise import personalise as personalise
+from ._server_step import clip_to_clients as clip_to_clients
+from ._server_step import server_adam as server_adam
 from ._simulate import measure_clients as measure_clients
 from ._simulate import merge_clients as merge_clients
 from ._simulate import payload_bits as payload_bits
@@ -43,6 +45,7 @@ __all__ = [
     "Trained",
     "Variant",
     "best_constant",
+    "clip_to_clients",
     "cohort",
     "compare",
     "crop_and_flip",
@@ -59,6 +62,7 @@ __all__ = [
     "run_keys",
     "run_rounds",
     "scaffold",
+    "server_adam",
     "train",
     "train_clients",
     "zero_fishers",

@@ -7,10 +7,12 @@ models. A run offers what it has, by name, and a rule gets those offers that it 
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .._likelihood import Likelihood
 from .._users_code import import_function, in_few_words
+from ..curvature import Capture, Subspace
 from ..solve._paper_loop import paper_loop, released_adam
 from ._distil import RELEASED_DENSE, dense
 from ._fedavg import fedavg
@@ -18,9 +20,11 @@ from ._fedbens import fedbens
 from ._fedfish import fedfish
 from ._fedfisher import fedfisher, fisher_merge
 from ._fedlpa import fedlpa
-from ._fipa import fipa
+from ._fipa import fipa, public_fipa_step
 from ._heads import analytic, recalibrate
+from ._joint_step import PAPER_FIPA
 from ._ot_fusion import ot_fusion, released_ot_fusion
+from ._past_fishers import PastFishers
 from ._pfnm import pfnm, released_pfnm
 from ._pseudo_data import pseudo_data
 from ._regmean import regmean, regmean_kron, released_regmean
@@ -36,6 +40,7 @@ class Entry(NamedTuple):
         says: what it does, in a line.
         rounds: whether its model is of the clients' network, so that another round can start from it.
         files: whether what it measures has a form in payload files.
+        variants: options by the names that stand for them after an "@".
     """
 
     constructor: Callable[..., Rule]
@@ -43,6 +48,7 @@ class Entry(NamedTuple):
     says: str = "your own"
     rounds: bool = True
     files: bool = True
+    variants: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 SOLVED = {
@@ -62,6 +68,22 @@ _SAYS = {
     "fedfisher-lowrank": "the same with the Fishers' leading eigenvectors",
 }
 
+
+def _fipa(
+    apply: Callable, likelihood: Likelihood, *, captured: Capture | None = None, last: bool = False, **options: Any
+) -> Rule:
+    if not last:
+        return fipa(apply, likelihood, **options)
+    if captured is None or not captured.layers:
+        raise ValueError("rules: got fipa@last, expected a model with a layer that was captured")
+    return fipa(apply, likelihood, subspace=Subspace(where=captured.layers[-1].leaves), **options)
+
+
+def _fedfish(apply: Callable, likelihood: Likelihood, *, captured: Capture | None = None, **options: Any) -> Rule:
+    layers = {} if captured is None or options.get("estimator") == "squares" else {"captured": captured}
+    return fedfish(apply, likelihood, **layers, **options)
+
+
 RULES: dict[str, Entry] = {
     "fedavg": Entry(fedavg, (), "averages parameters, weighted by numbers of examples"),
     "fisher-merge": Entry(fisher_merge, _FISHER, "averages each parameter, weighted by its diagonal Fisher"),
@@ -77,13 +99,27 @@ RULES: dict[str, Entry] = {
     "fedbens": Entry(
         fedbens, (*_FISHER, "others"), "an ensemble of the joint posterior's modes", rounds=False, files=False
     ),
-    "fedfish": Entry(fedfish, (), "averages updates by the squared gradients of the last local epoch"),
-    "fedfish-kfac": Entry(
-        partial(fedfish, structure="kronecker", estimator="exact"),
+    "fedfish": Entry(
+        _fedfish,
         ("captured",),
-        "the same with exact Kronecker factors",
+        "averages updates by each client's diagonal Fisher; @mean: divided by its mean, @squares: from gradients",
+        variants={"mean": {"scale": "mean"}, "squares": {"estimator": "squares"}},
     ),
-    "fipa": Entry(fipa, (), "a Gauss–Newton step in the span of the clients' top Fisher eigenvectors"),
+    "fedfish-kfac": Entry(
+        partial(fedfish, structure="kronecker"), ("captured",), "the same with exact Kronecker factors"
+    ),
+    "fipa": Entry(
+        _fipa,
+        ("captured",),
+        "a Gauss–Newton step in the span of the clients' top Fisher eigenvectors; @last: in the last layer, @memory: "
+        "with past rounds' Fishers, @paper: without damping, @public: as public codes step",
+        variants={
+            "last": {"last": True},
+            "memory": {"past": PastFishers()},
+            "paper": {"step": PAPER_FIPA},
+            "public": {"step": public_fipa_step()},
+        },
+    ),
     "pseudo-data": Entry(
         pseudo_data, _FISHER, "K-FAC merge, then training on draws of the classes' inputs", files=False
     ),
@@ -124,7 +160,7 @@ def named_rule(
     """Make a rule by its name in `rules`, or `module:function` where function(apply, likelihood, **options) → Rule.
 
     Names with a plus between them are exchanges one after the other, see `then`: "fedfisher-kfac+fedavg". After "@"
-    stand the features of a rule that has some, "recalibrate@fc1,fc2:100".
+    stand the features of a rule that has some, "recalibrate@fc1,fc2:100", or its variants, "fipa@last,memory".
 
     The module is looked for on Python's path, and then in the current folder.
 
@@ -149,9 +185,11 @@ def named_rule(
         given = {"offers": offers, "rules": rules, **options}
         return composed(name, lambda part: named_rule(part, apply, likelihood, **given))
     name, at, features = name.partition("@")
-    if at:
-        options = options | {"features": tuple(features.split(","))}
     entry = _entry(name, rules)
+    if at and entry.variants:
+        options = options | _chosen(name, entry, features.split(","))
+    elif at:
+        options = options | {"features": tuple(features.split(","))}
     given = {key: value for key, value in (offers or {}).items() if key in entry.takes}
     return entry.constructor(apply, likelihood, **given | options)
 
@@ -169,6 +207,18 @@ def takes(name: str, rules: Mapping[str, Entry] = RULES) -> tuple[str, ...]:
     return tuple(
         dict.fromkeys(taken for part in name.split("+") for taken in _entry(part.partition("@")[0], rules).takes)
     )
+
+
+def _chosen(name: str, entry: Entry, variants: list[str]) -> dict[str, Any]:
+    """Put the options of several variants together."""
+    found: dict[str, Any] = {}
+    for variant in variants:
+        options = entry.variants.get(variant, {})
+        if not options or set(options) & set(found):
+            known = ", ".join(entry.variants)
+            raise ValueError(f"rules: got {name}@{','.join(variants)[:40]}, expected one or some that fit of {known}")
+        found |= options
+    return found
 
 
 def _entry(name: str, rules: Mapping[str, Entry]) -> Entry:
