@@ -160,10 +160,10 @@ def main() -> None:
     text = (
         f"{settings.dataset}, {settings.examples or 'all'} examples, {settings.clients} clients, a tenth of them held "
         f"out, α = {settings.alpha:g}, {settings.sampled} sampled a round; server optimiser: {how}. Accuracy: mean of "
-        f"the last {LAST} rounds; mean ± std over seeds {settings.seed} to {settings.seed + settings.seeds - 1} (examples, "
-        "split, start, sampling, training). Differences are paired: mean ± std, in brackets the mean's 95 % interval by "
-        "Student's t, then the seeds on which it is above zero. Barriers: lower is better. FedFish's Fisher is the exact "
-        "one unless said.\n\n" + common.markdown_table(["", *columns], rows)
+        f"the last {LAST} rounds; mean ± std over seeds {settings.seed} to {settings.seed + settings.seeds - 1} "
+        "(examples, split, start, sampling, training). Differences are paired: mean ± std, in brackets the mean's 95 % "
+        "interval by Student's t, then the seeds on which it is above zero. Barriers: lower is better. FedFish's "
+        "Fisher is the exact one unless said.\n\n" + common.markdown_table(["", *columns], rows)
     )
     summary: dict[str, Any] = {"seeds": settings.seeds, "first_seed": settings.seed, "gains": gains}
     if others:

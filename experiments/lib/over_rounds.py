@@ -1,4 +1,4 @@
-"""What the comparisons over rounds share: server optimisers by name, rounds that are scored now and then, paired gains."""
+"""What the comparisons over rounds share: server optimisers by name, rounds scored now and then, paired gains."""
 
 from collections.abc import Callable
 from typing import Any
