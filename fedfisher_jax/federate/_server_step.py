@@ -30,8 +30,8 @@ def clip_to_clients(times: float = 1.0) -> optax.GradientTransformationExtraArgs
     Example:
         >>> import jax.numpy as jnp, fedfisher_jax as ff
         >>> clip = ff.federate.clip_to_clients(2.0)
-        >>> clip.update(jnp.asarray([3.0, 4.0]), clip.init(None), clients_length=jnp.asarray(0.5))[0].tolist()
-        [0.6000000238418579, 0.800000011920929]
+        >>> clip.update(jnp.asarray([3.0, 4.0]), clip.init(None), clients_length=jnp.asarray(0.625))[0].tolist()
+        [0.75, 1.0]
     """
     if not times > 0:
         raise ValueError(f"times: got {times}, expected a positive number")
