@@ -28,8 +28,6 @@ RULES = {
     "public": "FIPA, last layer, form of public codes",
     "whole": "FIPA, whole model",
 }
-# Chosen on tuning seeds alone: `--out experiments/results/fipa/images_search`, whose table has the command.
-BEST_FEDAVG, BEST_LAST, WHOLE = "fedavg sgd-0.25", "memory sgd-0.25", "whole sgd-0.25"
 CONTROLS = (
     "fedavg sgd-1",
     "fedavg sgd-0.5",
@@ -38,6 +36,7 @@ CONTROLS = (
     "fedavg adam-0.001",
     "frozen sgd-0.25",
 )
+LAST, WHOLE = "memory sgd-0.25", "whole sgd-0.25"  # as a search on other seeds found, after 16 rounds of warm-up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +75,13 @@ class Settings(common.Settings):
     tau: float = 0.01
     rho: float = 5.0
     public: tuple[float, float] = (1.0, 0.1)
-    methods: tuple[str, ...] = (*CONTROLS, "last sgd-0.25", BEST_LAST, "public plain")
+    methods: tuple[str, ...] = (*CONTROLS, "last sgd-0.25", LAST, "public plain")
     seed: int = 30
     seeds: int = 5
 
 
 QUICK = {"dataset": "digits", "clients": 20, "participation": 0.25, "warm_up": 10, "rounds": 10, "seeds": 2}
-QUICK |= {"methods": ("fedavg sgd-1", BEST_FEDAVG, BEST_LAST, WHOLE)}
+QUICK |= {"methods": ("fedavg sgd-1", "fedavg sgd-0.25", LAST, WHOLE)}
 BATCH = 32
 WORLD = ("dataset", "clients", "participation", "alpha", "warm_up", "epochs", "learning_rate")
 READS = {
@@ -179,8 +178,14 @@ def run(
 
 
 def main() -> None:
-    """Runs what is missing and reports."""
+    """Runs what is missing and reports.
+
+    Raises:
+        ValueError: no FedAvg among the methods.
+    """
     settings = common.command_line(Settings, __doc__, quick=QUICK)
+    if not any(method.startswith("fedavg ") for method in settings.methods):
+        raise ValueError("methods: expected a fedavg to compare with, got none")
     fixed = {name: getattr(settings, name) for name in WORLD} | {"count": settings.rounds, "every": settings.every}
     grid = [
         {"method": method, "seed": seed, **fixed}
@@ -194,7 +199,9 @@ def main() -> None:
     records = common.run_all(settings.out, grid, partial(run, settings.out))
     curves = {m: 100 * common.column(records, "accuracy", method=m) for m in settings.methods}  # [seeds, scores]
     means = {m: curve.mean(1) for m, curve in curves.items()}
-    plain, best = means.get("fedavg sgd-1"), means.get(BEST_FEDAVG)
+    rivals = [method for method in settings.methods if method.startswith("fedavg ")]
+    rival = max(rivals, key=lambda method: means[method].mean())
+    plain, best = means.get("fedavg sgd-1"), means[rival]
     rows, gains = [], {}
     for method, mine in means.items():
         rule, server = method.split()
@@ -225,12 +232,17 @@ def main() -> None:
         f"every {settings.every}th of the rounds {first} to {last}. Gains are paired: mean ± std, in brackets the "
         f"mean's 95 % interval by Student's t, then the seeds on which there is one. FIPA: rank {settings.rank}, τ = "
         f"{settings.tau:g} of the largest eigenvalue; memory: ρ = {settings.rho:g}; public codes: γ = {g:g}, τ = "
-        f"{tau:g}.\n\n"
+        f"{tau:g}. The last gain is over the FedAvg that is best on these very seeds, which favours FedAvg.\n\n"
     )
-    header = ["", "mean of rounds", f"round {last}", "gain over plain FedAvg", f"over {BEST_FEDAVG}, tuned", "MB up"]
+    header = ["", "mean of rounds", f"round {last}", "gain over plain FedAvg", f"gain over {rival}", "MB up"]
     text += common.markdown_table(header, rows)
-    summary: dict[str, Any] = {"seeds": settings.seeds, "first_seed": settings.seed, "rounds": settings.rounds}
-    for name, method in (("last_layer", BEST_LAST), ("whole_model", WHOLE)):
+    summary: dict[str, Any] = {
+        "rival": rival,
+        "seeds": settings.seeds,
+        "first_seed": settings.seed,
+        "rounds": settings.rounds,
+    }
+    for name, method in (("last_layer", LAST), ("whole_model", WHOLE)):
         if "gain" in gains.get(method, {}):
             summary |= {f"gain_{name}": gains[method]["gain"], f"seeds_better_{name}": gains[method]["seeds_better"]}
     fig, axes = common.figure(1, 2, width=5.0, height=3.6)
@@ -247,7 +259,7 @@ def main() -> None:
     axes[0, 0].set(xlabel="rounds", ylabel="test accuracy (%), mean")
     axes[0, 0].legend(fontsize=6)
     axes[0, 1].axvline(0, color="#000000", linewidth=0.8)
-    axes[0, 1].set(xlabel=f"points over {BEST_FEDAVG}, each seed", yticks=[])
+    axes[0, 1].set(xlabel=f"points over {rival}, each seed", yticks=[])
     common.report(settings.out, text, summary | {"methods": gains}, fig)
 
 

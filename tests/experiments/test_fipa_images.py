@@ -18,8 +18,8 @@ def test_methods_go_on_from_one_warm_up_and_are_counted(script):
     assert refined["moved"][0] != quarter["moved"][0]
     last = 32 * 10  # the MLP's last layer has no bias
     assert refined["bits"] - plain["bits"] == 32 * 2 * (last + 1)
-    gain = 100 * (np.mean(refined["accuracy"]) - np.mean(quarter["accuracy"]))
-    assert summary["gain_last_layer"] == pytest.approx(gain) and summary["seeds"] == 1
+    best = max(np.mean(plain["accuracy"]), np.mean(quarter["accuracy"]))
+    assert summary["gain_last_layer"] == pytest.approx(100 * (np.mean(refined["accuracy"]) - best))
     assert "FIPA, last layer, memory, sgd-0.25" in table
     assert len(script("fipa.images", *flags, "--clients", "6", "--participation", "0.5", "--methods", *methods)[2]) == 3
 
