@@ -125,7 +125,7 @@ def federation_of(rule: str, server: str, options: tuple[tuple[str, Any], ...], 
     here = world_of(one["dataset"])
     sgd = optax.sgd(one["learning_rate"])
     if rule == "frozen":
-        frozen = {"head": sgd, "body": optax.set_to_zero()}
+        frozen: dict[Any, Any] = {"head": sgd, "body": optax.set_to_zero()}
         sgd = optax.partition(frozen, partial(labels, here.captured.layers[-1].leaves))
     training = LocalTraining(here.network.apply, categorical(), sgd, one["epochs"], BATCH)
     sampled = rounds.fraction(one["participation"], one["clients"])
@@ -187,7 +187,7 @@ def main() -> None:
     if not any(method.startswith("fedavg ") for method in settings.methods):
         raise ValueError("methods: expected a fedavg to compare with, got none")
     fixed = {name: getattr(settings, name) for name in WORLD} | {"count": settings.rounds, "every": settings.every}
-    grid = [
+    grid: list[dict[str, Any]] = [
         {"method": method, "seed": seed, **fixed}
         | {"options": {name: getattr(settings, name) for name in READS.get(method.split()[0], ())}}
         for seed in range(settings.seed, settings.seed + settings.seeds)

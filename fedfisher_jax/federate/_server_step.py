@@ -36,8 +36,10 @@ def clip_to_clients(times: float = 1.0) -> optax.GradientTransformationExtraArgs
     if not times > 0:
         raise ValueError(f"times: got {times}, expected a positive number")
 
-    def update(slope: PyTree, inner: Any, params: PyTree = None, *, clients_length: Any, **_: Any) -> tuple[Any, Any]:
-        return clipped(slope, times * clients_length)[0], inner
+    def update(updates: PyTree, state: Any, params: PyTree = None, **more: Any) -> tuple[Any, Any]:
+        if "clients_length" not in more:
+            raise TypeError("clients_length: got none, expected √Σ ‖θ_i − θ‖², which a federation over rounds gives")
+        return clipped(updates, times * more["clients_length"])[0], state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
