@@ -112,7 +112,7 @@ def in_no_room(thing: object) -> bool:
 
 
 def reference(name: str) -> str:
-    """Where the reference has a name of `ff`: in the room that exports it. Rooms that `ff` does not load ask for an extra."""
+    """Where the reference has a name of `ff`: in the room that exports it; rooms that need an extra are not loaded."""
     import fedfisher_jax as ff
 
     for room, modules in rooms().items():

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 PyTree = Any
 
@@ -17,6 +18,13 @@ def scaled(factor: Any, tree: PyTree) -> PyTree:
 def difference(end: PyTree, start: PyTree) -> PyTree:
     """Subtract the tree `start` from the tree `end`, leaf by leaf."""
     return jax.tree.map(jnp.subtract, end, start)
+
+
+def clipped(tree: PyTree, longest: Any) -> tuple[PyTree, jax.Array]:
+    """Shorten a tree whose l2 norm is above `longest` to that norm; also give the factor, at most 1."""
+    norm = optax.tree.norm(tree)
+    factor = jnp.where(norm > longest, longest / jnp.where(norm > longest, norm, 1), 1)
+    return scaled(factor, tree), factor
 
 
 def stack(trees: Sequence[PyTree]) -> PyTree:

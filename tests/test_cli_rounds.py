@@ -86,10 +86,22 @@ def test_its_models_can_be_evaluated(whole, capsys):
 
 def test_warm_up_personalisation_and_a_servers_optimiser(tmp_path):
     out, more = tmp_path / "out", ("--warm-up", "fedavg", "--warm-up-rounds", "1", "--personalise", "1", "--pooled")
-    command(*ROUNDS, *more, "--server-optimizer", "sgd", "--server-learning-rate", "0.5", "--out", out)
+    more += (
+        "--rules",
+        "fedavg",
+        "fedfish",
+        "fipa@last,memory",
+        "--server-optimizer",
+        "server-adam",
+        "--server-clip",
+        "0.3",
+    )
+    command(*ROUNDS, *more, "--out", out)
     rules = result(out)["rules"]
     first = [rule["rounds"][0] for rule in rules.values()]
-    assert first[0] == first[1] and first[0]["round"] == 1
+    assert first[0] == first[1] == first[2] and first[0]["round"] == 1
+    told = [line["diagnostics"] for line in rules["fipa@last,memory"]["rounds"][1:]]
+    assert told[0]["past_dropped_trace"] >= 0 and 0 < told[0]["joint_rank"] <= told[1]["joint_rank"]
     assert [line["round"] for line in rules["fedfish"]["rounds"]] == [1, 2, 3]
     assert rules["fedavg"]["rounds"][1] != rules["fedfish"]["rounds"][1]
     assert np.shape(rules["fedfish"]["personalised"]["accuracy"]) == (4,)
@@ -123,6 +135,10 @@ def test_warm_up_personalisation_and_a_servers_optimiser(tmp_path):
             "steps of one",
         ),
         (["--rules", "fedfisher-kfac,dampin=1"], "got the option 'dampin', expected one of batch_size, damping"),
+        (["--rounds", "2", "--server-momentum", "0.1"], "server_momentum: got 0.1"),
+        (["--rounds", "2", "--server-clip", "0"], "server_clip: got 0.0"),
+        (["--rounds", "2", "--rules", "fipa@first"], "expected one or some that fit of last, memory"),
+        (["--rounds", "2", "--rules", "fipa@paper,public"], "expected one or some that fit of last, memory"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -20,7 +20,7 @@ from fedfisher_jax._files import only_writer
 from fedfisher_jax.federate import _checkpoints as resume
 from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.federate import _variants as variants
-from fedfisher_jax.federate import rounds
+from fedfisher_jax.federate import clip_to_clients, rounds, server_adam
 
 SIZES = [17, 4, 3, 15, 9]
 NETWORK = models.build("mlp", (6,), 3, hidden=(5,))
@@ -106,6 +106,42 @@ def test_the_server_optimiser_sees_the_step_back_as_its_gradient(problem):
     chex.assert_trees_all_close(whole, merged, rtol=1e-12, atol=1e-14)
 
 
+def test_the_servers_step_is_clipped_to_the_clients_steps(problem):
+    """To 0.2 √Σ ‖θ_i − θ‖² exactly, in its direction; a step that is short enough is not touched."""
+    start, who = problem
+    merged = one_round(problem, plan_of(FEDAVG))[0].params
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), 1)
+    trained = simulate.train_clients(TRAIN, start, who, key, strategy="sequential")[0].params
+    moved = jax.tree.map(lambda end, begin: end - begin, trained, start)
+    longest = 0.2 * float(optax.tree.norm(moved))
+    whole = optax.tree.sub(merged, start)
+    assert longest < float(optax.tree.norm(whole))
+    for rule in (FEDAVG, KFAC):
+        clipped, told = one_round(problem, plan_of(rule, optimizer=optax.chain(clip_to_clients(0.2), optax.sgd(1.0))))
+        np.testing.assert_allclose(told.moved, longest, rtol=1e-9)
+        if rule is FEDAVG:
+            expected = optax.tree.scale(longest / float(optax.tree.norm(whole)), whole)
+            chex.assert_trees_all_close(optax.tree.sub(clipped.params, start), expected, rtol=1e-9, atol=1e-12)
+    same = one_round(problem, plan_of(FEDAVG, optimizer=optax.chain(clip_to_clients(), optax.sgd(1.0))))[0].params
+    chex.assert_trees_all_close(same, merged, rtol=1e-12, atol=1e-14)
+    with pytest.raises(ValueError, match="times: got 0"):
+        clip_to_clients(0.0)
+
+
+def test_the_servers_adam_is_the_formula():
+    """Two steps by hand, with its own little momentum."""
+    made, (rate, b1, b2) = server_adam(), (0.01, 0.5, 0.99)
+    slopes, state, found = (jnp.asarray([3.0, -0.5]), jnp.asarray([-1.0, 2.0])), made.init(jnp.zeros(2)), []
+    mean, square = np.zeros(2), np.zeros(2)
+    for number, slope in enumerate(slopes, start=1):
+        step, state = made.update(slope, state)
+        mean, square = b1 * mean + (1 - b1) * slope, b2 * square + (1 - b2) * slope**2
+        expected = -rate * (mean / (1 - b1**number)) / (np.sqrt(square / (1 - b2**number)) + 1e-8)
+        np.testing.assert_allclose(step, expected, rtol=1e-12)
+        found.append(step)
+    assert abs(float(found[1][0])) < 0.01
+
+
 def test_every_client_may_have_its_own_epochs(problem):
     start, who = problem
     epochs = jnp.array([0, 1, 4, 0, 2])
@@ -177,7 +213,7 @@ def test_rules_that_change_the_network_cannot_be_repeated(problem):
 
 def test_fedfish_is_fisher_merge_without_eps(problem):
     """One round, the merged model taken as it is; the exact Fisher."""
-    fish = merge.fedfish(NETWORK.apply, LIKELIHOOD, estimator="exact", eps=0.0)
+    fish = merge.fedfish(NETWORK.apply, LIKELIHOOD, eps=0.0)
     found = one_round(problem, plan_of(fish, optimizer=optax.sgd(1.0)))[0].params
     expected = one_round(problem, plan_of(ff.fisher_merge(NETWORK.apply, LIKELIHOOD)))[0].params
     chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-12)
@@ -203,6 +239,22 @@ def test_eps_and_floor():
     np.testing.assert_allclose(found, [1 / 1.1, 0.5, 1.0], rtol=1e-12)
 
 
+def test_divided_by_its_mean_a_clients_fisher_counts_by_its_examples_alone():
+    """A client whose Fisher is a thousand times larger decides as it is, and not once both have mean 1."""
+    start, moved = jnp.zeros(2), jnp.asarray([[1.0, 2.0], [-1.0, 4.0]])
+    fishers = jnp.asarray([[1.0, 3.0], [3000.0, 1000.0]])
+    payloads = ff.Payload(jnp.asarray([1.0, 1.0]), moved, ff.Diagonal(fishers))
+    found = {}
+    for scale in ("as_is", "mean"):
+        rule = merge.fedfish(NETWORK.apply, LIKELIHOOD, eps=0.0, scale=scale)
+        summary = merge.fold(rule, jax.vmap(lambda payload, r=rule: r.lift(payload, start))(payloads))
+        found[scale] = rule.solve(summary, start).params
+    np.testing.assert_allclose(found["mean"], [(0.5 - 1.5) / 2, (1.5 * 2 + 0.5 * 4) / 2], rtol=1e-12)
+    np.testing.assert_allclose(found["as_is"], [(1 - 3000) / 3001, (3 * 2 + 1000 * 4) / 1003], rtol=1e-12)
+    nothing = ff.Payload(jnp.asarray(1.0), moved[0], ff.Diagonal(jnp.zeros(2)))
+    np.testing.assert_allclose(rule.solve(rule.lift(nothing, start), start).params, moved[0])
+
+
 def test_squares_are_the_last_epochs_minibatch_gradients():
     """Zero rate: every step's gradient is taken at the start, so the last epoch's are those of one pass."""
     rng = np.random.default_rng(1)
@@ -220,7 +272,7 @@ def test_one_client_gets_its_own_model(problem, options):
     start, who = problem
     x, y = who.x, who.y
     if "structure" in options:
-        options = {**options, "estimator": "exact", "solver": ff.conjugate_gradients(damping=0.1, tolerance=1e-12)}
+        options = {**options, "solver": ff.conjugate_gradients(damping=0.1, tolerance=1e-12)}
     rule = merge.fedfish(NETWORK.apply, LIKELIHOOD, eps=0.0, **options)
     who = ff.cohort(x, y, [np.arange(10)])
     plan = rounds.Federation(TRAIN, rule, 1)
@@ -233,7 +285,14 @@ def test_one_client_gets_its_own_model(problem, options):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"estimator": "guess"}, {"structure": "full"}, {"structure": "kronecker"}, {"eps": -1.0}, {"batch_size": 7}],
+    [
+        {"estimator": "guess"},
+        {"structure": "full"},
+        {"structure": "kronecker", "estimator": "squares"},
+        {"scale": "median"},
+        {"eps": -1.0},
+        {"batch_size": 7, "estimator": "squares"},
+    ],
     ids=str,
 )
 def test_fedfish_refuses(wrong):

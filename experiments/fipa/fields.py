@@ -17,7 +17,7 @@ import optax
 from experiments.lib import common
 from fedfisher_jax import Cohort, Federation, Likelihood, LocalTraining, Rule, cohort, rounds
 from fedfisher_jax.curvature import Subspace
-from fedfisher_jax.merge import fedavg, fedfish, fedfisher, fipa
+from fedfisher_jax.merge import PAPER_FIPA, FipaStep, fedavg, fedfish, fedfisher, fipa
 
 PyTree = Any
 BITS = 32  # of a number that is sent
@@ -63,6 +63,9 @@ class Method(NamedTuple):
     warm: bool = False
 
 
+LEAST = 5  # the smallest rank of the clipped form
+
+
 def low_rank_numbers(rank: int) -> Callable[[int], int]:
     """D + r (d + 1): a model or step, r vectors, r values."""
     return lambda d: d + min(rank, d) * (d + 1)
@@ -83,16 +86,21 @@ def _fedfisher(apply: Callable, likelihood: Likelihood) -> Rule:
 
 
 def methods(ranks: Sequence[int], tau: float) -> dict[str, Method]:
-    """All that is compared; FIPA as derived (nothing moves outside of the span), and the damped form by its τ."""
+    """All that is compared; FIPA as derived (nothing moves outside of the span), damped by τ, and then clipped, too."""
     found = {
         "fedavg": Method("FedAvg", fedavg, lambda d: d),
         "fedfisher": Method("FedFisher, rank 10", _fedfisher, low_rank_numbers(10)),
-        "fedfish": Method("FedFish", lambda a, lik: fedfish(a, lik, estimator="exact"), lambda d: 2 * d),
+        "fedfish": Method("FedFish", fedfish, lambda d: 2 * d),
     }
-    found |= {f"fipa-{r}": _fipa(r, f"FIPA, rank {r}") for r in ranks}
+    found |= {f"fipa-{r}": _fipa(r, f"FIPA, rank {r}", step=PAPER_FIPA) for r in ranks}
     found |= {
-        f"fipa-{r}-damped": _fipa(r, f"FIPA, rank {r}, damped", off_span="fedavg", tau=tau)
+        f"fipa-{r}-damped": _fipa(r, f"FIPA, rank {r}, damped", step=FipaStep(tau=tau, clip=None))
         for r in (ranks[-2], ranks[-1])
+    }
+    found |= {
+        f"fipa-{r}-clipped": _fipa(r, f"FIPA, rank {r}, damped and clipped", step=FipaStep(tau=tau))
+        for r in ranks
+        if r >= LEAST
     }
     return found
 
@@ -247,10 +255,25 @@ def summary_of(
     }
 
 
+def worst_of(records: list[dict[str, Any]], compared: Mapping[str, Method], values: Sequence[Any]) -> dict[str, Any]:
+    """The largest mean error of the clipped FIPA relative to FedAvg's, over numbers of pieces and ranks; and where."""
+    ratios, wins = {}, {}
+    for pieces in values:
+        plain = errors(records, method="fedavg", pieces=pieces)[:, -1]
+        for name in (name for name in compared if name.endswith("-clipped")):
+            last = errors(records, method=name, pieces=pieces)[:, -1]
+            ratios[f"{name}, pieces {pieces}"] = float(last.mean() / plain.mean())
+            wins[f"{name}, pieces {pieces}"] = int((last < plain).sum())
+    worst = max(ratios, key=ratios.__getitem__)
+    return {"worst_ratio": ratios[worst], "worst": worst, "fewest_seeds_better": min(wins.values()), "ratios": ratios}
+
+
 def style_of(name: str, compared: Mapping[str, Method]) -> dict[str, str]:
-    """A line's colour, and dashes for a damped method, in the colour of the one without damping."""
-    place = list(compared).index(name.removesuffix("-damped"))
-    return {"color": common.COLOURS[place], "linestyle": "--" if name.endswith("-damped") else "-"}
+    """A line's colour, and dashes or dots for a damped or clipped method, in the colour of the one without."""
+    dashes = {"damped": "--", "clipped": ":"}
+    base, _, form = name.rpartition("-")
+    place = list(compared).index(base if form in dashes else name)
+    return {"color": common.COLOURS[place], "linestyle": dashes.get(form, "-")}
 
 
 def draw_errors(axes: Sequence[Any], records: list[dict[str, Any]], compared: Mapping[str, Method], **where: Any):

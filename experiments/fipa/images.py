@@ -1,12 +1,12 @@
-"""FIPA as a refinement of FedAvg, FedProx and SCAFFOLD on images: many clients, few of them in a round (2601.13608).
+"""FIPA as a refinement of FedAvg on images (2601.13608): many clients, few in a round, and a long warm-up by FedAvg.
 
-Each client optimiser runs alone, and with FIPA as the server's rule in the last rounds: on the last layer's Fisher, the
-other layers averaged, or on the whole model's. Outside of the clients' span FIPA averages. After FedAvg come
-FIPA of other ranks, FedFisher and FedFish, too. Accuracy against rounds and against bits that one client sends.
+The warm-up is run once for each seed and kept as a checkpoint, from which every method goes on with the same clients in
+every round. A method is a rule and the server's optimiser; FedAvg has its step's length tuned as FIPA has.
 """
 
 import dataclasses
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,12 +14,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.fipa.fields import BITS
-from experiments.lib import cells, common
-from fedfisher_jax import Examples, Federation, LocalTraining, categorical, cohort, data, evaluate, rounds
+from experiments.lib import cells, common, over_rounds
+from fedfisher_jax import Cohort, Examples, Federation, LocalTraining, categorical, cohort, data, evaluate, rounds
 from fedfisher_jax.curvature import Subspace
-from fedfisher_jax.federate import Variant, crop_and_flip, fedprox, payload_bits, scaffold
-from fedfisher_jax.merge import Update, fedavg, fedfish, fedfisher, fipa
+from fedfisher_jax.federate import payload_bits, run_rounds
+from fedfisher_jax.merge import FipaStep, PastFishers, Rule, Update, fedavg, fipa, public_fipa_step
+
+RULES = {
+    "fedavg": "FedAvg",
+    "frozen": "FedAvg of the last layer, body frozen",
+    "last": "FIPA, last layer",
+    "memory": "FIPA, last layer, memory",
+    "public": "FIPA, last layer, form of public codes",
+    "whole": "FIPA, whole model",
+}
+CONTROLS = (
+    "fedavg sgd-1",
+    "fedavg sgd-0.5",
+    "fedavg sgd-0.25",
+    "fedavg sgd-0.1",
+    "fedavg adam-0.001",
+    "frozen sgd-0.25",
+)
+LAST, WHOLE = "memory sgd-0.25", "whole sgd-0.25"  # as a search on other seeds found, after 16 rounds of warm-up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +48,17 @@ class Settings(common.Settings):
         clients: All clients.
         participation: Share of them in a round.
         alpha: Concentration of the Dirichlet split.
-        rounds: Of each federation.
-        warm_up: Rounds before FIPA begins.
+        warm_up: Rounds of plain FedAvg before.
+        rounds: Rounds after the warm-up.
+        every: Rounds between scores.
         epochs: Local epochs of SGD.
         learning_rate: Of local SGD, without momentum.
-        mu: Of FedProx.
-        rank: Eigenpairs of a client.
-        further_ranks: Others, on FedAvg's last layer.
-        oversampling: Further vectors while they are looked for.
+        rank: Eigenpairs of a client, of the last layer or of the whole model.
         tau: Damping, relative to the largest eigenvalue.
-        variants: Client optimisers, of fedavg, fedprox, scaffold.
-        refinements: Of none, last (layer), whole (model).
-        rivals: Of fedfisher, fedfish: in FIPA's place, after FedAvg.
+        rho: Weight of past rounds' Fishers in "memory".
+        public: γ and τ of the form of public codes, τ as it is.
+        methods: RULE SERVER each: a rule of fedavg, frozen, last, memory, public, whole, and plain, sgd-RATE,
+            sgd-RATE-MOMENTUM or adam-RATE.
         seeds: Each draws split, start, sampling and training.
     """
 
@@ -50,173 +66,201 @@ class Settings(common.Settings):
     clients: int = 100
     participation: float = 0.05
     alpha: float = 0.1
-    rounds: int = 24
-    warm_up: int = 16
+    warm_up: int = 200
+    rounds: int = 50
+    every: int = 5
     epochs: int = 1
     learning_rate: float = 0.05
-    mu: float = 0.01
     rank: int = 10
-    further_ranks: tuple[int, ...] = (1, 5, 50)
-    oversampling: int = 5
-    tau: float = 0.1
-    variants: tuple[str, ...] = ("fedavg", "fedprox", "scaffold")
-    refinements: tuple[str, ...] = ("none", "last", "whole")
-    rivals: tuple[str, ...] = ("fedfisher", "fedfish")
-    seeds: int = 3
+    tau: float = 0.01
+    rho: float = 5.0
+    public: tuple[float, float] = (1.0, 0.1)
+    methods: tuple[str, ...] = (*CONTROLS, "last sgd-0.25", LAST, "public plain")
+    seed: int = 30
+    seeds: int = 5
 
 
-QUICK = {"dataset": "digits", "clients": 20, "participation": 0.25, "rounds": 12, "warm_up": 8, "seeds": 2}
+QUICK = {"dataset": "digits", "clients": 20, "participation": 0.25, "warm_up": 10, "rounds": 10, "seeds": 2}
+QUICK |= {"methods": ("fedavg sgd-1", "fedavg sgd-0.25", LAST, WHOLE)}
 BATCH = 32
-VARIANTS = {"fedavg": "FedAvg", "fedprox": "FedProx", "scaffold": "SCAFFOLD"}
-REFINEMENTS = {"none": "", "last": " + FIPA, last layer", "whole": " + FIPA, whole model"}
-RIVALS = {"fedfisher": " + FedFisher (K-FAC)", "fedfish": " + FedFish"}
-FIXED = ("dataset", "clients", "participation", "alpha", "rounds", "warm_up", "epochs", "learning_rate", "mu")
-FIPA_ONLY = ("rank", "oversampling", "tau")
+WORLD = ("dataset", "clients", "participation", "alpha", "warm_up", "epochs", "learning_rate")
+READS = {
+    "last": ("rank", "tau"),
+    "memory": ("rank", "tau", "rho"),
+    "public": ("rank", "public"),
+    "whole": ("rank", "tau"),
+}
 
 
-def begins(start: str, path: str) -> bool:
-    """Whether a parameter is in a layer."""
-    return path.startswith(start)
-
-
-def variant_of(name: str, learning_rate: float, mu: float) -> Variant | None:
-    """The client optimiser.
+def rule_of(name: str, here: cells.World, options: dict[str, Any]) -> Rule:
+    """The server's rule of a method.
 
     Raises:
         ValueError: unknown name.
     """
-    if name not in VARIANTS:
-        raise ValueError(f"variants: got {name!r}, expected one of {', '.join(VARIANTS)}")
-    return {"fedavg": None, "fedprox": fedprox(mu), "scaffold": scaffold(learning_rate)}[name]
+    apply, likelihood = here.network.apply, categorical()
+    if name in ("fedavg", "frozen"):
+        return fedavg(apply, likelihood)
+    if name not in RULES:
+        raise ValueError(f"methods: got {name!r}, expected one of {', '.join(RULES)} and a server")
+    head = here.captured.layers[-1].leaves
+    effort = Subspace(options["rank"], 5, 1, head)
+    if name == "whole":  # one pass less and few vectors more: a round takes a third of the time
+        effort = Subspace(options["rank"], 2, 0)
+    step = public_fipa_step(*options["public"]) if name == "public" else FipaStep(tau=options["tau"])
+    past = PastFishers(options["rho"]) if name == "memory" else None
+    return fipa(apply, likelihood, subspace=effort, step=step, past=past, batch_size=128)
+
+
+def labels(head: tuple[int, ...], params: Any) -> Any:
+    """Which parameters train where the body is frozen."""
+    leaves, tree = jax.tree.flatten(params)
+    return tree.unflatten(["head" if number in head else "body" for number in range(len(leaves))])
 
 
 @cache
-def federations(one: Settings, variant: str, refinement: str) -> tuple[Federation, Federation]:
-    """The warm-up and the rounds after it; the same objects for all seeds, so they are compiled once.
-
-    Raises:
-        ValueError: unknown variant or refinement.
-    """
-    here = world(one)
-    apply, likelihood = here.network.apply, categorical()
-    augment = crop_and_flip() if here.dataset.augment else None
-    training = LocalTraining(apply, likelihood, optax.sgd(one.learning_rate), one.epochs, BATCH, augment)
-    chosen, sampled = variant_of(variant, one.learning_rate, one.mu), rounds.fraction(one.participation, one.clients)
-    first = Federation(training, fedavg(apply, likelihood), sampled, variant=chosen)
-    if refinement == "none":
-        return first, first
-    if refinement == "fedfisher":
-        rule = fedfisher(apply, likelihood, structure="kronecker", captured=here.captured)
-    elif refinement == "fedfish":
-        rule = fedfish(apply, likelihood)
-    elif refinement in REFINEMENTS:
-        layer = "".join(f"['{name}']" for name in cells.last_layer(here))
-        effort = Subspace(one.rank, one.oversampling, where=partial(begins, layer) if refinement == "last" else None)
-        rule = fipa(apply, likelihood, off_span="fedavg", tau=one.tau, subspace=effort, batch_size=128)
-    else:
-        raise ValueError(f"refinements: got {refinement!r}, expected one of {', '.join(REFINEMENTS | RIVALS)}")
-    return first, dataclasses.replace(first, rule=rule)
+def federation_of(rule: str, server: str, options: tuple[tuple[str, Any], ...], *world: Any) -> Federation:
+    """One object for all seeds, so that it is compiled once; `options` are the rule's."""
+    one = dict(zip(WORLD, world, strict=True))
+    here = world_of(one["dataset"])
+    sgd = optax.sgd(one["learning_rate"])
+    if rule == "frozen":
+        frozen: dict[Any, Any] = {"head": sgd, "body": optax.set_to_zero()}
+        sgd = optax.partition(frozen, partial(labels, here.captured.layers[-1].leaves))
+    training = LocalTraining(here.network.apply, categorical(), sgd, one["epochs"], BATCH)
+    sampled = rounds.fraction(one["participation"], one["clients"])
+    return Federation(training, rule_of(rule, here, dict(options)), sampled, over_rounds.server(server))
 
 
-def world(one: Settings) -> cells.World:
+def world_of(dataset: str) -> cells.World:
     """Data and network."""
-    return cells.world(one.dataset, cells.MODELS.get(one.dataset, cells.ELSEWHERE))
+    return cells.world(dataset, cells.MODELS.get(dataset, cells.ELSEWHERE))
 
 
 def bits_sent(federation: Federation, params: Any, here: cells.World) -> int:
-    """What a client sends in a round, from the shapes of its payload; SCAFFOLD's control variate is one more model."""
-    squares = params if federation.rule.squares else None
+    """What a client sends in a round, from the shapes of its payload."""
     few = Examples(*here.arrays[:2], jnp.zeros(1, jnp.int32), jnp.ones((), jnp.int32))
-    payload = jax.eval_shape(federation.rule.measure, Update(params, params, squares, 1), few, jax.random.key(0))
-    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), payload)
-    own = None if federation.variant is None else federation.variant.own(params)
-    return payload_bits(stacked) + BITS * sum(leaf.size for leaf in jax.tree.leaves(own))
+    payload = jax.eval_shape(federation.rule.measure, Update(params, params, None, 1), few, jax.random.key(0))
+    return payload_bits(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), payload))
 
 
-def run(variant: str, refinement: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """One federation: accuracies and losses [rounds], and bits that a client has sent by then if it is always in."""
-    one = Settings(**settings)
-    here = world(one)
-    x, y, test_x, test_y = here.arrays
-    parts = data.split("dirichlet-client", here.dataset.train_y, one.clients, seed=seed, alpha=one.alpha)
-    who = cohort(x, y, parts)
+def clients_of(seed: int, one: dict[str, Any]) -> Cohort:
+    """The clients of a seed, with rows of one length, so that every seed runs the same programs."""
+    here = world_of(one["dataset"])
+    x, y, *_ = here.arrays
+    split = data.split("dirichlet-client", here.dataset.train_y, one["clients"], seed=seed, alpha=one["alpha"])
+    return cohort(x, y, split, length=len(y))
+
+
+def warmed(seed: int, who: Cohort, one: dict[str, Any], folder: Path) -> rounds.State:
+    """The state after the warm-up, from the checkpoint if there is one."""
     init_key, key = jax.random.split(jax.random.key(seed))
-    first, second = federations(one, variant, refinement)
-    state = rounds.init(first, here.network.init(init_key), one.clients, key)
-    before, after = (bits_sent(federation, state.params, here) for federation in (first, second))
-    found: dict[str, list[float]] = {"accuracy": [], "loss": [], "joint_rank": []}
-    for number in range(one.rounds):
-        state, report = rounds.step(first if number < one.warm_up else second, state, who)
-        scores = evaluate(here.network.apply, categorical(), state.params, test_x, test_y)
-        found["accuracy"].append(float(scores.accuracy))
-        found["loss"].append(float(scores.loss))
-        found["joint_rank"].append(float(report.diagnostics.get("joint_rank", np.nan)))
-    sent = np.where(np.arange(one.rounds) < one.warm_up, before, after)
-    return {**found, "bits": np.cumsum(sent)}
+    federation = federation_of("fedavg", "plain", (), *(one[name] for name in WORLD))
+    state = rounds.init(federation, world_of(one["dataset"]).network.init(init_key), one["clients"], key)
+    return run_rounds(federation, state, who, one["warm_up"], folder / f"{seed}-{one['warm_up']}", every=50)[0]
 
 
-Key = tuple[str, str, int]  # variant, refinement, rank
-
-
-def panels_of(settings: Settings) -> list[dict[Key, str]]:
-    """What is compared, with its label: a panel for each client optimiser, and one for what else may follow FedAvg."""
-    rank = settings.rank
-    panels = [{(v, r, rank): VARIANTS[v] + REFINEMENTS[r] for r in settings.refinements} for v in settings.variants]
-    more = {("fedavg", "last", r): f"FedAvg{REFINEMENTS['last']}, rank {r}" for r in settings.further_ranks}
-    more |= {("fedavg", rival, rank): f"FedAvg{RIVALS[rival]}" for rival in settings.rivals}
-    return panels + ([{("fedavg", "none", rank): "FedAvg", **more}] if more else [])
+def run(
+    out: Path, method: str, seed: int, count: int, every: int, options: dict[str, Any], **one: Any
+) -> dict[str, Any]:
+    """The rounds of one method after the warm-up."""
+    here, (rule, server) = world_of(one["dataset"]), method.split()
+    *_, test_x, test_y = here.arrays
+    who = clients_of(seed, one)
+    given = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in options.items())
+    federation = federation_of(rule, server, given, *(one[name] for name in WORLD))
+    warm = warmed(seed, who, one, out / "warm-up")
+    state = rounds.init(federation, warm.params, one["clients"], warm.key)._replace(round=warm.round)
+    score = lambda params: float(evaluate(here.network.apply, categorical(), params, test_x, test_y).accuracy)  # noqa: E731
+    before = score(warm.params)
+    _, found = over_rounds.follow(federation, state, who, count, score, every)
+    return {**found, "before": before, "bits": bits_sent(federation, warm.params, here)}
 
 
 def main() -> None:
-    """Runs what is missing and reports."""
+    """Runs what is missing and reports.
+
+    Raises:
+        ValueError: no FedAvg among the methods.
+    """
     settings = common.command_line(Settings, __doc__, quick=QUICK)
-    panels = panels_of(settings)
-    labels = {key: label for panel in panels for key, label in panel.items()}
-    grid = []
-    for seed in range(settings.seed, settings.seed + settings.seeds):
-        for variant, refinement, rank in labels:
-            names = FIXED + (FIPA_ONLY if refinement in ("last", "whole") else ())
-            chosen = {name: getattr(settings, name) for name in names} | ({"rank": rank} if "rank" in names else {})
-            grid.append({"variant": variant, "refinement": refinement, "seed": seed, "settings": chosen})
-    records = common.run_all(settings.out, grid, run)
-    found = {key: [r["result"] for r in records[place :: len(labels)]] for place, key in enumerate(labels)}
-    accuracies = {key: 100 * np.array([result["accuracy"] for result in results]) for key, results in found.items()}
-    megabytes = {key: np.array(results[0]["bits"]) / 8e6 for key, results in found.items()}
-
-    rows, summary = [], {}
-    for key, label in labels.items():
-        alone, mine = accuracies.get((key[0], "none", settings.rank)), accuracies[key]
-        means = [values[:, settings.warm_up :].mean(axis=1) for values in (mine, mine if alone is None else alone)]
-        gains = ["", ""]
-        if alone is not None and key[1] != "none":
-            gains = [gain(means[0] - means[1]), gain(mine[:, -1] - alone[:, -1])]
-        columns = (mine[:, settings.warm_up - 1], means[0], mine[:, -1])
-        rows.append([label, *[common.mean_std(values) for values in columns], *gains, f"{megabytes[key][-1]:.2f}"])
-        spread = mine[:, -1].std(ddof=1) if len(mine) > 1 else 0.0
-        summary[label] = {"final": mine[:, -1].mean(), "std": spread, "after_warm_up": means[0].mean()}
-    after = f"mean of {settings.warm_up + 1}–{settings.rounds}"
-    last = f"round {settings.rounds}"
-    header = ["", f"round {settings.warm_up}", after, last, f"gain, {after}", f"gain, {last}", "MB up"]
-    text = f"{settings.dataset}, {settings.clients} clients, {100 * settings.participation:g} % a round, "
-    text += f"α = {settings.alpha:g}; test accuracy in %, mean ± std over {settings.seeds} seeds. After a + stands the "
-    text += f"server's rule from round {settings.warm_up + 1} on; FIPA of rank {settings.rank} unless said. Gains are "
-    text += "paired; in brackets the seeds on which there is one.\n\n"
+    if not any(method.startswith("fedavg ") for method in settings.methods):
+        raise ValueError("methods: expected a fedavg to compare with, got none")
+    fixed = {name: getattr(settings, name) for name in WORLD} | {"count": settings.rounds, "every": settings.every}
+    grid: list[dict[str, Any]] = [
+        {"method": method, "seed": seed, **fixed}
+        | {"options": {name: getattr(settings, name) for name in READS.get(method.split()[0], ())}}
+        for seed in range(settings.seed, settings.seed + settings.seeds)
+        for method in settings.methods
+    ]
+    for one in grid:
+        rule_of(one["method"].split()[0], world_of(settings.dataset), one["options"])
+        over_rounds.server(one["method"].split()[1])
+    records = common.run_all(settings.out, grid, partial(run, settings.out))
+    curves = {m: 100 * common.column(records, "accuracy", method=m) for m in settings.methods}  # [seeds, scores]
+    means = {m: curve.mean(1) for m, curve in curves.items()}
+    rivals = [method for method in settings.methods if method.startswith("fedavg ")]
+    rival = max(rivals, key=lambda method: means[method].mean())
+    plain, best = means.get("fedavg sgd-1"), means[rival]
+    rows, gains = [], {}
+    for method, mine in means.items():
+        rule, server = method.split()
+        mb = common.column(records, "bits", method=method)[0] * settings.rounds / 8e6
+        against = [None if b is None or b is mine else mine - b for b in (plain, best)]
+        cells_ = ["" if d is None else over_rounds.paired(d) for d in against]
+        rows.append(
+            [
+                f"{RULES[rule]}, {server}",
+                common.mean_std(mine),
+                common.mean_std(curves[method][:, -1]),
+                *cells_,
+                f"{mb:.1f}",
+            ]
+        )
+        gains[method] = {"mean": mine.mean(), "last": curves[method][:, -1].mean()}
+        if against[1] is not None:
+            gains[method] |= {"gain": against[1].mean(), "differences": against[1]}
+            gains[method] |= {"interval": over_rounds.interval(against[1]), "seeds_better": int((against[1] > 0).sum())}
+    before = 100 * common.column(records, "before", method=settings.methods[0])
+    first, last = settings.warm_up + 1, settings.warm_up + settings.rounds
+    g, tau = settings.public
+    text = (
+        f"{settings.dataset}, {settings.clients} clients, {100 * settings.participation:g} % a round, α = "
+        f"{settings.alpha:g}, local epochs: {settings.epochs}; {settings.warm_up} rounds of plain FedAvg "
+        f"({common.mean_std(before)} %), then {settings.rounds} rounds of each method with the same clients. Test "
+        f"accuracy in %, mean ± std over seeds {settings.seed} to {settings.seed + settings.seeds - 1}; means over "
+        f"every {settings.every}th of the rounds {first} to {last}. Gains are paired: mean ± std, in brackets the "
+        f"mean's 95 % interval by Student's t, then the seeds on which there is one. FIPA: rank {settings.rank}, τ = "
+        f"{settings.tau:g} of the largest eigenvalue; memory: ρ = {settings.rho:g}; public codes: γ = {g:g}, τ = "
+        f"{tau:g}. The last gain is over the FedAvg that is best on these very seeds, which favours FedAvg.\n\n"
+    )
+    header = ["", "mean of rounds", f"round {last}", "gain over plain FedAvg", f"gain over {rival}", "MB up"]
     text += common.markdown_table(header, rows)
-
-    fig, axes = common.figure(len(panels), 2, width=4.6)
-    for (left, right), panel in zip(axes, panels, strict=True):
-        for key, label in panel.items():
-            left.plot(np.arange(1, settings.rounds + 1), accuracies[key].mean(0), label=label)
-            right.plot(megabytes[key], accuracies[key].mean(0), label=label)
-        left.set(xlabel="rounds", ylabel="test accuracy (%), mean")
-        right.set(xlabel="MB sent by a client that is in every round")
-        left.legend()
-    common.report(settings.out, text, {"accuracy": summary}, fig)
-
-
-def gain(differences: np.ndarray) -> str:
-    """Mean, spread, and how many of the paired differences are above zero."""
-    return f"{common.mean_std(differences)} ({(differences > 0).sum()}/{len(differences)})"
+    summary: dict[str, Any] = {
+        "rival": rival,
+        "seeds": settings.seeds,
+        "first_seed": settings.seed,
+        "rounds": settings.rounds,
+    }
+    for name, method in (("last_layer", LAST), ("whole_model", WHOLE)):
+        if "gain" in gains.get(method, {}):
+            summary |= {f"gain_{name}": gains[method]["gain"], f"seeds_better_{name}": gains[method]["seeds_better"]}
+    fig, axes = common.figure(1, 2, width=5.0, height=3.6)
+    for number, (method, curve) in enumerate(curves.items()):
+        style, colour = ("--" if number >= len(common.COLOURS) else "-"), common.COLOURS[number % len(common.COLOURS)]
+        scored = settings.warm_up + common.column(records, "scored", method=method)[0]
+        axes[0, 0].plot(
+            scored, curve.mean(0), style, color=colour, label=" ".join((RULES[method.split()[0]], method.split()[1]))
+        )
+        if "differences" in gains[method]:
+            y = np.full(settings.seeds, -number)
+            axes[0, 1].plot(gains[method]["differences"], y, "o", color=colour, alpha=0.7)
+            axes[0, 1].plot([gains[method]["gain"]], [-number], "|", color=colour, markersize=16)
+    axes[0, 0].set(xlabel="rounds", ylabel="test accuracy (%), mean")
+    axes[0, 0].legend(fontsize=6)
+    axes[0, 1].axvline(0, color="#000000", linewidth=0.8)
+    axes[0, 1].set(xlabel=f"points over {rival}, each seed", yticks=[])
+    common.report(settings.out, text, summary | {"methods": gains}, fig)
 
 
 if __name__ == "__main__":

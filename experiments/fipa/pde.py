@@ -270,6 +270,7 @@ def main() -> None:
         chosen = [r for r in records if r["settings"]["equation"] == equation]
         text += f"\n{equation}:\n\n" + fields.error_table(chosen, methods, "pieces", pieces)
         found = fields.summary_of(chosen, methods, "pieces", pieces, SHOWN)
+        found |= fields.worst_of(chosen, methods, pieces)
         summary |= found if equation == "poisson" else {"allen_cahn": found}
     common.report(settings.out, text, summary, figure(records, methods))
 

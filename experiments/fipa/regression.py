@@ -117,7 +117,8 @@ def main() -> None:
         fields.draw_errors(row, records, methods, pieces=pieces)
         row[0].set_title(f"{pieces} piece{'s' * (pieces > 1)} per client")
     axes[0, 1].legend(fontsize=6, loc="lower left")
-    common.report(settings.out, text, fields.summary_of(records, methods, "pieces", PIECES, SHOWN), fig)
+    summary = fields.summary_of(records, methods, "pieces", PIECES, SHOWN) | fields.worst_of(records, methods, PIECES)
+    common.report(settings.out, text, summary, fig)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from typing import Any
 
 import optax
 
-from ..federate import Variant, feddyn, fedprox, scaffold
+from ..federate import Variant, clip_to_clients, feddyn, fedprox, scaffold, server_adam
+from ..federate._server_step import SERVER_RATE
 from ..merge._options import named
 
+SERVER_ADAM = "server-adam"
 LOCAL = ("plain", "fedprox", "scaffold", "feddyn")
 
 
@@ -54,6 +56,28 @@ def rate(what: str, learning_rate: float, schedule: str | None) -> Any:
     if missing:
         raise ValueError(f"{what}: {name} needs {', '.join(missing)}, as in {name},{missing[0]}=100")
     return made(**given)  # pyright: ignore[reportOptionalCall]
+
+
+def server_step(settings: Any) -> Any:
+    """The server's optimiser over rounds by a run's flags, None where the merged model is taken as it is.
+
+    Raises:
+        ValueError: an unknown optimiser, a rate without one, or momentum of another one than sgd.
+    """
+    name, given, momentum = settings.server_optimizer, settings.server_learning_rate, settings.server_momentum
+    if name is None and (given is not None or settings.server_schedule is not None):
+        raise ValueError("server_learning_rate, server_schedule: expected a --server-optimizer with it")
+    if momentum and name != "sgd":
+        raise ValueError(f"server_momentum: got {momentum}, expected --server-optimizer sgd with it")
+    usual = SERVER_RATE if name == SERVER_ADAM else 1.0
+    at = rate("server_schedule", usual if given is None else given, settings.server_schedule)
+    if name == SERVER_ADAM:
+        step = server_adam(at)
+    else:
+        step = None if name is None else optimizer("server_optimizer", name, at, momentum)
+    if settings.server_clip is None:
+        return step
+    return optax.chain(clip_to_clients(settings.server_clip), optax.sgd(1.0) if step is None else step)
 
 
 def variant(name: str, strength: float | None, settings: Any) -> Variant | None:

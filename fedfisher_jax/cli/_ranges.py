@@ -29,11 +29,11 @@ POSITIVE = Range("a positive number", 0, math.inf, with_least=False, with_most=F
 RANGES = {
     **dict.fromkeys(("clients", "epochs", "batch_size", "samples", "rounds", "sampled"), COUNT),
     **dict.fromkeys(("seed", "data_seed"), SEED),
-    **dict.fromkeys(("learning_rate", "server_learning_rate", "budget"), POSITIVE),
+    **dict.fromkeys(("learning_rate", "server_learning_rate", "server_clip", "budget"), POSITIVE),
     **dict.fromkeys(("warm_up_rounds", "personalise"), Range(f"a number from 0 to {MOST_COUNT}", 0, MOST_COUNT)),
     "max_bytes": Range("at least 1", 1, math.inf),
     "in_memory": Range("at least 0", 0, math.inf),
-    "momentum": Range("a number from 0 to below 1", 0, 1, with_most=False),
+    **dict.fromkeys(("momentum", "server_momentum"), Range("a number from 0 to below 1", 0, 1, with_most=False)),
     "damping": Range("a number of at least 0", 0, math.inf, with_most=False),
     "silo": Range(f"a whole number from 0 to {MOST_COUNT}", 0, MOST_COUNT),
 }

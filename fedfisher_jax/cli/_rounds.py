@@ -30,11 +30,11 @@ from ..federate._variants import Variant
 from ..merge import Merged, Rule, Update, exchanges
 from ..report._measure import ACCURACY, measure_of
 from ..report.trackers import OnRecord
-from ._local_training import variant
+from ._local_training import server_step, variant
 from ._names import file_name
 from ._one_line import Terminated
 from ._progress import bars
-from ._settings import RunSettings, sampled_of, server_optimizer
+from ._settings import RunSettings, sampled_of
 from ._world import World, rules_of, with_rmse
 
 HELD_OUT = 0.2  # of a client's examples, where the model is personalised
@@ -81,7 +81,7 @@ def run_over_rounds(
     mine, held_out = _held_out(settings, here)
     everyone = cohort(here.x, here.y, mine)
     corrected = variant(settings.local, settings.strength, settings)
-    server = server_optimizer(settings)
+    server = server_step(settings)
     if settings.overwrite:
         _forget(out / "rounds")
     with bars(console) as progress:
@@ -92,7 +92,8 @@ def run_over_rounds(
             state, before = setting.state(rule), {"rounds": []}
             if warm is not None:  # from there on its own count of rounds, and so its own draws
                 key = jax.random.fold_in(warm[0].key, count)
-                state, before = warm[0]._replace(round=jnp.zeros((), jnp.int32), key=key), warm[1]
+                fresh = {"round": jnp.zeros((), jnp.int32), "key": key, "carried": state.carried}
+                state, before = warm[0]._replace(**fresh), warm[1]
             left = settings.rounds - count
             state, lines = _go_on(setting, name, rule, state, left, f"rules/{file_name(name)}", count)
             lines = [line | {"round": line["round"] + count} for line in lines]

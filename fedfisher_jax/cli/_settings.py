@@ -3,11 +3,11 @@
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..federate import rounds
 from ..merge import catalogue
-from ._local_training import optimizer, rate, variant
+from ._local_training import rate, server_step, variant
 from ._ranges import require_ranges
 
 
@@ -50,11 +50,16 @@ class RunSettings:
     strength: float | None = None
     """μ of FedProx, α of FedDyn."""
     server_optimizer: str | None = None
-    """Optax's name of the server's optimiser over rounds, such as sgd or adam; default takes the merged model."""
-    server_learning_rate: float = 1.0
-    """Learning rate of the server's optimiser."""
+    """Optax's name of the server's optimiser over rounds, such as sgd; "server-adam": Adam for few rounds (b1 0.5, b2
+    0.99); default takes the merged model."""
+    server_learning_rate: float | None = None
+    """Learning rate of the server's optimiser; default 0.01 for server-adam, 1 for others."""
     server_schedule: str | None = None
     """Optax's schedule of that rate, counted in rounds, as for --schedule."""
+    server_momentum: float = 0.0
+    """Momentum of the server's sgd."""
+    server_clip: float | None = None
+    """Longest step of the server, in units of √Σ ‖θ_i − θ‖² over the round's clients; default any."""
     warm_up: str | None = None
     """Rule of the first rounds, which all --rules then go on from."""
     warm_up_rounds: int = 0
@@ -111,8 +116,8 @@ class RunSettings:
 
 
 OVER_ROUNDS = (
-    *("sampled", "participation", "local", "strength", "server_optimizer", "server_learning_rate"),
-    *("server_schedule", "warm_up", "warm_up_rounds", "personalise", "barrier"),
+    *("sampled", "participation", "local", "strength", "server_optimizer", "server_learning_rate", "server_schedule"),
+    *("server_momentum", "server_clip", "warm_up", "warm_up_rounds", "personalise", "barrier"),
 )
 """The settings that have no meaning for one shot."""
 
@@ -145,26 +150,11 @@ def check(settings: RunSettings) -> None:
         given = f"{settings.warm_up_rounds} of {settings.rounds} rounds"
         raise ValueError(f"warm_up_rounds: got {given}, expected some left for --rules")
     variant(settings.local, settings.strength, settings)
-    if settings.server_optimizer is not None:
-        server_optimizer(settings)
-    elif settings.server_learning_rate != 1.0 or settings.server_schedule is not None:
-        raise ValueError("server_learning_rate, server_schedule: expected a --server-optimizer with it")
+    server_step(settings)
     for name in (*settings.rules, *([settings.warm_up] if settings.warm_up else [])):
         if not catalogue.goes_on(name):
             raise ValueError(f"rules: got {name}, which makes another network, from which no round can start")
     sampled_of(settings, settings.clients)
-
-
-def server_optimizer(settings: RunSettings) -> Any:
-    """The server's optimiser; None takes the merged model as it is.
-
-    Raises:
-        ValueError: as `optimizer` and `rate`.
-    """
-    if settings.server_optimizer is None:
-        return None
-    steps = rate("server_schedule", settings.server_learning_rate, settings.server_schedule)
-    return optimizer("server_optimizer", settings.server_optimizer, steps)
 
 
 def sampled_of(settings: RunSettings, registered: int) -> int:

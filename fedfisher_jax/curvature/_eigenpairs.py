@@ -37,13 +37,21 @@ class Subspace:
         power_steps: further passes over the data; each makes the error smaller by the ratio of the first eigenvalue
             that was dropped to the one looked at.
         where: function from a parameter's path, as `jax.tree_util.keystr` writes it (`['head']['kernel']`), to whether
-            H covers it; None covers all. Where it does not, H is zero.
+            H covers it, or the numbers of the leaves that it covers, as `Layer.leaves` has them; None covers all. Where
+            it does not, H is zero.
     """
 
     rank: int = 10
     oversampling: int = 10
     power_steps: int = 1
-    where: Callable[[str], bool] | None = None
+    where: Callable[[str], bool] | tuple[int, ...] | None = None
+
+    def covered(self, params: PyTree) -> list[int]:
+        """List the numbers of the leaves that H covers."""
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
+        if isinstance(self.where, tuple):
+            return [n for n in range(len(paths)) if n in self.where]
+        return [n for n, path in enumerate(paths) if self.where is None or self.where(path)]
 
 
 class Eigenpairs(NamedTuple):
@@ -106,7 +114,7 @@ def top_eigenpairs(
     rows_of = cotangents(likelihood, kind, key, samples)
     leaves, treedef = jax.tree.flatten(params)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
-    covered = [n for n, path in enumerate(paths) if subspace.where is None or subspace.where(path)]
+    covered = subspace.covered(params)
     shapes = [jnp.shape(leaves[n]) for n in covered]
     size = _checked(subspace, paths, shapes)
     require_apart(apply, params, data.x)

@@ -22,6 +22,8 @@ from ._own_scores import scores_at_clients as scores_at_clients
 from ._own_scores import zero_fishers as zero_fishers
 from ._personalise import Personalised as Personalised
 from ._personalise import personalise as personalise
+from ._server_step import clip_to_clients as clip_to_clients
+from ._server_step import server_adam as server_adam
 from ._simulate import measure_clients as measure_clients
 from ._simulate import merge_clients as merge_clients
 from ._simulate import payload_bits as payload_bits
@@ -44,6 +46,7 @@ __all__ = [
     "Trained",
     "Variant",
     "best_constant",
+    "clip_to_clients",
     "cohort",
     "compare",
     "crop_and_flip",
@@ -61,6 +64,7 @@ __all__ = [
     "run_rounds",
     "scaffold",
     "scores_at_clients",
+    "server_adam",
     "train",
     "train_clients",
     "zero_fishers",

@@ -146,8 +146,9 @@ def _program_of(optimizer: Any, params: Any) -> str:
     update = optax.with_extra_args_support(optimizer).update
 
     def step(slope: Any, inner: Any, p: Any) -> Any:
-        zero = jnp.zeros(())  # what optimisers that need the loss ask for
-        return update(slope, inner, p, value=zero, grad=slope, value_fn=lambda _: zero)
+        zero = jnp.zeros(())
+        asked = {"value": zero, "grad": slope, "value_fn": lambda _, clients_length: zero}  # some need the loss
+        return update(slope, inner, p, **asked, clients_length=zero)  # which `clip_to_clients` needs
 
     text = str(jax.make_jaxpr(step)(params, optimizer.init(params), params))
     return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode()).hexdigest()[:12]

@@ -23,6 +23,7 @@ class State(NamedTuple):
     key: Any
     common: PyTree = None  # what a variant of local training shares with all clients
     own: PyTree = None  # what it keeps for each registered client: [M, ...]
+    carried: PyTree = None  # what the rule keeps, by its `Carry`
 
 
 class RoundReport(NamedTuple):
@@ -53,7 +54,8 @@ class Federation:
         rule: how a round is merged; one made by `then` is several exchanges in each round.
         sampled: clients in a round, drawn without replacement.
         optimizer: the server's optimiser, whose gradient is the start minus the merged model (FedOpt, arXiv
-            2003.00295); None takes the merged model as it is.
+            2003.00295); None takes the merged model as it is. It is given `clients_length`, √Σ ‖θ_i − θ‖², as well,
+            which `clip_to_clients` reads.
         variant: a variant of local training (FedProx, SCAFFOLD, FedDyn); None is plain training.
         barrier: measure the Client-Server Barrier, two more passes over the sampled clients' data.
     """

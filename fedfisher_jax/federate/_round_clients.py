@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from .._examples import Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._metrics import wide_outputs
+from .._trees import difference
 from ..merge import Rule, Update, exchanges, lift
 from ._cohort import Client, with_examples
 from ._federation import Federation
@@ -47,7 +49,8 @@ class TrainAndMeasure:
         payload = with_examples(shared.cohort, who, lambda data: rule.measure(update, data, key))
         contribution = lift(rule, payload, shared.start)
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params)]).all()
-        kept: dict[str, Any] = {"loss": trained.loss, "finite": jnp.where(finite, 1.0, jnp.nan)}
+        length = optax.tree.norm(difference(trained.params, shared.start))
+        kept: dict[str, Any] = {"loss": trained.loss, "finite": jnp.where(finite, 1.0, jnp.nan), "length": length}
         if federation.variant is not None:
             kept["own"], kept["sent"] = federation.variant.after(update, own, everyone.common)
         if federation.barrier:

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from .._trees import difference, in_types_of, weighted_sum
@@ -19,6 +20,7 @@ class RoundMerged(NamedTuple):
     diagnostics: dict[str, Any]
     common: PyTree
     own: PyTree
+    carried: PyTree
 
 
 def merge_here(
@@ -26,13 +28,18 @@ def merge_here(
 ) -> RoundMerged:
     """The server's part of the first exchange; `sizes` [sampled] are relative to the mean of all registered."""
     rule = exchanges(federation.rule)[0]
-    params, diagnostics = solve_here(rule, added if rule.combine == "add" else kept["stacked"], state.params)
+    summary, carried = added if rule.combine == "add" else kept["stacked"], state.carried
+    if rule.carry is None:
+        params, diagnostics = solve_here(rule, summary, state.params)
+    else:
+        found, carried = rule.carry.solve(summary, state.params, carried)
+        params, diagnostics = in_types_of(found.params, state.params), found.diagnostics
     common, own = state.common, state.own
     if federation.variant is not None:
         own = jax.tree.map(lambda all_, mine: all_.at[chosen].set(mine), own, kept["own"])
         sent = jax.tree.map(lambda leaf: leaf / federation.sampled, weighted_sum(sizes, kept["sent"]))
         params, common = federation.variant.server(params, common, sent, federation.sampled / registered)
-    return RoundMerged(params, diagnostics, common, own)
+    return RoundMerged(params, diagnostics, common, own, carried)
 
 
 def solve_here(rule: Rule, summary: PyTree, start: PyTree) -> tuple[PyTree, dict[str, Any]]:
@@ -43,15 +50,17 @@ def solve_here(rule: Rule, summary: PyTree, start: PyTree) -> tuple[PyTree, dict
 
 
 def serve_here(
-    federation: Federation, state: State, params: PyTree, common: PyTree, own: PyTree
+    federation: Federation, state: State, params: PyTree, merged: RoundMerged, lengths: jax.Array
 ) -> tuple[State, jax.Array]:
-    """The server's step to the merged model, and its length."""
+    """The server's step to the merged model, and its length; `lengths` [sampled] are those of the clients' steps."""
     start, inner = state.params, state.optimizer
     if federation.optimizer is not None:
-        updates, inner = federation.optimizer.update(difference(start, params), inner, start)
+        update = optax.with_extra_args_support(federation.optimizer).update
+        together = jnp.sqrt(jnp.sum(lengths**2))
+        updates, inner = update(difference(start, params), inner, start, clients_length=together)
         params = optax.apply_updates(start, updates)
     moved = optax.tree.norm(difference(params, start))
-    return State(params, inner, state.round + 1, state.key, common, own), moved
+    return State(params, inner, state.round + 1, state.key, merged.common, merged.own, merged.carried), moved
 
 
 merge = jax.jit(merge_here, static_argnums=(0, 1))

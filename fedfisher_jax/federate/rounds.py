@@ -52,7 +52,9 @@ def init(federation: Federation, params: PyTree, registered: int, key: jax.Array
             lambda leaf: jnp.zeros((registered, *leaf.shape), leaf.dtype), federation.variant.own(params)
         )
     inner = None if federation.optimizer is None else federation.optimizer.init(params)
-    return State(params, inner, jnp.zeros((), jnp.int32), key, common, own)
+    carry = exchanges(federation.rule)[0].carry
+    carried = None if carry is None else carry.init(params)
+    return State(params, inner, jnp.zeros((), jnp.int32), key, common, own, carried)
 
 
 @standard_promotion
@@ -186,7 +188,7 @@ def _round(
         added, stacked, _ = sum_clients(*again)
         solved = (solve if part.jit else solve_here)(part, added if part.combine == "add" else stacked, params)
         params, diagnostics = solved[0], diagnostics | {part.name: solved[1]}
-    state, moved = (serve if federation.jit else serve_here)(federation, state, params, merged.common, merged.own)
+    state, moved = (serve if federation.jit else serve_here)(federation, state, params, merged, kept["length"])
     barrier = jnp.full(2, jnp.nan)
     if federation.barrier:
         after = Everyone(Shared(here.shared, key, state.params), None)

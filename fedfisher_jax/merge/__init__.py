@@ -12,12 +12,16 @@ from ._fedfisher import fedfisher as fedfisher
 from ._fedfisher import fisher_merge as fisher_merge
 from ._fedlpa import fedlpa as fedlpa
 from ._fipa import fipa as fipa
+from ._fipa import public_fipa_step as public_fipa_step
 from ._heads import analytic as analytic
 from ._heads import recalibrate as recalibrate
+from ._joint_step import PAPER_FIPA as PAPER_FIPA
+from ._joint_step import FipaStep as FipaStep
 from ._measure import MeasureFisher as MeasureFisher
 from ._one_by_one import merge_one_by_one as merge_one_by_one
 from ._ot_fusion import ot_fusion as ot_fusion
 from ._ot_fusion import released_ot_fusion as released_ot_fusion
+from ._past_fishers import PastFishers as PastFishers
 from ._pfnm import pfnm as pfnm
 from ._pfnm import released_pfnm as released_pfnm
 from ._pseudo_data import Draws as Draws
@@ -25,6 +29,7 @@ from ._pseudo_data import pseudo_data as pseudo_data
 from ._regmean import regmean as regmean
 from ._regmean import regmean_kron as regmean_kron
 from ._regmean import released_regmean as released_regmean
+from ._rule import Carry as Carry
 from ._rule import Kind as Kind
 from ._rule import Merged as Merged
 from ._rule import Payload as Payload
@@ -40,12 +45,16 @@ from ._rule import merge_payloads as merge_payloads
 from ._rule import then as then
 
 __all__ = [
+    "Carry",
     "DenseSettings",
     "Draws",
+    "FipaStep",
     "FreshModes",
     "Kind",
     "MeasureFisher",
     "Merged",
+    "PAPER_FIPA",
+    "PastFishers",
     "Payload",
     "RELEASED_DENSE",
     "Rule",
@@ -71,6 +80,7 @@ __all__ = [
     "ot_fusion",
     "pfnm",
     "pseudo_data",
+    "public_fipa_step",
     "recalibrate",
     "regmean",
     "regmean_kron",

@@ -2,7 +2,9 @@
 
     Δ = Σ w_i F_i ⊙ Δ_i / (Σ w_i F_i + ε),    Δ_i = θ_i − θ,    the plain average where Σ w_i F_i ≤ floor
 
-for diagonal F_i, with w_i = n_i / Σ n_j; a server optimiser takes −Δ as its gradient. With Kronecker factors, a
+for diagonal F_i, with w_i = n_i / Σ n_j; a server optimiser takes −Δ as its gradient. The Fisher is the exact one by
+default: once clients fit their data, squared gradients of training are hundreds of times larger at some of them than at
+others, and one client that fits badly decides (docs/fisher-over-rounds.md). With Kronecker factors, a
 question that the paper leaves open, Δ solves (Σ w_i F_i + damping) Δ = Σ w_i F_i Δ_i + damping · mean.
 """
 
@@ -25,6 +27,7 @@ from ._rule import Kind, Merged, Payload, Rule, Update, moved, require_start
 
 PyTree = Any
 SQUARES = "squares"
+SCALES = ("as_is", "mean")
 ESTIMATORS = ("exact", "monte_carlo", "empirical", SQUARES)
 
 
@@ -41,12 +44,20 @@ def measure_squares(update: Update, data: Examples, key: jax.Array) -> Payload:
     return Payload(weight, update.params, Diagonal(update.squares), Kind(SQUARES))
 
 
+def by_mean(payload: Payload) -> Payload:
+    """Divide a client's Fisher by the mean of its diagonal; a Fisher of zeros stays."""
+    leaves = jax.tree.leaves(payload.statistics.diagonal())
+    mean = sum(jnp.sum(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+    return payload._replace(statistics=payload.statistics.scale(1 / jnp.where(mean > 0, mean, 1)))
+
+
 def fedfish(
     apply: Callable,
     likelihood: Likelihood,
     *,
-    estimator: str = "squares",
+    estimator: str = "exact",
     structure: str = "diagonal",
+    scale: str = "as_is",
     eps: float = 1e-8,
     floor: float = 0.0,
     solver: Solver | None = None,
@@ -61,6 +72,8 @@ def fedfish(
             or "squares": by squared minibatch gradients of the last local epoch, at no extra pass. Those are smaller
             than "empirical" by up to the batch size, which matters to `eps` and `floor` alone.
         structure: "diagonal" or "kronecker", the latter not from squares.
+        scale: "as_is", or "mean": each client's Fisher is divided by the mean of its diagonal, so that a client counts
+            by its examples alone, and not by how well it fits them.
         eps: what is added to Σ w F in the denominator; where clients know less than that, the step shrinks.
         floor: the largest Σ w F at which the step is the plain average.
         solver: the solver for Kronecker factors; default conjugate gradients, damped.
@@ -68,15 +81,15 @@ def fedfish(
 
     Raises:
         TypeError: an unknown option.
-        ValueError: unknown estimator or structure, or a pair of them that does not exist; negative eps or floor;
-            options for squares, which read none.
+        ValueError: unknown estimator, structure or scale, or a pair of the first two that does not exist; negative
+            eps or floor; options for squares, which read none.
 
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> import fedfisher_jax as ff
         >>> clients = [(jnp.zeros((1, 1)), jnp.ones((1, 1))), (jnp.full((1, 1), 5.0), jnp.full((1, 1), 2.0))]  # (w, x)
-        >>> rule = ff.fedfish(lambda w, x: x @ w, ff.gaussian(), estimator="exact")
+        >>> rule = ff.fedfish(lambda w, x: x @ w, ff.gaussian())
         >>> start = jnp.zeros((1, 1))
         >>> payloads = [rule.measure(ff.Update(w, start), ff.examples(x), jax.random.key(0)) for w, x in clients]
         >>> print(f"{ff.merge_payloads(rule, payloads, start).params.item():.4f}")  # (1² · 0 + 2² · 5) / (1² + 2²)
@@ -88,6 +101,8 @@ def fedfish(
         raise ValueError(
             f"structure: got {structure!r} with {estimator}, expected diagonal, or kronecker not of squares"
         )
+    if scale not in SCALES:
+        raise ValueError(f"scale: got {scale!r}, expected one of {', '.join(SCALES)}")
     for name, value in (("eps", eps), ("floor", floor)):
         if not value >= 0:
             raise ValueError(f"{name}: got {value}, expected a number of at least 0")
@@ -97,6 +112,7 @@ def fedfish(
         raise ValueError(f"options: got {', '.join(options)}, which the estimator squares does not read")
     fisher = MeasureFisher(apply, likelihood, structure, kind=estimator, **options)
     measure, takes = measure_squares if gathered else fisher, fisher.takes()
+    level = by_mean if scale == "mean" else lambda payload: payload
     if structure == "kronecker":
         chosen = conjugate_gradients(damping=DAMPING["kronecker"]) if solver is None else solver
 
@@ -104,7 +120,15 @@ def fedfish(
             step, diagnostics = chosen(stacked(payloads))
             return Merged(jax.tree.map(jnp.add, start, step), diagnostics)
 
-        return Rule("fedfish-kfac", measure, moved, solve_stacked, "stack", takes=takes, passes=True)
+        return Rule(
+            "fedfish-kfac",
+            measure,
+            lambda payload, start: level(payload),
+            solve_stacked,
+            "stack",
+            takes=takes,
+            passes=True,
+        )
 
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         share = 1 / summary["weight"]
@@ -120,5 +144,5 @@ def fedfish(
         unknown = sum(jnp.sum(f <= floor) for f in leaves) / sum(f.size for f in leaves)
         return Merged(params, {"share_averaged": unknown})
 
-    lift = lambda payload, start: lift_sums(moved(payload, start))  # noqa: E731
+    lift = lambda payload, start: lift_sums(level(moved(payload, start)))  # noqa: E731
     return Rule("fedfish", measure, lift, solve, "add", squares=gathered, takes=takes)

@@ -59,6 +59,16 @@ class Merged(NamedTuple):
     apply: Callable | None = None
 
 
+class Carry(NamedTuple):
+    """What a rule's server keeps from round to round: state in, state out. One shot, files and Flower have none of it.
+
+    `solve` of the rule itself is what this one is before the first round.
+    """
+
+    init: Callable[[PyTree], Any]  # (parameters) → what is kept before the first round
+    solve: Callable[[Any, PyTree, Any], tuple[Merged, Any]]  # (summary, start, kept) → model, kept after it
+
+
 class Rule(NamedTuple):
     """A merge rule as pure functions, for one shot, rounds, files, secure sums and live federations alike.
 
@@ -78,13 +88,14 @@ class Rule(NamedTuple):
     takes: Takes | None = None  # what `lift` and `solve` can merge; None: a rule of one's own that does not say
     passes: bool = False  # whether a stacking rule's `solve` takes `Passes` over contributions, too
     trains: bool = True  # whether clients train before they measure; else `measure` reads the start alone
+    carry: Carry | None = None  # what rounds keep for the rule's first exchange; None: nothing
 
 
 def then(first: Rule, second: Rule) -> Rule:
     """Two exchanges as one rule: the second is measured at the model that the first one merged, with no training.
 
     Raises:
-        ValueError: the second rule reads gradients of a training.
+        ValueError: the second rule reads gradients of a training, or keeps something from round to round.
 
     Example:
         >>> import fedfisher_jax as ff
@@ -99,6 +110,8 @@ def then(first: Rule, second: Rule) -> Rule:
         raise ValueError(
             f"second: got {second.name}, which reads gradients of local training, expected a rule that does not"
         )
+    if second.carry is not None:
+        raise ValueError(f"second: got {second.name}, which keeps past rounds, expected a rule that keeps nothing")
     return first._replace(name=f"{first.name}+{second.name}", parts=(*exchanges(first), *exchanges(second)))
 
 

@@ -7,10 +7,12 @@ models. A run offers what it has, by name, and a rule gets those offers that it 
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .._likelihood import Likelihood
 from .._users_code import import_function, in_few_words
+from ..curvature import Capture, Subspace
 from ..solve._paper_loop import paper_loop, released_adam
 from ._distil import RELEASED_DENSE, dense
 from ._fedavg import fedavg
@@ -18,10 +20,12 @@ from ._fedbens import fedbens
 from ._fedfish import fedfish
 from ._fedfisher import DAMPING, fedfisher, fisher_merge
 from ._fedlpa import fedlpa
-from ._fipa import fipa
+from ._fipa import fipa, public_fipa_step
 from ._heads import analytic, recalibrate
+from ._joint_step import PAPER_FIPA
 from ._options import Option, arguments_of, known, named, records
 from ._ot_fusion import ot_fusion, released_ot_fusion
+from ._past_fishers import PastFishers
 from ._pfnm import pfnm, released_pfnm
 from ._pseudo_data import pseudo_data
 from ._regmean import regmean, regmean_kron, released_regmean
@@ -38,6 +42,7 @@ class Entry(NamedTuple):
         rounds: whether its model is of the clients' network, so that another round can start from it.
         files: whether what it measures has a form in payload files.
         damping: default of the conjugate gradients that solve it; None where they do not.
+        variants: options by the names that stand for them after an "@".
     """
 
     constructor: Callable[..., Rule]
@@ -46,6 +51,7 @@ class Entry(NamedTuple):
     rounds: bool = True
     files: bool = True
     damping: float | None = None
+    variants: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 SOLVED = {
@@ -64,6 +70,22 @@ _SAYS = {
     "fedfisher-full": "the same with whole Fishers, for small models",
     "fedfisher-lowrank": "the same with the Fishers' leading eigenvectors",
 }
+
+
+def _fipa(
+    apply: Callable, likelihood: Likelihood, *, captured: Capture | None = None, last: bool = False, **options: Any
+) -> Rule:
+    if not last:
+        return fipa(apply, likelihood, **options)
+    if captured is None or not captured.layers:
+        raise ValueError("rules: got fipa@last, expected a model with a layer that was captured")
+    return fipa(apply, likelihood, subspace=Subspace(where=captured.layers[-1].leaves), **options)
+
+
+def _fedfish(apply: Callable, likelihood: Likelihood, *, captured: Capture | None = None, **options: Any) -> Rule:
+    layers = {} if captured is None or options.get("estimator") == "squares" else {"captured": captured}
+    return fedfish(apply, likelihood, **layers, **options)
+
 
 RULES: dict[str, Entry] = {
     "fedavg": Entry(fedavg, (), "averages parameters, weighted by numbers of examples"),
@@ -86,14 +108,30 @@ RULES: dict[str, Entry] = {
     "fedbens": Entry(
         fedbens, (*_FISHER, "others"), "an ensemble of the joint posterior's modes", rounds=False, files=False
     ),
-    "fedfish": Entry(fedfish, (), "averages updates by the squared gradients of the last local epoch"),
+    "fedfish": Entry(
+        _fedfish,
+        ("captured",),
+        "averages updates by each client's diagonal Fisher; @mean: divided by its mean, @squares: from gradients",
+        variants={"mean": {"scale": "mean"}, "squares": {"estimator": "squares"}},
+    ),
     "fedfish-kfac": Entry(
-        partial(fedfish, structure="kronecker", estimator="exact"),
+        partial(fedfish, structure="kronecker"),
         ("captured",),
         "the same with exact Kronecker factors",
         damping=DAMPING["kronecker"],
     ),
-    "fipa": Entry(fipa, (), "a Gauss–Newton step in the span of the clients' top Fisher eigenvectors"),
+    "fipa": Entry(
+        _fipa,
+        ("captured",),
+        "a Gauss–Newton step in the span of the clients' top Fisher eigenvectors; @last: in the last layer, @memory: "
+        "with past rounds' Fishers, @paper: without damping, @public: as public codes step",
+        variants={
+            "last": {"last": True},
+            "memory": {"past": PastFishers()},
+            "paper": {"step": PAPER_FIPA},
+            "public": {"step": public_fipa_step()},
+        },
+    ),
     "pseudo-data": Entry(
         pseudo_data,
         _FISHER,
@@ -139,7 +177,7 @@ def named_rule(
 
     Names with a plus between them are exchanges one after the other, see `then`: "fedfisher-kfac+fedavg". After commas
     stand options, see `options_of`: "fedfisher-kfac,damping=1", and after "@" the features of a rule that has some,
-    "recalibrate,ridge=0.1@fc1,fc2:100".
+    "recalibrate,ridge=0.1@fc1,fc2:100", or its variants, "fipa@last,memory".
 
     The module is looked for on Python's path, and then in the current folder.
 
@@ -163,11 +201,11 @@ def named_rule(
     if "+" in name:
         given = {"offers": offers, "rules": rules, **options}
         return composed(name, lambda part: named_rule(part, apply, likelihood, **given))
-    name, words, features = named(name)
+    name, words, after = named(name)
     entry = _entry(name, rules)
     said = records(entry.constructor, arguments_of(name, words, _known(entry), entry.damping))
     given = {key: value for key, value in (offers or {}).items() if key in entry.takes}
-    more = {"features": features} if features else {}
+    more = _chosen(name, entry, after) if entry.variants else {"features": after} if after else {}
     try:
         return entry.constructor(apply, likelihood, **given | options | said | more)
     except (TypeError, ValueError) as error:
@@ -218,6 +256,18 @@ def _known(entry: Entry) -> dict[str, Option]:
     if isinstance(own, partial) and own.func is _users_rule:
         own = own.args[1]
     return known(own, entry.takes, entry.damping)
+
+
+def _chosen(name: str, entry: Entry, variants: tuple[str, ...]) -> dict[str, Any]:
+    """Put the options of several variants together."""
+    found: dict[str, Any] = {}
+    for variant in variants:
+        options = entry.variants.get(variant, {})
+        if not options or set(options) & set(found):
+            known = ", ".join(entry.variants)
+            raise ValueError(f"rules: got {name}@{','.join(variants)[:40]}, expected one or some that fit of {known}")
+        found |= options
+    return found
 
 
 def _entry(name: str, rules: Mapping[str, Entry]) -> Entry:

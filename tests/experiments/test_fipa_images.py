@@ -3,43 +3,36 @@
 import numpy as np
 import pytest
 
-from experiments.lib import cells
+from experiments.lib import cells, over_rounds
 
 
-def test_refinement_begins_after_the_warm_up_and_is_counted(script):
-    flags = ("--quick", "--seeds", "1", "--rounds", "3", "--warm-up", "2", "--epochs", "1", "--rank", "2")
-    flags += ("--variants", "fedavg", "--refinements", "none", "last", "--clients", "6", "--participation", "0.5")
-    flags += ("--further-ranks", "--rivals")
-    table, summary, lines = script("fipa.images", *flags)
-    alone, refined = (line["result"] for line in lines)
-    np.testing.assert_allclose(alone["loss"][:2], refined["loss"][:2], rtol=1e-6)
-    assert abs(alone["loss"][2] - refined["loss"][2]) > 1e-6
-    assert alone["joint_rank"] == [None] * 3 and refined["joint_rank"][2] == 6
-    sent = np.diff(np.array(refined["bits"])) / 32
-    d, last = np.diff(alone["bits"])[0] / 32, 32 * 10  # the MLP's last layer has no bias
-    assert sent.tolist() == [d, d + 2 * (last + 1)]
-    label = "FedAvg + FIPA, last layer"
-    assert summary["accuracy"][label]["final"] == np.float64(100 * refined["accuracy"][-1])
-    assert f"| {label} |" in table
+def test_methods_go_on_from_one_warm_up_and_are_counted(script):
+    flags = ("--quick", "--seeds", "1", "--rounds", "2", "--warm-up", "1", "--every", "1", "--rank", "2")
+    methods = ("fedavg sgd-1", "fedavg sgd-0.25", "memory sgd-0.25")
+    table, summary, lines = script(
+        "fipa.images", *flags, "--clients", "6", "--participation", "0.5", "--methods", *methods
+    )
+    plain, quarter, refined = (line["result"] for line in lines)
+    assert plain["before"] == quarter["before"] == refined["before"]
+    np.testing.assert_allclose(quarter["moved"][0], plain["moved"][0] / 4, rtol=1e-5)  # the same clients in the round
+    assert refined["moved"][0] != quarter["moved"][0]
+    last = 32 * 10  # the MLP's last layer has no bias
+    assert refined["bits"] - plain["bits"] == 32 * 2 * (last + 1)
+    best = max(np.mean(plain["accuracy"]), np.mean(quarter["accuracy"]))
+    assert summary["gain_last_layer"] == pytest.approx(100 * (np.mean(refined["accuracy"]) - best))
+    assert "FIPA, last layer, memory, sgd-0.25" in table
+    assert len(script("fipa.images", *flags, "--clients", "6", "--participation", "0.5", "--methods", *methods)[2]) == 3
 
 
-@pytest.mark.slow
-def test_rivals_and_ranks_send_what_their_payloads_hold(script):
-    flags = ("--quick", "--seeds", "1", "--rounds", "2", "--warm-up", "1", "--epochs", "1", "--further-ranks", "3")
-    flags += ("--variants", "fedavg", "--refinements", "none", "--clients", "4", "--participation", "0.5")
-    table, _, lines = script("fipa.images", *flags)
-    sent = {}
-    for line in lines:
-        name = line["settings"]["refinement"], line["settings"]["settings"].get("rank")
-        sent[name] = np.diff([0, *line["result"]["bits"]]) / 32
-    d, last = sent["none", None][0], 32 * 10
-    inputs, outputs = (64, 64, 32), (64, 32, 10)  # of the MLP's layers, without biases
-    factors = sum(n**2 for n in inputs + outputs)
-    assert d == sum(a * b for a, b in zip(inputs, outputs, strict=True))
-    assert sent["last", 3].tolist() == [d, d + 3 * (last + 1)]
-    assert sent["fedfish", None].tolist() == [d, 2 * d]
-    assert sent["fedfisher", None].tolist() == [d, d + factors]
-    assert "FedAvg + FIPA, last layer, rank 3" in table and "FedAvg + FedFish" in table
+def test_paired_differences():
+    values = np.array([1.0, 2.0, 4.0])
+    half = 4.302653 * np.std(values, ddof=1) / np.sqrt(3)  # Student's t with two degrees of freedom
+    np.testing.assert_allclose(over_rounds.interval(values), [values.mean() - half, values.mean() + half], rtol=1e-6)
+    assert over_rounds.paired(values - 1.5).endswith(", 2/3")
+    assert over_rounds.server("plain") is None
+    for wrong in ("sgd", "adam-1-2", "plain-1", "lion-1"):
+        with pytest.raises(ValueError, match="server: got"):
+            over_rounds.server(wrong)
 
 
 @pytest.mark.slow

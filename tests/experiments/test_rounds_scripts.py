@@ -23,16 +23,20 @@ def test_fedfish_images(script):
         "1",
         "--seeds",
         "2",
-        "--methods",
+        "--rules",
         "fedavg",
         "fedfish",
         "fedfish-kfac",
     )
     table, summary, lines = script("fedfish.images", *flags)
-    assert "FedFish, K-FAC − FedAvg" in table
+    assert "1 epochs: FedFish, K-FAC − FedAvg" in table and "1 epochs, 2 rounds: FedAvg, adam-0.005" in table
     assert all(len(line["result"]["barrier_loss"]) == 2 for line in lines)
-    final = [line["result"]["accuracy"][-1] for line in lines if line["settings"]["method"] == "fedfish"]
-    assert summary["accuracy"]["fedfish"]["1"] == pytest.approx(100 * np.mean(final))
+    by_rule = [[x["result"]["accuracy"] for x in lines if x["settings"]["rule"] == r] for r in ("fedavg", "fedfish")]
+    assert summary["gain_by_epochs"]["1"] == pytest.approx(100 * np.mean(np.subtract(by_rule[1], by_rule[0])))
+    barriers = [
+        [x["result"]["barrier_loss"] for x in lines if x["settings"]["rule"] == r] for r in ("fedavg", "fedfish")
+    ]
+    assert summary["barrier_by_epochs"]["1"] == pytest.approx(np.mean(np.subtract(barriers[1], barriers[0])))
 
 
 @pytest.mark.slow

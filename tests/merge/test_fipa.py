@@ -1,5 +1,7 @@
 """FIPA against explicit matrices, the centralised Gauss–Newton step and FedAvg."""
 
+from dataclasses import replace
+
 import explicit
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,9 @@ from jax.flatten_util import ravel_pytree
 import fedfisher_jax as ff
 from fedfisher_jax.curvature import Subspace
 from fedfisher_jax.federate import rounds
-from fedfisher_jax.merge import Update, fipa
+from fedfisher_jax.merge import PAPER_FIPA, FipaStep, PastFishers, Update, fipa, public_fipa_step
 from fedfisher_jax.merge import _rule as rule_module
-from fedfisher_jax.merge._fipa import joint_step
+from fedfisher_jax.merge._joint_step import joint_step
 
 PARAMS = {"a": zoo.normal(0, 3, 4), "b": zoo.normal(1, 4), "c": zoo.normal(2, 4, 2)}
 SIZE = sum(leaf.size for leaf in PARAMS.values())
@@ -50,7 +52,7 @@ def payloads_of(rule, steps):
 
 
 def step_of(payloads, **options):
-    return np.asarray(ravel_pytree(joint_step(payloads, **options)[0])[0])
+    return np.asarray(ravel_pytree(joint_step(payloads, replace(PAPER_FIPA, **options))[0])[0])
 
 
 FULL = fipa(apply, GAUSSIAN, rank=SIZE, subspace=Subspace(power_steps=4))
@@ -111,15 +113,15 @@ def test_the_rank_is_the_subspaces_unless_it_is_given():
         rule = fipa(apply, GAUSSIAN, rank=given, subspace=Subspace(3))
         assert payloads_of(rule, RANDOM).statistics.values.shape[-1] == expected
     with pytest.raises(ValueError, match="bound: got 2, expected at least the rank, 3"):
-        fipa(apply, GAUSSIAN, bound=2, subspace=Subspace(3))
+        fipa(apply, GAUSSIAN, step=FipaStep(bound=2), subspace=Subspace(3))
 
 
 @pytest.mark.parametrize("off_span", ["stay", "fedavg"])
 def test_a_subset_of_parameters(off_span):
     """Only the last layer has a Fisher; the others stay or are averaged."""
-    rule = fipa(apply, GAUSSIAN, rank=4, off_span=off_span, subspace=Subspace(where=lambda path: path == "['c']"))
+    rule = fipa(apply, GAUSSIAN, rank=4, subspace=Subspace(where=lambda path: path == "['c']"))
     payloads = payloads_of(rule, RANDOM)
-    moved = joint_step(payloads, off_span=off_span)[0]
+    moved = joint_step(payloads, replace(PAPER_FIPA, off_span=off_span))[0]
     mean = unravel(WEIGHTS @ RANDOM)
     for name in ("a", "b"):
         np.testing.assert_allclose(moved[name], mean[name] if off_span == "fedavg" else 0, rtol=1e-12, atol=1e-14)
@@ -130,7 +132,7 @@ def test_a_round_of_the_engine():
     train = ff.LocalTraining(apply, GAUSSIAN, optax.sgd(0.05), epochs=3, batch_size=8)
     who = ff.cohort(X, Y, [np.arange(40)[rows] for rows in ROWS])
     losses = {}
-    for name, rule in (("fipa", fipa(apply, GAUSSIAN, rank=5, off_span="fedavg", tau=1e-3)), ("start", None)):
+    for name, rule in (("fipa", fipa(apply, GAUSSIAN, rank=5)), ("start", None)):
         params = PARAMS
         if rule is not None:
             plan = rounds.Federation(train, rule, 3)
@@ -144,7 +146,7 @@ def test_a_round_of_the_engine():
 def test_a_bound_that_nothing_exceeds_changes_nothing(off_span):
     payloads = payloads_of(fipa(apply, GAUSSIAN, rank=4), RANDOM)
     options = {"off_span": off_span, "tau": 0.01, "cutoff": 1e-10}
-    moved, told = joint_step(payloads, bound=3 * 4, **options)
+    moved, told = joint_step(payloads, replace(PAPER_FIPA, bound=3 * 4, **options))
     assert told["dropped_trace"] < 1e-12 * told["largest_eigenvalue"]
     np.testing.assert_allclose(ravel_pytree(moved)[0], step_of(payloads, **options), rtol=1e-7, atol=1e-9)
 
@@ -158,13 +160,93 @@ def test_a_bounded_span_is_cut_client_by_client_and_tells_how_much(bound):
         sizes, turn = np.linalg.eigh(kept + matrix)
         kept, dropped = turn[:, -bound:] * sizes[-bound:] @ turn[:, -bound:].T, dropped + sizes[:-bound].sum()
     expected = np.linalg.pinv(kept, rcond=1e-10) @ np.einsum("mpq,mq->p", matrices, RANDOM)
-    moved, told = jax.jit(lambda p: joint_step(p, bound=bound, cutoff=1e-10))(payloads)
+    moved, told = jax.jit(lambda p: joint_step(p, replace(PAPER_FIPA, bound=bound, cutoff=1e-10)))(payloads)
     np.testing.assert_allclose(ravel_pytree(moved)[0], expected, rtol=1e-6, atol=1e-8 * np.abs(expected).max())
     np.testing.assert_allclose(told["dropped_trace"], dropped, rtol=1e-8)
     assert 0 < np.linalg.norm(matrices.sum(0) - kept, 2) <= dropped and told["joint_rank"] == bound
 
 
-@pytest.mark.parametrize("wrong", [{"off_span": "go"}, {"tau": -1.0}, {"cutoff": -1.0}, {"bound": 9}], ids=str)
-def test_refusals(wrong):
+@pytest.mark.parametrize(
+    ("made", "wrong"),
+    [(FipaStep, {"off_span": "go"}), (FipaStep, {"tau": -1.0}), (FipaStep, {"cutoff": -1.0}), (FipaStep, {"clip": 0.0})]
+    + [(FipaStep, {"rate": 0.0}), (public_fipa_step, {"gamma": 0.0}), (PastFishers, {"rho": -1.0})]
+    + [(PastFishers, {"decay": 1.0}), (PastFishers, {"rank": 0})],
+    ids=str,
+)
+def test_refusals(made, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        fipa(apply, GAUSSIAN, **wrong)
+        made(**wrong)
+    with pytest.raises(ValueError, match="bound: got 9, expected at least the rank, 10"):
+        fipa(apply, GAUSSIAN, step=FipaStep(bound=9))
+
+
+def test_the_default_step_is_clipped_to_the_clients_steps_and_its_rate_shortens_it(random_payloads):
+    """Much longer than the clients' before: one badly conditioned direction decides."""
+    together = np.sqrt((RANDOM**2).sum())
+    free = step_of(random_payloads)
+    assert np.linalg.norm(free) > 0.1 * together
+    for times in (0.1, 0.02):
+        moved, told = joint_step(random_payloads, replace(PAPER_FIPA, clip=times, rate=0.5))
+        found = np.asarray(ravel_pytree(moved)[0])
+        np.testing.assert_allclose(np.linalg.norm(found), 0.5 * times * together, rtol=1e-12)
+        np.testing.assert_allclose(found, free * np.linalg.norm(found) / np.linalg.norm(free), rtol=1e-9)
+        np.testing.assert_allclose(told["shortened"], times * together / np.linalg.norm(free), rtol=1e-9)
+    one = jax.tree.map(lambda leaf: leaf[:1], random_payloads)
+    np.testing.assert_allclose(ravel_pytree(joint_step(one, FipaStep())[0])[0], RANDOM[0], rtol=1e-9, atol=1e-12)
+
+
+def test_the_form_of_public_codes(random_payloads):
+    matrices = np.asarray(jax.vmap(lambda f: f.to_dense())(random_payloads.statistics))
+    total, pull = np.tensordot(WEIGHTS, matrices, 1), np.einsum("m,mpq,mq->p", WEIGHTS, matrices, RANDOM)
+    expected = 0.5 * 0.3 * np.linalg.solve(total + 0.3 * np.eye(SIZE), pull)
+    found = ravel_pytree(joint_step(random_payloads, public_fipa_step(gamma=0.5, tau=0.3))[0])[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_memory_of_past_rounds_is_that_of_explicit_matrices():
+    """Three rounds with all eigenpairs kept; with ρ = 0 every round is one without memory, and so is the first one."""
+    step, past = FipaStep(tau=0.05, clip=None), PastFishers(rho=3.0, decay=0.8, rank=SIZE)
+    rule = fipa(apply, GAUSSIAN, rank=6, step=step, past=past)
+    without = fipa(apply, GAUSSIAN, rank=6, step=step, past=replace(past, rho=0.0))
+    kept, nothing = rule.carry.init(PARAMS), without.carry.init(PARAMS)
+    running = np.zeros((SIZE, SIZE))
+    for number in range(3):
+        steps = np.random.default_rng(number).normal(size=(3, SIZE))
+        payloads = payloads_of(rule, steps)
+        sent = payloads._replace(params=jax.tree.map(jnp.add, PARAMS, payloads.params))
+        matrices = np.asarray(jax.vmap(lambda f: f.to_dense())(payloads.statistics))
+        fresh = np.tensordot(WEIGHTS, matrices, 1)
+        mean, pull = WEIGHTS @ steps, np.einsum("m,mpq,mq->p", WEIGHTS, matrices, steps)
+        total = fresh + (3.0 * running / (1 - 0.8**number) if number else 0)
+        damping = 0.05 * np.linalg.eigvalsh(total)[-1]
+        expected = np.linalg.solve(total + damping * np.eye(SIZE), pull + damping * mean)
+        found, kept = rule.carry.solve(sent, PARAMS, kept)
+        np.testing.assert_allclose(
+            ravel_pytree(found.params)[0] - ravel_pytree(PARAMS)[0], expected, rtol=1e-6, atol=1e-8
+        )
+        plain, nothing = without.carry.solve(sent, PARAMS, nothing)
+        expected = ravel_pytree(without.solve(sent, PARAMS).params)[0]
+        np.testing.assert_allclose(ravel_pytree(plain.params)[0], expected, rtol=1e-9, atol=1e-11)
+        running = 0.8 * running + 0.2 * fresh
+        np.testing.assert_allclose(kept.fisher.to_dense(), running, rtol=0, atol=1e-10 * np.abs(running).max())
+
+
+def test_what_a_small_memory_leaves_out_is_told_and_rounds_keep_it():
+    rule = fipa(apply, GAUSSIAN, rank=5, past=PastFishers(rank=3), subspace=Subspace(where=(0, 2)))
+    train = ff.LocalTraining(apply, GAUSSIAN, optax.sgd(0.05), epochs=1, batch_size=8)
+    who = ff.cohort(X, Y, [np.arange(40)[rows] for rows in ROWS])
+    plan = rounds.Federation(train, rule, 3)
+    state = rounds.init(plan, PARAMS, 3, jax.random.key(0))
+    exact = np.zeros((SIZE, SIZE))
+    for number in range(1, 3):
+        sent = [
+            rule.measure(Update(state.params, state.params), ff.examples(X[r], Y[r]), jax.random.key(0)) for r in ROWS
+        ]
+        exact = 0.9 * exact + 0.1 * sum(
+            w * np.asarray(payload.statistics.to_dense()) for w, payload in zip(WEIGHTS, sent, strict=True)
+        )
+        state, report = rounds.step(plan, state, who, strategy="sequential")
+        off = np.linalg.norm(exact - np.asarray(state.carried.fisher.to_dense()), 2) / (1 - 0.9**number)
+        assert 0 < off <= report.diagnostics["past_dropped_trace"] * (1 + 1e-9)
+    with pytest.raises(ValueError, match="fipa, which keeps past rounds"):
+        ff.then(ff.fedavg(apply, GAUSSIAN), rule)

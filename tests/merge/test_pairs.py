@@ -26,7 +26,7 @@ QUICK: dict = {
 }
 # What each rule merges beside what it measures itself. FedAvg and, with the model's layers, OTFusion read the models
 # alone; others are one measure under several names.
-ALIKE = [{"fisher-merge", "fedfisher-diag"}, {"fedfisher-kfac", "fedfish-kfac"}]
+ALIKE = [{"fisher-merge", "fedfisher-diag", "fedfish"}, {"fedfisher-kfac", "fedfish-kfac"}]
 ONE_MODEL = ("fedavg", "otfusion")
 
 

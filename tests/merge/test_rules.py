@@ -193,8 +193,8 @@ RULES_WITH_OPTIONS = [
     (ff.merge.released_regmean, "batch_size, captured"),
     (ff.merge.regmean_kron, "batch_size, captured, off_diagonal, solver"),
     (ff.merge.fedbens, "batch_size, captured, kind, optimizer, others, precision"),
-    (ff.fedfish, "batch_size, captured, eps, estimator, floor, samples"),
-    (ff.fipa, "batch_size, bound, captured, cutoff, kind, off_span, rank"),
+    (ff.fedfish, "batch_size, captured, eps, estimator, floor, samples, scale"),
+    (ff.fipa, "batch_size, captured, kind, past, rank, step, subspace"),
 ]
 
 
