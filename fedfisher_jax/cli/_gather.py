@@ -12,7 +12,7 @@ import optax
 from rich.console import Console
 from rich.progress import track
 
-from ..curvature import capture
+from ..curvature import Capture, capture
 from ..federate import zero_fishers
 from ..merge import Payload, Rule, catalogue
 from ..merge._exact_sums import Sums, joined
@@ -120,9 +120,7 @@ def gather(
     options: dict[str, Any] = {} if damping is None else {"solver": conjugate_gradients(damping=damping)}
     if options and name not in catalogue.SOLVED:
         raise ValueError(f"damping: {name} has none")
-    offers: dict[str, Any] = {"captured": captured} | ({"kind": about.kind} if about.kind in KINDS else {})
-    likelihood = likelihood_of(start.kind.likelihood)
-    rule = catalogue.named_rule(name, start.network.apply, likelihood, offers=offers, **options)
+    rule = rule_of(start, captured, name, about.kind, **options)
     for part in parts:
         if part.holds == region.SUMS and name != about.rule:
             raise ValueError(f"rule: {part.path} holds a sum for {about.rule[:80]}, which {name} cannot merge")
@@ -132,6 +130,13 @@ def gather(
     except ValueError as error:
         raise ValueError(f"{error}; the files are for {about.rule[:80]}") from error
     return gathered
+
+
+def rule_of(start: model_file.Model, captured: Capture, name: str, kind: str | None, **options: Any) -> Rule:
+    """Make the rule that files are merged by, whose statistics were measured so."""
+    offers: dict[str, Any] = {"captured": captured} | ({"kind": kind} if kind in KINDS else {})
+    likelihood = likelihood_of(start.kind.likelihood)
+    return catalogue.named_rule(name, start.network.apply, likelihood, offers=offers, **options)
 
 
 def prepared(gathered: Gathered, sent: Payload) -> Payload:
