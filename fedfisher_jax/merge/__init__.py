@@ -25,6 +25,10 @@ from ._pseudo_data import pseudo_data as pseudo_data
 from ._regmean import regmean as regmean
 from ._regmean import regmean_kron as regmean_kron
 from ._regmean import released_regmean as released_regmean
+from ._robust import coordinate_median as coordinate_median
+from ._robust import geometric_median as geometric_median
+from ._robust import robust as robust
+from ._robust import trimmed_mean as trimmed_mean
 from ._rule import Kind as Kind
 from ._rule import Merged as Merged
 from ._rule import Payload as Payload
@@ -54,6 +58,7 @@ __all__ = [
     "analytic",
     "check_payload",
     "combine",
+    "coordinate_median",
     "dense",
     "exchanges",
     "fedavg",
@@ -65,6 +70,7 @@ __all__ = [
     "fisher_merge",
     "fold",
     "from_starts",
+    "geometric_median",
     "lift",
     "merge_one_by_one",
     "merge_payloads",
@@ -77,5 +83,7 @@ __all__ = [
     "released_ot_fusion",
     "released_pfnm",
     "released_regmean",
+    "robust",
     "then",
+    "trimmed_mean",
 ]
