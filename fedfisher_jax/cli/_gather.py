@@ -17,6 +17,7 @@ from ..federate import zero_fishers
 from ..merge import Payload, Rule, catalogue
 from ..merge._exact_sums import Sums, joined
 from ..merge._one_by_one import add_payload, contribution_shape
+from ..merge._outliers import Look, look
 from ..merge._rule import require_taken
 from ..payload import Header, Limits
 from ..payload import _files_of_a_merge as files_of
@@ -56,6 +57,7 @@ class Seen(NamedTuple):
     distance: float | None = None  # from the start; None where it holds no parameters, or lies within a sum
     zero_fisher: bool = False  # everywhere
     file: str = ""
+    look: Look | None = None  # to compare it with the others; None within a sum
 
 
 class Folded(NamedTuple):
@@ -217,7 +219,7 @@ def _look(sent: Payload, header: Header, start: Any, path: str) -> Seen:
     for leaf in jax.tree.leaves((sent.params, sent.statistics)):
         digest.update(np.asarray(leaf).tobytes())
     zero = bool(zero_fishers(jax.tree.map(lambda leaf: leaf[None], sent)))
-    return Seen(header, digest.hexdigest(), distance(sent.params, start), zero, Path(path).name)
+    return Seen(header, digest.hexdigest(), distance(sent.params, start), zero, Path(path).name, look(sent))
 
 
 def _agreed(before: list[np.ndarray | None] | None, params: Any) -> list[np.ndarray | None]:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -15,8 +15,9 @@ from rich.table import Table
 from .. import _files, payload, report
 from .._trees import stack
 from ..federate import merge_clients
-from ..merge import Merged
+from ..merge import Kind, Merged, Payload, robust
 from ..merge._one_by_one import merge_sums
+from ..merge._outliers import from_others, predicted_losses, words_on_outliers
 from ..payload import Limits
 from ..payload import _files_of_a_merge as files_of
 from ..payload import _region as region
@@ -24,7 +25,7 @@ from ..payload._files_of_a_merge import Part
 from ..report import words_on_rule
 from ..silos import _model_file as model_file
 from . import _checkpoints as checkpoints
-from ._gather import Folded, Gathered, Seen, distance, fold_files, gather, paths_of, shape_of, shown
+from ._gather import KINDS, Folded, Gathered, Seen, distance, fold_files, gather, paths_of, shape_of, shown
 from ._inspect import literal
 from ._one_line import say
 from ._ranges import require_ranges
@@ -46,6 +47,12 @@ class MergeSettings:
     """Merge rule, by default the one that the files were measured for; another one must take what they hold."""
     damping: float | None = None
     """Damping of the fedfisher solvers, relative to a layer's mean diagonal; by default the rule's own."""
+    robust: Literal["cap", "trimmed", "median", "geometric-median", "krum", "objective"] | None = None
+    """Do not trust every silo (docs/privacy.md); trimmed and median with --rule fedavg alone."""
+    faulty: int | None = None
+    """With robust trimmed or krum: how many silos may be faulty; by default (n − 3) / 2 of n."""
+    cap: float | None = None
+    """With robust: largest share of the weight that a silo may have; by default 2 / n."""
     without: tuple[int, ...] = ()
     """Numbers of silos that leave: their files are not merged, and the report says so."""
     max_bytes: int = Limits().file_bytes
@@ -81,6 +88,7 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
         damping=settings.damping,
     )
     start, name = gathered.start, gathered.name
+    gathered = _distrusting(gathered, settings)
     folded = fold_files(gathered)
     merged = _merged(gathered, folded)
     if merged.apply is not None:
@@ -89,19 +97,38 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
     if folded.left:
         record["left"] = [_who(one) for one in folded.left.values()]
         record["before"] = None if older is None else older["sha256"]
+    if settings.robust is not None:
+        record["robust"] = {"how": settings.robust, "faulty": settings.faulty, "cap": settings.cap}
     made_by = f"merge of {len(folded.seen)} payloads by {name}"
     data = model_file.write(settings.out, start.kind, merged.params, made_by, start.scaling)
     record["sha256"] = hashlib.sha256(data).hexdigest()  # of what was written, whatever has been there since
     _files.write_json(described, record)
     for doubled in record["same_arrays"]:
         say(f"silos {' and '.join(map(str, doubled))} sent the same arrays: is one counted twice?")
-    for word in words_on_rule(name, record):
+    for word in words_on_rule(name, record) + _words_on_outliers(folded):
         say(word)
     for path, by in _moved_though_agreed(folded, merged.params):
         say(f"{path}: all silos sent the same numbers, as of a frozen layer, and {name} moved them by {by:.2g}")
     Console().print(_table(record))
     print(f"{settings.out}, {described}")
     return record
+
+
+def _distrusting(gathered: Gathered, settings: MergeSettings) -> Gathered:
+    """The files with a rule that does not trust every silo, where that is asked for."""
+    if settings.robust is None:
+        if settings.faulty is not None or settings.cap is not None:
+            raise ValueError("faulty, cap: need robust")
+        return gathered
+    for part in gathered.parts:
+        if part.holds == region.SUMS:
+            raise ValueError(f"robust: {part.path} holds a sum, in which no silo can be told from the others")
+    return gathered._replace(rule=robust(gathered.rule, settings.robust, faulty=settings.faulty, cap=settings.cap))
+
+
+def _words_on_outliers(folded: Folded) -> list[str]:
+    looks = {number: one.look for number, one in folded.seen.items() if one.look is not None}
+    return words_on_outliers(looks, {number: folded.seen[number].header.examples for number in looks})
 
 
 def _limits(settings: MergeSettings) -> Limits:
@@ -148,7 +175,9 @@ def _record(gathered: Gathered, folded: Folded, merged: Merged) -> dict[str, Any
     full = 32 * sum(leaf.size for leaf in jax.tree.leaves(gathered.start.params))
     headers = gathered.headers
     total, about = sum(header.examples for header in headers), headers[0].about
-    apart = _distances(gathered, folded, merged.params)
+    apart = _compared(gathered, folded, merged.params)
+    looks = {number: one.look for number, one in folded.seen.items() if one.look is not None}
+    others = dict(zip(looks, from_others(list(looks.values())), strict=True)) if looks else {}
     contributors = [
         {
             **_who(folded.seen[header.about.silo]),
@@ -158,7 +187,8 @@ def _record(gathered: Gathered, folded: Folded, merged: Merged) -> dict[str, Any
             "compression": header.about.compression,
             "privacy": header.about.privacy,
             "distance_from_start": folded.seen[header.about.silo].distance,
-            "distance_from_merged": apart.get(header.about.silo),
+            "distance_from_others": others.get(header.about.silo),
+            **apart.get(header.about.silo, {"distance_from_merged": None, "predicted_loss": None}),
         }
         for header in headers
     ]
@@ -191,14 +221,22 @@ def _who(one: Seen) -> dict[str, Any]:
     }
 
 
-def _distances(gathered: Gathered, folded: Folded, merged: Any) -> dict[int, float | None]:
-    """How far each silo's parameters lie from the merged ones, by a second pass over files that were summed."""
+def _compared(gathered: Gathered, folded: Folded, merged: Any) -> dict[int, dict[str, Any]]:
+    """Each silo's model compared with the merged one, by a second pass over files that were summed."""
+
+    def one(sent: Payload) -> dict[str, Any]:
+        kind = None if sent.kind is None else sent.kind.name
+        losses = predicted_losses(sent, merged, gathered.start.params) if kind in KINDS else None
+        return {"distance_from_merged": distance(sent.params, merged), "predicted_loss": losses}
+
     if folded.sums is None:
-        return {silo: distance(sent.params, merged) for silo, sent in folded.payloads.items()}
+        kind = gathered.parts[0].silos[0].header.about.kind
+        kept = None if kind is None else Kind(kind)  # as in the file, see `prepared`
+        return {silo: one(sent._replace(kind=kept)) for silo, sent in folded.payloads.items()}
     sent = (part for part in gathered.parts if part.holds != region.SUMS)
     parts = [part for part in sent if any(folded.seen[n].distance is not None for n in _numbers(part, folded))]
     return {
-        header.about.silo: distance(own.params, merged)
+        header.about.silo: one(own)
         for part in shown(parts, "comparing")
         for own, header in files_of.payloads_of(part, gathered.terms)
     }
@@ -233,11 +271,21 @@ def _same_arrays(folded: Folded) -> list[list[int]]:
 
 def _table(record: dict[str, Any]) -> Table:
     table = Table(header_style="bold", caption=literal(f"{record['rule']}: {_short(record['diagnostics'])}"))
-    for column in ("silo", "name", "examples", "weight", "Mbit", "× FedAvg", "from start", "from merged"):
+    for column in (
+        "silo",
+        "name",
+        "examples",
+        "weight",
+        "Mbit",
+        "× FedAvg",
+        "from start",
+        "from merged",
+        "from others",
+    ):
         table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
     for one in record["contributors"]:
         bits = f"{one['bits'] / 1e6:.2f}", f"{one['bits_over_fedavg']:.2f}"
-        gaps = one["distance_from_start"], one["distance_from_merged"]
+        gaps = one["distance_from_start"], one["distance_from_merged"], one["distance_from_others"]
         distances = ["" if gap is None else f"{gap:.3g}" for gap in gaps]
         row = str(one["silo"]), literal(one["name"]), str(one["examples"]), f"{one['weight']:.3f}", *bits, *distances
         table.add_row(*row)
