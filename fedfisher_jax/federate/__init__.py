@@ -21,6 +21,7 @@ from ._own_scores import own_scores as own_scores
 from ._own_scores import zero_fishers as zero_fishers
 from ._personalise import Personalised as Personalised
 from ._personalise import personalise as personalise
+from ._private import Private as Private
 from ._simulate import measure_clients as measure_clients
 from ._simulate import merge_clients as merge_clients
 from ._simulate import payload_bits as payload_bits
@@ -38,6 +39,7 @@ __all__ = [
     "Federation",
     "LocalTraining",
     "Personalised",
+    "Private",
     "RunKeys",
     "Simulation",
     "Trained",

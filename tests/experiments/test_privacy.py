@@ -61,4 +61,4 @@ def test_attacks_and_robust_merges(script):
     table, summary, _ = script("privacy.robust", "--quick", figure=False)
     assert "enormous Fisher" in table
     honest = {key: lost for key, lost in summary.items() if key.startswith("points_lost_honest")}
-    assert len(honest) == 13 and abs(honest["points_lost_honest_alpha_10: fedfisher-kfac, cap"]) < 1
+    assert len(honest) == 14 and abs(honest["points_lost_honest_alpha_10: fedfisher-kfac, cap"]) < 1
