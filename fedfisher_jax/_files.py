@@ -18,15 +18,16 @@ import numpy as np
 MADE_BY = "run.json"  # what made a folder, beside what it made
 
 
-def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: str | bytes, mode: int = 0o666) -> None:
     """Write a file under its name only when it is complete: a temporary file beside it, then `os.replace`.
 
-    Its permissions are those of any new file, by the user's umask; when this returns it survives a loss of power.
+    Its permissions are those of any new file, by the user's umask, and no more than `mode`; when this returns it
+    survives a loss of power.
     """
     target = Path(path)
     temporary = target.parent / f".fedfisher.{secrets.token_hex(8)}"  # short, however long the name is
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

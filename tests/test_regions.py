@@ -301,3 +301,25 @@ def test_a_hostile_stack_is_refused(folder, tmp_path, capsys):
     for change, words in ((strange, "belongs to no silo"), (missing, "is missing")):
         region.write_bytes(resealed(whole, change))
         refused(words, capsys, "merge", region, "--start", folder / "start.safetensors", "--out", tmp_path / "g")
+
+
+def test_a_robust_merge_of_files_is_that_of_memory(folder, tmp_path, capsys):
+    """The options reach the rule, the report says so, an odd file is named, and a sum cannot be looked into."""
+    start = model_file.read(folder / "start.safetensors")
+    sent, header = payload.read(files(folder, "fedavg", 3)[0], start.params)
+    far = jax.tree.map(lambda leaf, at: at + 100 * (leaf - at), sent.params, start.params)
+    payload.write(tmp_path / "odd.safetensors", sent._replace(params=far), header.about)
+    paths = [*files(folder, "fedavg", 0, 1, 2, 4, 5, 6), tmp_path / "odd.safetensors"]
+    got, report = merged(folder, paths, tmp_path / "g.safetensors", "--robust", "krum", "--faulty", 1, "--cap", 0.5)
+    assert "silo 3: its numbers lie" in capsys.readouterr().err
+    assert report["robust"] == {"how": "krum", "faulty": 1, "cap": 0.5}
+    odd = max(report["contributors"], key=lambda one: one["distance_from_others"])
+    assert odd["silo"] == 3
+    rule = ff.merge.robust(ff.fedavg(start.network.apply, ff.categorical()), "krum", faulty=1, cap=0.5)
+    memory = ff.merge_payloads(rule, [payload.read(path, start.params)[0] for path in paths], start.params)
+    for a, b in zip(got, jax.tree.leaves(memory.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    region = fold(folder, files(folder, "fedavg"), tmp_path / "r.safetensors")
+    more = "--start", folder / "start.safetensors"
+    refused("holds a sum, in which no silo can be told", capsys, "merge", region, *more, "--robust", "krum")
+    refused("faulty, cap: need robust", capsys, "merge", *paths, *more, "--cap", 0.5)

@@ -16,6 +16,7 @@ from ._merge import MergeSettings, merge
 from ._predict import PredictSettings, predict
 from ._report import ReportSettings, report_runs
 from ._run import run
+from ._secure import SecureSettings, secure
 from ._settings import RunSettings
 from ._sweep import sweep
 from ._sweep_settings import SweepSettings
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "fold": (FoldSettings, fold),
     "merge": (MergeSettings, merge),
     "leave": (LeaveSettings, leave),
+    "secure": (SecureSettings, secure),
     "evaluate": (EvaluateSettings, evaluate),
     "predict": (PredictSettings, predict),
     "inspect": (InspectSettings, inspect),

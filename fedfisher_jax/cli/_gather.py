@@ -13,11 +13,12 @@ import optax
 from rich.console import Console
 from rich.progress import track
 
-from ..curvature import Fisher, trace
+from ..curvature import Capture, Fisher, trace
 from ..merge import Payload, Rule, catalogue
 from ..merge._exact_sums import Sums, joined
 from ..merge._one_by_one import add_payload, contribution_shape, remove_payload
 from ..merge._options import plain_name
+from ..merge._outliers import Look, look
 from ..merge._rule import require_taken
 from ..payload import Header, Limits, PayloadError
 from ..payload import _files_of_a_merge as files_of
@@ -60,6 +61,7 @@ class Seen(NamedTuple):
     distance: float | None = None  # from the start; None where it holds no parameters, or lies within a sum
     zero_fisher: bool = False  # everywhere
     file: str = ""
+    look: Look | None = None  # to compare it with the others; None within a sum
 
 
 class Folded(NamedTuple):
@@ -128,8 +130,7 @@ def gather(
     if damping is not None and plain_name(name) not in catalogue.SOLVED:
         raise ValueError(f"damping: {name} has none")
     said, name = name if damping is None else catalogue.with_option(name, "damping", damping), plain_name(name)
-    offers = (("captured", captured), *((("kind", about.kind),) if about.kind in KINDS else ()))
-    rule = rule_of(said, start.network.apply, likelihood_of(start.kind.likelihood), offers)
+    rule = rule_for(start, captured, said, about.kind)
     for part in parts:
         if part.holds == region.SUMS and name != about.rule:
             raise ValueError(f"rule: {part.path} holds a sum for {about.rule[:80]}, which {name} cannot merge")
@@ -140,6 +141,12 @@ def gather(
     except ValueError as error:
         raise ValueError(f"{error}; the files are for {about.rule[:80]}") from error
     return gathered
+
+
+def rule_for(start: model_file.Model, captured: Capture, name: str, kind: str | None) -> Rule:
+    """Make the rule that files are merged by, whose statistics were measured so."""
+    offers = (("captured", captured), *((("kind", kind),) if kind in KINDS else ()))
+    return rule_of(name, start.network.apply, likelihood_of(start.kind.likelihood), offers)
 
 
 def prepared(gathered: Gathered, sent: Payload) -> Payload:
@@ -289,7 +296,7 @@ def _look(sent: Payload, header: Header, start: Any, path: str) -> Seen:
     for leaf in jax.tree.leaves((sent.params, sent.statistics)):
         digest.update(np.asarray(leaf).tobytes())
     zero = isinstance(sent.statistics, Fisher) and not float(_trace(sent.statistics))
-    return Seen(header, digest.hexdigest(), distance(sent.params, start), zero, Path(path).name)
+    return Seen(header, digest.hexdigest(), distance(sent.params, start), zero, Path(path).name, look(sent))
 
 
 _trace = jax.jit(trace)

@@ -19,7 +19,7 @@ from ..models import weights
 from ..payload import _structures as structures
 from ..payload import plan
 from ..payload._header import MOST_TEXT
-from ..privacy import example_noise, noise
+from ..privacy import dp_training, example_noise, noise
 from ..privacy.example_noise import Promise
 from ..report import words_on_rule, words_on_training
 from ..silos import _model_file as model_file
@@ -32,7 +32,9 @@ from ._one_line import say
 from ._ranges import require_ranges
 
 TRAINING = ("epochs", "learning_rate", "momentum", "augment")  # settings that a checkpoint leaves no use for
-PRIVATE = ("delta", "rounds", "unit", "clip_params", "clip_fisher", "clip_features")  # settings of epsilon
+PRIVATE = ("delta", "rounds", "unit", "clip_params", "clip_fisher", "clip_features", "clip_gradients")  # of epsilon
+PRIVATELY_TRAINED = "fedavg"  # what it sends is the trained parameters, and nothing that is not private
+Guarantee = noise.Guarantee | Promise | dp_training.Promise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,8 @@ class MeasureSettings:
     epsilon: float | None = None
     """Privacy loss ε: clip what is sent and add noise (docs/privacy.md)."""
     unit: Literal["silo", "example"] = "silo"
-    """Whom epsilon is for: this silo as a whole, or each of its examples, for the rules analytic and recalibrate."""
+    """Whom epsilon is for: this silo as a whole, or each of its examples, for the rules analytic and recalibrate, and
+    for fedavg, by private training."""
     delta: float = 1e-5
     """Probability δ with which the promise may fail."""
     rounds: int = 1
@@ -96,6 +99,8 @@ class MeasureSettings:
     """Columns of a table that are no inputs."""
     clip_features: float = 1.0
     """With epsilon of examples: largest norm of an example's features; all silos should have the same."""
+    clip_gradients: float = 1.0
+    """With epsilon of examples and fedavg: largest norm of an example's gradient while training."""
     model: str | None = None
     """module:function, where the start is of a network of your own; or hf:FOLDER, a fine-tuned model of transformers
     that is only measured, with --start the folder of the model that all fine-tuned (docs/checkpoints.md)."""
@@ -166,7 +171,7 @@ def _each(settings: MeasureSettings) -> list[MeasureSettings]:
     ]
 
 
-def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Guarantee | Promise | None) -> None:
+def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarantee | None) -> None:
     x, y = silo_data.read(settings.data, "train", columns=Columns(settings.label, None, settings.ignore))
     y = silo_data.classes_of(settings.data, start, y)
     x = silo_data.inputs_of(settings.data, start, x)
@@ -177,9 +182,13 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
     captured = layers_of(apply, start.params, x)
     offers = (("captured", captured), ("kind", settings.kind), ("samples", settings.samples))
     rule = rule_of(settings.rule, apply, likelihood, offers)
+    key = run_keys(settings.seed)
     if isinstance(guarantee, Promise):
         rule = example_noise.clipped(rule, guarantee)
-    key = run_keys(settings.seed)
+    private = None
+    if settings.unit == "example" and settings.rule == PRIVATELY_TRAINED:
+        guarantee = _of_training(settings, len(x))
+        private, key = guarantee.private, key._replace(train=dp_training.secret_key())
     promised = jax.eval_shape(
         rule.measure, Update(start.params, start.params, start.params), examples(x, y), key.measure
     )
@@ -196,7 +205,15 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
         optimizer = sgd(settings.learning_rate, settings.momentum)
         augment = crop_and_flip() if settings.augment else None
         training = LocalTraining(
-            apply, likelihood, optimizer, settings.epochs, settings.batch_size, augment, None, rule.squares
+            apply,
+            likelihood,
+            optimizer,
+            settings.epochs,
+            settings.batch_size,
+            augment,
+            None,
+            rule.squares,
+            private=private,
         )
     mine = silo_cohort(x, y, settings.silo, settings.batch_size)
     sent = train_and_measure(training, rule, start.params, mine, key, params=params)
@@ -207,7 +224,7 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: noise.Gu
         model_file.write(settings.local, start.kind, own, f"silo {settings.silo}", start.scaling, start.classes)
     if isinstance(guarantee, Promise):
         sent = example_noise.noisy(sent, guarantee)
-    elif guarantee is not None:
+    elif isinstance(guarantee, noise.Guarantee):
         print(f"for this silo only: {noise.losses(sent, start.params, guarantee)}")
         sent = noise.privatise(sent, start.params, guarantee)
     bits = _write(settings, start.kind.likelihood, start.fingerprint, sent, guarantee)
@@ -244,25 +261,44 @@ def _tell(settings: MeasureSettings, start: model_file.Model, sent: Any, mine: A
         say(word)
 
 
-def _guarantee(settings: MeasureSettings) -> noise.Guarantee | Promise | None:
+def _of_training(settings: MeasureSettings, size: int) -> dp_training.Promise:
+    """The promise of private training on so many examples."""
+    return dp_training.promise(
+        settings.epsilon or 0.0,
+        settings.delta,
+        size,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        clip_gradients=settings.clip_gradients,
+        releases=settings.rounds,
+    )
+
+
+def _guarantee(settings: MeasureSettings) -> Guarantee | None:
     if settings.epsilon is None:
         if given := _changed(settings, PRIVATE):
             raise ValueError(f"{given}: needs epsilon; without it nothing is clipped and no noise added")
         return None
     if settings.unit == "example":
         if given := _changed(settings, ("clip_params", "clip_fisher")):
-            raise ValueError(f"{given}: of examples the features are clipped, see clip_features")
+            raise ValueError(
+                f"{given}: of examples features or gradients are clipped, see clip_features, clip_gradients"
+            )
+        if settings.rule == PRIVATELY_TRAINED:
+            if given := _changed(settings, ("clip_features", "checkpoint")):
+                raise ValueError(f"{given}: {PRIVATELY_TRAINED} with privacy of examples trains, see clip_gradients")
+            return None  # it depends on the number of examples
+        if given := _changed(settings, ("clip_gradients",)):
+            raise ValueError(f"{given}: {settings.rule} reads no gradients, expected fedavg")
         asked = {"clip_features": settings.clip_features, "releases": settings.rounds}
         return example_noise.promise(settings.epsilon, settings.delta, **asked)
-    if given := _changed(settings, ("clip_features",)):
+    if given := _changed(settings, ("clip_features", "clip_gradients")):
         raise ValueError(f"{given}: needs unit example")
     clips = {"clip_params": settings.clip_params, "clip_fisher": settings.clip_fisher}
     return noise.noise_for(settings.epsilon, settings.delta, rounds=settings.rounds, **clips)
 
 
-def _write(
-    settings: MeasureSettings, likelihood: str, start: str, sent: Any, guarantee: noise.Guarantee | Promise | None
-) -> int:
+def _write(settings: MeasureSettings, likelihood: str, start: str, sent: Any, guarantee: Guarantee | None) -> int:
     said = payload.About(
         rule=plain_name(settings.rule),  # options are the server's to say
         likelihood=likelihood,

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -16,17 +16,20 @@ from rich.table import Table
 from .. import _files, payload, report
 from .._trees import stack
 from ..federate import merge_clients
-from ..merge import Merged, Payload
+from ..merge import Kind, Merged, Payload, robust
 from ..merge._one_by_one import merge_by_passes, merge_sums
+from ..merge._outliers import from_others, predicted_losses, words_on_outliers
 from ..payload import Limits
 from ..payload import _container as container
 from ..payload._files_of_a_merge import PAYLOAD
+from ..payload._region import SUMS
 from ..report import words_on_rule
 from ..silos import _model_file as model_file
 from ..solve._conjugate_gradients import ITERATIONS
 from . import _checkpoints as checkpoints
 from ._fold import region_of
 from ._gather import (
+    KINDS,
     MANY,
     Folded,
     Gathered,
@@ -64,6 +67,12 @@ class MergeSettings:
     """Merge rule, by default the one that the files were measured for; another one must take what they hold."""
     damping: float | None = None
     """Damping of the fedfisher solvers, relative to a layer's mean diagonal; by default the rule's own."""
+    robust: Literal["cap", "trimmed", "median", "geometric-median", "krum", "objective"] | None = None
+    """Do not trust every silo (docs/privacy.md); trimmed and median with --rule fedavg alone."""
+    faulty: int | None = None
+    """With robust trimmed or krum: how many silos may be faulty; by default (n − 3) / 2 of n."""
+    cap: float | None = None
+    """With robust: largest share of the weight that a silo may have; by default 2 / n."""
     without: tuple[int, ...] = ()
     """Numbers of silos that leave: their files are not merged, and the report says so."""
     into: Path | None = None
@@ -128,11 +137,14 @@ def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = ()) -> dict
     if any(part.path == str(settings.into) and part.holds == PAYLOAD for part in gathered.parts):
         raise ValueError(f"into: got {settings.into}, which is a silo's payload, expected a region or a new name")
     start, name = gathered.start, gathered.name
+    gathered = _distrusting(gathered, settings)
     folded = fold_files(gathered, hold=not needs_passes(gathered, settings.in_memory))
     merged = _merged(gathered, folded)
     if merged.apply is not None:
         raise ValueError(f"rule: {name} makes another network, for which there is no model file")
     record = _record(gathered, folded, merged)
+    if settings.robust is not None:
+        record["robust"] = {"how": settings.robust, "faulty": settings.faulty, "cap": settings.cap}
     region = None if settings.into is None else region_of(gathered, folded, settings.names)
     made_by = f"merge of {len(folded.seen)} payloads by {name}"
     data = model_file.write(settings.out, start.kind, merged.params, made_by, start.scaling)
@@ -146,7 +158,7 @@ def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = ()) -> dict
         container.write_bytes(settings.into, region)
     for doubled in record["same_arrays"]:
         say(f"silos {' and '.join(map(str, doubled))} sent the same arrays: is one counted twice?")
-    for word in words_on_rule(name, record):
+    for word in words_on_rule(name, record) + _words_on_outliers(folded):
         say(word)
     for path, by in _moved_though_agreed(folded, merged.params):
         say(f"{path}: all silos sent the same numbers, as of a frozen layer, and {name} moved them by {by:.2g}")
@@ -157,6 +169,23 @@ def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = ()) -> dict
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _distrusting(gathered: Gathered, settings: MergeSettings) -> Gathered:
+    """The files with a rule that does not trust every silo, where that is asked for."""
+    if settings.robust is None:
+        if settings.faulty is not None or settings.cap is not None:
+            raise ValueError("faulty, cap: need robust")
+        return gathered
+    for part in gathered.parts:
+        if part.holds == SUMS:
+            raise ValueError(f"robust: {part.path} holds a sum, in which no silo can be told from the others")
+    return gathered._replace(rule=robust(gathered.rule, settings.robust, faulty=settings.faulty, cap=settings.cap))
+
+
+def _words_on_outliers(folded: Folded) -> list[str]:
+    looks = {number: one.look for number, one in folded.seen.items() if one.look is not None}
+    return words_on_outliers(looks, {number: folded.seen[number].header.examples for number in looks})
 
 
 def _limits(settings: MergeSettings) -> Limits:
@@ -218,7 +247,9 @@ def _record(gathered: Gathered, folded: Folded, merged: Merged) -> dict[str, Any
     full = 32 * sum(leaf.size for leaf in jax.tree.leaves(gathered.start.params))
     headers = gathered.headers
     total, about = sum(header.examples for header in headers), headers[0].about
-    apart = _distances(gathered, folded, merged.params)
+    apart = _compared(gathered, folded, merged.params)
+    looks = {number: one.look for number, one in folded.seen.items() if one.look is not None}
+    others = dict(zip(looks, from_others(list(looks.values())), strict=True)) if looks else {}
     contributors = [
         {
             **_who(folded.seen[header.about.silo]),
@@ -228,7 +259,8 @@ def _record(gathered: Gathered, folded: Folded, merged: Merged) -> dict[str, Any
             "compression": header.about.compression,
             "privacy": header.about.privacy,
             "distance_from_start": folded.seen[header.about.silo].distance,
-            "distance_from_merged": apart.get(header.about.silo),
+            "distance_from_others": others.get(header.about.silo),
+            **apart.get(header.about.silo, {"distance_from_merged": None, "predicted_loss": None}),
         }
         for header in headers
     ]
@@ -268,16 +300,21 @@ def _left(gathered: Gathered, folded: Folded) -> list[dict[str, Any]]:
     return [_who(one) | {"sha256": sha256_of(own.get(number))} for number, one in sorted(folded.left.items())]
 
 
-def _distances(gathered: Gathered, folded: Folded, merged: Any) -> dict[int, float | None]:
-    """How far each silo's parameters lie from the merged ones, by another pass over files that are not held."""
+def _compared(gathered: Gathered, folded: Folded, merged: Any) -> dict[int, dict[str, Any]]:
+    """Each silo's model compared with the merged one, by another pass over files that are not held."""
+    kind = gathered.parts[0].silos[0].header.about.kind
+    kept = None if kind is None else Kind(kind)  # as in the file, see `prepared`
+
+    def one(sent: Payload) -> dict[str, Any]:
+        losses = predicted_losses(sent._replace(kind=kept), merged, gathered.start.params) if kind in KINDS else None
+        return {"distance_from_merged": distance(sent.params, merged), "predicted_loss": losses}
+
     if folded.payloads:
-        return {silo: distance(sent.params, merged) for silo, sent in folded.payloads.items()}
-    if all(one.distance is None for one in folded.seen.values()):
+        return {silo: one(sent) for silo, sent in folded.payloads.items()}
+    if all(seen.distance is None for seen in folded.seen.values()):
         return {}
-    return {
-        header.about.silo: distance(sent.params, merged)
-        for sent, header in again(gathered, shown(gathered.parts, "comparing"))
-    }
+    parts = shown(gathered.parts, "comparing")
+    return {header.about.silo: one(sent) for sent, header in again(gathered, parts)}
 
 
 def _moved_though_agreed(folded: Folded, merged: Any) -> list[tuple[str, float]]:
@@ -304,11 +341,21 @@ def _same_arrays(folded: Folded) -> list[list[int]]:
 
 def _table(record: dict[str, Any]) -> Table:
     table = Table(header_style="bold", caption=literal(f"{record['rule']}: {_short(record['diagnostics'])}"))
-    for column in ("silo", "name", "examples", "weight", "Mbit", "× FedAvg", "from start", "from merged"):
+    for column in (
+        "silo",
+        "name",
+        "examples",
+        "weight",
+        "Mbit",
+        "× FedAvg",
+        "from start",
+        "from merged",
+        "from others",
+    ):
         table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
     for one in record["contributors"]:
         bits = f"{one['bits'] / 1e6:.2f}", f"{one['bits_over_fedavg']:.2f}"
-        gaps = one["distance_from_start"], one["distance_from_merged"]
+        gaps = one["distance_from_start"], one["distance_from_merged"], one["distance_from_others"]
         distances = ["" if gap is None else f"{gap:.3g}" for gap in gaps]
         row = str(one["silo"]), literal(one["name"]), str(one["examples"]), f"{one['weight']:.3f}", *bits, *distances
         table.add_row(*row)

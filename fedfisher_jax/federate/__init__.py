@@ -22,6 +22,7 @@ from ._own_scores import scores_at_clients as scores_at_clients
 from ._own_scores import zero_fishers as zero_fishers
 from ._personalise import Personalised as Personalised
 from ._personalise import personalise as personalise
+from ._private import Private as Private
 from ._server_step import clip_to_clients as clip_to_clients
 from ._server_step import server_adam as server_adam
 from ._simulate import measure_clients as measure_clients
@@ -41,6 +42,7 @@ __all__ = [
     "Federation",
     "LocalTraining",
     "Personalised",
+    "Private",
     "RunKeys",
     "Simulation",
     "Trained",

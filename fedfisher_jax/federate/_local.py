@@ -16,6 +16,7 @@ from .._examples import Batch, Examples, take
 from .._likelihood import Likelihood
 from .._trees import wide, widened
 from ..tracing._convolution import for_loops
+from ._private import Private, train_privately
 
 PyTree = Any
 
@@ -49,10 +50,12 @@ class LocalTraining:
         on_epoch: called on the host after each epoch, for progress; its order is not guaranteed.
         squares: gather the last epoch's squared minibatch gradients: a rough Fisher at no extra pass.
         convolutions: "auto", or how convolutions in loops are computed, see `tracing._convolution.for_loops`.
+        private: clip each example's gradient and add noise, see `Private`; `batch_size` is then a batch's mean size.
 
     Raises:
         TypeError: a likelihood or optimiser that is none.
-        ValueError: negative epochs, or batches without examples; epochs that are traced are not looked at.
+        ValueError: negative epochs, batches without examples, or squared gradients of private training, which tell what
+            it hides; epochs that are traced are not looked at.
     """
 
     apply: Callable
@@ -64,6 +67,7 @@ class LocalTraining:
     on_epoch: Callable[[], None] | None = None
     squares: bool = False
     convolutions: str = "auto"
+    private: Private | None = None
 
     def __post_init__(self) -> None:
         require_likelihood(self.likelihood)
@@ -71,6 +75,8 @@ class LocalTraining:
         for name, number, least in (("batch_size", self.batch_size, 1), ("epochs", self.epochs, 0)):
             if isinstance(number, int) and number < least:
                 raise ValueError(f"{name}: got {number}, expected at least {least}")
+        if self.private is not None and self.squares:
+            raise ValueError("squares: got private training, expected none: squared gradients tell what it hides")
 
     def steps(self, size: Any) -> Any:
         """Number of optimiser steps of a client with `size` examples."""
@@ -88,7 +94,7 @@ def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Arra
         training: the settings.
         params: the common starting point.
         data: the client's examples, at least one.
-        key: random key of this client and round.
+        key: random key of this client and round; where training is private, a secret.
 
     Raises:
         TypeError: parameters or data that are none.
@@ -108,6 +114,8 @@ def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Arra
     require_params(params)
     require_examples(data)
     require_targets(likelihood, apply, params, data)
+    if training.private is not None:
+        return Trained(*train_privately(training, params, data, key))
     axes = varying((params, data, key, training.epochs))
     apply, update = for_loops(apply, training.convolutions), optax.with_extra_args_support(optimizer).update
     length = data.indices.shape[0]

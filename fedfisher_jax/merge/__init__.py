@@ -29,6 +29,10 @@ from ._pseudo_data import pseudo_data as pseudo_data
 from ._regmean import regmean as regmean
 from ._regmean import regmean_kron as regmean_kron
 from ._regmean import released_regmean as released_regmean
+from ._robust import coordinate_median as coordinate_median
+from ._robust import geometric_median as geometric_median
+from ._robust import robust as robust
+from ._robust import trimmed_mean as trimmed_mean
 from ._rule import Carry as Carry
 from ._rule import Kind as Kind
 from ._rule import Merged as Merged
@@ -63,6 +67,7 @@ __all__ = [
     "analytic",
     "check_payload",
     "combine",
+    "coordinate_median",
     "dense",
     "exchanges",
     "fedavg",
@@ -74,6 +79,7 @@ __all__ = [
     "fisher_merge",
     "fold",
     "from_starts",
+    "geometric_median",
     "lift",
     "merge_one_by_one",
     "merge_payloads",
@@ -87,5 +93,7 @@ __all__ = [
     "released_ot_fusion",
     "released_pfnm",
     "released_regmean",
+    "robust",
     "then",
+    "trimmed_mean",
 ]

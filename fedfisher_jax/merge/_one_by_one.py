@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._compat import standard_promotion
 from ..solve._passes import Clients, Passes
 from ._exact_sums import Sums, added, nothing, removed, rounded
 from ._rule import Merged, Rule, check_payload, exchanges, lift, merge_summary, require_squares
@@ -71,6 +70,17 @@ def require_one_by_one(rule: Rule) -> None:
         raise ValueError(f"rule: {rule.name} needs all payloads at once, expected one that adds, as fedavg does")
     if len(exchanges(rule)) > 1:
         raise ValueError(f"rule: got {rule.name}, which is {len(exchanges(rule))} exchanges, expected one of its parts")
+
+
+def require_adding(rule: Rule) -> None:
+    """Refuse a rule whose contributions do not add up, or that is several exchanges.
+
+    Raises:
+        ValueError: which rule, and why.
+    """
+    require_one_by_one(rule)
+    if rule.combine != "add":
+        raise ValueError(f"rule: {rule.name} stacks payloads, expected one that adds, as fedavg does")
 
 
 @standard_promotion

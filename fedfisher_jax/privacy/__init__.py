@@ -9,6 +9,7 @@ from typing import Any as _Any
 
 if _TYPE_CHECKING:
     from . import attacks as attacks
+    from . import dp_training as dp_training
     from . import example_noise as example_noise
     from . import noise as noise
     from ._agreement import RoundVoid as RoundVoid
@@ -17,7 +18,7 @@ if _TYPE_CHECKING:
 
 _HOMES = {"RoundVoid": "_agreement", "secure_merge": "_secure_merge", "secure_sum": "_secure_sum"}
 
-__all__ = ["RoundVoid", "attacks", "example_noise", "noise", "secure_merge", "secure_sum"]
+__all__ = ["RoundVoid", "attacks", "dp_training", "example_noise", "noise", "secure_merge", "secure_sum"]
 
 
 def __getattr__(name: str) -> _Any:

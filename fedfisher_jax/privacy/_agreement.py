@@ -54,6 +54,7 @@ class Secrets(NamedTuple):
     channel: X25519PrivateKey  # agrees on keys that encrypt shares
     seed: bytes  # of its own mask
     answered: dict[str, Any]  # what this client has answered to, filled in as it answers
+    announced: bytes = bytes(KEY_BYTES)  # as in its keys
 
 
 class MaskingKeys(NamedTuple):
@@ -62,12 +63,13 @@ class MaskingKeys(NamedTuple):
     masking: bytes
     channel: bytes
     seed: bytes  # commits to the seed, see `commitment`
-    signature: bytes = b""  # of the other three in this round, see `certify`
+    signature: bytes = b""  # of the others in this round, see `certify`
+    announced: bytes = bytes(KEY_BYTES)  # SHA-256 of what else the client tells everybody, or zeros
 
     @property
-    def parts(self) -> tuple[bytes, bytes, bytes]:
-        """What is signed."""
-        return self.masking, self.channel, self.seed
+    def parts(self) -> tuple[bytes, bytes, bytes, bytes]:
+        """What is signed and compared."""
+        return self.masking, self.channel, self.seed, self.announced
 
 
 def commitment(seed: bytes) -> bytes:

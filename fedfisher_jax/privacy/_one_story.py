@@ -33,6 +33,7 @@ def require_client(settings: Round, secrets: Secrets, keys: Mapping[int, Masking
         secrets.masking.public_key().public_bytes_raw(),
         secrets.channel.public_key().public_bytes_raw(),
         commitment(secrets.seed),
+        secrets.announced,
     )
     if secrets.number not in keys or keys[secrets.number].parts != own:
         raise ValueError(f"keys: client {secrets.number} is not there with its own keys")
@@ -53,12 +54,12 @@ def require_keys(settings: Round, keys: Mapping[int, MaskingKeys]) -> None:
             raise ValueError(f"keys: got client {number!r}, expected numbers from 1 to the agreed {settings.clients}")
         sized = isinstance(key, MaskingKeys) and all(isinstance(x, bytes) and len(x) == KEY_BYTES for x in key.parts)
         if not sized:
-            raise ValueError(f"keys: client {number} sent none, expected three of {KEY_BYTES} bytes")
+            raise ValueError(f"keys: client {number} sent none, expected four of {KEY_BYTES} bytes")
         if settings.identities:
             _require_signed(settings, number, key)
     if len(keys) < settings.threshold:
         raise RoundVoid(f"round: {len(keys)} clients sent keys, the threshold is {settings.threshold}")
-    if len({part for key in keys.values() for part in key.parts}) != 3 * len(keys):
+    if len({part for key in keys.values() for part in key.parts[:3]}) != 3 * len(keys):
         raise ValueError("keys: expected different ones")
 
 

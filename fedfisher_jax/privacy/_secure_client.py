@@ -28,14 +28,22 @@ class Revealed(NamedTuple):
 # ---- client ----------------------------------------------------------------------------------------------------------
 
 
-def join(number: int) -> tuple[Secrets, MaskingKeys]:
-    """Fresh keys, to be used in one round."""
+def join(number: int, announced: bytes = bytes(KEY_BYTES)) -> tuple[Secrets, MaskingKeys]:
+    """Fresh keys, to be used in one round.
+
+    Args:
+        number: the client's number.
+        announced: SHA-256 of what else the client tells everybody with its keys, so that all are told the same.
+    """
     masking, channel = X25519PrivateKey.generate(), X25519PrivateKey.generate()
     seed = os.urandom(KEY_BYTES)
     keys = MaskingKeys(
-        masking.public_key().public_bytes_raw(), channel.public_key().public_bytes_raw(), commitment(seed)
+        masking.public_key().public_bytes_raw(),
+        channel.public_key().public_bytes_raw(),
+        commitment(seed),
+        announced=announced,
     )
-    return Secrets(number, masking, channel, seed, {}), keys
+    return Secrets(number, masking, channel, seed, {}, announced), keys
 
 
 def share(settings: Round, secrets: Secrets, keys: Mapping[int, MaskingKeys]) -> dict[int, bytes]:
@@ -80,6 +88,19 @@ def mask(settings: Round, secrets: Secrets, keys: Mapping[int, MaskingKeys], val
         if other != secrets.number:
             masked = masked + pairwise_mask(settings, secrets.masking, key, secrets.number, other, values.size)
     return masked
+
+
+def require_sealed(
+    settings: Round, secrets: Secrets, keys: Mapping[int, MaskingKeys], sealed: Mapping[int, bytes]
+) -> None:
+    """Open what others sealed for this client, so that it masks nothing for a sum that nobody can unmask.
+
+    Raises:
+        ValueError: as in `reveal`.
+    """
+    told = require_client(settings, secrets, keys)
+    for sender, message in sealed.items():
+        _opened(settings, secrets, told, keys[sender], sender, message)
 
 
 def reveal(

@@ -49,18 +49,36 @@ def total(contributions: Sequence[PyTree], **options: Any) -> PyTree:
         RoundVoid: too many clients dropped out.
     """
     _require_alike(contributions)
-    count, sizes = len(contributions), [leaf.size for leaf in jax.tree.leaves(contributions[0])]
-    announced = [
-        [_exponent(f"contributions[{n}]: {path}", leaf) for path, leaf in _named(tree)]
-        for n, tree in enumerate(contributions)
-    ]
-    bits = np.repeat([fixed_point.finest(max(each), count) for each in zip(*announced, strict=True)], sizes)
+    count = len(contributions)
+    announced = [scales(tree, f"contributions[{n}]") for n, tree in enumerate(contributions)]
+    bits = resolution(announced, count, contributions[0])
     encoded = [fixed_point.encode(to_vector(one), count, bits) for one in contributions]
     summed = from_vector(fixed_point.decode(secure_sum(encoded, **options).total, bits), contributions[0])
     for path, leaf in _named(summed):
         if not np.isfinite(np.asarray(leaf, np.float64)).all():
             raise ValueError(f"contributions: {path}: the sum is beyond {leaf.dtype}")
     return summed
+
+
+def scales(contribution: PyTree, name: str = "contribution") -> list[int]:
+    """What a client announces of its tree before a sum: array by array the exponent of its largest number.
+
+    Raises:
+        ValueError: numbers that are not finite; the array is named.
+    """
+    return [_exponent(f"{name}: {path}", leaf) for path, leaf in _named(contribution)]
+
+
+def resolution(announced: Sequence[Sequence[int]], clients: int, like: PyTree) -> np.ndarray:
+    """Fraction bits of every number of a sum, int [n], as fine as the largest scale of each array allows.
+
+    Args:
+        announced: `scales` of every client.
+        clients: at most so many are summed.
+        like: a contribution, or shapes in the place of its arrays.
+    """
+    sizes = [leaf.size for leaf in jax.tree.leaves(like)]
+    return np.repeat([fixed_point.finest(max(each), clients) for each in zip(*announced, strict=True)], sizes)
 
 
 def _named(tree: PyTree) -> list[tuple[str, Any]]:

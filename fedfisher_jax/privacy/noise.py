@@ -202,14 +202,14 @@ def _gaussian(shape: tuple[int, ...]) -> np.ndarray:
     return scipy.special.ndtri(((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53).reshape(shape)
 
 
-def _where(holds: Callable[[float], bool], guess: float) -> float:
-    """The least positive number from which on `holds` is true, rounded up to a relative 1e-12, by bisection."""
+def _where(holds: Callable[[float], bool], guess: float, precision: float = 1e-12) -> float:
+    """The least positive number from which on `holds` is true, rounded up to a relative precision, by bisection."""
     low = high = guess
     while not holds(high):
         low, high = high, 2 * high
     while low > 1e-300 and holds(low):
         low, high = low / 2, low
-    while high - low > 1e-12 * high:
+    while high - low > precision * high:
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high

@@ -1,0 +1,155 @@
+"""A silo's steps of `fedfisher secure`. Each writes the silo's state before its letter, see `privacy._secure_state`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import _files
+from ..merge._one_by_one import add_payload, require_adding
+from ..payload import Limits, PayloadError
+from ..payload import _files_of_a_merge as files_of
+from ..payload._header import require_same
+from ..privacy import _fixed_point as fixed_point
+from ..privacy import _secure_client as client
+from ..privacy import _secure_letters as letters
+from ..privacy import _secure_state as states
+from ..privacy._one_story import fingerprint, require_client, story
+from ..privacy._secure_letters import Announced, Letter, by_silo, digest_of, round_of
+from ..privacy._secure_merge import resolution, scales, to_vector
+from ._gather import gather, paths_of, prepared
+from ._secure import JoinSettings, MaskSettings, RevealSettings, ShareSettings
+
+
+class Own(NamedTuple):
+    """What a silo adds to the sum, and what it says of that."""
+
+    silo: int
+    contribution: Any  # a tree of float64
+    template: dict[str, Any]
+
+
+def join(settings: JoinSettings) -> None:
+    """Make keys for a sum, and announce the scales of what this silo adds."""
+    agreed = round_of(settings.round, settings.silos, settings.threshold)
+    _files.require_file(settings.out, [settings.payload, settings.start, settings.state])
+    own = _own(settings.payload, settings.start, settings.model)
+    if not 1 <= own.silo <= agreed.clients:
+        raise ValueError(f"payload: got silo {own.silo}, expected a number from 1 to {agreed.clients}")
+    with _files.only_writer(settings.state.parent):
+        states.require_new(settings.state)
+        said = scales(own.contribution, str(settings.payload))
+        secrets, keys = client.join(own.silo, digest_of(own.template, said))
+        states.save(settings.state, states.State(settings.round, agreed, secrets))
+        announced = Announced(keys, own.template, said)
+        letter = Letter(str(settings.out), letters.KEYS, settings.round, agreed, own.silo, announced)
+        letters.write(settings.out, letter)
+    print(f"{settings.out}: silo {own.silo} joins {settings.round!r}: mail it to everybody, and keep {settings.state}")
+
+
+def share(settings: ShareSettings) -> None:
+    """Seal shares of this silo's secrets for all silos that joined."""
+    paths = paths_of(settings.files)
+    _files.require_file(settings.out, [*paths, settings.state])
+    with _files.only_writer(settings.state.parent):
+        state = states.load(settings.state)
+        there = by_silo([letters.read(path, letters.KEYS) for path in paths], _signed(state, settings.state))
+        announced = {number: letter.announced for number, letter in there.items() if letter.announced is not None}
+        require_alike(there)
+        keys = {number: one.keys for number, one in announced.items()}
+        if state.sealed and keys != state.keys:
+            require_client(state.settings, state.secrets, keys)  # says which story was another one
+        sealed = state.sealed or client.share(state.settings, state.secrets, keys)
+        state = state._replace(
+            keys=keys, scales={number: one.scales for number, one in announced.items()}, sealed=sealed
+        )
+        states.save(settings.state, state)
+        letters.write(settings.out, _letter(state, settings.out, letters.SHARES)._replace(sealed=sealed))
+    gone = sorted(set(range(1, state.settings.clients + 1)) - set(keys))
+    print(f"{settings.out}: shares for silos {', '.join(map(str, keys))}{f', without {gone}' if gone else ''}")
+    print(f"fingerprint: {fingerprint(state.settings, keys)}")
+    print("tell it to the other silos, not by way of the server; `mask` asks for theirs")
+
+
+def mask(settings: MaskSettings) -> None:
+    """Hide this silo's numbers, if all silos were told the same."""
+    paths = paths_of(settings.files)
+    _files.require_file(settings.out, [*paths, settings.state, settings.payload, settings.start])
+    with _files.only_writer(settings.state.parent):
+        state = _shared(settings.state)
+        ours = fingerprint(state.settings, state.keys)
+        if settings.fingerprint.split() != ours.split():
+            raise ValueError(f"fingerprint: theirs is another one than ours, {ours}: the server told somebody lies")
+        there = by_silo([letters.read(path, letters.SHARES) for path in paths], _signed(state, settings.state))
+        inbox = {number: letter.sealed.get(state.secrets.number, b"") for number, letter in there.items()}
+        if odd := set(inbox) ^ set(state.keys):
+            raise ValueError(f"files: the second letters of silos {sorted(odd)} are missing, or of silos without keys")
+        client.require_sealed(state.settings, state.secrets, state.keys, inbox)
+        own = _own(settings.payload, settings.start, settings.model)
+        bits = resolution([state.scales[n] for n in sorted(state.scales)], len(state.keys), own.contribution)
+        values = fixed_point.encode(to_vector(own.contribution), len(state.keys), bits)
+        words = client.mask(state.settings, state.secrets, state.keys, values)
+        state = state._replace(inbox=inbox)
+        states.save(settings.state, state)
+        letters.write(settings.out, _letter(state, settings.out, letters.MASKED)._replace(words=words))
+    print(f"{settings.out}: {len(words)} masked numbers for the server")
+
+
+def reveal(settings: RevealSettings) -> None:
+    """Answer to the server's list of those who stayed, once."""
+    _files.require_file(settings.out, [settings.state])
+    stayed = frozenset(settings.stayed)
+    with _files.only_writer(settings.state.parent):
+        state = _shared(settings.state)
+        if not state.inbox:
+            raise ValueError(f"state: {settings.state} has not masked yet: mask first")
+        if state.secrets.number not in stayed:
+            raise ValueError(f"stayed: got {sorted(stayed)} without this silo, {state.secrets.number}, which masked")
+        revealed = client.reveal(state.settings, state.secrets, state.keys, state.inbox, stayed)
+        states.save(settings.state, state)
+        letter = _letter(state, settings.out, letters.REVEALED)._replace(stayed=stayed, revealed=revealed)
+        letters.write(settings.out, letter)
+    print(f"{settings.out}: shares for the sum of silos {', '.join(map(str, sorted(stayed)))}, and of no other")
+
+
+def require_alike(there: Mapping[int, Letter]) -> None:
+    """Refuse silos that would add unlike things.
+
+    Raises:
+        PayloadError: the letter of one of them, and what differs.
+    """
+    headers = {}
+    for number, letter in there.items():
+        if letter.announced is not None:
+            headers[number] = files_of.checked(letter.announced.template, 0, file=letter.path)
+            first = next(iter(there))
+            require_same(headers[number], headers[first], letter.path, there[first].path)
+            if len(letter.announced.scales) != len(there[first].announced.scales):  # pyright: ignore[reportOptionalMemberAccess]
+                raise PayloadError(f"{letter.path}: scales: of another number of arrays than in {there[first].path}")
+
+
+def _own(path: Path, start: Path, model: str | None) -> Own:
+    gathered = gather([path], start, model=model, rule_name=None, max_bytes=Limits().file_bytes)
+    require_adding(gathered.rule)
+    (part,) = gathered.parts
+    ((sent, header),) = files_of.payloads_of(part, gathered.terms)
+    sums = add_payload(gathered.rule, None, prepared(gathered, sent), gathered.start.params)
+    raw, _ = files_of.stored(part, gathered.terms)
+    quiet = {"name": "", "compression": "none", "codecs": [], "encoded": {}, "examples": 1, "silo": 0}
+    return Own(header.about.silo, sums.high, {**raw, **quiet})
+
+
+def _shared(path: Path) -> states.State:
+    state = states.load(path)
+    if not state.keys:
+        raise ValueError(f"state: {path} has not shared yet: share first")
+    return state
+
+
+def _letter(state: states.State, out: Path, holds: str) -> Letter:
+    told = story(state.settings, state.keys)
+    return Letter(str(out), holds, state.name, state.settings, state.secrets.number, story=told)
+
+
+def _signed(state: states.State, path: Path) -> Letter:
+    """A letter of the round, for others to be compared with."""
+    return Letter(str(path), letters.KEYS, state.name, state.settings, state.secrets.number)

@@ -1,0 +1,239 @@
+"""Merges that do not trust every client: centres and weights that a minority can move only so far.
+
+Weights by distance serve every rule, since every rule weighs its clients; a coordinate's trimmed mean or median is a
+merge of parameters in itself, so it serves FedAvg alone. None of this sees what looks like an honest client.
+"""
+
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from ..curvature import quadratic, trace
+from ..curvature.structures._protocol import Fisher
+from ._rule import Merged, Payload, Rule, fold, require_rule
+
+PyTree = Any
+How = Literal["cap", "trimmed", "median", "geometric-median", "krum", "objective"]
+COORDINATES = ("trimmed", "median")
+TOLERATED = 2.0  # times the median disagreement, above which `objective` weighs a client down
+STEPS, SMOOTHING = 50, 1e-6  # of Weiszfeld's iteration
+
+
+def robust(rule: Rule, how: str, *, faulty: int | None = None, cap: float | None = None) -> Rule:
+    """Make a rule robust against a minority of clients.
+
+    Whatever `how` is, clients that send the same numbers share one client's weight, and no client has more than `cap`
+    of all weight, nor of all weight times the trace of its Fisher. All payloads must be at hand: the rule stacks.
+
+    Args:
+        rule: one exchange; for "trimmed" and "median" FedAvg.
+        how: "cap" does no more than the above. "trimmed" and "median" are taken of each coordinate by itself, without
+            weights. "geometric-median" weighs clients as `geometric_median` does, "krum" leaves out the `faulty` ones
+            of largest `krum_scores`, "objective" divides weights by `disagreements` where these are large.
+        faulty: how many clients may be so; default (n − 3) // 2 of n, at least 1. For "trimmed" and "krum".
+        cap: the largest share of one client; default 2 / n.
+
+    Raises:
+        ValueError: what the rule, or the number of clients, does not allow.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fedfisher_jax as ff
+        >>> rule = ff.merge.robust(ff.fedavg(lambda w, x: x @ w, ff.categorical()), "median")
+        >>> sent = [ff.Payload(jnp.asarray(1.0), jnp.full(1, value)) for value in (0.9, 1.0, 1.1, 1.2, -500.0)]
+        >>> ff.merge_payloads(rule, sent).params.tolist()
+        [1.0]
+    """
+    require_rule(rule)
+    if how not in get_args(How):
+        raise ValueError(f"how: got {how!r}, expected one of {', '.join(get_args(How))}")
+    if rule.parts:
+        raise ValueError(f"rule: got {rule.name}, which is {len(rule.parts)} exchanges, expected one of its parts")
+    if how in COORDINATES and rule.name != "fedavg":
+        others = ", ".join(name for name in get_args(How) if name not in COORDINATES)
+        raise ValueError(f"how: {how} merges parameters alone, as fedavg does; for {rule.name} expected {others}")
+    if cap is not None and not 0 < cap <= 1:
+        raise ValueError(f"cap: got {cap}, expected a share above 0, at most 1")
+
+    def solve(payloads: Payload, start: PyTree) -> Merged:
+        count = payloads.weight.shape[0]
+        most = faulty_of(how, count, faulty)
+        largest = 2 / count if cap is None else cap
+        if largest * count < 1:
+            raise ValueError(f"cap: got {largest}, expected at least 1 / {count}, the share of one of {count} clients")
+        if how in COORDINATES:
+            centre = coordinate_median if how == "median" else lambda tree: trimmed_mean(tree, most)
+            return Merged(centre(payloads.params), {"clients": jnp.asarray(count)})
+        vectors = rows(payloads.statistics if payloads.params is None else payloads.params)
+        apart = squared_distances(vectors)
+        weight = capped(payloads.weight / jnp.sum(apart == 0, axis=1), largest)
+        weight = capped(weight * _factor(how, payloads, vectors, apart, weight, most), largest)
+        tamed = payloads._replace(weight=weight, statistics=_tamed(payloads.statistics, weight, largest))
+        summary = fold(rule, jax.vmap(lambda one: rule.lift(one, start))(tamed))
+        merged = rule.solve(summary, start)
+        share = weight / jnp.sum(weight)
+        return merged._replace(diagnostics=merged.diagnostics | {"effective_clients": 1 / jnp.sum(share**2)})
+
+    return rule._replace(name=f"{rule.name} ({how})", lift=lambda sent, start: sent, solve=solve, combine="stack")
+
+
+def faulty_of(how: str, count: int, faulty: int | None = None) -> int:
+    """How many of so many clients may be faulty, where the way asks for it.
+
+    Raises:
+        ValueError: a number that it does not stand.
+    """
+    most = max(1, (count - 3) // 2) if faulty is None else faulty
+    least = {"trimmed": 2 * most + 1, "krum": 2 * most + 3}.get(how, 1)
+    if most < 0 or count < least:
+        raise ValueError(f"faulty: got {most} of {count} clients, expected at least {least} clients for {how}")
+    return most
+
+
+def rows(stacked: PyTree) -> jax.Array:
+    """All numbers of each client as [n, d], from trees that are stacked along a leading axis."""
+    leaves = jax.tree.leaves(stacked)
+    return jnp.concatenate([jnp.reshape(leaf, (leaf.shape[0], -1)) for leaf in leaves], axis=1)
+
+
+def squared_distances(vectors: jax.Array) -> jax.Array:
+    """Squared Euclidean distances of all pairs of [n, d], as [n, n]; of equal rows exactly zero."""
+    return jax.lax.map(lambda one: jnp.sum((vectors - one) ** 2, axis=1), vectors)
+
+
+def trimmed_mean(stacked: PyTree, cut: int) -> PyTree:
+    """The mean of each coordinate without its `cut` smallest and largest values (Yin et al. 2018, arXiv 1803.01498).
+
+    Args:
+        stacked: trees along a leading axis of n > 2 cut clients.
+        cut: how many values to leave out at either end.
+    """
+    return jax.tree.map(lambda leaf: jnp.mean(jnp.sort(leaf, axis=0)[cut : leaf.shape[0] - cut], axis=0), stacked)
+
+
+def coordinate_median(stacked: PyTree) -> PyTree:
+    """The median of each coordinate over clients (Yin et al. 2018, arXiv 1803.01498)."""
+    return jax.tree.map(lambda leaf: jnp.median(leaf, axis=0), stacked)
+
+
+def geometric_median(vectors: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The point with the least weighted sum of distances, by Weiszfeld's smoothed steps.
+
+    Pillutla et al. (2019), "Robust aggregation for federated learning", arXiv 1912.13445, algorithm 2.
+
+    Args:
+        vectors: [n, d].
+        weight: [n], not negative.
+
+    Returns:
+        The point [d], and the weights [n] of which it is the mean: w_i / ‖v_i − point‖.
+    """
+    apart = lambda point: jnp.sqrt(jnp.sum((vectors - point) ** 2, axis=1))  # noqa: E731
+    first = apart(jnp.median(vectors, axis=0))  # not the mean, which is where the farthest client wants it
+    usual = jnp.median(first)
+    least = SMOOTHING * jnp.where(usual > 0, usual, 1)
+
+    def mean(by: jax.Array) -> jax.Array:
+        return by @ vectors / jnp.sum(by)
+
+    def step(_: Any, by: jax.Array) -> jax.Array:
+        return weight / jnp.maximum(apart(mean(by)), least)
+
+    by = jax.lax.fori_loop(0, STEPS, step, weight / jnp.maximum(first, least))
+    return mean(by), by
+
+
+def krum_scores(squared: jax.Array, faulty: int) -> jax.Array:
+    """Each client's sum of squared distances to its n − faulty − 2 nearest others.
+
+    Blanchard et al. (2017), "Machine learning with adversaries", NeurIPS, section 4. Clients that send the same numbers
+    are not near each other here: one silo under two names would else be everybody's choice.
+
+    Args:
+        squared: `squared_distances`, [n, n].
+        faulty: f, with n ≥ 2 f + 3.
+    """
+    count = squared.shape[0]
+    apart = jnp.where(squared == 0, jnp.max(squared), squared)
+    return jnp.sum(jnp.sort(_others(apart), axis=1)[:, : count - faulty - 2], axis=1)
+
+
+def capped(weight: jax.Array, cap: float) -> jax.Array:
+    """Lower the largest of n weights so that none is more than `cap` of their sum; others stay as they are.
+
+    With m weights cut to k: k = cap · (m k + the others' sum), for the least m that leaves all others below k.
+
+    Args:
+        weight: [n], not negative.
+        cap: a share of at least 1 / n. Where fewer than 1 / cap weights are positive, none is lowered below the others.
+    """
+    order = -jnp.sort(-weight)
+    cut = jnp.arange(weight.shape[0] + 1)
+    rest = jnp.concatenate([jnp.cumsum(order[::-1])[::-1], jnp.zeros(1, weight.dtype)])  # without the m largest
+    room = 1 - cap * cut
+    level = jnp.where(room > 1e-6, cap * rest / jnp.where(room > 1e-6, room, 1), order[0])
+    following = jnp.concatenate([order, jnp.zeros(1, weight.dtype)])
+    fits = (following <= level) & (room > 1e-6)
+    least = jnp.min(jnp.where(order > 0, order, jnp.inf))
+    return jnp.minimum(weight, jnp.where(jnp.any(fits), jnp.maximum(level[jnp.argmax(fits)], 0), least))
+
+
+def disagreements(payloads: Payload) -> jax.Array:
+    """How much each client's quadratic and the others' disagree, [n]; our own measure.
+
+    (θ_i − θ_j)ᵀ F_j (θ_i − θ_j) is what client j's loss grows by, to second order, with client i's model. A client's
+    disagreement is the larger of two medians over the others: of what its model costs them, and of what theirs cost it
+    by its own account. A model far away shows in the first, an enormous Fisher in the second. Without a Fisher it is
+    the median squared distance.
+
+    Args:
+        payloads: stacked, with parameters.
+    """
+
+    def cost(one: PyTree) -> jax.Array:
+        """What client j's loss grows by with this model, for all j."""
+
+        def at(other: PyTree, fisher: Any) -> jax.Array:
+            gap = jax.tree.map(jnp.subtract, one, other)
+            squares = sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(gap))
+            return jnp.asarray(squares if fisher is None else quadratic(fisher, gap))
+
+        return jax.vmap(at)(payloads.params, payloads.statistics)
+
+    costs = _others(jax.lax.map(cost, payloads.params)), _others(jax.lax.map(cost, payloads.params).T)
+    return jnp.maximum(*(jnp.median(one, axis=1) for one in costs))
+
+
+def _factor(
+    how: str, payloads: Payload, vectors: jax.Array, apart: jax.Array, weight: jax.Array, faulty: int
+) -> jax.Array:
+    """What each client's weight is multiplied by."""
+    if how == "geometric-median":
+        _, by = geometric_median(vectors, weight)
+        return by / weight
+    if how == "krum":
+        worst_last = jnp.argsort(jnp.argsort(krum_scores(apart, faulty)))
+        return jnp.asarray(worst_last < len(weight) - faulty, weight.dtype)
+    if how == "objective":
+        if payloads.params is None or not (payloads.statistics is None or isinstance(payloads.statistics, Fisher)):
+            raise ValueError("how: objective reads models and their Fisher information, which these payloads lack")
+        found = disagreements(payloads)
+        usual = jnp.median(found)
+        return jnp.where(found > TOLERATED * usual, TOLERATED * usual / jnp.where(found > 0, found, 1), 1)
+    return jnp.ones_like(weight)
+
+
+def _tamed(statistics: Any, weight: jax.Array, cap: float) -> Any:
+    """Fishers of which none has more than `cap` of the sum of weight times trace."""
+    if not isinstance(statistics, Fisher):
+        return statistics
+    size = weight * jax.vmap(trace)(statistics)
+    kept = jnp.where(size > 0, capped(size, cap) / jnp.where(size > 0, size, 1), 1)
+    return jax.vmap(lambda fisher, factor: fisher.scale(factor))(statistics, kept)
+
+
+def _others(square: jax.Array) -> jax.Array:
+    """A matrix [n, n] without its diagonal, [n, n − 1]."""
+    count = square.shape[0]
+    return square.reshape(-1)[1:].reshape(count - 1, count + 1)[:, :-1].reshape(count, count - 1)

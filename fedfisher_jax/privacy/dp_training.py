@@ -1,0 +1,122 @@
+"""Privacy of every example in training: how much noise keeps (ε, δ), by Google's dp-accounting.
+
+The guarantee is about one example that is added or removed, with a number of examples that is public (it sets the
+sampling probability). A step is a Poisson-sampled Gaussian mechanism; steps compose by Rényi divergences (Mironov,
+Talwar and Zhang 2019, arXiv 1908.10530), which dp-accounting computes. What is promised is about the trained
+parameters alone: statistics that a rule measures beside them, a Fisher say, need noise of their own. The draws are
+JAX's: the key must be secret and have as much randomness as keys hold, 64 bits (`secret_key`).
+"""
+
+import math
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from ..federate._private import Private
+from .noise import _where
+
+TRUNCATED = 0.1  # of δ, for samples that are larger than there is room for
+
+
+class Promise(NamedTuple):
+    """What was promised about each example, and how it is kept."""
+
+    epsilon: float
+    delta: float
+    releases: int  # trainings, in all, that the same example is in
+    noise_multiplier: float
+    clip_gradients: float
+    batch_size: int  # mean size of a sample
+    epochs: int
+    places: int
+    unit: str = "one example, added or removed; the parameters alone"
+
+    @property
+    def private(self) -> Private:
+        """What `LocalTraining` takes."""
+        return Private(self.clip_gradients, self.noise_multiplier, self.places)
+
+
+def promise(
+    epsilon: float,
+    delta: float,
+    sizes: int | Iterable[int],
+    *,
+    batch_size: int,
+    epochs: int,
+    clip_gradients: float,
+    releases: int = 1,
+) -> Promise:
+    """Find the least noise that keeps (ε, δ) for every example of every client.
+
+    Args:
+        epsilon: privacy loss, positive.
+        delta: its exception, between 0 and 1; much less than one over a client's number of examples.
+        sizes: the clients' numbers of examples.
+        batch_size: mean number of examples in a step.
+        epochs: local epochs, of ⌈n / batch_size⌉ steps.
+        clip_gradients: largest Euclidean norm of an example's gradient.
+        releases: trainings, in all, that an example takes part in: rounds, say.
+
+    Raises:
+        ValueError: numbers out of range.
+        ImportError: dp-accounting is not installed.
+    """
+    numbers = sorted({sizes} if isinstance(sizes, int) else set(map(int, sizes)))
+    for name, value in (("epsilon", epsilon), ("clip_gradients", clip_gradients)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: got {value}, expected a positive number")
+    counts = (batch_size, epochs, releases, *(numbers or [0]))
+    if not 0 < delta < 1 or min(counts) < 1:
+        raise ValueError(
+            f"delta, sizes, batch_size, epochs, releases: got {delta}, {counts}, expected δ in (0, 1), ≥ 1"
+        )
+    noise, kept = 0.0, (1 - TRUNCATED) * delta
+    for size in numbers:
+        spent = lambda sigma, n=size: epsilon_of(sigma, kept, n, batch_size, epochs * releases)  # noqa: E731
+        if noise == 0 or spent(noise) > epsilon:
+            noise = _where(lambda sigma: spent(sigma) <= epsilon, 1.0, 1e-4)
+    lost = TRUNCATED * delta / (1 + math.exp(epsilon))
+    places = max(_places(n, batch_size, lost / (epochs * releases * -(-n // batch_size))) for n in numbers)
+    return Promise(epsilon, delta, releases, noise, clip_gradients, batch_size, epochs, places)
+
+
+def epsilon_of(noise: float, delta: float, size: int, batch_size: int, epochs: int) -> float:
+    """Compute ε of so many epochs over `size` examples, with room for every sample.
+
+    Args:
+        noise: noise multiplier.
+        delta: probability of the exception.
+        size: the client's number of examples.
+        batch_size: mean number of examples in a step.
+        epochs: epochs of ⌈size / batch_size⌉ steps.
+    """
+    dp, rdp = _accounting()
+    step = dp.PoissonSampledDpEvent(min(1.0, batch_size / size), dp.GaussianDpEvent(noise))
+    accountant = rdp.RdpAccountant()
+    accountant.compose(dp.SelfComposedDpEvent(step, epochs * -(-size // batch_size)))
+    return float(accountant.get_epsilon(delta))
+
+
+def secret_key() -> jax.Array:
+    """Draw a random key from the operating system, of all the randomness that a key holds."""
+    return jax.random.wrap_key_data(jnp.asarray(np.frombuffer(os.urandom(8), np.uint32)), impl="threefry2x32")
+
+
+def _places(size: int, batch_size: int, chance: float) -> int:
+    """Room that a sample exceeds at most with this probability."""
+    return min(size, int(stats.binom.isf(chance, size, min(1.0, batch_size / size))) + 1)
+
+
+def _accounting() -> tuple[Any, Any]:
+    try:
+        import dp_accounting
+        from dp_accounting import rdp
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error}: private training needs pip install 'fedfisher-jax[privacy]'") from error
+    return dp_accounting, rdp

@@ -1,0 +1,174 @@
+"""Robust merges against explicit numpy, and what a minority of clients can do to them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import payload
+from scipy import optimize
+
+import fedfisher_jax as ff
+from fedfisher_jax.curvature import Diagonal
+from fedfisher_jax.merge import _robust as robust
+
+CLIENTS, SIZE = 7, 11
+VECTORS = np.random.default_rng(0).normal(size=(CLIENTS, SIZE))
+WEIGHT = np.arange(1.0, CLIENTS + 1)
+
+
+def nothing(params, x):
+    return x
+
+
+FEDAVG = ff.fedavg(nothing, ff.categorical())
+DIAGONAL = ff.fedfisher(nothing, ff.categorical(), structure="diagonal")
+
+
+def test_coordinates_are_those_of_numpy():
+    tree = {"a": jnp.asarray(VECTORS[:, :6].reshape(CLIENTS, 2, 3)), "b": jnp.asarray(VECTORS[:, 6:])}
+    ordered = np.sort(VECTORS, axis=0)
+    for ours, theirs in (
+        (robust.trimmed_mean(tree, 2), ordered[2:5].mean(0)),
+        (robust.coordinate_median(tree), ordered[3]),
+        (robust.trimmed_mean(tree, 0), VECTORS.mean(0)),
+    ):
+        np.testing.assert_allclose(np.concatenate([ours["a"].ravel(), ours["b"]]), theirs, rtol=1e-12)
+
+
+def test_the_geometric_median_minimises_the_sum_of_distances():
+    def total(point):
+        return WEIGHT @ np.linalg.norm(VECTORS - point, axis=1)
+
+    point, by = robust.geometric_median(jnp.asarray(VECTORS), jnp.asarray(WEIGHT))
+    best = optimize.minimize(total, VECTORS.mean(0), tol=1e-12).x
+    np.testing.assert_allclose(point, best, atol=1e-4)
+    np.testing.assert_allclose(by @ VECTORS / by.sum(), point, rtol=1e-12)
+    far = np.concatenate([VECTORS, np.full((3, SIZE), 1e9)])  # a minority of the weight, anywhere
+    moved, _ = robust.geometric_median(jnp.asarray(far), jnp.ones(CLIENTS + 3))
+    assert np.linalg.norm(moved - VECTORS.mean(0)) < 10
+    one, _ = robust.geometric_median(jnp.ones((3, 2)), jnp.ones(3))
+    np.testing.assert_allclose(one, 1)
+
+
+def test_krum_scores_are_those_of_the_paper():
+    squared = robust.squared_distances(jnp.asarray(VECTORS))
+    for faulty in (1, 2):
+        scores = robust.krum_scores(squared, faulty)
+        for i, score in enumerate(scores):
+            others = sorted(np.sum((VECTORS[i] - VECTORS[j]) ** 2) for j in range(CLIENTS) if j != i)
+            np.testing.assert_allclose(score, sum(others[: CLIENTS - faulty - 2]), rtol=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(0.01, 1e12), min_size=CLIENTS, max_size=CLIENTS), st.floats(1 / CLIENTS + 1e-3, 1.0))
+def test_no_share_is_above_the_cap_and_others_stay(weights, cap):
+    got = np.asarray(robust.capped(jnp.asarray(weights), cap))
+    assert (got <= cap * got.sum() * (1 + 1e-6)).all()
+    below = got < np.max(got) * (1 - 1e-9)
+    np.testing.assert_allclose(got[below], np.asarray(weights)[below], rtol=1e-12)
+    if np.max(weights) <= cap * np.sum(weights):
+        np.testing.assert_allclose(got, weights, rtol=1e-9)
+    else:  # as much as is allowed is left
+        np.testing.assert_allclose(np.max(got), cap * got.sum(), rtol=1e-6)
+
+
+def sent(count=CLIENTS, structure="diagonal", **changes):
+    """Payloads of clients that agree but for a little, some of them changed."""
+    one = payload(structure, 0, jnp.float64)
+    found = []
+    for number in range(count):
+        draw = np.random.default_rng(number)
+        params = jax.tree.map(lambda leaf: leaf + 0.01 * draw.normal(size=leaf.shape), one.params)  # noqa: B023
+        found.append(one._replace(params=params))
+    return [changes.get(f"at{n}", lambda x: x)(each) for n, each in enumerate(found)]
+
+
+def gap(first, second):
+    leaves = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return max(float(jnp.abs(a - b).max()) for a, b in leaves)
+
+
+def flipped(one):
+    return one._replace(params=jax.tree.map(lambda leaf: -10 * leaf, one.params))
+
+
+def enormous(one):
+    far = one._replace(params=jax.tree.map(lambda leaf: leaf + 1.0, one.params))
+    return far._replace(statistics=one.statistics.scale(1e9))
+
+
+def claims(one):
+    return flipped(one)._replace(weight=jnp.asarray(1e12))
+
+
+@pytest.mark.parametrize("how", ["geometric-median", "krum", "objective"])
+@pytest.mark.parametrize("attack", [flipped, enormous, claims])
+def test_one_of_seven_moves_a_robust_merge_little_and_a_plain_one_much(how, attack):
+    honest, attacked = sent(), sent(at3=attack)
+    plain = ff.merge_payloads(DIAGONAL, honest).params
+    assert gap(ff.merge_payloads(DIAGONAL, attacked).params, plain) > 0.3
+    merged = ff.merge_payloads(robust.robust(DIAGONAL, how), attacked)
+    # a capped Fisher that lies may still move what the cap leaves it; who is left out moves nothing
+    assert gap(merged.params, plain) < {"krum": 0.02, "geometric-median": 0.6 if attack is enormous else 0.05}.get(
+        how, 0.05
+    )
+
+
+@pytest.mark.parametrize("how", ["trimmed", "median"])
+def test_coordinates_stand_an_attack(how):
+    plain = ff.merge_payloads(FEDAVG, sent(structure=None)).params
+    for attack in (flipped, claims):
+        assert gap(ff.merge_payloads(robust.robust(FEDAVG, how), sent(structure=None, at2=attack)).params, plain) < 0.02
+
+
+@pytest.mark.parametrize("how", ["cap", "geometric-median", "krum", "objective"])
+def test_a_silo_under_two_names_counts_once(how):
+    """The pair has one client's weight: the merge is that of the pair's one file where each weighs as it does."""
+    honest = sent(5)
+    twice = [*honest, honest[0]._replace(weight=honest[0].weight)]
+    rule = robust.robust(FEDAVG, how, cap=1.0)
+    plain = ff.merge_payloads(robust.robust(FEDAVG, "cap", cap=1.0), honest).params
+    if how == "cap":
+        assert gap(ff.merge_payloads(rule, twice).params, plain) < 1e-12
+        assert gap(ff.merge_payloads(FEDAVG, twice).params, plain) > 1e-5
+    else:
+        assert gap(ff.merge_payloads(rule, twice).params, plain) < 0.02
+
+
+def test_equal_clients_give_their_model_and_order_does_not_matter():
+    same = [sent(1)[0]] * 5
+    for how in ("cap", "geometric-median", "krum", "objective"):
+        rule = robust.robust(DIAGONAL, how)
+        assert gap(ff.merge_payloads(rule, same).params, same[0].params) < 1e-9
+        some = sent(at3=flipped)
+        assert gap(ff.merge_payloads(rule, some).params, ff.merge_payloads(rule, some[::-1]).params) < 1e-9
+
+
+def test_the_disagreement_is_what_models_cost():
+    fishers = np.random.default_rng(1).uniform(size=(CLIENTS, SIZE))
+    stacked = ff.Payload(jnp.ones(CLIENTS), jnp.asarray(VECTORS), Diagonal(jnp.asarray(fishers)))
+    costs = np.array([[fishers[j] @ (VECTORS[i] - VECTORS[j]) ** 2 for j in range(CLIENTS)] for i in range(CLIENTS)])
+    want = [max(np.median(np.delete(costs[i], i)), np.median(np.delete(costs[:, i], i))) for i in range(CLIENTS)]
+    np.testing.assert_allclose(robust.disagreements(stacked), want, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: robust.robust(DIAGONAL, "median"), "expected cap, geometric-median, krum, objective"),
+        (lambda: robust.robust(FEDAVG, "mean"), "how: got 'mean'"),
+        (lambda: robust.robust(FEDAVG, "cap", cap=1.5), "cap: got 1.5"),
+        (lambda: robust.robust(ff.then(FEDAVG, FEDAVG), "krum"), "2 exchanges"),
+        (
+            lambda: ff.merge_payloads(robust.robust(FEDAVG, "cap", cap=0.1), sent(5)),
+            "cap: got 0.1, expected at least 1 / 5",
+        ),
+        (lambda: ff.merge_payloads(robust.robust(FEDAVG, "krum"), sent(4)), "expected at least 5 clients"),
+        (lambda: ff.merge_payloads(robust.robust(FEDAVG, "trimmed", faulty=3), sent(6)), "expected at least 7 clients"),
+    ],
+)
+def test_what_a_robust_merge_refuses(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

@@ -1,0 +1,126 @@
+"""DP-SGD against explicit numpy: what is sampled, clipped, added; and the promise against other accountants."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedfisher_jax as ff
+from fedfisher_jax import payload
+from fedfisher_jax.cli import _cli as cli
+from fedfisher_jax.federate import Private
+from fedfisher_jax.privacy import noise
+
+pytest.importorskip("dp_accounting", reason="private training needs pip install 'fedfisher-jax[privacy]'")
+from fedfisher_jax.privacy import dp_training  # noqa: E402
+
+N = 24
+DRAW = np.random.default_rng(0)
+
+
+def linear(w, x):
+    return x @ w
+
+
+def training(clip, std, batch_size, epochs=1, places=N, rate=1.0):
+    private = Private(clip, std, places)
+    return ff.LocalTraining(linear, ff.gaussian(), optax.sgd(rate), epochs, batch_size, private=private)
+
+
+def test_a_step_is_the_sum_of_clipped_gradients():
+    x, y, w = DRAW.normal(size=(N, 3)), DRAW.normal(size=(N, 2)), DRAW.normal(size=(3, 2))
+    got = ff.train(training(0.5, 0.0, N, rate=0.1), jnp.asarray(w), ff.examples(x, y), jax.random.key(0))
+    want = np.zeros_like(w)
+    for one, target in zip(x, y, strict=True):
+        gradient = np.outer(one, one @ w - target)
+        want += gradient * min(1.0, 0.5 / np.linalg.norm(gradient))
+    np.testing.assert_allclose(got.params, w - 0.1 * want / N, rtol=1e-6)
+
+
+def test_every_example_is_taken_by_itself_with_its_probability():
+    """Each example moves an entry of its own by clip / batch size each time that it is taken."""
+    many, batch = 400, 8
+    settings = training(1e-3, 0.0, batch)
+    data = ff.examples(jnp.eye(N), -jnp.ones((N, 1)))
+    run = jax.jit(jax.vmap(lambda key: ff.train(settings, jnp.zeros((N, 1)), data, key).params[:, 0]))
+    taken = -np.asarray(run(jax.random.split(jax.random.key(1), many))) * batch / 1e-3
+    np.testing.assert_allclose(taken, np.round(taken), atol=1e-5)
+    steps, chance = N // batch, batch / N
+    spread = np.sqrt(steps * chance * (1 - chance))
+    assert abs(taken.mean() - steps * chance) < 5 * spread / np.sqrt(many * N)
+    np.testing.assert_allclose(taken.var(), spread**2, rtol=0.05)
+    pairs = np.corrcoef(taken.T)[np.triu_indices(N, 1)]  # a batch of fixed size would have −1 / (N − 1) = −0.043
+    assert abs(pairs.mean()) < 5 / np.sqrt(many * len(pairs)) < 0.03
+
+
+def test_noise_is_of_the_size_that_is_said_and_padding_changes_nothing():
+    wide = 4000
+    data = ff.examples(jnp.zeros((4, wide)), jnp.zeros((4, 1)))
+    got = ff.train(training(0.5, 3.0, 2), jnp.zeros((wide, 1)), data, jax.random.key(2)).params
+    np.testing.assert_allclose(np.std(got), 0.5 * 3.0 / 2 * np.sqrt(2), rtol=0.05)  # two steps
+    x, y = jnp.asarray(DRAW.normal(size=(N, 3))), jnp.asarray(DRAW.normal(size=(N, 1)))
+    mine = ff.examples(x, y)
+    longer = mine._replace(indices=jnp.concatenate([mine.indices, jnp.zeros(9, mine.indices.dtype)]))
+    one, other = (
+        ff.train(training(1.0, 1.0, 5), jnp.zeros((3, 1)), d, jax.random.key(3)).params for d in (mine, longer)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_the_promise_is_kept_by_other_accountants():
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+    from dp_accounting.pld import PLDAccountant
+
+    found = dp_training.promise(2.0, 1e-5, [400, 1000], batch_size=64, epochs=5, clip_gradients=1.0)
+    for size in (400, 1000):
+        accountant = PLDAccountant(value_discretization_interval=1e-3)
+        step = PoissonSampledDpEvent(64 / size, GaussianDpEvent(found.noise_multiplier))
+        accountant.compose(SelfComposedDpEvent(step, 5 * -(-size // 64)))
+        tight = accountant.get_epsilon(0.9e-5)
+        assert tight <= 2.0
+        assert tight > 1.2 or size == 1000  # the smallest client sets the noise, which is not far too much
+    everyone = dp_training.epsilon_of(4.0, 1e-5, 10, 64, 9)  # no sampling: nine Gaussian mechanisms
+    exact = noise.epsilon_of(4.0 / 3, 1e-5)
+    assert exact <= everyone < 1.3 * exact
+    assert (
+        found.places < 400
+        and dp_training.promise(2.0, 1e-5, 3, batch_size=64, epochs=1, clip_gradients=1.0).places == 3
+    )
+
+
+def test_what_private_training_refuses():
+    with pytest.raises(ValueError, match="squares: got private training"):
+        ff.LocalTraining(linear, ff.gaussian(), optax.sgd(1.0), 1, 1, squares=True, private=Private(1.0, 1.0, 1))
+    with pytest.raises(ValueError, match="clip_gradients: got 0"):
+        dp_training.promise(1.0, 1e-5, 5, batch_size=1, epochs=1, clip_gradients=0.0)
+    with pytest.raises(ValueError, match="expected δ in"):
+        dp_training.promise(1.0, 1e-5, [], batch_size=1, epochs=1, clip_gradients=1.0)
+
+
+def test_a_silo_measures_so_and_its_file_says_what_was_promised(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = lambda *words: cli.main([str(word) for word in words])  # noqa: E731
+    command("init", "--model", "mlp", "--input-shape", 6, "--outputs", 3)
+    np.savez("mine.npz", x=DRAW.normal(size=(40, 6)).astype(np.float32), y=DRAW.integers(0, 3, 40))
+    private = "--epsilon", 2, "--unit", "example", "--clip-gradients", 0.5
+    asked = "measure", "--data", "mine.npz", "--rule", "fedavg", "--epochs", 2, "--batch-size", 20, *private
+    models = []
+    for out in ("one.safetensors", "two.safetensors"):
+        command(*asked, "--out", out)
+        sent, header = payload.read(out)
+        promised = dp_training.promise(2.0, 1e-5, 40, batch_size=20, epochs=2, clip_gradients=0.5)
+        assert header.about.privacy == promised._asdict()
+        models.append(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(sent.params)]))
+    assert not np.array_equal(*models)  # the noise has no seed
+    capsys.readouterr()
+    command("inspect", "one.safetensors")
+    assert "one example, added or removed" in capsys.readouterr().out
+    for more, words in (
+        (("--clip-features", 2), "clip_features: fedavg with privacy of examples trains"),
+        (("--rule", "analytic"), "clip_gradients: analytic reads no gradients"),
+        (("--rule", "fedfisher-kfac", "--clip-gradients", 1), "expected one that measures sums over examples"),
+    ):
+        with pytest.raises(SystemExit):
+            command(*asked, *more)
+        assert words in capsys.readouterr().err
