@@ -55,6 +55,9 @@ class MergeSettings:
     base: Path | None = None
     """Folder of the model that all fine-tuned, where the payloads are of --model hf:FOLDER; --out is a folder then, as
     `from_pretrained` loads it (docs/checkpoints.md)."""
+    adapter: Path | None = None
+    """With a base, where the payloads are of adapters: the folder of one of the same shapes, such as a client's, for
+    its config. --out is an adapter, too."""
 
 
 def merge(settings: MergeSettings) -> dict[str, Any] | None:
@@ -68,6 +71,8 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
         if settings.damping is not None or settings.model is not None:
             raise ValueError("damping, model: with a base they are not taken")
         return checkpoints.merge_folder(settings, paths_of(settings.files), _limits(settings))
+    if settings.adapter is not None:
+        raise ValueError("adapter: expected it with --base alone")
     _files.require_file(settings.out)
     files, described = paths_of(settings.files), settings.out.with_suffix(".json")
     older = _require_free(settings.out, described, [settings.start, *files])
