@@ -28,6 +28,7 @@ def trainable(apply: Callable, params: PyTree, where: Callable[[str], bool]) -> 
     A rule that weighs parameters by Kronecker or full Fishers moves parameters on which all clients agree, since Q's
     minimum lies there: a block couples a weight with its bias. Who froze a layer wants it to stay, so frozen
     parameters belong into the function. Train, measure and merge `params` of the result with `apply` of the result.
+    Under `jax.jit` frozen parameters are constants, which XLA folds: with many, call a rule's `measure` as it is.
 
     Args:
         apply: (params, x) → outputs.

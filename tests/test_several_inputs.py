@@ -1,4 +1,4 @@
-"""Models of several inputs, targets that do not count, and parameters that nobody trains."""
+"""Models of several inputs, and targets that do not count."""
 
 import jax
 import jax.numpy as jnp
@@ -148,29 +148,3 @@ def test_what_is_written_at_padded_positions_changes_no_training():
 def test_a_class_cannot_be_ignored():
     with pytest.raises(ValueError, match="ignore: got 0, expected a negative number"):
         ff.categorical(ignore=0)
-
-
-# ---- parameters that nobody trains
-
-
-@pytest.mark.parametrize("structure", ["diagonal", "kronecker", "full"])
-def test_frozen_parameters_stay_where_they_are_and_the_rest_is_merged(structure):
-    start = {"w": jax.random.normal(KEY, (4, 8)), "b": jnp.zeros(8), "v": jax.random.normal(KEY, (8, 3))}
-    x, y = RNG.normal(size=(40, 4)), RNG.integers(0, 3, 40)
-
-    def apply(params, inputs):
-        return jax.nn.relu(inputs @ params["w"] + params["b"]) @ params["v"]
-
-    model = ff.trainable(apply, start, lambda path: path == "b")
-    parts = [ff.examples(x[:20], y[:20]), ff.examples(x[20:], y[20:])]
-    training = ff.LocalTraining(model.apply, ff.categorical(), optax.sgd(0.3), epochs=3, batch_size=10)
-    trained = [ff.train(training, model.params, d, KEY).params for d in parts]
-    rule = ff.fedfisher(model.apply, ff.categorical(), structure=structure)
-    sent = [rule.measure(ff.Update(p), d, KEY) for p, d in zip(trained, parts, strict=True)]
-    merged = model.whole(ff.merge_payloads(rule, sent).params)
-    for name in ("w", "v"):
-        np.testing.assert_array_equal(merged[name], start[name])
-    assert jnp.abs(merged["b"]).max() > 0
-    np.testing.assert_array_equal(apply(merged, x), model.apply({"b": merged["b"]}, x))
-    with pytest.raises(ValueError, match="none of b, v, w"):
-        ff.trainable(apply, start, lambda path: False)

@@ -102,14 +102,18 @@ class MeasureSettings:
     clip_gradients: float = 1.0
     """With epsilon of examples and fedavg: largest norm of an example's gradient while training."""
     model: str | None = None
-    """module:function, where the start is of a network of your own; or hf:FOLDER, a fine-tuned model of transformers
-    that is only measured, with --start the folder of the model that all fine-tuned (docs/checkpoints.md)."""
+    """module:function, where the start is of a network of your own; or hf:FOLDER, a fine-tuned model of transformers or
+    an adapter of peft that is only measured, with --start the folder of the model that all fine-tuned
+    (docs/checkpoints.md)."""
     text_column: str = "text"
     """With hf: column of the texts in a .jsonl or .parquet file."""
     label_column: str = "label"
     """With hf: column of the labels, integers; where there is none, next tokens are predicted."""
     length: int = 128
     """With hf: tokens of a text at most."""
+    where: str | None = None
+    """With hf: a regular expression; only parameters in whose names it is found are measured and sent, and the others
+    must be the start's. ^classifier is a head, ^(?!.*embeddings) everything but embeddings."""
 
 
 def measure(settings: MeasureSettings) -> None:
@@ -332,5 +336,7 @@ def _check(settings: MeasureSettings) -> None:
         raise ValueError(f"name: got {settings.name[:40]!r}, expected at most {MOST_TEXT} printable characters")
     if settings.budget is not None and settings.compression != "none":
         raise ValueError("budget, compression: give one of them")
+    if settings.where is not None and not (settings.model or "").startswith(checkpoints.HF):
+        raise ValueError(f"where: got {settings.where!r}, expected it with --model hf:FOLDER alone")
     if settings.stochastic and settings.budget is None:
         raise ValueError("stochastic: needs a budget")

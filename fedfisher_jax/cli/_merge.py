@@ -90,6 +90,9 @@ class MergeSettings:
     base: Path | None = None
     """Folder of the model that all fine-tuned, where the payloads are of --model hf:FOLDER; --out is a folder then, as
     `from_pretrained` loads it (docs/checkpoints.md)."""
+    adapter: Path | None = None
+    """With a base, where the payloads are of adapters: the folder of one of the same shapes, such as a client's, for
+    its config. --out is an adapter, too."""
 
 
 def merge(settings: MergeSettings) -> dict[str, Any] | None:
@@ -100,9 +103,11 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
     """
     require_ranges(settings)
     if settings.base is not None:
-        if settings.damping is not None or settings.model is not None or settings.into is not None:
-            raise ValueError("damping, into, model: with a base they are not taken")
+        if any(given is not None for given in (settings.damping, settings.into, settings.model, settings.robust)):
+            raise ValueError("damping, into, model, robust: with a base they are not taken")
         return checkpoints.merge_folder(settings, paths_of(settings.files), _limits(settings))
+    if settings.adapter is not None:
+        raise ValueError("adapter: expected it with --base alone")
     return merge_files(settings)
 
 

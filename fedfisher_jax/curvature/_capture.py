@@ -175,16 +175,17 @@ def _with_bias(program: Program, readers: dict, site: Site, num_leaves: int) -> 
     addition = program.equations[position]
     other = addition.inputs[1 - addition.inputs.index(variable)]
     for leaf in range(num_leaves):
+        if math.prod(program.avals[program.inputs[leaf]].shape) != site.layer.groups * site.layer.matrix_shape[-1]:
+            continue
         placed = _broadcast_indices(program, readers, program.inputs[leaf], other, position)
         if placed is None:
             continue
         moved = dataclasses.replace(site, output=addition.outputs[0], after=after)
         rows = np.asarray(position_rows(program, moved, np.broadcast_to(placed, program.avals[variable].shape)))
         outputs = np.moveaxis(rows, -2, 0).reshape(rows.shape[-2], -1)  # [T, all outputs]
-        size = math.prod(program.avals[program.inputs[leaf]].shape)
-        if outputs.shape[1] != size or not (outputs == np.arange(size)).all():
-            return site  # not the same number for every position: no bias
         shape = program.avals[program.inputs[leaf]].shape
+        if not (outputs == np.arange(outputs.shape[1])).all():
+            return site  # not the same number for every position: no bias
         return dataclasses.replace(moved, layer=dataclasses.replace(site.layer, bias=leaf, bias_shape=shape))
     return site
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._compat import standard_promotion
 from ..solve._passes import Clients, Passes
 from ._exact_sums import Sums, added, nothing, removed, rounded
 from ._rule import Merged, Rule, check_payload, exchanges, lift, merge_summary, require_squares

@@ -4,6 +4,8 @@
 makes a folder that `from_pretrained` loads.
 """
 
+from ._adapters import adapter_names as adapter_names
+from ._adapters import is_adapter as is_adapter
 from ._bridge import Bridged as Bridged
 from ._bridge import from_module as from_module
 from ._bridge import state_dict as state_dict
@@ -22,8 +24,10 @@ __all__ = [
     "Bridged",
     "IGNORED",
     "RULES",
+    "adapter_names",
     "card",
     "from_module",
+    "is_adapter",
     "merge",
     "next_tokens",
     "read",

@@ -1,9 +1,11 @@
 """The merge of fine-tuned checkpoints' payloads."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from ..merge import Merged, Payload, Rule, merge_one_by_one, merge_payloads
+from .._compat import standard_promotion
+from ..merge import Merged, Payload, Rule, merge_payloads
+from ..merge._rule import check_payload, combine, lift, merge_summary, require_squares
 
 PyTree = Any
 RULES = (
@@ -19,6 +21,7 @@ RULES = (
 """The rules for which the merge of one client is that client's model."""
 
 
+@standard_promotion
 def merge(rule: Rule, payloads: Iterable[Payload], start: PyTree = None) -> Merged:
     """Merge checkpoints by the payloads that were measured of them.
 
@@ -28,7 +31,8 @@ def merge(rule: Rule, payloads: Iterable[Payload], start: PyTree = None) -> Merg
 
     Args:
         rule: one of `RULES`.
-        payloads: at least one; a rule that adds (all but fedfisher-kfac and -lowrank) lets each go before the next.
+        payloads: at least one; a rule that adds (all but fedfisher-kfac and -lowrank) lets each but the first go
+            before the next.
         start: the model that all were fine-tuned from, where the rule reads it.
 
     Raises:
@@ -36,15 +40,20 @@ def merge(rule: Rule, payloads: Iterable[Payload], start: PyTree = None) -> Merg
     """
     if rule.name not in RULES:
         raise ValueError(f"rule: got {rule.name}, expected one of {', '.join(RULES)}")
-    sent: list[PyTree] = []
-
-    def noted() -> Iterator[Payload]:
-        for payload in payloads:
-            sent.append(None if sent else payload.params)
-            yield payload
-
-    if rule.combine == "add":
-        merged = merge_one_by_one(rule, noted(), start)
-    else:
-        merged = merge_payloads(rule, list(noted()), start)
-    return merged if len(sent) > 1 else merged._replace(params=sent[0])
+    if rule.combine != "add":
+        sent = list(payloads)
+        merged = merge_payloads(rule, sent, start)
+        return merged if len(sent) > 1 else merged._replace(params=sent[0].params)
+    first = total = None
+    count = 0
+    for payload in payloads:  # not `merge_one_by_one`, whose exact sums take four times the memory
+        first = payload if first is None else first
+        check_payload(payload, first, f"payloads[{count}]")
+        part = lift(rule, payload, start)
+        total = part if total is None else combine(rule, total, part)
+        count += 1
+        del payload, part
+    if first is None:
+        raise ValueError("payloads: expected at least one, got none")
+    merged = require_squares(rule, merge_summary(rule, total, first.params, start))
+    return merged if count > 1 else merged._replace(params=first.params)

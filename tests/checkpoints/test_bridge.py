@@ -40,7 +40,7 @@ def targets(name, x):
     return torch.cat([following, torch.full((len(ids), 1), -100)], 1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "adapted"])
 def test_logits_equal_pytorchs(name):
     module, x = getattr(tiny, name)(), inputs(name)
     model = from_module(module)

@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import peft
 import pytest
 import tiny
 import torch
 import transformers as tf
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fedfisher_jax import payload
@@ -79,6 +81,61 @@ def test_measured_in_two_places_and_merged_into_a_folder(tmp_path, name, capsys)
     assert "expected a new or empty folder" in capsys.readouterr().err
 
 
+def commands(tmp_path, base, tuned, measure="", merge=""):
+    """Measure each folder on data of its own, and merge; the folder."""
+    sent = [str(tmp_path / f"{number}.safetensors") for number in range(len(tuned))]
+    for number, (folder, out) in enumerate(zip(tuned, sent, strict=True)):
+        words = f"--data {rows(tmp_path, number)} --model hf:{folder} --start {base} --silo {number} --out {out}"
+        main(["measure", *words.split(), "--rule", "fedfisher-kfac", *measure.split()])
+    out = tmp_path / f"merged of {len(tuned)}"
+    main(["merge", *sent, "--base", str(base), "--out", str(out), *merge.split()])
+    return out
+
+
+@pytest.mark.slow
+def test_adapters_are_measured_and_merged_to_an_adapter(tmp_path, capsys):
+    base, *_ = folders(tmp_path, tiny.bert, 0)
+    tuned = [tmp_path / "adapter0", tmp_path / "adapter1"]
+    for number, folder in enumerate(tuned):
+        module = tiny.adapted(number)
+        module.peft_config["default"].base_model_name_or_path = "where/it/was"
+        module.save_pretrained(folder, save_embedding_layers=False)  # else it looks for that name on the network
+    merged = commands(tmp_path, base, tuned, merge=f"--adapter {tuned[0]}")
+    assert "layers hold 100.00%" in capsys.readouterr().out
+    assert (merged / "adapter_config.json").read_bytes() == (tuned[0] / "adapter_config.json").read_bytes()
+    loaded = peft.PeftModel.from_pretrained(tf.BertForSequenceClassification.from_pretrained(base), merged).eval()
+    with torch.no_grad():
+        expected, found = (module(**tiny.text()).logits for module in (read(merged, base), loaded))
+    torch.testing.assert_close(found, expected)
+    first, second, both = (load_file(folder / "adapter_model.safetensors") for folder in (*tuned, merged))
+    assert list(first) == list(both) and not any(torch.equal(both[key], first[key]) for key in both)
+    assert all((both[key] - (first[key] + second[key]) / 2).abs().max() < 1 for key in both)
+    alone = load_file(commands(tmp_path, base, tuned[:1], merge=f"--adapter {tuned[1]}") / "adapter_model.safetensors")
+    assert list(alone) == list(first) and all(torch.equal(alone[key], first[key]) for key in alone)
+    with pytest.raises(SystemExit):
+        main(["merge", str(tmp_path / "0.safetensors"), "--base", str(base), "--out", str(tmp_path / "none")])
+    assert "is no parameter of the base: is it an adapter's?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_head_alone_is_measured_and_merged_and_the_rest_is_the_bases(tmp_path, capsys):
+    base, whole = folders(tmp_path, tiny.bert, 1)
+    tuned = [tmp_path / "head0", tmp_path / "head1"]
+    for number, folder in enumerate(tuned):
+        module = tiny.bert()
+        module.classifier.weight.data.add_(number + 1)
+        module.save_pretrained(folder)
+    merged = commands(tmp_path, base, tuned, measure="--where ^classifier")
+    before, after = (read(folder).state_dict() for folder in (base, merged))
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {
+        "classifier.bias",  # K-FAC moves what is in a layer
+        "classifier.weight",
+    }
+    with pytest.raises(SystemExit):
+        commands(tmp_path, base, [whole], measure="--where ^classifier")
+    assert "is not the start's, and --where leaves it out" in capsys.readouterr().err
+
+
 def test_rows_become_padded_inputs(tmp_path):
     base, *_ = folders(tmp_path, tiny.bert, 0)
     file = tmp_path / "data.jsonl"
@@ -109,5 +166,12 @@ def test_settings_and_files_that_do_not_fit_are_refused(tmp_path, capsys):
     tiny.gpt2().save_pretrained(other)
     with pytest.raises(SystemExit):
         main(["measure", "--data", str(data), "--model", f"hf:{tuned}", "--start", str(other)])
-    assert "other names, shapes or types than those of the start" in capsys.readouterr().err
-    assert read(base) is not None
+    assert "other names, shapes or types than the start's" in capsys.readouterr().err
+    for words, reason in (
+        (["measure", "--data", str(data), "--where", "x"], "expected it with --model hf:FOLDER alone"),
+        (["measure", "--data", str(data), "--where", "(", "--model", f"hf:{tuned}"], "expected a regular expression"),
+        (["merge", str(data), "--adapter", str(tuned)], "adapter: expected it with --base alone"),
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert reason in capsys.readouterr().err

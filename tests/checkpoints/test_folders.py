@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 import transformers as tf
+from safetensors.torch import load_file, save_file
 
 import fedfisher_jax as ff
 from fedfisher_jax.merge import catalogue
@@ -132,6 +133,51 @@ def test_weights_that_are_missing_are_named(tmp_path):
     torch.save({k: v for k, v in state.items() if k != "classifier.bias"}, folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="missing keys: classifier.bias"):
         read(folder)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod."])
+def test_a_wrappers_prefix_and_the_older_format_are_read(tmp_path, prefix):
+    (folder,) = fine_tuned(tmp_path, clients=1)
+    expected = read(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save({prefix + name: value for name, value in expected.items()}, folder / "pytorch_model.bin")
+    found = read(folder).state_dict()
+    assert list(found) == list(expected) and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])  # names that begin with "model."; a table that is the head
+def test_shards_are_read_and_merged(tmp_path, make):
+    module = make()
+    module.save_pretrained(tmp_path / "shards", max_shard_size="6KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    model = from_module(read(tmp_path / "shards"))
+    write(tmp_path / "merged", tmp_path / "shards", {name: 2 * value for name, value in model.params.items()})
+    found, before = type(module).from_pretrained(tmp_path / "merged").state_dict(), module.state_dict()
+    assert list(found) == list(before) and all(torch.equal(found[name], 2 * before[name]) for name in found)
+
+
+def test_a_file_that_holds_more_than_tensors_is_refused(tmp_path):
+    (folder,) = fine_tuned(tmp_path, clients=1)
+    (folder / "model.safetensors").unlink()
+    torch.save({"run": folder}, folder / "pytorch_model.bin")  # a path is an object: unpickling it runs code
+    with pytest.raises(ValueError, match="hold more than tensors"):
+        read(folder)
+
+
+def test_an_adapter_needs_its_model_and_weights_that_fit(tmp_path):
+    (base,) = fine_tuned(tmp_path, clients=1)
+    tiny.adapted().save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="expected the folder of the model that it adapts"):
+        read(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    held = load_file(file)
+    name = next(name for name in held if "lora_A" in name)
+    save_file({key: value for key, value in held.items() if key != name}, file)
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        read(tmp_path / "adapter", base)
+    file.unlink()
+    with pytest.raises(ValueError, match="expected adapter_model.safetensors or"):
+        read(tmp_path / "adapter", base)
 
 
 def test_rules_that_do_not_keep_one_clients_model_are_refused():

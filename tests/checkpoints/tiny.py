@@ -80,6 +80,19 @@ def made(kind, config):
     return module.eval()
 
 
+def adapted(seed=0):
+    """BERT with adapters on queries and values, and a head that is trained with them."""
+    import peft
+
+    settings = {"target_modules": ["query", "value"], "modules_to_save": ["classifier"], "lora_dropout": 0.1}
+    model = peft.get_peft_model(bert(), peft.LoraConfig(r=2, lora_alpha=4, **settings))
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
 def text(count=4, seed=0):
     """`input_ids` and `attention_mask`, padded on the right."""
     random = torch.Generator().manual_seed(seed)
