@@ -3,9 +3,9 @@
     Δ = Σ w_i F_i ⊙ Δ_i / (Σ w_i F_i + ε),    Δ_i = θ_i − θ,    the plain average where Σ w_i F_i ≤ floor
 
 for diagonal F_i, with w_i = n_i / Σ n_j; a server optimiser takes −Δ as its gradient. The Fisher is the exact one by
-default: once clients fit their data, squared gradients of training are hundreds of times larger at some of them than at
-others, and one client that fits badly decides (docs/fisher-over-rounds.md). With Kronecker factors, a
-question that the paper leaves open, Δ solves (Σ w_i F_i + damping) Δ = Σ w_i F_i Δ_i + damping · mean.
+default: once most clients fit their data, their squared gradients are tiny, and one client that fits badly decides.
+What each gains is in docs/fisher-over-rounds.md. With Kronecker factors, a question that the paper leaves open,
+Δ solves (Σ w_i F_i + damping) Δ = Σ w_i F_i Δ_i + damping · mean.
 """
 
 from collections.abc import Callable
