@@ -7,7 +7,7 @@ import pytest
 
 import fedfisher_jax as ff
 from fedfisher_jax.solve._passes import Clients, Passes, objective_by_passes
-from fedfisher_jax.solve._products import objective_of, recompressed, together
+from fedfisher_jax.solve._products import _shift, objective_of, recompressed, together
 
 RANDOM = np.random.default_rng(5)
 COUNT = 6
@@ -73,12 +73,15 @@ def test_what_is_cut_is_as_far_off_as_said_and_not_indefinite(clients, rank):
     kept = recompressed([], part(clients, range(COUNT)), rank)
     ours, theirs = dense(objective_of(kept)), dense(everyone)
     assert np.linalg.eigvalsh(ours).min() > -1e-9 * np.linalg.eigvalsh(ours).max()
-    unshifted = dense(objective_of(kept._replace(shifts=0 * kept.shifts)))
+    diagonal = np.diag(dense(objective_of(kept._replace(shifts=0 * kept.shifts))))
+    assert np.all(diagonal > np.diag(theirs) - 1e-12)
+    bare = kept._replace(shifts=0 * kept.shifts, spare=jax.tree.map(jnp.zeros_like, kept.spare))
+    unshifted = dense(objective_of(bare))
     assert np.linalg.norm(unshifted - theirs) == pytest.approx(np.linalg.norm(kept.dropped), rel=1e-8)
     np.testing.assert_allclose(np.linalg.norm(unshifted), np.linalg.norm(kept.kept), rtol=1e-8)
-    least = max(0.0, -np.linalg.eigvalsh(unshifted).min())
-    assert (least > 1e-3) == (rank == 3)  # here; the first product alone never has one
-    assert least <= kept.shifts.max() + 1e-9 and kept.shifts.max() <= 1.1 * least + 1e-9
+    least, found = max(0.0, -np.linalg.eigvalsh(unshifted).min()), max(_shift(bare, n) for n in range(2))
+    assert (least > 1e-3) == (rank == 3)  # here; the first product alone never has a negative eigenvalue
+    assert least <= found + 1e-9 and found <= 1.1 * least + 1e-9
     for one, other in ((kept.anchor, everyone.anchor), (kept.pull, everyone.pull)):
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-10)

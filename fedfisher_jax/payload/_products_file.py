@@ -18,7 +18,8 @@ from ._region import FORMAT, PRODUCTS, Silo, named_leaves, summed_header
 PyTree = Any
 NUMBERS = ("shifts", "dropped", "kept")  # of each layer
 MOST_RANK = 4096
-QUADRATIC = ("anchor", "pull")
+POSITIVE = ("value", "spare/", "terms/rest/")
+TREES = ("anchor", "pull", "spare")
 
 
 def packed(products: Products, template: Mapping[str, Any], rule: str, silos: Sequence[Silo], names: bool) -> bytes:
@@ -26,7 +27,7 @@ def packed(products: Products, template: Mapping[str, Any], rule: str, silos: Se
     header = {"format": FORMAT, "holds": PRODUCTS, "library": __version__}
     header |= summed_header(template, rule, silos, names)
     header |= {name: [float(one) for one in getattr(products, name)] for name in NUMBERS}
-    arrays = {f"{part}/{path}": leaf for part in QUADRATIC for path, leaf in named_leaves(getattr(products, part))}
+    arrays = {f"{part}/{path}": leaf for part in TREES for path, leaf in named_leaves(getattr(products, part))}
     arrays |= {f"terms/{name}": array for name, array in named(products.terms, silos[0].header.leaves).items()}
     arrays["value"] = products.value
     return container.pack(header, {name: np.asarray(array) for name, array in arrays.items()})
@@ -54,7 +55,7 @@ def unpacked(raw: Mapping[str, Any], arrays: Mapping[str, np.ndarray], silos: Se
     rank = first.shape[0] if first.ndim else 0
     if not 1 <= rank <= MOST_RANK:
         raise ValueError(f"rank: got {rank}, expected 1 to {MOST_RANK} products of each layer")
-    expected = {f"{part}/{path}": leaf.shape for part in QUADRATIC for path, leaf in named_leaves(like)}
+    expected = {f"{part}/{path}": leaf.shape for part in TREES for path, leaf in named_leaves(like)}
     expected |= {f"terms/{name}": (rank, *outline.shape) for name, outline in shapes.items()} | {"value": ()}
     for name in sorted(set(expected) ^ set(arrays)):
         reason = "is missing" if name in expected else "does not belong to what the header announces"
@@ -63,16 +64,15 @@ def unpacked(raw: Mapping[str, Any], arrays: Mapping[str, np.ndarray], silos: Se
         if arrays[name].shape != shape or arrays[name].dtype not in (np.float32, np.float64):
             raise ValueError(f"{name}: got {arrays[name].dtype} {arrays[name].shape}, expected floats {shape}")
         try:
-            require_sound("nonnegative" if name == "value" or name.startswith("terms/rest/") else "any", arrays[name])
+            require_sound("nonnegative" if name.startswith(POSITIVE) else "any", arrays[name])
             if name.startswith(("terms/inputs/", "terms/outputs/")):  # the first product alone is semi-definite
                 require_sound("semidefinite", arrays[name][0])
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    anchor, pull = (_tree(like, arrays, part) for part in QUADRATIC)
+    anchor, pull, spare = (_tree(like, arrays, part) for part in TREES)
     terms = with_arrays(outlined, [jnp.asarray(arrays[f"terms/{name}"]) for name in shapes])
-    return Products(
-        float(sum(s.header.examples for s in silos)), anchor, pull, jnp.asarray(arrays["value"]), terms, *numbers
-    )
+    weight, value = float(sum(silo.header.examples for silo in silos)), jnp.asarray(arrays["value"])
+    return Products(weight, anchor, pull, value, terms, spare, *numbers)
 
 
 def _tree(like: PyTree, arrays: Mapping[str, np.ndarray], part: str) -> PyTree:

@@ -1,7 +1,9 @@
 """Many clients' objective in the size of a few: one quadratic, with a few Kronecker products a layer as its curvature.
 
-Anchor, pull and value are those of the clients themselves; the curvature alone is cut, and says by how much. A sum that
-is cut may have negative eigenvalues, which no sum of Fishers has: a layer's block is shifted by its most negative one.
+Anchor, pull and value are those of the clients themselves; the curvature alone is cut, and says by how much. Where the
+diagonal of what was dropped is positive it is kept, or the pull would meet no resistance in dropped directions. A sum
+that is cut may have negative eigenvalues, which no sum of Fishers has: a layer's block is shifted by its most negative
+one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,18 +33,19 @@ class Products(NamedTuple):
     pull: PyTree
     value: Any  # at the anchor
     terms: Kronecker  # stacked [rank]
+    spare: PyTree  # the diagonal of what was dropped, where it is positive
     shifts: np.ndarray  # [layers], what is added to the diagonal of each layer's block
-    dropped: np.ndarray  # [layers], at least the Frobenius norm of the clients' block less this one, without its shift
-    kept: np.ndarray  # [layers], the Frobenius norm of this block
+    dropped: np.ndarray  # [layers], at least the Frobenius norm of the clients' block less the products
+    kept: np.ndarray  # [layers], the Frobenius norm of the products
 
 
 def objective_of(products: Products) -> Objective:
     """Make the objective that is kept."""
-    shifts = _by_leaf(products)
+    extra = jax.tree.map(jnp.add, products.spare, _by_leaf(products))
     around = Mixture(products.terms, jnp.ones(len(jax.tree.leaves(products.terms)[0])))
-    diagonal = jax.tree.map(lambda entry, shift: entry + shift, around.diagonal(), shifts)
+    diagonal = jax.tree.map(jnp.add, around.diagonal(), extra)
     near = pick(products.terms, slice(0, 1)).nearest_sum(jnp.ones(1))  # the first product alone is semi-definite
-    product = lambda v: _product(products.terms, shifts, v)  # noqa: E731
+    product = lambda v: _product(products.terms, extra, v)  # noqa: E731
     curvature = Streamed(product, diagonal, near, products.terms.blocks())
     return Objective(curvature, products.pull, products.anchor, products.value)
 
@@ -95,7 +98,10 @@ def recompressed(regions: Sequence[Products], clients: tuple[float, Objective, P
     assert terms is not None
     terms, cut, kept = nearest_products(terms, np.ones(held_rank), rank)
     dropped = dropped + cut
-    made = Products(total, whole.anchor, whole.pull, whole.value_at_anchor, terms, 0 * kept, dropped, kept)
+    cut_diagonal = Mixture(terms, jnp.ones(rank)).diagonal()
+    spare = jax.tree.map(lambda all, cut: jnp.maximum(all - cut, 0), whole.curvature.diagonal(), cut_diagonal)
+    quadratic = total, whole.anchor, whole.pull, whole.value_at_anchor
+    made = Products(*quadratic, terms, spare, 0 * kept, dropped, kept)
     return made._replace(shifts=np.asarray([_shift(made, number) for number in range(len(kept))]))
 
 
@@ -117,12 +123,13 @@ def _shift(products: Products, number: int) -> float:
         return 0.0
     layer, size = terms.layers[number], int(np.prod(terms.layers[number].matrix_shape))
     leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.zeros_like, products.anchor))
-    none = jax.tree.map(jnp.zeros_like, products.anchor)
 
     def times(v: np.ndarray) -> np.ndarray:
         matrix = jnp.asarray(v, leaves[layer.weight].dtype).reshape(layer.matrix_shape)
         held = dict(enumerate(leaves)) | layer.from_matrix(matrix)
-        result = jax.tree.leaves(_product(terms, none, treedef.unflatten([held[n] for n in range(len(held))])))
+        result = jax.tree.leaves(
+            _product(terms, products.spare, treedef.unflatten([held[n] for n in range(len(held))]))
+        )
         return np.asarray(layer.to_matrix(result), np.float64).ravel()
 
     operator = scipy.sparse.linalg.LinearOperator((size, size), times, dtype=np.float64)  # pyright: ignore[reportCallIssue]
@@ -149,6 +156,6 @@ def _by_leaf(products: Products) -> PyTree:
 
 
 @jax.jit
-def _product(terms: Kronecker, shifts: PyTree, v: PyTree) -> PyTree:
+def _product(terms: Kronecker, extra: PyTree, v: PyTree) -> PyTree:
     applied = Mixture(terms, jnp.ones(len(jax.tree.leaves(terms)[0]))).matvec(v)
-    return jax.tree.map(lambda hv, shift, x: hv + shift * x, applied, shifts, v)
+    return jax.tree.map(lambda hv, more, x: hv + more * x, applied, extra, v)
