@@ -116,6 +116,51 @@ def test_payloads_that_are_read_again_and_again_give_the_merge_of_memory(folder,
             assert one["distance_from_merged"] == pytest.approx(other["distance_from_merged"], rel=1e-3)
 
 
+def test_a_region_of_few_products_says_how_near_it_is(folder, tmp_path, capsys):
+    """With as many products as silos nothing is lost, over regions of regions; with one, the error is said."""
+    sent = files(folder, "fedfisher-kfac")
+    want, report = merged(folder, sent, tmp_path / "memory.safetensors")
+    moved = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(want, start_of(folder), strict=True)))
+    east = fold(folder, sent[1:3], tmp_path / "east.safetensors", "--rank", 7, "--names")
+    both = fold(folder, [east, *sent[3:5]], tmp_path / "both.safetensors", "--rank", 7, "--names")
+    got, said = merged(folder, [both, sent[0], *sent[5:]], tmp_path / "got.safetensors")
+    gap = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(got, want, strict=True)))
+    assert gap < 1e-3 * moved and said["diagnostics"]["converged"]
+    assert said["diagnostics"]["objective_end"] == pytest.approx(report["diagnostics"]["objective_end"], rel=1e-4)
+    assert [one["name"] for one in said["contributors"]] == [f"silo {n}" for n in range(SILOS)]
+    capsys.readouterr()
+    one = fold(folder, sent, tmp_path / "one.safetensors", "--rank", 1)
+    assert "off by at most" in capsys.readouterr().out
+    rough, _ = merged(folder, [one], tmp_path / "rough.safetensors")
+    gap = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(rough, want, strict=True)))
+    assert np.isfinite(gap) and gap > 1e-3 * moved  # seven models far apart: one product is not enough
+    start = ["--start", folder / "start.safetensors", "--out", tmp_path / "out.safetensors"]
+    refused("nobody can be taken: fold that again without it", capsys, "merge", one, *start, "--without", 3)
+    refused("which are folded by --rank alone", capsys, "fold", one, *start)
+    refused("rank: fedavg stacks no Kronecker products", capsys, "fold", *files(folder, "fedavg"), *start, "--rank", 2)
+    whole = one.read_bytes()
+    for words, change in HOSTILE.items():
+        one.write_bytes(resealed(whole, change))
+        refused(words, capsys, "merge", one, *start)
+
+
+def of(arrays, part):
+    return next(name for name in arrays if name.startswith(part))
+
+
+HOSTILE = {
+    "shifts: expected 3 numbers": lambda header, arrays: header["shifts"].append(1.0),
+    "dropped: expected 3 numbers": lambda header, arrays: header.update(dropped=[1.0, -1.0, 0.0]),
+    "expected a positive semi-definite": lambda header, arrays: arrays.update(
+        {of(arrays, "terms/inputs"): -arrays[of(arrays, "terms/inputs")]}
+    ),
+    "is missing": lambda header, arrays: arrays.pop(of(arrays, "pull")),
+    "value: expected no negative entry": lambda header, arrays: arrays.update(value=-np.ones(())),
+    "expected finite": lambda header, arrays: arrays.update({"value": np.full((), np.nan)}),
+    "rank: got 0": lambda header, arrays: arrays.update({n: np.zeros(()) for n in arrays if n.startswith("terms/")}),
+}
+
+
 def test_a_file_that_changes_between_passes_is_refused(folder, tmp_path):
     start = model_file.read(folder / "start.safetensors")
     (tmp_path / "p.safetensors").write_bytes(files(folder, "fedavg", 1)[0].read_bytes())

@@ -28,6 +28,9 @@ from ..payload._header import require_same
 from ..payload._region import Silo
 from ..silos import _model_file as model_file
 from ..silos._network import likelihood_of
+from ..solve import Objective
+from ..solve._passes import Passes, objective_by_passes
+from ..solve._products import Products
 from ._once import layers_of, rule_of
 
 KINDS = ("exact", "monte_carlo", "empirical")  # of Fisher information, which rules that measure it can be told
@@ -69,6 +72,7 @@ class Folded(NamedTuple):
 
     sums: Sums | None  # of a rule that adds
     payloads: dict[int, Payload]  # of a rule that stacks, where they are held, by the silos' numbers, in their order
+    products: list[Products]  # regions of a rule that stacks that were cut
     seen: dict[int, Seen]  # by the silo's number
     left: dict[int, Seen]  # those that were left out
     agreed: list[np.ndarray | None]  # parameters that are equal in all payloads of several, None where they are not
@@ -132,7 +136,7 @@ def gather(
     said, name = name if damping is None else catalogue.with_option(name, "damping", damping), plain_name(name)
     rule = rule_for(start, captured, said, about.kind)
     for part in parts:
-        if part.holds == region.SUMS and name != about.rule:
+        if part.holds not in files_of.APART and name != about.rule:
             raise ValueError(f"rule: {part.path} holds a sum for {about.rule[:80]}, which {name} cannot merge")
     going = _leaving(leaving, parts, terms)
     gathered = Gathered(start, name, rule, parts, terms, _without(without, parts, going), going)
@@ -159,6 +163,8 @@ def needs_passes(gathered: Gathered, in_memory: int) -> bool:
     """Tell whether all payloads together are more bytes than may be held, and the rule can read them again instead."""
     if gathered.rule.combine != "stack" or not gathered.rule.passes:
         return False
+    if any(part.holds == region.PRODUCTS for part in gathered.parts):
+        return True
     sent = region.payload_shape(gathered.headers[0], gathered.start.params)
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(sent))
     return size * len(gathered.headers) > in_memory
@@ -169,13 +175,13 @@ def again(gathered: Gathered, parts: Iterable[Part]) -> Iterator[tuple[Payload, 
 
     Args:
         gathered: the files.
-        parts: the same files, perhaps with progress; sums among them are passed over.
+        parts: the same files, perhaps with progress; regions without payloads are passed over.
 
     Raises:
         PayloadError: a file has changed.
     """
     for part in parts:
-        if part.holds != region.SUMS:
+        if part.holds in files_of.APART:
             for sent, header in files_of.payloads_of(part, gathered.terms, sound=True):
                 if header.about.silo not in gathered.without:
                     yield prepared(gathered, sent), header
@@ -193,6 +199,7 @@ def fold_files(gathered: Gathered, hold: bool = True) -> Folded:
     """
     sums, agreed = None, None
     payloads: dict[int, Payload] = {}
+    products: list[Products] = []
     seen: dict[int, Seen] = {}
     left: dict[int, Seen] = {}
     rule, start = gathered.rule, gathered.start.params
@@ -207,6 +214,10 @@ def fold_files(gathered: Gathered, hold: bool = True) -> Folded:
                     seen[number] = Seen(silo.header, silo.digest, file=Path(part.path).name)
             sums, agreed = more if sums is None else joined(sums, more), []
             continue
+        if part.holds == region.PRODUCTS:
+            products, agreed = [*products, files_of.products_of(part, gathered.terms)], []
+            seen |= {s.header.about.silo: Seen(s.header, s.digest, file=Path(part.path).name) for s in part.silos}
+            continue
         for sent, header in files_of.payloads_of(part, gathered.terms):
             one = _look(sent, header, start, part.path)
             if header.about.silo in gathered.without:
@@ -218,7 +229,16 @@ def fold_files(gathered: Gathered, hold: bool = True) -> Folded:
                 sums = add_payload(rule, sums, prepared(gathered, sent), start)
             elif hold:
                 payloads[header.about.silo] = prepared(gathered, sent)
-    return Folded(sums, dict(sorted(payloads.items())), seen, left, agreed if agreed and len(seen) > 1 else [])
+    return Folded(
+        sums, dict(sorted(payloads.items())), products, seen, left, agreed if agreed and len(seen) > 1 else []
+    )
+
+
+def clients_of(gathered: Gathered, folded: Folded, passes: Passes) -> tuple[float, Objective, Passes] | None:
+    """The number of examples of the silos whose payloads are there, their objective, and passes over them, if any."""
+    apart = [silo.header for part in gathered.parts if part.holds in files_of.APART for silo in part.silos]
+    examples = sum(header.examples for header in apart if header.about.silo in folded.seen)
+    return (float(examples), objective_by_passes(passes), passes) if examples else None
 
 
 def shape_of(gathered: Gathered) -> Any:
@@ -279,6 +299,11 @@ def _without(numbers: tuple[int, ...], parts: list[Part], leaving: dict[int, Par
     for number in numbers:
         if number not in places:
             raise ValueError(f"without: got {number}, which is in none of the files")
+        if places[number].holds == region.PRODUCTS:
+            raise ValueError(
+                f"without: {number} is within the products of {places[number].path}, out of which nobody can be taken: "
+                "fold that again without it"
+            )
         if places[number].holds == region.SUMS and number not in leaving:
             raise ValueError(
                 f"without: {number} is within the sum of {places[number].path}: fold that again without it, or take it "

@@ -17,15 +17,17 @@ from .. import _files, payload, report
 from .._trees import stack
 from ..federate import merge_clients
 from ..merge import Kind, Merged, Payload, robust
-from ..merge._one_by_one import merge_by_passes, merge_sums
+from ..merge._one_by_one import merge_objective, merge_sums, passes_of
 from ..merge._outliers import from_others, predicted_losses, words_on_outliers
+from ..merge._rule import require_squares
 from ..payload import Limits
 from ..payload import _container as container
-from ..payload._files_of_a_merge import PAYLOAD
-from ..payload._region import SUMS
+from ..payload._files_of_a_merge import APART, PAYLOAD
 from ..report import words_on_rule
 from ..silos import _model_file as model_file
 from ..solve._conjugate_gradients import ITERATIONS
+from ..solve._passes import objective_by_passes
+from ..solve._products import objective_of, together
 from . import _checkpoints as checkpoints
 from ._fold import region_of
 from ._gather import (
@@ -35,6 +37,7 @@ from ._gather import (
     Gathered,
     Seen,
     again,
+    clients_of,
     distance,
     fold_files,
     gather,
@@ -183,7 +186,7 @@ def _distrusting(gathered: Gathered, settings: MergeSettings) -> Gathered:
             raise ValueError("faulty, cap: need robust")
         return gathered
     for part in gathered.parts:
-        if part.holds == SUMS:
+        if part.holds not in APART:
             raise ValueError(f"robust: {part.path} holds a sum, in which no silo can be told from the others")
     return gathered._replace(rule=robust(gathered.rule, settings.robust, faulty=settings.faulty, cap=settings.cap))
 
@@ -227,14 +230,14 @@ def _merged(gathered: Gathered, folded: Folded) -> Merged:
     elif folded.payloads:
         merged = merge_clients(rule, stack(list(folded.payloads.values())), start)
     else:
-        merged = _solved_by_passes(gathered)
+        merged = _solved_by_passes(gathered, folded)
     for leaf, value in zip(payload.leaves(merged.params), jax.tree.leaves(merged.params), strict=True):
         if not np.isfinite(np.asarray(value)).all():
             raise ValueError(f"rule: the merged model is not finite at {leaf.path}")
     return merged
 
 
-def _solved_by_passes(gathered: Gathered) -> Merged:
+def _solved_by_passes(gathered: Gathered, folded: Folded) -> Merged:
     """Payloads are read again for each step of the solver; the time that is shown as left is that of the most steps."""
     most, console = ITERATIONS + MORE_PASSES, Console(stderr=True)
     with bars(console, disable=len(gathered.parts) < MANY or not console.is_terminal) as progress:
@@ -244,7 +247,15 @@ def _solved_by_passes(gathered: Gathered) -> Merged:
             parts = (part for part in gathered.parts if done() is None)
             return (sent for sent, _ in again(gathered, parts))
 
-        return merge_by_passes(gathered.rule, one_pass, None, gathered.start.params)
+        rule, start = gathered.rule, gathered.start.params
+        passes = passes_of(rule, one_pass, start)
+        if not folded.products:
+            return require_squares(rule, merge_objective(rule, objective_by_passes(passes), start, start))
+        # Where curvatures were cut, an objective is no sum of squares, and may end below zero.
+        clients = clients_of(gathered, folded, passes)
+        objectives = [objective_of(one) for one in folded.products] + ([clients[1]] if clients else [])
+        weights = [one.weight for one in folded.products] + ([clients[0]] if clients else [])
+        return merge_objective(rule, together(objectives, weights), start, start)
 
 
 def _record(gathered: Gathered, folded: Folded, merged: Merged) -> dict[str, Any]:

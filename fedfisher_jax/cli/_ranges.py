@@ -32,6 +32,7 @@ RANGES = {
     **dict.fromkeys(("learning_rate", "server_learning_rate", "server_clip", "budget"), POSITIVE),
     **dict.fromkeys(("warm_up_rounds", "personalise"), Range(f"a number from 0 to {MOST_COUNT}", 0, MOST_COUNT)),
     "max_bytes": Range("at least 1", 1, math.inf),
+    "rank": Range("a number from 1 to 4096", 1, 4096),
     "in_memory": Range("at least 0", 0, math.inf),
     **dict.fromkeys(("momentum", "server_momentum"), Range("a number from 0 to below 1", 0, 1, with_most=False)),
     "damping": Range("a number of at least 0", 0, math.inf, with_most=False),

@@ -19,8 +19,7 @@ from .._likelihood import Likelihood
 from .._trees import scaled
 from ..curvature import Diagonal
 from ..solve._conjugate_gradients import conjugate_gradients
-from ..solve._objective import Solver
-from ..solve._passes import Passes
+from ..solve._objective import Objective, Solver
 from ._fedfisher import DAMPING, lift_sums, stacked
 from ._measure import MeasureFisher, require_options
 from ._rule import Kind, Merged, Payload, Rule, Update, moved, require_start
@@ -116,7 +115,7 @@ def fedfish(
     if structure == "kronecker":
         chosen = conjugate_gradients(damping=DAMPING["kronecker"]) if solver is None else solver
 
-        def solve_stacked(payloads: Payload | Passes, start: PyTree) -> Merged:
+        def solve_stacked(payloads: Payload | Objective, start: PyTree) -> Merged:
             step, diagnostics = chosen(stacked(payloads))
             return Merged(jax.tree.map(jnp.add, start, step), diagnostics)
 

@@ -16,7 +16,6 @@ from .._trees import scaled
 from ..solve._closed_form import closed_form
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Objective, Solver, objective
-from ..solve._passes import Passes, objective_by_passes
 from ._measure import MeasureFisher, require_options
 from ._rule import Merged, Payload, Rule
 
@@ -139,10 +138,10 @@ def summed(summary: dict[str, Any]) -> Objective:
     return Objective(curvature, jax.tree.map(jnp.subtract, product, applied), anchor, at_anchor, size)
 
 
-def stacked(payloads: Payload | Passes) -> Objective:
-    """Make Q from stacked payloads, or from passes over them."""
-    if isinstance(payloads, Passes):
-        return objective_by_passes(payloads)
+def stacked(payloads: Payload | Objective) -> Objective:
+    """Make Q from stacked payloads; where it was made before, of payloads that are not in memory, it is that."""
+    if isinstance(payloads, Objective):
+        return payloads
     return objective(payloads.statistics, payloads.params, payloads.weight)
 
 

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from .._compat import standard_promotion
-from ..solve._passes import Clients, Passes
+from ..solve._objective import Objective
+from ..solve._passes import Clients, Passes, objective_by_passes
 from ._exact_sums import Sums, added, nothing, removed, rounded
 from ._rule import Merged, Rule, check_payload, exchanges, lift, merge_summary, require_squares
 
@@ -57,7 +58,8 @@ def merge_one_by_one(rule: Rule, payloads: Iterable[Any] | Callable[[], Iterable
     if first is None:
         raise ValueError("payloads: expected at least one, got none")
     if sums is None:
-        return merge_by_passes(rule, begin, first.params, start)
+        objective = objective_by_passes(passes_of(rule, begin, start))
+        return require_squares(rule, merge_objective(rule, objective, first.params, start))
     return merge_sums(rule, sums, contribution_shape(rule, first, start), first.params, start)
 
 
@@ -84,18 +86,13 @@ def require_adding(rule: Rule) -> None:
         raise ValueError(f"rule: {rule.name} stacks payloads, expected one that adds, as fedavg does")
 
 
-@standard_promotion
-def merge_by_passes(rule: Rule, begin: Callable[[], Iterable[Any]], params: PyTree, start: PyTree = None) -> Merged:
-    """Merge payloads, each of them sound, by a stacking rule whose solver goes through them again and again.
+def passes_of(rule: Rule, begin: Callable[[], Iterable[Any]], start: PyTree = None) -> Passes:
+    """Make passes over the contributions of payloads that are sound.
 
     Args:
-        rule: one with `passes`.
+        rule: a stacking rule with `passes`.
         begin: begins a pass: the same payloads in the same order each time, none of which is kept.
-        params: a payload's parameters, for their types.
         start: the model that the clients were sent, where the rule reads it.
-
-    Raises:
-        ValueError: an objective ends below zero.
     """
 
     def chunks() -> Iterator[Clients]:
@@ -103,7 +100,13 @@ def merge_by_passes(rule: Rule, begin: Callable[[], Iterable[Any]], params: PyTr
             lifted = _lifted_stack(rule._replace(measure=None), some, start)
             yield Clients(lifted.weight, lifted.params, lifted.statistics)
 
-    return require_squares(rule, merge_summary(rule, Passes(chunks), params, start))
+    return Passes(chunks)
+
+
+@standard_promotion
+def merge_objective(rule: Rule, objective: Objective, params: PyTree, start: PyTree = None) -> Merged:
+    """Merge by a stacking rule with `passes` from the objective of the contributions, in the types of `params`."""
+    return merge_summary(rule, objective, params, start)
 
 
 def _stacks(payloads: Iterable[Any]) -> Iterator[Any]:

@@ -86,7 +86,7 @@ class Rule(NamedTuple):
     squares: bool = False  # whether `measure` reads the last epoch's squared gradients
     parts: tuple["Rule", ...] = ()  # see `then`
     takes: Takes | None = None  # what `lift` and `solve` can merge; None: a rule of one's own that does not say
-    passes: bool = False  # whether a stacking rule's `solve` takes `Passes` over contributions, too
+    passes: bool = False  # whether a stacking rule's `solve` also takes an `Objective`, made by passes over payloads
     trains: bool = True  # whether clients train before they measure; else `measure` reads the start alone
     carry: Carry | None = None  # what rounds keep for the rule's first exchange; None: nothing
 

@@ -6,7 +6,7 @@ models. A run offers what it has, by name, and a rule gets those offers that it 
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial, reduce
+from functools import partial, reduce, wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -72,6 +72,7 @@ _SAYS = {
 }
 
 
+@wraps(fipa)  # whose options are its
 def _fipa(
     apply: Callable, likelihood: Likelihood, *, captured: Capture | None = None, last: bool = False, **options: Any
 ) -> Rule:
@@ -82,6 +83,7 @@ def _fipa(
     return fipa(apply, likelihood, subspace=Subspace(where=captured.layers[-1].leaves), **options)
 
 
+@wraps(fedfish)
 def _fedfish(apply: Callable, likelihood: Likelihood, *, captured: Capture | None = None, **options: Any) -> Rule:
     layers = {} if captured is None or options.get("estimator") == "squares" else {"captured": captured}
     return fedfish(apply, likelihood, **layers, **options)

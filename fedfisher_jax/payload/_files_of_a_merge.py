@@ -9,7 +9,9 @@ import numpy as np
 from ..curvature import Layer
 from ..merge._exact_sums import Sums
 from ..merge._rule import Payload
+from ..solve._products import Products
 from . import _container as container
+from . import _products_file as products_file
 from . import _region as region
 from ._container import Limits, PayloadError
 from ._file import checked, filled
@@ -18,6 +20,7 @@ from ._region import Silo
 
 PyTree = Any
 PAYLOAD = "a silo's payload"
+APART = (PAYLOAD, region.STACK)  # what holds each silo's payload
 
 
 class Part(NamedTuple):
@@ -25,7 +28,7 @@ class Part(NamedTuple):
 
     path: str
     silos: tuple[Silo, ...]  # by their numbers
-    holds: str  # PAYLOAD, `region.SUMS` or `region.STACK`
+    holds: str  # PAYLOAD, `region.SUMS`, `region.STACK` or `region.PRODUCTS`
     stamp: tuple[int, ...] = ()  # the file's size, time of change and number in the file system
 
 
@@ -82,7 +85,7 @@ def payloads_of(part: Part, terms: Terms = Terms(), sound: bool = False) -> Iter
     Raises:
         PayloadError: an array is refused, the file has changed, or it holds a sum.
     """
-    if part.holds == region.SUMS:
+    if part.holds not in APART:
         raise PayloadError(f"{part.path}: holds the sum of {len(part.silos)} silos, expected their payloads")
     raw, arrays = _again(part, terms) if sound else stored(part, terms)
     each = ((raw, arrays),) if part.holds == PAYLOAD else region.members(raw, arrays)
@@ -103,6 +106,19 @@ def sums_of(part: Part, shape: PyTree, terms: Terms) -> Sums:
     examples = sum(silo.header.examples for silo in part.silos)
     try:
         return region.sums_of(arrays, shape, part.silos[0].header, examples)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise PayloadError(f"{part.path}: {error}") from error
+
+
+def products_of(part: Part, terms: Terms) -> Products:
+    """Read a region that holds Kronecker products and has been looked at.
+
+    Raises:
+        PayloadError: an array is refused, or the file has changed.
+    """
+    raw, arrays = stored(part, terms)
+    try:
+        return products_file.unpacked(raw, arrays, part.silos, terms.like)
     except (ValueError, np.linalg.LinAlgError) as error:
         raise PayloadError(f"{part.path}: {error}") from error
 

@@ -27,6 +27,8 @@ from ._header import About, Header, from_json, require_facts, require_flat
 PyTree = Any
 FORMAT = 1
 SUMS, STACK = "sum of silos' contributions", "silos' payloads"  # what a file says that it holds
+PRODUCTS = "few Kronecker products near the sum of silos' Fishers"  # see `_products_file`
+MORE = {SUMS: {"payload"}, STACK: set(), PRODUCTS: {"payload", "shifts", "dropped", "kept"}}
 FIELDS = {"silo", "name", "examples", "bits", "compression", "privacy", "digest"}
 
 
@@ -39,7 +41,7 @@ class Silo(NamedTuple):
 
 def is_region(raw: Mapping[str, Any]) -> bool:
     """Tell whether a file's header is that of a region."""
-    return raw.get("holds") in (SUMS, STACK)
+    return raw.get("holds") in (SUMS, STACK, PRODUCTS)
 
 
 def pack_sums(sums: Sums, template: Mapping[str, Any], rule: str, silos: Sequence[Silo], names: bool) -> bytes:
@@ -52,6 +54,13 @@ def pack_sums(sums: Sums, template: Mapping[str, Any], rule: str, silos: Sequenc
         silos: at least one, with digests.
         names: whether the file may hold the silos' names.
     """
+    header = {"format": FORMAT, "holds": SUMS, "library": __version__, **summed_header(template, rule, silos, names)}
+    both = zip(("high", "low"), sums, strict=True)
+    return container.pack(header, {f"{part}/{path}": leaf for part, tree in both for path, leaf in named_leaves(tree)})
+
+
+def summed_header(template: Mapping[str, Any], rule: str, silos: Sequence[Silo], names: bool) -> dict[str, Any]:
+    """What the header of a region whose silos are no longer apart says of them, see `pack_sums`."""
     total = sum(silo.header.examples for silo in silos)
     quiet = {"name": "", "compression": "none", "privacy": None, "codecs": [], "encoded": {}}
     said = [
@@ -68,9 +77,7 @@ def pack_sums(sums: Sums, template: Mapping[str, Any], rule: str, silos: Sequenc
     ]
     first = min(one["silo"] for one in said)
     payload = {**template, **quiet, "rule": rule, "examples": total, "silo": first}
-    header = {"format": FORMAT, "holds": SUMS, "library": __version__, "payload": payload, "silos": said}
-    both = zip(("high", "low"), sums, strict=True)
-    return container.pack(header, {f"{part}/{path}": leaf for part, tree in both for path, leaf in _named(tree)})
+    return {"payload": payload, "silos": said}
 
 
 def pack_stack(held: Sequence[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]], rule: str, names: bool) -> bytes:
@@ -91,7 +98,7 @@ def silos_of(raw: Mapping[str, Any], arrays: Mapping[str, np.ndarray], limits: L
     Raises:
         ValueError: what is missing, of another type, or contradicts the rest.
     """
-    wanted = {"format", "holds", "library", "silos"} | ({"payload"} if raw["holds"] == SUMS else set())
+    wanted = {"format", "holds", "library", "silos"} | MORE[raw["holds"]]
     if set(raw) != wanted or raw["format"] != FORMAT:
         raise ValueError(f"region: expected format {FORMAT} with {', '.join(sorted(wanted))}")
     said = raw["silos"]
@@ -150,7 +157,7 @@ def sums_of(arrays: Mapping[str, np.ndarray], shape: PyTree, header: Header, exa
     Raises:
         ValueError: which entry, and what is wrong with it.
     """
-    entries = _named(shape)
+    entries = named_leaves(shape)
     expected = {f"{part}/{path}": leaf.shape for part in ("high", "low") for path, leaf in entries}
     for name in sorted(set(expected) ^ set(arrays)):
         reason = "is missing" if name in expected else "does not belong to what the header announces"
@@ -213,7 +220,7 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
-def _named(tree: PyTree) -> list[tuple[str, Any]]:
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     keyed = jax.tree.leaves_with_path(tree)
     return [(jax.tree_util.keystr(keys, simple=True, separator="/"), leaf) for keys, leaf in keyed]
 

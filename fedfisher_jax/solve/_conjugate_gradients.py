@@ -1,11 +1,12 @@
 """Preconditioned conjugate gradients on the aggregated objective: the default solver."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 from ..curvature import Mixture
 from ..curvature.structures._protocol import damped_inverse, power_near
@@ -38,72 +39,109 @@ def conjugate_gradients(*, damping: float = 0.3, iterations: int = ITERATIONS, t
     """
 
     def solve(problem: Objective) -> Solution:
-        leaves, treedef = jax.tree.flatten(problem.pull)
-        owner = {leaf: block for block, group in enumerate(problem.curvature.blocks()) for leaf in group}
-        blocks = [owner[leaf] for leaf in range(len(leaves))]
-        shifts = _shifts(problem, damping)
-        # Blocks in units of their own size, or the dots of a Fisher of 1e-20 underflow; powers of two round nothing.
-        units = jax.tree.map(power_near, _mean_diagonals(problem))
-        pull = jax.tree.map(jnp.multiply, units, problem.pull)
-        precondition = _preconditioner(problem, shifts, units)
-
-        def dots(a: PyTree, b: PyTree) -> jax.Array:
-            products = [jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-            return jnp.stack(
-                [sum(p for p, o in zip(products, blocks, strict=True) if o == n) for n in range(max(blocks) + 1)]
-            )
-
-        def scaled(factors: jax.Array, tree: PyTree) -> PyTree:
-            scaled_leaves = [factors[o].astype(x.dtype) * x for x, o in zip(jax.tree.leaves(tree), blocks, strict=True)]
-            return jax.tree.unflatten(treedef, scaled_leaves)
-
-        def operator(v: PyTree) -> PyTree:
-            return jax.tree.map(lambda u, hv, x, s: u * (hv + s * x), units, problem.curvature.matvec(v), v, shifts)
-
-        def ratio(a: jax.Array, b: jax.Array, active: jax.Array) -> jax.Array:
-            return jnp.where(active & (b > 0), a / jnp.where(b > 0, b, 1), 0)
-
-        goal = tolerance**2 * dots(pull, pull)
-
-        def step(state: tuple) -> tuple:
-            delta, residual, direction, rho, count = state
-            active = dots(residual, residual) > goal
-            applied = operator(direction)
-            alpha = ratio(rho, dots(direction, applied), active)
-            delta = jax.tree.map(jnp.add, delta, scaled(alpha, direction))
-            residual = jax.tree.map(jnp.subtract, residual, scaled(alpha, applied))
-            conditioned = precondition(residual)
-            new = dots(residual, conditioned)
-            beta = ratio(new, rho, active)
-            direction = jax.tree.map(jnp.add, conditioned, scaled(beta, direction))
-            return delta, residual, direction, new, count + 1
-
-        def unfinished(state: tuple) -> jax.Array:
-            return (state[4] < iterations) & jnp.any(dots(state[1], state[1]) > goal)
-
-        loop = _from_the_host if isinstance(problem.curvature, Streamed) else jax.lax.while_loop
-        first = precondition(pull)
-        start = (optax.tree.zeros_like(pull), pull, first, dots(pull, first), jnp.asarray(0))
-        delta, residual, _, _, count = loop(unfinished, step, start)
-        converged = ~jnp.any(dots(residual, residual) > goal)
-        return _solution(problem, delta, shifts, iterations=count, converged=converged)
+        streamed = isinstance(problem.curvature, Streamed)
+        compiled = jax.jit if streamed else lambda function: function  # what reads files cannot be within one program
+        loop = _from_the_host if streamed else jax.lax.while_loop
+        system, first = compiled(lambda given: _begun(given, damping, tolerance))(problem)
+        advance = compiled(lambda known, state, product: _advanced(problem, known, state, product))
+        unfinished = lambda s: (s.count < iterations) & jnp.any(_active(problem, system, s.residual))  # noqa: E731
+        step = lambda state: advance(system, state, problem.curvature.matvec(state.direction))  # noqa: E731
+        last = loop(unfinished, step, first)
+        converged = ~jnp.any(_active(problem, system, last.residual))
+        return _solution(problem, last.delta, system.shifts, iterations=last.count, converged=converged)
 
     return solve
 
 
-def _from_the_host(unfinished: Callable[[tuple], Any], step: Callable[[tuple], tuple], state: tuple) -> tuple:
+class _System(NamedTuple):
+    """What stays the same from step to step."""
+
+    shifts: PyTree  # λ of every leaf
+    units: PyTree  # 1 / size of every leaf's block, a power of two
+    precondition: Partial  # r → M⁻¹ r
+    goal: jax.Array  # [blocks], squares of the norms below which residuals count as none
+
+
+class _State(NamedTuple):
+    delta: PyTree
+    residual: PyTree
+    direction: PyTree
+    rho: jax.Array  # [blocks], residual · M⁻¹ residual
+    count: jax.Array
+
+
+def _begun(problem: Objective, damping: float, tolerance: float) -> tuple[_System, _State]:
+    shifts = _shifts(problem, damping)
+    # Blocks in units of their own size, or the dots of a Fisher of 1e-20 underflow; powers of two round nothing.
+    units = jax.tree.map(power_near, _mean_diagonals(problem))
+    pull = jax.tree.map(jnp.multiply, units, problem.pull)
+    precondition = _preconditioner(problem, shifts, units)
+    goal = tolerance**2 * _dots(problem, pull, pull)
+    first = precondition(pull)
+    state = _State(optax.tree.zeros_like(pull), pull, first, _dots(problem, pull, first), jnp.asarray(0))
+    return _System(shifts, units, precondition, goal), state
+
+
+def _advanced(problem: Objective, system: _System, state: _State, product: PyTree) -> _State:
+    """One step, from the product of H with the direction."""
+    blocks, treedef = _blocks(problem), jax.tree.structure(state.delta)
+
+    def scaled(factors: jax.Array, tree: PyTree) -> PyTree:
+        leaves = [factors[o].astype(x.dtype) * x for x, o in zip(jax.tree.leaves(tree), blocks, strict=True)]
+        return jax.tree.unflatten(treedef, leaves)
+
+    def ratio(a: jax.Array, b: jax.Array, active: jax.Array) -> jax.Array:
+        return jnp.where(active & (b > 0), a / jnp.where(b > 0, b, 1), 0)
+
+    active = _active(problem, system, state.residual)
+    applied = jax.tree.map(lambda u, hv, x, s: u * (hv + s * x), system.units, product, state.direction, system.shifts)
+    alpha = ratio(state.rho, _dots(problem, state.direction, applied), active)
+    delta = jax.tree.map(jnp.add, state.delta, scaled(alpha, state.direction))
+    residual = jax.tree.map(jnp.subtract, state.residual, scaled(alpha, applied))
+    conditioned = system.precondition(residual)
+    new = _dots(problem, residual, conditioned)
+    direction = jax.tree.map(jnp.add, conditioned, scaled(ratio(new, state.rho, active), state.direction))
+    return _State(delta, residual, direction, new, state.count + 1)
+
+
+def _active(problem: Objective, system: _System, residual: PyTree) -> jax.Array:
+    """Which blocks are not solved yet."""
+    return _dots(problem, residual, residual) > system.goal
+
+
+def _dots(problem: Objective, a: PyTree, b: PyTree) -> jax.Array:
+    """The dot product of each block's leaves."""
+    blocks = _blocks(problem)
+    products = [jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    return jnp.stack([sum(p for p, o in zip(products, blocks, strict=True) if o == n) for n in range(max(blocks) + 1)])
+
+
+def _blocks(problem: Objective) -> list[int]:
+    """The number of every leaf's block."""
+    owner = {leaf: block for block, group in enumerate(problem.curvature.blocks()) for leaf in group}
+    return [owner[leaf] for leaf in range(len(owner))]
+
+
+def _from_the_host(unfinished: Callable[[Any], Any], step: Callable[[Any], Any], state: Any) -> Any:
     """Do what `jax.lax.while_loop` does, with steps that may read files."""
     while bool(unfinished(state)):
         state = step(state)
     return state
 
 
-def _preconditioner(problem: Objective, shifts: PyTree, units: PyTree) -> Callable[[PyTree], PyTree]:
+def _preconditioner(problem: Objective, shifts: PyTree, units: PyTree) -> Partial:
     """Make the map r → M⁻¹ r, M being near u (H + λ): of the nearest Fisher of cheap spectrum, or the diagonal."""
     near = problem.curvature.nearest() if isinstance(problem.curvature, Mixture | Streamed) else None
     if near is None:
         diagonal = jax.tree.map(lambda u, h, s: u * (h + s), units, problem.curvature.diagonal(), shifts)
-        return lambda residual: jax.tree.map(_divide, residual, diagonal)
+        return Partial(_over, diagonal)
     by_leaf = jax.tree.leaves(shifts)
-    invert = damped_inverse(near, [by_leaf[block[0]] for block in near.blocks()])
-    return lambda residual: jax.tree.map(jnp.divide, invert(residual), units)
+    return Partial(_inverted, damped_inverse(near, [by_leaf[block[0]] for block in near.blocks()]), units)
+
+
+def _over(diagonal: PyTree, residual: PyTree) -> PyTree:
+    return jax.tree.map(_divide, residual, diagonal)
+
+
+def _inverted(invert: Callable[[PyTree], PyTree], units: PyTree, residual: PyTree) -> PyTree:
+    return jax.tree.map(jnp.divide, invert(residual), units)

@@ -40,14 +40,15 @@ class Passes(NamedTuple):
     chunks: Callable[[], Iterable[Clients]]
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Streamed:
     """Σ_i w_i F_i over Fishers that are read again for every product with a vector; its diagonal is kept."""
 
-    product: Callable[[PyTree], PyTree]
+    product: Callable[[PyTree], PyTree] = dataclasses.field(metadata={"static": True})
     entries: PyTree  # the diagonal
     near: Any  # see `Structure.nearest_sum`
-    groups: Blocks  # that the Fishers couple
+    groups: Blocks = dataclasses.field(metadata={"static": True})  # that the Fishers couple
 
     def matvec(self, v: PyTree) -> PyTree:
         """H v, by one pass.

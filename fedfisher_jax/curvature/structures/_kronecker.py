@@ -1,11 +1,13 @@
 """Kronecker-factored Fisher information: K-FAC (arXiv 1503.05671; 2403.12329, section 4)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from ..._trees import weighted_sum
 from .._layers import Layer, layers_from_json, layers_to_json, numbered
@@ -58,7 +60,7 @@ class Kronecker(Structure):
         result = {leaf: value * leaves[leaf] for leaf, value in self.rest.items()}
         for layer, a, g in zip(self.layers, self.inputs, self.outputs, strict=True):
             result |= layer.from_matrix(times(layer, a, layer.to_matrix(leaves)) @ g)
-        return self._tree(v, result)
+        return _tree(v, result)
 
     def diagonal(self) -> PyTree:
         """The diagonal of F, which is diag(A) diag(G)ᵀ for each layer."""
@@ -120,20 +122,9 @@ class Kronecker(Structure):
     def _turned(self, parts: Sequence[tuple], rest: Mapping[int, Any]) -> Callable[[PyTree], PyTree]:
         """The map that multiplies by factors in the factors' eigenvectors, (u, factors, w) for each layer.
 
-        Where u is None its eigenvectors are the unit vectors.
+        Where u is None its eigenvectors are the unit vectors. It is a pytree, which compiled programs can return.
         """
-
-        def apply(v: PyTree) -> PyTree:
-            leaves = jax.tree.leaves(v)
-            result = {leaf: factor * leaves[leaf] for leaf, factor in rest.items()}
-            for layer, (u, factors, w) in zip(self.layers, parts, strict=True):
-                matrix = layer.to_matrix(leaves)
-                turned = (matrix if u is None else jnp.swapaxes(u, -1, -2) @ matrix) @ w
-                back = (factors * turned) @ jnp.swapaxes(w, -1, -2)
-                result |= layer.from_matrix(back if u is None else u @ back)
-            return self._tree(v, result)
-
-        return apply
+        return Partial(functools.partial(_turn, self.layers), parts, rest)
 
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
         """The names of each layer's two matrices, by its weight, and of every other leaf's diagonal."""
@@ -213,8 +204,21 @@ class Kronecker(Structure):
         factor = factor_of(self.layers, (self.inputs, self.outputs)[side], layer)
         return jnp.diag(factor) if layer.lookup and side == 0 else factor
 
-    def _tree(self, v: PyTree, result: dict[int, Any]) -> PyTree:
-        return jax.tree.unflatten(jax.tree.structure(v), [result[leaf] for leaf in range(len(result))])
+
+def _tree(like: PyTree, result: dict[int, Any]) -> PyTree:
+    return jax.tree.unflatten(jax.tree.structure(like), [result[leaf] for leaf in range(len(result))])
+
+
+def _turn(layers: Sequence[Layer], parts: Sequence[tuple], rest: Mapping[int, Any], v: PyTree) -> PyTree:
+    """Multiply by factors in eigenvectors, see `Kronecker._turned`."""
+    leaves = jax.tree.leaves(v)
+    result = {leaf: factor * leaves[leaf] for leaf, factor in rest.items()}
+    for layer, (u, factors, w) in zip(layers, parts, strict=True):
+        matrix = layer.to_matrix(leaves)
+        turned = (matrix if u is None else jnp.swapaxes(u, -1, -2) @ matrix) @ w
+        back = (factors * turned) @ jnp.swapaxes(w, -1, -2)
+        result |= layer.from_matrix(back if u is None else u @ back)
+    return _tree(v, result)
 
 
 def layer_blocks(layers: Sequence[Layer], others: Sequence[int]) -> Blocks:
