@@ -133,7 +133,7 @@ def kfac(apply: Apply, local: Any, data: ClientData, iterations: int = 1000) -> 
     """Merge by FedFisher with a Kronecker block per layer (2403.12329), undamped, by conjugate gradients from θ̄.
 
     Layers are found in `apply` (`curvature.capture`); parameters that are in none have the diagonal of their Fisher.
-    Examples of a client count alike, whatever their weights, but those of weight 0, which do not count.
+    In float64: undamped blocks are nearly singular. Examples of a client count alike, whatever their weights, but those of weight 0, which do not count.
     """
     shape = jax.ShapeDtypeStruct((1, *data.x.shape[2:]), data.x.dtype)
     captured = capture(apply, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), local), shape)
