@@ -27,8 +27,8 @@ def further_scores(likelihood: Likelihood, outputs: Any, y: Any) -> dict[str, An
     Example:
         >>> import numpy as np, fedfisher_jax as ff
         >>> from fedfisher_jax._further import further_scores
-        >>> further_scores(ff.gaussian(), np.zeros((2, 1)), np.array([3.0, 4.0]))["rmse"] ** 2
-        12.5
+        >>> print(f"{further_scores(ff.gaussian(), np.zeros((2, 1)), np.array([3.0, 4.0]))['rmse']:.4f}")  # √12.5
+        3.5355
     """
     outputs, y = np.asarray(outputs, float), np.asarray(y)
     if outputs.ndim != 2:

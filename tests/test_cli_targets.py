@@ -106,7 +106,7 @@ def test_several_labels_in_a_table(tmp_path, capsys):
     assert set(found["strata"]["names"]) == {"none", "0", "1", "0+1"}
     model = out / "models" / "fedavg.safetensors"
     command("evaluate", model, "--data", tmp_path / "t.csv", *labels)
-    assert "auc " in capsys.readouterr().out
+    assert ", auc " in capsys.readouterr().out
     command("predict", model, "--data", tmp_path / "t.csv", *labels, "--out", tmp_path / "p.csv")
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     assert set(rows[0]) == {"row", "output_0", "output_1"} and 0 < float(rows[0]["output_0"]) < 1

@@ -53,7 +53,9 @@ def evaluate(settings: EvaluateSettings) -> dict[str, float]:
     y = silo_data.targets_of(settings.data, likelihood, outputs, y)
     scores = metrics.evaluate(found.network.apply, likelihood, found.params, jnp.asarray(x), jnp.asarray(y))
     further = further_scores(likelihood, predict(found.network.apply, found.params, x), y)
-    result = metrics.as_numbers(scores) | {name: value for name, value in further.items() if name in ("rmse", "auc")}
+    more = {name: value for name, value in further.items() if name in ("rmse", "auc")}
+    accuracy = {} if scores.accuracy is None else {"accuracy": float(scores.accuracy)}
+    result = {"loss": float(scores.loss), **more, **accuracy}
     print(f"{settings.file}: {len(x)} examples, " + ", ".join(f"{name} {value:.4f}" for name, value in result.items()))
     if settings.by_class:
         if likelihood.name != "categorical" or y.ndim != 1:

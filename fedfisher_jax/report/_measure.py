@@ -45,6 +45,6 @@ def measure_of_record(record: Mapping[str, Any]) -> Measure:
     return measure_of([*record["rules"].values(), *record["references"].values()])
 
 
-def megabits(bits: float) -> str:
+def megabits(bits: int | float) -> str:
     """Write bits as megabits, with two digits at least of a small model's."""
     return f"{bits / 1e6:.2f}" if bits >= 1e5 else f"{bits / 1e6:.2g}"

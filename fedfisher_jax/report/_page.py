@@ -132,12 +132,11 @@ def _at_clients(record: Mapping[str, Any]) -> dict[str, Any] | None:
         rows.append(["own model", _percent(values.mean()), _percent(values.min()), ""])
     for name, one in rules.items():
         values = np.asarray(one["accuracy"])
-        gains = int((values > np.asarray(own["after"]["accuracy"])).sum()) if own else None
-        count = "" if gains is None else f"{gains} of {len(values)}"
-        rows.append([name, _percent(values.mean()), _percent(values.min()), count])
+        gains = [f"{(values > np.asarray(own['after']['accuracy'])).sum()} of {len(values)}"] if own else []
+        rows.append([name, _percent(values.mean()), _percent(values.min()), *gains])
     return {
-        "title": "Accuracy on each client's own training examples, before and after the merge",
-        "columns": ["model", "mean of clients", "worst client", "clients that gain"],
+        "title": "Accuracy on each client's own training examples" + ", before and after the merge" * bool(own),
+        "columns": ["model", "mean of clients", "worst client", *(["clients that gain"] if own else [])],
         "rows": rows,
     }
 

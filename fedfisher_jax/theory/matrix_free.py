@@ -6,7 +6,7 @@ processors wrap convolutional networks in `fedfisher_jax.as_matrix_products`: th
 are slow otherwise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._examples import examples
+from .._likelihood import gaussian
 from .._trees import pick
+from ..curvature import capture, fisher
+from ..solve import conjugate_gradients, objective
 from . import sample_space
 from .two_layer import ClientData as ClientData
 from .two_layer import hide_padding, pool, real
@@ -125,6 +129,25 @@ def diagonal(apply: Apply, local: Any, data: ClientData, chunk: int = 8) -> Any:
     return jax.lax.map(client, (local, data.x, data.weights))
 
 
+def kfac(apply: Apply, local: Any, data: ClientData, iterations: int = 1000) -> Any:
+    """Merge by FedFisher with a Kronecker block per layer (2403.12329), undamped, by conjugate gradients from θ̄.
+
+    Layers are found in `apply` (`curvature.capture`); parameters that are in none have the diagonal of their Fisher. In
+    float64: undamped blocks are nearly singular. Examples of a client count alike, whatever their weights, but those of
+    weight 0, which do not count.
+    """
+    shape = jax.ShapeDtypeStruct((1, *data.x.shape[2:]), data.x.dtype)
+    captured = capture(apply, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), local), shape)
+
+    def client(args: tuple[Any, Array, Array, Array]) -> Any:
+        params, x, y, weights = args
+        return fisher(apply, gaussian(), params, examples(x, y, weights > 0), structure="kronecker", captured=captured)
+
+    fishers = jax.lax.map(client, (local, data.x, data.y, data.weights))
+    problem = objective(fishers, local, data.weights.sum(axis=1))
+    return conjugate_gradients(damping=0.0, iterations=iterations, tolerance=1e-12)(problem).params
+
+
 def train(apply: Apply, params: Any, data: ClientData, steps: int | Array, step_size: float | Array) -> Any:
     """Full-batch gradient descent on every client's ½ L_i from common parameters; result with a leading client axis."""
 
@@ -145,7 +168,7 @@ def merge(apply: Apply, local: Any, data: ClientData, chunk: int = 8) -> tuple[d
     target = push(apply, local, data, minus(local, average))
     spectrum = sample_space.spectrum(gram(apply, local, data, chunk), target.reshape(-1))
     update = pull(apply, local, data, sample_space.minimiser(spectrum).reshape(target.shape))
-    fisher = diagonal(apply, local, data, chunk)
+    diagonals = diagonal(apply, local, data, chunk)
 
     def weighted(f: Array, theta: Array, centre: Array) -> Array:
         total = f.sum(axis=0)
@@ -153,14 +176,20 @@ def merge(apply: Apply, local: Any, data: ClientData, chunk: int = 8) -> tuple[d
 
     models = {
         "full": jax.tree.map(jnp.add, average, update),
-        "diagonal": jax.tree.map(weighted, fisher, local, average),
+        "diagonal": jax.tree.map(weighted, diagonals, local, average),
         "average": average,
     }
     return models, spectrum
 
 
 def diagnose(
-    apply: Apply, start: Any, data: ClientData, steps: int | Array, step_size: float | Array, chunk: int = 8
+    apply: Apply,
+    start: Any,
+    data: ClientData,
+    steps: int | Array,
+    step_size: float | Array,
+    chunk: int = 8,
+    further: Mapping[str, Callable[[Apply, Any, ClientData], Any]] | None = None,
 ) -> Run:
     """Local training, merging and error decomposition of any network; pure and traceable.
 
@@ -174,6 +203,7 @@ def diagnose(
         step_size: In units of 1/λ_max of the tangent kernel at `start` (the largest over clients), so that networks of
             different widths learn at the same rate; below 2 the linearised network is stable.
         chunk: Rows of the Jacobian held at a time, each as large as the parameters.
+        further: Other merges of the clients' models by name, such as {"kfac": kfac}, whose errors are told, too.
     """
     data = hide_padding(data)
     clients, shape = len(data.x), data.y.shape
@@ -188,6 +218,7 @@ def diagnose(
     merged = pool(data)
     pooled = pick(train(apply, start, merged, steps, rate), 0)
     models, spectrum = merge(apply, local, data, chunk)
+    models |= {name: make(apply, local, data) for name, make in (further or {}).items()}
     local_outputs = outputs(apply, local, data)
     total = partial(jnp.einsum, "in,inc->", data.weights)
     local_loss = total((local_outputs - data.y) ** 2)

@@ -65,6 +65,41 @@ def test_several_outputs_against_the_explicit_jacobian():
         np.testing.assert_allclose(ravel_pytree(client(diagonals, i))[0], (rows[i] ** 2).sum(axis=0), atol=1e-12)
 
 
+def test_kfac_against_dense_kronecker_products():
+    def apply(params, x):
+        return jnp.tanh(x @ params["in"]) @ params["out"]
+
+    keys = jax.random.split(jax.random.key(3), 4)
+    local = {"in": jax.random.normal(keys[0], (2, 3, 2)), "out": jax.random.normal(keys[1], (2, 2, 2))}
+    x, y = jax.random.normal(keys[2], (2, 6, 3)), jax.random.normal(keys[3], (2, 6, 2))
+    weights = jnp.array([[0.1] * 6, [0.1] * 4 + [0.0] * 2])
+    x = x.at[1, 4:].set(jnp.nan)  # padding, whatever it holds
+    got = jax.jit(
+        lambda p: matrix_free.kfac(apply, p, matrix_free.hide_padding(matrix_free.ClientData(x, y, weights)))
+    )(local)
+    for leaf, inputs_of in (("in", lambda p, a: a), ("out", lambda p, a: np.tanh(a @ p["in"]))):
+        total, right, mean = 0.0, 0.0, np.asarray(jnp.tensordot(jnp.array([0.6, 0.4]), local[leaf], 1)).reshape(-1)
+        for i, count in ((0, 6), (1, 4)):
+            params = client(local, i)
+            a = np.asarray(inputs_of(params, np.asarray(x[i, :count])))
+            hidden = np.tanh(np.asarray(x[i, :count]) @ params["in"])
+            back = [np.eye(2)] * count
+            if leaf == "in":  # of both outputs by each hidden unit's sum
+                back = [np.asarray(params["out"]).T * (1 - h**2) for h in hidden]
+            block = np.kron(a.T @ a / count, sum(b.T @ b for b in back) / count)
+            share = (0.6, 0.4)[i]
+            total, right = total + share * block, right + share * block @ (np.asarray(params[leaf]).reshape(-1) - mean)
+        want = mean + np.linalg.pinv(total, rcond=1e-11, hermitian=True) @ right
+        np.testing.assert_allclose(np.asarray(got[leaf]).reshape(-1), want, rtol=1e-5, atol=1e-7)
+
+
+def test_further_merges_are_told(pair):
+    start, _, same = pair
+    further = {"first": lambda apply, local, data: jax.tree.map(lambda leaf: leaf[0], local)}
+    got = jax.jit(lambda s: matrix_free.diagnose(as_any, s, same, 2, 0.5, further=further))(start)
+    assert set(got.errors) == {"full", "diagonal", "average", "pooled", "first"}
+
+
 def test_step_is_in_units_of_the_largest_tangent_eigenvalue(pair):
     start, _, same = pair
     got = jax.jit(lambda s: matrix_free.diagnose(as_any, s, same, 1, 0.5))(start)
