@@ -68,8 +68,8 @@ def train_privately(training: Any, params: PyTree, data: Examples, key: jax.Arra
     def sample(draw: jax.Array) -> Batch:
         chances = jax.random.uniform(draw, (length,), jnp.float32)
         taken = (chances < mean_size / size) & (jnp.arange(length) < data.size)
-        first = data.indices[jnp.argsort(~taken, stable=True)]
-        return take(data._replace(indices=first, size=jnp.sum(taken)), 0, places)
+        (first,) = jnp.nonzero(taken, size=places, fill_value=0)
+        return take(data._replace(indices=data.indices[first], size=jnp.sum(taken)), 0, places)
 
     def step(index: Any, carry: tuple, draws: jax.Array) -> tuple:
         p, state, total, count = carry
