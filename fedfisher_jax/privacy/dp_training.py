@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
@@ -105,7 +106,7 @@ def epsilon_of(noise: float, delta: float, size: int, batch_size: int, epochs: i
 
 def secret_key() -> jax.Array:
     """Draw a random key from the operating system, of all the randomness that a key holds."""
-    return jax.random.wrap_key_data(np.frombuffer(os.urandom(8), np.uint32), impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.asarray(np.frombuffer(os.urandom(8), np.uint32)), impl="threefry2x32")
 
 
 def _places(size: int, batch_size: int, chance: float) -> int:
