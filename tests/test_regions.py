@@ -303,7 +303,7 @@ def change_header(header, arrays, **values):
 
 CHANGES = {
     "examples": lambda header, arrays: header["silos"][0].update(examples=1000),
-    "weight": lambda header, arrays: arrays.update({"high/weight": 2 * arrays["high/weight"]}),
+    "weight": lambda header, arrays: arrays.update({"high/weight": np.asarray(2 * arrays["high/weight"])}),
     "low": lambda header, arrays: arrays.update({"low/weight": np.ones(())}),
     "finite": lambda header, arrays: arrays.update({"high/constant": np.full((), np.nan)}),
     "announces": lambda header, arrays: arrays.update({"high/more": np.ones(())}),

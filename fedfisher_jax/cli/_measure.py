@@ -285,9 +285,8 @@ def _guarantee(settings: MeasureSettings) -> Guarantee | None:
         return None
     if settings.unit == "example":
         if given := _changed(settings, ("clip_params", "clip_fisher")):
-            raise ValueError(
-                f"{given}: of examples features or gradients are clipped, see clip_features, clip_gradients"
-            )
+            what = "gradients" if settings.rule == PRIVATELY_TRAINED else "features"
+            raise ValueError(f"{given}: of examples the {what} are clipped, see clip_{what}")
         if settings.rule == PRIVATELY_TRAINED:
             if given := _changed(settings, ("clip_features", "checkpoint")):
                 raise ValueError(f"{given}: {PRIVATELY_TRAINED} with privacy of examples trains, see clip_gradients")

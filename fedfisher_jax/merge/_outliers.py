@@ -97,4 +97,4 @@ def words_on_outliers(looks: Mapping[int, Look], examples: Mapping[int, int]) ->
 @lru_cache(2)
 def _hashes(size: int) -> tuple[np.ndarray, np.ndarray]:
     draw = np.random.default_rng(size)
-    return draw.integers(0, BUCKETS, size, dtype=np.int16), 2.0 * draw.integers(0, 2, size) - 1.0
+    return draw.integers(0, BUCKETS, size, dtype=np.int16), 2 * draw.integers(0, 2, size, dtype=np.int8) - 1

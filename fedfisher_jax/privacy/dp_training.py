@@ -21,6 +21,7 @@ from ..federate._private import Private
 from .noise import _where
 
 TRUNCATED = 0.1  # of δ, for samples that are larger than there is room for
+ORDERS = (*(2 + x / 10 for x in range(60)), *range(8, 64), 128, 256, 512)  # of divergences; series below 2 do not end
 
 
 class Promise(NamedTuple):
@@ -98,7 +99,7 @@ def epsilon_of(noise: float, delta: float, size: int, batch_size: int, epochs: i
     """
     dp, rdp = _accounting()
     step = dp.PoissonSampledDpEvent(min(1.0, batch_size / size), dp.GaussianDpEvent(noise))
-    accountant = rdp.RdpAccountant()
+    accountant = rdp.RdpAccountant(ORDERS)
     accountant.compose(dp.SelfComposedDpEvent(step, epochs * -(-size // batch_size)))
     return float(accountant.get_epsilon(delta))
 
