@@ -31,8 +31,8 @@ def merge(rule: Rule, payloads: Iterable[Payload], start: PyTree = None) -> Merg
 
     Args:
         rule: one of `RULES`.
-        payloads: at least one; a rule that adds (all but fedfisher-kfac and -lowrank) lets each but the first go
-            before the next.
+        payloads: at least one; a rule that adds (all but fedfisher-kfac and -lowrank) keeps the first, and of the
+            others one at a time.
         start: the model that all were fine-tuned from, where the rule reads it.
 
     Raises:
