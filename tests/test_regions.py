@@ -133,7 +133,7 @@ def test_a_region_of_few_products_says_how_near_it_is(folder, tmp_path, capsys):
     assert "off by at most" in capsys.readouterr().out
     rough, _ = merged(folder, [one], tmp_path / "rough.safetensors")
     gap = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(rough, want, strict=True)))
-    assert np.isfinite(gap) and gap > 1e-3 * moved  # seven models far apart: one product is not enough
+    assert gap < 0.5 * moved  # seven models far apart, by one product
     start = ["--start", folder / "start.safetensors", "--out", tmp_path / "out.safetensors"]
     refused("nobody can be taken: fold that again without it", capsys, "merge", one, *start, "--without", 3)
     refused("which are folded by --rank alone", capsys, "fold", one, *start)
@@ -155,7 +155,6 @@ HOSTILE = {
         {of(arrays, "terms/inputs"): -arrays[of(arrays, "terms/inputs")]}
     ),
     "is missing": lambda header, arrays: arrays.pop(of(arrays, "pull")),
-    "value: expected no negative entry": lambda header, arrays: arrays.update(value=-np.ones(())),
     "expected finite": lambda header, arrays: arrays.update({"value": np.full((), np.nan)}),
     "rank: got 0": lambda header, arrays: arrays.update({n: np.zeros(()) for n in arrays if n.startswith("terms/")}),
 }

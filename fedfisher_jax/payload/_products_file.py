@@ -18,7 +18,7 @@ from ._region import FORMAT, PRODUCTS, Silo, named_leaves, summed_header
 PyTree = Any
 NUMBERS = ("shifts", "dropped", "kept")  # of each layer
 MOST_RANK = 4096
-POSITIVE = ("value", "spare/", "terms/rest/")
+POSITIVE = ("spare/", "terms/rest/")
 TREES = ("anchor", "pull", "spare")
 
 

@@ -1,9 +1,9 @@
 """Many clients' objective in the size of a few: one quadratic, with a few Kronecker products a layer as its curvature.
 
-Anchor, pull and value are those of the clients themselves; the curvature alone is cut, and says by how much. Where the
-diagonal of what was dropped is positive it is kept, or the pull would meet no resistance in dropped directions. A sum
-that is cut may have negative eigenvalues, which no sum of Fishers has: a layer's block is shifted by its most negative
-one.
+The curvature is cut, and says by how much; value and gradient are exact at the minimiser of the clients' own objective,
+so that alone they give nearly their own merge. Where the diagonal of what was dropped is positive it is kept, or a pull
+would meet no resistance in dropped directions. A sum that is cut may have negative eigenvalues, which no sum of Fishers
+has: a layer's block is shifted by its most negative one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import scipy.sparse.linalg
 
 from .._trees import pick, stack, weighted_sum
 from ..curvature import Mixture
 from ..curvature.structures._kronecker import Kronecker
 from ..curvature.structures._nearest_products import joined, nearest_products
+from ._conjugate_gradients import conjugate_gradients
 from ._objective import Objective
 from ._passes import Passes, Streamed
 
@@ -102,7 +104,17 @@ def recompressed(regions: Sequence[Products], clients: tuple[float, Objective, P
     spare = jax.tree.map(lambda all, cut: jnp.maximum(all - cut, 0), whole.curvature.diagonal(), cut_diagonal)
     quadratic = total, whole.anchor, whole.pull, whole.value_at_anchor
     made = Products(*quadratic, terms, spare, 0 * kept, dropped, kept)
-    return made._replace(shifts=np.asarray([_shift(made, number) for number in range(len(kept))]))
+    made = made._replace(shifts=np.asarray([_shift(made, number) for number in range(len(kept))]))
+    return _touching(made, whole)
+
+
+def _touching(made: Products, whole: Objective) -> Products:
+    """Change pull and value so that the objective has, where the whole one is least, its value and its gradient."""
+    least = jax.tree.map(jnp.subtract, conjugate_gradients()(whole).params, whole.anchor)
+    products = whole.curvature.matvec(least), objective_of(made).curvature.matvec(least)
+    missing = jax.tree.map(jnp.subtract, *products)
+    pull = jax.tree.map(jnp.subtract, made.pull, missing)
+    return made._replace(pull=pull, value=made.value - optax.tree.vdot(least, missing))
 
 
 def _parts(
