@@ -11,14 +11,12 @@ import jax
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from .. import _files, payload, report
+from .. import _files, payload
 from .._trees import stack
 from ..federate import merge_clients
-from ..merge import Kind, Merged, Payload, robust
+from ..merge import Merged, Payload, robust
 from ..merge._one_by_one import merge_objective, merge_sums, passes_of
-from ..merge._outliers import from_others, predicted_losses, words_on_outliers
 from ..merge._rule import require_squares
 from ..payload import Limits
 from ..payload import _container as container
@@ -31,23 +29,19 @@ from ..solve._products import objective_of, together
 from . import _checkpoints as checkpoints
 from ._fold import region_of
 from ._gather import (
-    KINDS,
     MANY,
     Folded,
     Gathered,
-    Seen,
     again,
     clients_of,
-    distance,
     fold_files,
     gather,
     needs_passes,
     paths_of,
     shape_of,
-    shown,
 )
-from ._inspect import literal
 from ._leaving import record_of, sha256_of
+from ._merge_report import left_of, moved_though_agreed, report_of, table_of, words_on
 from ._one_line import say
 from ._progress import bars, stage
 from ._ranges import require_ranges
@@ -150,27 +144,29 @@ def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = ()) -> dict
     merged = _merged(gathered, folded)
     if merged.apply is not None:
         raise ValueError(f"rule: {name} makes another network, for which there is no model file")
-    record = _record(gathered, folded, merged)
+    record = report_of(gathered, folded, merged)
     if settings.robust is not None:
         record["robust"] = {"how": settings.robust, "faulty": settings.faulty, "cap": settings.cap}
     region = None if settings.into is None else region_of(gathered, folded, settings.names)
     made_by = f"merge of {len(folded.seen)} payloads by {name}"
-    data = model_file.write(settings.out, start.kind, merged.params, made_by, start.scaling)
+    data = model_file.write(settings.out, start.kind, merged.params, made_by, start.scaling, start.classes)
     record["sha256"] = _sha256(data)  # of what was written, whatever has been there since
     if folded.left:
         after = None if region is None else _sha256(region)
         stay = [part.path for part in gathered.parts if any(s.header.about.silo in folded.seen for s in part.silos)]
-        record["leaving"] = record_of(_left(gathered, folded), before, record["sha256"], after, stay, list(folded.seen))
+        record["leaving"] = record_of(
+            left_of(gathered, folded), before, record["sha256"], after, stay, list(folded.seen)
+        )
     _files.write_json(described, record)
     if settings.into is not None and region is not None:  # last: a merge that is killed before can be done again
         container.write_bytes(settings.into, region)
     for doubled in record["same_arrays"]:
         say(f"silos {' and '.join(map(str, doubled))} sent the same arrays: is one counted twice?")
-    for word in words_on_rule(name, record) + _words_on_outliers(folded):
+    for word in words_on_rule(name, record) + words_on(folded):
         say(word)
-    for path, by in _moved_though_agreed(folded, merged.params):
+    for path, by in moved_though_agreed(folded, merged.params):
         say(f"{path}: all silos sent the same numbers, as of a frozen layer, and {name} moved them by {by:.2g}")
-    Console().print(_table(record))
+    Console().print(table_of(record))
     print(f"{settings.out}, {described}")
     return record
 
@@ -189,11 +185,6 @@ def _distrusting(gathered: Gathered, settings: MergeSettings) -> Gathered:
         if part.holds not in APART:
             raise ValueError(f"robust: {part.path} holds a sum, in which no silo can be told from the others")
     return gathered._replace(rule=robust(gathered.rule, settings.robust, faulty=settings.faulty, cap=settings.cap))
-
-
-def _words_on_outliers(folded: Folded) -> list[str]:
-    looks = {number: one.look for number, one in folded.seen.items() if one.look is not None}
-    return words_on_outliers(looks, {number: folded.seen[number].header.examples for number in looks})
 
 
 def _limits(settings: MergeSettings) -> Limits:
@@ -256,130 +247,3 @@ def _solved_by_passes(gathered: Gathered, folded: Folded) -> Merged:
         objectives = [objective_of(one) for one in folded.products] + ([clients[1]] if clients else [])
         weights = [one.weight for one in folded.products] + ([clients[0]] if clients else [])
         return merge_objective(rule, together(objectives, weights), start, start)
-
-
-def _record(gathered: Gathered, folded: Folded, merged: Merged) -> dict[str, Any]:
-    """Who contributed, weights, bits, how far models lie apart, and how the solve went."""
-    full = 32 * sum(leaf.size for leaf in jax.tree.leaves(gathered.start.params))
-    headers = gathered.headers
-    total, about = sum(header.examples for header in headers), headers[0].about
-    apart = _compared(gathered, folded, merged.params)
-    looks = {number: one.look for number, one in folded.seen.items() if one.look is not None}
-    others = dict(zip(looks, from_others(list(looks.values())), strict=True)) if looks else {}
-    contributors = [
-        {
-            **_who(folded.seen[header.about.silo]),
-            "weight": header.examples / total,
-            "bits": header.bits,
-            "bits_over_fedavg": header.bits / full,
-            "compression": header.about.compression,
-            "privacy": header.about.privacy,
-            "distance_from_start": folded.seen[header.about.silo].distance,
-            "distance_from_others": others.get(header.about.silo),
-            **apart.get(header.about.silo, {"distance_from_merged": None, "predicted_loss": None}),
-        }
-        for header in headers
-    ]
-    return _files.plain(
-        {
-            "rule": gathered.name,
-            "kind": about.kind,
-            "start": about.start,
-            "contributors": contributors,
-            "same_arrays": _same_arrays(folded),
-            "examples": total,
-            "bits": sum(header.bits for header in headers),
-            "fedavg_bits": full * len(headers),
-            "diagnostics": merged.diagnostics,
-            "zero_fisher": sorted(number for number, one in folded.seen.items() if one.zero_fisher),
-            "versions": report.versions(),
-        }
-    )
-
-
-def _who(one: Seen) -> dict[str, Any]:
-    """What a silo can find itself by."""
-    about = one.header.about
-    return {
-        "silo": about.silo,
-        "name": about.name,
-        "examples": one.header.examples,
-        "file": one.file,
-        "digest": one.digest,
-    }
-
-
-def _left(gathered: Gathered, folded: Folded) -> list[dict[str, Any]]:
-    """Those who left, with the SHA-256 of their own files, where they had some."""
-    own = {p.silos[0].header.about.silo: Path(p.path) for p in gathered.parts if p.holds == PAYLOAD}
-    own |= {number: Path(part.path) for number, part in gathered.leaving.items()}
-    return [_who(one) | {"sha256": sha256_of(own.get(number))} for number, one in sorted(folded.left.items())]
-
-
-def _compared(gathered: Gathered, folded: Folded, merged: Any) -> dict[int, dict[str, Any]]:
-    """Each silo's model compared with the merged one, by another pass over files that are not held."""
-    kind = gathered.parts[0].silos[0].header.about.kind
-    kept = None if kind is None else Kind(kind)  # as in the file, see `prepared`
-
-    def one(sent: Payload) -> dict[str, Any]:
-        losses = predicted_losses(sent._replace(kind=kept), merged, gathered.start.params) if kind in KINDS else None
-        return {"distance_from_merged": distance(sent.params, merged), "predicted_loss": losses}
-
-    if folded.payloads:
-        return {silo: one(sent) for silo, sent in folded.payloads.items()}
-    if all(seen.distance is None for seen in folded.seen.values()):
-        return {}
-    parts = shown(gathered.parts, "comparing")
-    return {header.about.silo: one(sent) for sent, header in again(gathered, parts)}
-
-
-def _moved_though_agreed(folded: Folded, merged: Any) -> list[tuple[str, float]]:
-    """Parameters that are equal in all files of several, and not in the merged model, with how far it moved them."""
-    found = []
-    leaves = zip(payload.leaves(merged), jax.tree.leaves(merged), folded.agreed, strict=True) if folded.agreed else ()
-    for leaf, new, common in leaves:
-        if common is None:
-            continue
-        first = np.asarray(common, np.float64)
-        by = float(np.abs(np.asarray(new, np.float64) - first).max(initial=0))
-        if by > 1e-5 * np.abs(first).max(initial=0):
-            found.append((leaf.path, by))
-    return found
-
-
-def _same_arrays(folded: Folded) -> list[list[int]]:
-    """Numbers of silos that sent the same arrays, as one silo does that takes several numbers."""
-    groups: dict[str, list[int]] = {}
-    for number, one in sorted(folded.seen.items()):
-        groups.setdefault(one.digest, []).append(number)
-    return [numbers for numbers in groups.values() if len(numbers) > 1]
-
-
-def _table(record: dict[str, Any]) -> Table:
-    table = Table(header_style="bold", caption=literal(f"{record['rule']}: {_short(record['diagnostics'])}"))
-    for column in (
-        "silo",
-        "name",
-        "examples",
-        "weight",
-        "Mbit",
-        "× FedAvg",
-        "from start",
-        "from merged",
-        "from others",
-    ):
-        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
-    for one in record["contributors"]:
-        bits = f"{one['bits'] / 1e6:.2f}", f"{one['bits_over_fedavg']:.2f}"
-        gaps = one["distance_from_start"], one["distance_from_merged"], one["distance_from_others"]
-        distances = ["" if gap is None else f"{gap:.3g}" for gap in gaps]
-        row = str(one["silo"]), literal(one["name"]), str(one["examples"]), f"{one['weight']:.3f}", *bits, *distances
-        table.add_row(*row)
-    return table
-
-
-def _short(diagnostics: dict[str, Any]) -> str:
-    words = (
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in diagnostics.items()
-    )
-    return ", ".join(words) or "no solve"

@@ -66,7 +66,7 @@ def merge(settings: SumSettings) -> dict[str, Any]:
         if not np.isfinite(np.asarray(value)).all():
             raise ValueError(f"rule: the merged model is not finite at {leaf.path}")
     made_by = f"secure sum of {len(masked)} payloads by {rule.name}"
-    data = model_file.write(settings.out, start.kind, merged.params, made_by, start.scaling)
+    data = model_file.write(settings.out, start.kind, merged.params, made_by, start.scaling, start.classes)
     record = {
         "rule": rule.name,
         "kind": header.about.kind,

@@ -66,7 +66,7 @@ def scores_at_clients(
         training: names the model and its likelihood; nothing is trained.
         params: the model's parameters.
         cohort: the clients.
-        apply: of a merged model that is another network.
+        apply: the function of a merged model that is another network.
         strategy: how clients share the machine, see `map_clients`.
     """
     score = ScoreClient(apply or training.apply, training.likelihood)

@@ -171,7 +171,7 @@ def test_a_bounded_span_is_cut_client_by_client_and_tells_how_much(bound):
     [(FipaStep, {"off_span": "go"}), (FipaStep, {"tau": -1.0}), (FipaStep, {"cutoff": -1.0}), (FipaStep, {"clip": 0.0})]
     + [(FipaStep, {"rate": 0.0}), (public_fipa_step, {"gamma": 0.0}), (PastFishers, {"rho": -1.0})]
     + [(PastFishers, {"decay": 1.0}), (PastFishers, {"rank": 0})],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_refusals(made, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
