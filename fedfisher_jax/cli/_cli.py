@@ -11,7 +11,7 @@ import tyro
 from .. import __version__
 from ..federate._map_clients import HANDS
 from ._commands import COMMANDS
-from ._one_line import Terminated, fit_terminal, listen, one_line
+from ._one_line import Terminated, fit_terminal, listening, one_line
 from ._sweep_file import with_file
 
 INTERRUPTED, TERMINATED = 130, 143  # the exit codes of shells for Ctrl-C and for SIGTERM
@@ -26,19 +26,20 @@ def main(arguments: list[str] | None = None) -> None:
     debug, arguments = "--debug" in arguments, [word for word in arguments if word != "--debug"]
     fit_terminal()
     known = {name: settings for name, (settings, _) in COMMANDS.items()}
-    try:
-        listen()
-        if arguments[:1] == ["sweep"]:
-            arguments = with_file(arguments, known["sweep"])
-        command = tyro.extras.subcommand_cli_from_dict(known, args=arguments, prog="fedfisher", sort_subcommands=False)
-    except SystemExit:  # after help, or tyro's own words about what it does not know
-        raise
-    except BaseException as error:
-        _leave(error, debug)
-    try:
-        _do(command)
-    except BaseException as error:  # of whatever kind: code that users name may raise anything
-        _leave(error, debug)
+    with listening():
+        try:
+            if arguments[:1] == ["sweep"]:
+                arguments = with_file(arguments, known["sweep"])
+            how = {"prog": "fedfisher", "sort_subcommands": False}
+            command = tyro.extras.subcommand_cli_from_dict(known, args=arguments, **how)
+        except SystemExit:  # after help, or tyro's own words about what it does not know
+            raise
+        except BaseException as error:
+            _leave(error, debug)
+        try:
+            _do(command)
+        except BaseException as error:  # of whatever kind: code that users name may raise anything
+            _leave(error, debug)
 
 
 def _do(command: Any) -> None:

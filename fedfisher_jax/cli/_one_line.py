@@ -1,14 +1,17 @@
 """What a person sees of an error: one line that any terminal can show."""
 
+import contextlib
 import os
 import shutil
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 REPORT_AT = "the issues of the project's page"
+AGAIN = 5.0  # seconds, longer than a command needs to clean up
 LEAST_WIDTH = 40  # in narrower terminals help texts are never done wrapping
 PACKAGE = Path(__file__).parent.parent
 SAID_BY_US = (ValueError, TypeError)  # where this package raises them: what it says about input
@@ -19,15 +22,37 @@ class Terminated(KeyboardInterrupt):
     """The system asks the process to end (SIGTERM), as Slurm and Docker do: it ends as after Ctrl-C."""
 
 
-def listen() -> None:
-    """Let SIGTERM end a command as Ctrl-C does, with its temporary files removed; in the main thread alone."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, with its temporary files removed; in the main thread alone.
 
+    An exception of a signal's handler is lost where it meets a finaliser or a callback from compiled code: it is raised
+    again until the command has ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+    alarm = getattr(signal, "SIGALRM", None)  # not on every system
+    again = alarm is not None and signal.getsignal(alarm) is signal.SIG_DFL
 
-def _terminate(number: int, frame: Any) -> None:
-    del number, frame
-    raise Terminated
+    def stop(number: int, frame: Any) -> None:
+        del frame
+        heard.append(number)
+        if again:
+            signal.setitimer(signal.ITIMER_REAL, AGAIN)
+        raise Terminated if heard[0] == signal.SIGTERM else KeyboardInterrupt
+
+    ours = [signal.SIGTERM, signal.SIGINT, *([alarm] if again else [])]
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.signal(number, stop) for number in ours if signal.getsignal(number) in usual}
+    try:
+        yield
+    finally:
+        if again:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def one_line(error: BaseException) -> str:

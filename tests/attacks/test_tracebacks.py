@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from commands import command, refused
 
-from fedfisher_jax.cli import _cli, _commands
+from fedfisher_jax.cli import _cli, _commands, _one_line
 from fedfisher_jax.data import DataNotFoundError, load
 
 SHORT = ("--epochs", 1, "--rule", "fedavg", "--out", "x.safetensors")
@@ -184,15 +184,33 @@ def test_a_command_that_is_terminated_or_interrupted_says_so_in_one_line_and_lea
     out = tmp_path / "größe и 数据"
     call = [sys.executable, "-m", "fedfisher_jax.cli", "run", "--epochs", "100000", "--out", str(out)]
     for number, code, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):
-        running = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while not (out / "clients.png").exists():  # training begins then
-            assert running.poll() is None, running.communicate()
-            time.sleep(0.1)
-        running.send_signal(number)
-        said = running.communicate(timeout=300)[1].strip().splitlines()[-1]
+        with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+            try:
+                while not (out / "clients.png").exists():  # training begins then
+                    assert running.poll() is None, running.communicate()
+                    time.sleep(0.1)
+                running.send_signal(number)
+                said = running.communicate(timeout=300)[1].strip().splitlines()[-1]
+            finally:
+                running.kill()
         assert running.returncode == code and said.startswith(f"fedfisher: {word}: "), said
         assert not list(out.glob(".*")) and not json.loads((out / "result.json").read_text())["complete"]
         (out / "clients.png").unlink()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_is_lost_is_raised_again(monkeypatch):
+    monkeypatch.setattr(_one_line, "AGAIN", 0.1)
+
+    class Dying:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(_one_line.Terminated), _one_line.listening():
+        Dying()  # what a finaliser raises goes nowhere
+        time.sleep(30)
+    assert signal.getsignal(signal.SIGTERM) == before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 def test_a_disk_that_is_full_and_a_folder_that_cannot_be_written_to_are_one_line(tmp_path, monkeypatch):
