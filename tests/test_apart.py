@@ -124,6 +124,7 @@ def test_the_axis_is_followed_not_guessed():
     assert untouched(jax.make_jaxpr(lambda x: jnp.sort(x, 1))(x).jaxpr)
 
 
+@pytest.mark.slow
 def test_rounding_of_narrow_numbers_is_no_mixing():
     """In bfloat16 an example alone differs from one in a batch by more than in float32; what mixes, by far more."""
     layers = jnp.asarray(zoo.normal(2, 12, 96, 96) / 96**0.5, jnp.bfloat16)

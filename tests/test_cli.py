@@ -25,6 +25,7 @@ def record(tmp_path_factory):
     return json.loads((out / "result.json").read_text()), out
 
 
+@pytest.mark.slow
 def test_result_has_everything(record):
     result, out = record
     assert result["complete"] and result["seed"] == 0
@@ -53,6 +54,7 @@ def test_same_seed_same_result(record, tmp_path):
     assert again["clients"]["sizes"] == record[0]["clients"]["sizes"]
 
 
+@pytest.mark.slow
 def test_data_seed_alone_decides_the_split(tmp_path):
     sizes = {}
     for seed, data_seed in ((0, 5), (1, 5), (1, 6)):
@@ -64,6 +66,7 @@ def test_data_seed_alone_decides_the_split(tmp_path):
     assert sizes[0, 5][1] != sizes[1, 5][1]
 
 
+@pytest.mark.slow
 def test_a_folder_knows_its_run(record, tmp_path, capsys):
     """The same run says that it is finished, another one is refused by what differs, whatever a file is called."""
     result, out = record

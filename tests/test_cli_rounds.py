@@ -35,6 +35,7 @@ def whole(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_it_gives_the_librarys_numbers(whole):
     found = result(whole)
     assert found["complete"] and set(found["rules"]) == {"fedavg", "fedfish"}
@@ -54,6 +55,7 @@ def test_it_gives_the_librarys_numbers(whole):
     assert found["rules"]["fedfish"]["bits_up"] == 2 * found["rules"]["fedavg"]["bits_up"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_files(whole, tmp_path, monkeypatch, capsys):
     """Ctrl-C in the second rule's second round: one line that says how to go on, and then the same numbers."""
     same = (*ROUNDS, "--local", "fedprox", "--strength", "0.1", "--barrier", "--out", tmp_path)
@@ -84,6 +86,7 @@ def test_its_models_can_be_evaluated(whole, capsys):
     assert said == pytest.approx(result(whole)["rules"]["fedfish"]["accuracy"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_warm_up_personalisation_and_a_servers_optimiser(tmp_path):
     out, more = tmp_path / "out", ("--warm-up", "fedavg", "--warm-up-rounds", "1", "--personalise", "1", "--pooled")
     more += (

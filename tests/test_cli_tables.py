@@ -38,6 +38,7 @@ def ran(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_mapping_is_written_down(ran):
     result = json.loads((ran / "out" / "result.json").read_text())
     assert result["classes"] == list(KINDS) and result["rules"]["fedavg"]["accuracy"] > 0.9
@@ -83,6 +84,7 @@ def test_classes_in_model_files_are_checked(ran, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
 
 
+@pytest.mark.slow
 def test_silos_may_bring_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = "\n".join(f"{n % 2 + 0.1 * n},{n % 2}" for n in range(20))
@@ -99,6 +101,7 @@ def test_silos_may_bring_tables(tmp_path, monkeypatch, capsys):
     assert "got texts as labels" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "my_network.py").write_text(
         "import jax.numpy as jnp\n"

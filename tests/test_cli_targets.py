@@ -52,6 +52,7 @@ def regressed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_regression_is_judged_by_its_error(regressed, capsys):
     found, (x, y) = result(regressed / "one"), numbers()
     model = model_file.read(regressed / "one" / "models" / "fedavg.safetensors")
@@ -91,6 +92,7 @@ def test_trackers_are_told_what_is_written(regressed):
     assert float(table[-1]["rmse"]) == result(regressed / "one")["rules"]["fedavg"]["rmse"]
 
 
+@pytest.mark.slow
 def test_several_labels_in_a_table(tmp_path, capsys):
     random = np.random.default_rng(1)
     x = random.normal(size=(100, 3))

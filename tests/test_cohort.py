@@ -166,6 +166,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_four_devices():
     environment = devices.environment(4)
     done = subprocess.run(

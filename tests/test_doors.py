@@ -189,6 +189,7 @@ def test_a_fold_of_3000_ones_in_16_bits_is_3000(strategy):
     assert float(total) == 3000
 
 
+@pytest.mark.slow
 def test_small_clients_read_short_rows_beside_a_large_one():
     """20 clients of 10 examples beside one of 20,000: the index table follows examples, and results are the same."""
     sizes = [20_000, *[10] * 20]

@@ -127,6 +127,7 @@ def test_diagonal_paper_loop():
     require_accuracy(merged.params, "fedfisher_diag")
 
 
+@pytest.mark.slow
 def test_kronecker_paper_loop():
     solver = ff.paper_loop(ff.released_adam("kronecker"), validation=validation)
     merged = ff.merge_payloads(ff.fedfisher(apply, likelihood, solver=solver), payloads(kronecker))
@@ -136,6 +137,7 @@ def test_kronecker_paper_loop():
     require_accuracy(merged.params, "fedfisher_kfac_uncompressed")
 
 
+@pytest.mark.slow
 def test_compressed_kronecker_paper_loop():
     """From the authors' decompressed factors, which carry p_i each: Σ (1/p_i)(p_i A_i ⊗ p_i G_i) = Σ p_i F_i."""
     shares = golden.array("p").astype(np.float32)
@@ -164,6 +166,7 @@ def accuracy_of(params):
     return float(ff.evaluate(apply, likelihood, params, *map(jnp.asarray, golden.held_out())).accuracy)
 
 
+@pytest.mark.slow
 def test_default_solver_needs_no_labels_and_is_as_good():
     assert accuracy_of(merged_by_default()) > golden.ACCURACY["fedfisher_kfac_uncompressed"]
 

@@ -18,6 +18,7 @@ def _fisher(family, outputs):
     return rows.T @ rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_factor_gives_hessian_of_nll(family, shape):

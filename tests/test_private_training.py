@@ -98,6 +98,7 @@ def test_what_private_training_refuses():
         dp_training.promise(1.0, 1e-5, [], batch_size=1, epochs=1, clip_gradients=1.0)
 
 
+@pytest.mark.slow
 def test_a_silo_measures_so_and_its_file_says_what_was_promised(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     command = lambda *words: cli.main([str(word) for word in words])  # noqa: E731

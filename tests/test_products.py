@@ -56,6 +56,7 @@ def dense(objective):
     return np.stack(columns)
 
 
+@pytest.mark.slow
 def test_with_as_many_products_as_clients_regions_of_regions_lose_nothing(clients):
     everyone = ff.solve.objective(clients.fishers, clients.params, clients.weights)
     east = recompressed([], part(clients, [4, 1]), COUNT)

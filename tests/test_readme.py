@@ -97,6 +97,7 @@ def cases(paths):
     return [pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path.name in SLOW)) for path in paths]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", cases([*PAGES, *NOTEBOOKS]))
 def test_the_code_of_a_page_runs(page, capsys):
     if missing := [name for name in WHOLE.get(page.name, ()) if not find_spec(name)]:
@@ -107,6 +108,7 @@ def test_the_code_of_a_page_runs(page, capsys):
         pytest.skip(f"all blocks ran but those that need {', '.join(sorted(lacking))}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", cases(EXAMPLES))
 def test_a_script_runs(script, capsys):
     assert len(script.read_text().splitlines()) < 40

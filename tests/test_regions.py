@@ -76,6 +76,7 @@ def equal(ours, theirs):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_regions_of_regions_give_the_merge_of_all_files_to_the_bit(rule, folder, tmp_path):
     want, report = merged(folder, files(folder, rule), tmp_path / "all.safetensors")
@@ -98,6 +99,7 @@ def test_regions_of_regions_give_the_merge_of_all_files_to_the_bit(rule, folder,
     assert [one["name"] for one in said["contributors"]] == [f"silo {n}" for n in range(SILOS)]
 
 
+@pytest.mark.slow
 def test_payloads_that_are_read_again_and_again_give_the_merge_of_memory(folder, tmp_path, capsys):
     """With a region among the files, and one silo that leaves. Two solvers that stop at residuals of 1e-4 differ by
     that times the conditioning; tests/merge/test_fold.py solves to 1e-12 and compares with a dense solve."""
@@ -116,6 +118,7 @@ def test_payloads_that_are_read_again_and_again_give_the_merge_of_memory(folder,
             assert one["distance_from_merged"] == pytest.approx(other["distance_from_merged"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_region_of_few_products_says_how_near_it_is(folder, tmp_path, capsys):
     """With as many products as silos nothing is lost, over regions of regions; with one, the error is said."""
     sent = files(folder, "fedfisher-kfac")

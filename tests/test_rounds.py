@@ -51,6 +51,7 @@ FEDAVG = ff.fedavg(NETWORK.apply, LIKELIHOOD)
 KFAC = ff.fedfisher(NETWORK.apply, LIKELIHOOD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "kronecker"])
 def test_a_round_is_the_one_shot_merge(problem, name):
     start, who = problem
@@ -68,6 +69,7 @@ def test_a_round_is_the_one_shot_merge(problem, name):
     assert int(after.round) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [FEDAVG, KFAC], ids=lambda rule: rule.name)
 @pytest.mark.parametrize("strategy", ["vectorised", "threads", "devices"])
 def test_strategies_agree(problem, rule, strategy):
@@ -106,6 +108,7 @@ def test_the_server_optimiser_sees_the_step_back_as_its_gradient(problem):
     chex.assert_trees_all_close(whole, merged, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_the_servers_step_is_clipped_to_the_clients_steps(problem):
     """To 0.2 √Σ ‖θ_i − θ‖² exactly, in its direction; a step that is short enough is not touched."""
     start, who = problem
@@ -300,6 +303,7 @@ def test_fedfish_refuses(wrong):
         merge.fedfish(NETWORK.apply, LIKELIHOOD, **wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["sequential", "vectorised"])
 def test_one_program_tells_of_a_model_that_diverged_and_nothing_of_it_is_kept(problem, strategy, tmp_path):
     start, who = problem

@@ -139,6 +139,7 @@ def recalibrated(start, tmp_path_factory):
     return first, second, averaged, better, report, examples
 
 
+@pytest.mark.slow
 def test_a_recalibrated_merge_by_mail_is_the_plain_one_of_those_who_stayed(recalibrated, start, tmp_path):
     first, second, averaged, better, report, examples = recalibrated
     assert report["contributors"] == STAYED and report["dropped_out"] == [NEVER_MASKS]

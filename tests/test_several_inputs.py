@@ -38,6 +38,7 @@ def agree(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_dictionary_or_a_tuple_is_measured_trained_and_evaluated_as_one_array_is(way):
     apply, x = WAYS[way]
@@ -111,6 +112,7 @@ def test_padded_positions_are_left_out_of_losses_and_accuracies(fill):
         ff.evaluate(tagger, likelihood, PARAMS, TOKENS, np.full_like(TAGS, fill))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
 @pytest.mark.parametrize("structure", ["diagonal", "kronecker", "full"])
 def test_padded_positions_are_left_out_of_fishers(structure, kind):

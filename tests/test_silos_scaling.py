@@ -90,6 +90,7 @@ def silos(tables, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_start_carries_the_scaling_through_measure_merge_and_evaluate(tables, silos, monkeypatch, capsys):
     """Tables as they are give the model that tables scaled by hand give."""
     monkeypatch.chdir(silos)
@@ -187,6 +188,7 @@ def test_labels_with_gaps_are_no_outputs_unless_said(tmp_path, monkeypatch, caps
         ff.data.label_counts(np.array([1, 2, 3]), [np.array([0]), np.array([1, 2])], 3)
 
 
+@pytest.mark.slow
 def test_run_says_what_a_person_should_know(tmp_path, capsys):
     """Pixels as they are, labels with gaps, clients that learn nothing, solvers that stop early: all in words."""
     rng = np.random.default_rng(0)

@@ -153,6 +153,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_two_hosts_are_one():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

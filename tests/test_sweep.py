@@ -50,6 +50,7 @@ def swept(tmp_path_factory):
 FILES = ("results.jsonl", "table.md", "table.csv", "table.tex", "figure.png", "figure.pdf")
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_its_tables(swept):
     lines = [json.loads(line) for line in (swept / "results.jsonl").read_text().splitlines()]
     assert [(line["varied"], line["seed"]) for line in lines] == [("α 0.5", 0), ("α 0.5", 1), ("α 2", 0), ("α 2", 1)]
@@ -62,6 +63,7 @@ def test_a_sweep_leaves_its_tables(swept):
     assert (swept / "figure.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_to_the_same_files(swept, tmp_path, monkeypatch, capsys):
     same = (*QUICK, "--alpha", "0.5", "2", "--seeds", "2", "--out", tmp_path)
     real, calls = _sweep.run_in, []

@@ -116,6 +116,7 @@ def test_long_names_of_files_are_written(federation):
     assert Path(name).stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(tmp_path):
     inside, leave = threading.Event(), threading.Event()
 

@@ -179,6 +179,7 @@ def test_a_failure_that_nobody_foresaw_says_that_it_is_a_bug(folder, monkeypatch
     assert command("inspect", "x") == (130, f"fedfisher: interrupted: {said}\n")
 
 
+@pytest.mark.slow
 def test_a_command_that_is_terminated_or_interrupted_says_so_in_one_line_and_leaves_no_part_of_a_file(tmp_path):
     """SIGTERM, as of Slurm and Docker, and Ctrl-C while clients train; in a folder with a space and other letters."""
     out = tmp_path / "größe и 数据"
@@ -289,6 +290,7 @@ def test_help_ends_in_narrow_terminals(width):
     assert status == 0 and "--data" in seen
 
 
+@pytest.mark.slow
 def test_terminals_that_know_ascii_alone(folder):
     words = ("--data", "d.npz", "--epochs", "1", "--rule", "fedavg")
     status, seen, errors = started("measure", *words, PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C")

@@ -259,6 +259,7 @@ def one_shot(registered):
     return rule, cohort, sent, payloads, expected
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_in_one_shot_and_by_a_secure_sum(one_shot):
     rule, _, sent, payloads, expected = one_shot
     merged = {
@@ -273,6 +274,7 @@ def test_a_rule_of_ones_own_in_one_shot_and_by_a_secure_sum(one_shot):
     np.testing.assert_allclose(explicit.flat(secure_merge(rule, sent).params), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_over_two_rounds(one_shot):
     rule, cohort, _, _, _ = one_shot
     federation = ff.Federation(TRAINING, rule, sampled=2)
@@ -288,6 +290,7 @@ def test_a_rule_of_ones_own_over_two_rounds(one_shot):
     np.testing.assert_allclose(explicit.flat(state.params), explicit.flat(by_hand), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_through_the_commands(registered, tmp_path, monkeypatch):
     """init, measure and merge, with the network and the rule named as module:function."""
     monkeypatch.chdir(tmp_path)

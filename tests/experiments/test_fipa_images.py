@@ -6,6 +6,7 @@ import pytest
 from experiments.lib import cells, over_rounds
 
 
+@pytest.mark.slow
 def test_methods_go_on_from_one_warm_up_and_are_counted(script):
     flags = ("--quick", "--seeds", "1", "--rounds", "2", "--warm-up", "1", "--every", "1", "--rank", "2")
     methods = ("fedavg sgd-1", "fedavg sgd-0.25", "memory sgd-0.25")

@@ -23,6 +23,7 @@ def median(apply, likelihood):
 '''
 
 
+@pytest.mark.slow
 def test_table(script):
     table, summary, lines = script("fedfisher.one_shot_table", *TINY, "--epochs", "1", "--alphas", "0.5")
     assert "each draws a split and a training" in table

@@ -119,6 +119,7 @@ def test_methods_share_the_warm_up_and_count_their_bits():
     np.testing.assert_array_equal(found["bits"], 32 * np.array([0, d, 2 * d, 3 * d + 5 * (d + 1)]))
 
 
+@pytest.mark.slow
 def test_regression_run():
     settings = {"seeds": 2, "rounds": 2, "warm_up": 1, "epochs": 0, "width": 3, "clients": 2}
     found = regression.run("fedavg", 1, settings)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 
+@pytest.mark.slow
 def test_few_rounds(script):
     flags = ("--quick", "--rounds", "2", "--epochs", "2", "--participation", "0.6", "--seeds", "2")
     table, summary, lines = script("fedfisher.few_rounds", *flags)

@@ -31,6 +31,7 @@ def stacked(name, order=(0, 1, 2), common=False):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[sent[i] for i in order])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "convolutional"])
 def test_laws(name):
     """Equal clients know what their average knows: there is nothing to learn, to the last bit."""

@@ -27,6 +27,7 @@ def rule(structure="low_rank", solver=SOLVER, **subspace):
     return ff.fedfisher(apply, federation.LIKELIHOOD, structure=structure, solver=solver, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [*federation.IDENTITY, *federation.FOLD])
 def test_laws(law):
     law(rule(), "dense", atol=1e-8)

@@ -1,9 +1,11 @@
 import federation
+import pytest
 
 from fedfisher_jax import merge_payloads
 from fedfisher_jax.merge import fedfisher, fedlpa
 
 
+@pytest.mark.slow
 def test_fedlpa_is_kfac_of_the_labels():
     apply, _, _, captured = federation.net("dense")
     rule = fedlpa(apply, federation.LIKELIHOOD, captured=captured)

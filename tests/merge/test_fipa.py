@@ -65,6 +65,7 @@ def random_payloads():
     return payloads_of(FULL, RANDOM)
 
 
+@pytest.mark.slow
 def test_local_gauss_newton_steps_make_the_centralised_one():
     local = [-np.linalg.pinv(fisher_of(rows), rcond=1e-10) @ gradient_of(rows) for rows in ROWS]
     found = step_of(payloads_of(FULL, local))
@@ -142,6 +143,7 @@ def test_a_round_of_the_engine():
     assert losses["fipa"] < 0.8 * losses["start"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off_span", ["stay", "fedavg"])
 def test_a_bound_that_nothing_exceeds_changes_nothing(off_span):
     payloads = payloads_of(fipa(apply, GAUSSIAN, rank=4), RANDOM)
@@ -203,6 +205,7 @@ def test_the_form_of_public_codes(random_payloads):
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_memory_of_past_rounds_is_that_of_explicit_matrices():
     """Three rounds with all eigenpairs kept; with ρ = 0 every round is one without memory, and so is the first one."""
     step, past = FipaStep(tau=0.05, clip=None), PastFishers(rho=3.0, decay=0.8, rank=SIZE)
@@ -231,6 +234,7 @@ def test_a_memory_of_past_rounds_is_that_of_explicit_matrices():
         np.testing.assert_allclose(kept.fisher.to_dense(), running, rtol=0, atol=1e-10 * np.abs(running).max())
 
 
+@pytest.mark.slow
 def test_what_a_small_memory_leaves_out_is_told_and_rounds_keep_it():
     rule = fipa(apply, GAUSSIAN, rank=5, past=PastFishers(rank=3), subspace=Subspace(where=(0, 2)))
     train = ff.LocalTraining(apply, GAUSSIAN, optax.sgd(0.05), epochs=1, batch_size=8)

@@ -176,6 +176,7 @@ def test_payloads_merged_one_by_one_are_merged_all_at_once(name, dtype):
     assert set(got.diagnostics) == set(want.diagnostics)
 
 
+@pytest.mark.slow
 def test_only_two_payloads_are_held_at_a_time():
     held = []
 

@@ -191,6 +191,7 @@ def test_padding_may_hold_anything():
     assert found.params is None and float(found.weight) == 40
 
 
+@pytest.mark.slow
 def test_it_composes_and_its_results_have_its_name():
     """The second exchange is measured at the first one's model: against both steps by hand."""
     import optax

@@ -75,6 +75,7 @@ def test_equal_clients_up_to_the_order_of_neurons(name, features):
     federation.close(merge_payloads(fusion(name, reference=0), sent).params, params)
 
 
+@pytest.mark.slow
 def test_places_of_a_kernel_that_see_padding_alone_do_not_matter():
     """On a map of 2 x 2, four of nine places of a strided 3 x 3 kernel lie outside of the image."""
     network = nn.Sequential(
@@ -175,6 +176,7 @@ def golden_payloads():
         yield outline(golden.params(client), data)
 
 
+@pytest.mark.slow
 def test_golden_model():
     captured = capture(golden.network.apply, golden.params(0), jnp.zeros((1, 28, 28, 1)))
     rule = released_ot_fusion(golden.network.apply, federation.LIKELIHOOD, captured=captured)

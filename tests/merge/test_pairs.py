@@ -89,6 +89,7 @@ def test_in_memory(name, measured):
         chex.assert_trees_all_close(secure_merge(rule, sent, start).params, own_model(name), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_exact_and_drawn_fishers_are_one_statistic_and_empirical_ones_another():
     apply, start, shape, captured = federation.net("dense")
     rules = {

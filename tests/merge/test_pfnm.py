@@ -109,6 +109,7 @@ def test_second_client_is_assigned_as_by_trying_everything(seed):
         np.testing.assert_allclose(unit, np.concatenate(shared).mean(0))
 
 
+@pytest.mark.slow
 def test_golden_model():
     """Units come in another order, as the orders of clients are other random numbers; the network is the same."""
     captured = capture(golden.network.apply, golden.params(0), jnp.zeros((1, 28, 28, 1), jnp.float32))

@@ -44,6 +44,7 @@ def stack(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+@pytest.mark.slow
 def test_pooled_moments_are_those_of_each_class(sent):
     payloads = stack(sent)
     source = pseudo.gaussians(payloads.statistics["inputs"], payloads.weight / payloads.weight.sum(), 100)
@@ -78,6 +79,7 @@ def test_images_are_described_by_their_first_cosines():
     np.testing.assert_allclose(matrix @ image.ravel(), expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_training_lowers_what_it_is_said_to_minimise(sent):
     """CE on fresh draws plus (λ/2) Q falls from the K-FAC merge to the result; with a huge λ the result stays at it."""
     payloads = stack(sent)

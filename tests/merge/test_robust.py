@@ -137,6 +137,7 @@ def test_a_silo_under_two_names_counts_once(how):
         assert gap(ff.merge_payloads(rule, twice).params, plain) < 0.02
 
 
+@pytest.mark.slow
 def test_equal_clients_give_their_model_and_order_does_not_matter():
     same = [sent(1)[0]] * 5
     for how in ("cap", "geometric-median", "krum", "objective"):

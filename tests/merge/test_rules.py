@@ -155,6 +155,7 @@ def test_a_users_rule_that_fails_in_any_way_is_one_line(text, words, tmp_path, m
 NARROW = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfisher-full", "fedfisher-lowrank")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(name, jnp.bfloat16) for name in (*NARROW, "fedlpa", "regmean", "regmean-kron")]

@@ -39,6 +39,7 @@ def test_golden_clients_have_their_accuracy(client):
     assert float(result.accuracy) == pytest.approx(golden.LOCAL_ACCURACY[client], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_golden_ensemble_has_its_accuracy():
     x, y = golden.held_out()
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(golden.params, range(golden.NUM_CLIENTS)))

@@ -1,6 +1,8 @@
 import fuzz
+import pytest
 
 
+@pytest.mark.slow
 def test_mutated_files_are_the_original_or_refused_with_a_reason():
     """Some here, in seconds and MiB of this process; `fuzz.py` is the same with as many as one likes."""
     outcomes, slowest, grown = fuzz.run(2000, seed=1)

@@ -85,6 +85,7 @@ def command(*arguments):
     cli.main([str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_silos_files_make_the_head_of_all_data(tmp_path):
     """init, measure, merge: an analytic head, then recalibration of that model; against ridge regression by hand."""
     random = np.random.default_rng(0)

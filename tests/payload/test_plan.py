@@ -97,6 +97,7 @@ def merged_accuracy():
     return accuracy
 
 
+@pytest.mark.slow
 def test_kfac_for_fedavgs_bits_is_as_good_as_uncompressed(merged_accuracy):
     """The whole file counts, headers included."""
     plain, bits = merged_accuracy(lambda sent, said: plan.none(sent))

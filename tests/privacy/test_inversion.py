@@ -60,6 +60,7 @@ def test_going_on_is_the_same_as_not_stopping():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_model_inversion_finds_what_the_model_takes_for_a_class(trained):
     network, params, *_ = trained
     optimizer, loss = optax.adam(0.1), attacks.ModelInversion(network.apply, LIKELIHOOD)

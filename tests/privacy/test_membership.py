@@ -100,6 +100,7 @@ def small(params, x):
     return jnp.tanh(x @ params["w"]) @ params["v"]
 
 
+@pytest.mark.slow
 def test_inverse_quadratics_against_dense_matrices():
     x = jnp.asarray(np.random.default_rng(2).normal(size=(30, 4)))
     data, damping = ff.examples(x, jnp.zeros(30, int)), 0.1

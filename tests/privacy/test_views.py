@@ -49,6 +49,7 @@ def real_mean(label, count):
     return DATA.train_x[np.flatnonzero(DATA.train_y == label)[:count]].astype(float).mean(0).ravel()
 
 
+@pytest.mark.slow
 def test_a_compressed_payload_still_shows_the_mean(payloads):
     sent = payloads["kronecker"][1]
     seen = views.quantised(sent, "fedfisher-kfac", "categorical", START, CAPTURED, 1.0)

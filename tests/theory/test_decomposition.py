@@ -101,6 +101,7 @@ def test_rows_of_weight_zero_change_nothing(case, value):
         np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [None, np.nan], ids=["copies", "nan"])
 def test_rows_of_weight_zero_change_nothing_of_any_network(case, value):
     start, data, _, _ = case
