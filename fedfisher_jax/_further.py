@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax
+import scipy  # its parts load where they are used
 
 from ._likelihood import Likelihood
 
@@ -43,7 +43,9 @@ def further_scores(likelihood: Likelihood, outputs: Any, y: Any) -> dict[str, An
     table = np.bincount(classes * y + outputs.argmax(1), minlength=classes**2).reshape(classes, classes)
     counts = table.sum(1)
     shares = [float(table[c, c] / counts[c]) if counts[c] else None for c in range(classes)]
-    found = _auc(y[:, None] == np.arange(classes), log_softmax(outputs, axis=1)) | {"accuracy_by_class": shares}
+    found = _auc(y[:, None] == np.arange(classes), scipy.special.log_softmax(outputs, axis=1)) | {
+        "accuracy_by_class": shares
+    }
     return found | ({"confusion": table.tolist()} if classes <= MOST_CLASSES else {})
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from .. import _files, payload, report
+from ..curvature import Fisher
 from ..merge import Kind, Merged, Payload
 from ..merge._outliers import from_others, predicted_losses, words_on_outliers
 from ..payload._files_of_a_merge import PAYLOAD
@@ -80,7 +81,8 @@ def _compared(gathered: Gathered, folded: Folded, merged: Any) -> dict[int, dict
     kept = None if kind is None else Kind(kind)  # as in the file, see `prepared`
 
     def one(sent: Payload) -> dict[str, Any]:
-        losses = predicted_losses(sent._replace(kind=kept), merged, gathered.start.params) if kind in KINDS else None
+        known = kind in KINDS and isinstance(sent.statistics, Fisher)
+        losses = predicted_losses(sent._replace(kind=kept), merged, gathered.start.params) if known else None
         return {"distance_from_merged": distance(sent.params, merged), "predicted_loss": losses}
 
     if folded.payloads:
@@ -126,7 +128,8 @@ def table_of(record: dict[str, Any]) -> Table:
         "from merged",
         "from others",
     ):
-        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
+        named = column == "name"  # is never cut before the headings of numbers are folded
+        table.add_column(column, justify="left" if named else "right", no_wrap=named)
     for one in record["contributors"]:
         bits = f"{one['bits'] / 1e6:.2f}", f"{one['bits_over_fedavg']:.2f}"
         gaps = one["distance_from_start"], one["distance_from_merged"], one["distance_from_others"]

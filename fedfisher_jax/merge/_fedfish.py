@@ -122,7 +122,7 @@ def fedfish(
         return Rule(
             "fedfish-kfac",
             measure,
-            lambda payload, start: level(payload),
+            lambda payload, start: level(moved(payload, start)),
             solve_stacked,
             "stack",
             takes=takes,

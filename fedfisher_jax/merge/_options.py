@@ -79,7 +79,7 @@ def known(constructor: Callable[..., Any], offered: tuple[str, ...], damping: fl
             found[one.name] = Option("", kinds)
         elif record := next(filter(dataclasses.is_dataclass, kinds), None):
             inner = ((field.name, _kinds(hint)) for field, hint in _fields(record))
-            found |= {name: Option(one.name, k) for name, k in inner if _plain(k)}
+            found = {name: Option(one.name, k) for name, k in inner if _plain(k)} | found  # earlier ones have the name
     if any(one.kind is one.VAR_KEYWORD for one in arguments):
         plain = {"kind": (str,), "samples": (int,)}
         found |= {name: Option("", plain[name]) for name in offered if name in plain}

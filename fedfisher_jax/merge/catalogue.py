@@ -205,10 +205,11 @@ def named_rule(
         return composed(name, lambda part: named_rule(part, apply, likelihood, **given))
     name, words, after = named(name)
     entry = _entry(name, rules)
-    said = records(entry.constructor, arguments_of(name, words, _known(entry), entry.damping))
+    chosen = arguments_of(name, words, _known(entry), entry.damping)
     given = {key: value for key, value in (offers or {}).items() if key in entry.takes}
     more = _chosen(name, entry, after) if entry.variants else {"features": after} if after else {}
     try:
+        said = records(entry.constructor, chosen)
         return entry.constructor(apply, likelihood, **given | options | said | more)
     except (TypeError, ValueError) as error:
         if words and isinstance(error, ValueError):  # a value that the rule refuses

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+import scipy  # its parts load where they are used
 
 from ..federate._private import Private
 from .noise import _where
@@ -111,7 +111,7 @@ def secret_key() -> jax.Array:
 
 def _places(size: int, batch_size: int, chance: float) -> int:
     """Room that a sample exceeds at most with this probability."""
-    return min(size, int(stats.binom.isf(chance, size, min(1.0, batch_size / size))) + 1)
+    return min(size, int(scipy.stats.binom.isf(chance, size, min(1.0, batch_size / size))) + 1)
 
 
 def _accounting() -> tuple[Any, Any]:

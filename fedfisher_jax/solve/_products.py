@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.sparse.linalg
+import scipy  # its parts load where they are used
 
 from .._trees import pick, stack, weighted_sum
 from ..curvature import Mixture
