@@ -343,7 +343,7 @@ def test_a_second_exchange_trains_nothing_and_sends_moments_alone():
     node = node._replace(rule=ff.then(ff.fedavg(node.training.apply, node.training.likelihood), part))
     found = answer(node, "train")["arrays"]["payload"].data
     got, header = files.loads(found, node.like)
-    assert got.params is None and header.structure == "moments" and header.about.kind is None
+    assert got.params is None and header.structure == "moments" and header.about.kind == "recalibrate"
     made = flower.FedFisher(node.rule, node.like)
     made.start_of_round, made.asked = node.like, [asking(5)]
     record, metrics = made.aggregate_train(2, [reply(5, carrying(found))])
