@@ -172,6 +172,7 @@ def test_schedules_by_name():
         assert float(step[0]) == pytest.approx(-float(wanted))
 
 
+@pytest.mark.slow
 def test_what_the_catalogue_says_of_rules():
     """Which rules have a form in files is what the files say; those that change the network say so."""
     from fedfisher_jax._examples import Examples

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import fedfisher_jax as ff
 from fedfisher_jax.federate import _one_shot as one_shot
@@ -23,6 +24,7 @@ def test_a_gaussian_has_losses_and_no_accuracies():
     assert scored["reference", "best_local"] == {"loss": min(losses), "client": int(np.argmin(losses))}
 
 
+@pytest.mark.slow
 def test_classes_have_an_ensemble_by_their_shares():
     """p(c|x) ∝ Σ_i (n_ic / n_c) p_i(c|x), from the clients' models and rows by hand."""
     rng = np.random.default_rng(1)

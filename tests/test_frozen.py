@@ -29,6 +29,7 @@ def places(kept):
     return flat({name: jnp.full(shape, name in kept) for name, shape in SHAPES.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", PARTS.values(), ids=PARTS)
 def test_the_fisher_of_a_part_is_that_part_of_the_fisher(kept):
     model, data, at = part(kept), ff.examples(X[0]), places(kept)
@@ -45,6 +46,7 @@ def test_the_fisher_of_a_part_is_that_part_of_the_fisher(kept):
     np.testing.assert_allclose(found["kronecker"].to_dense(), kron, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure, kept", [("kronecker", "bcv"), ("kronecker", "cvw"), ("full", "bc")])
 def test_a_part_is_merged_to_the_minimum_over_it_and_the_rest_stays(structure, kept):
     at, exact = places(kept), ff.conjugate_gradients(damping=0.0, iterations=500, tolerance=1e-13)
@@ -76,6 +78,7 @@ def test_parameters_that_are_only_not_trained_do_move():
     assert jnp.abs(ff.merge_payloads(rule, sent).params["w"] - PARAMS["w"]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_where_they_are_and_the_rest_is_trained_and_merged():
     start = {"w": jax.random.normal(KEY, (4, 8)), "b": jnp.zeros(8), "v": jax.random.normal(KEY, (8, 3))}
     x, y = RNG.normal(size=(40, 4)), RNG.integers(0, 3, 40)

@@ -112,6 +112,7 @@ def test_fedavg():
     require_accuracy(merged.params, "fedavg")
 
 
+@pytest.mark.slow
 def test_fisher_merge():
     """Their payloads are quantised at 15 bits and a sign, and they average where Σ p F < 1e-6."""
     sent = payloads(lambda i: diagonal(i, quantised), quantised)

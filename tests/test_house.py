@@ -77,6 +77,7 @@ def test_no_arrow_points_back():
     assert backwards == []
 
 
+@pytest.mark.slow
 def test_what_is_imported_as_a_module_is_one():
     script = "import importlib, types, sys\n" + "".join(
         f"import {name} as m\nassert isinstance(m, types.ModuleType) and m.__name__ == {name!r}, {name!r}\n"

@@ -25,6 +25,7 @@ def test_the_library_loads_nothing_heavy():
     assert "fedfisher_jax.merge._pfnm" in modules and heavy(modules) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["--help", "list", "run --help"])
 def test_a_command_that_only_answers_needs_no_more_than_its_parser(command):
     quiet = "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):"

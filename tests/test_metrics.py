@@ -47,6 +47,7 @@ def test_means_over_examples(family):
         assert 0 < result.accuracy < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 22, 23])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_batch_size_does_not_matter(family, batch_size):

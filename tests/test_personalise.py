@@ -19,6 +19,7 @@ MINE, TEST = [np.arange(0, 12), np.arange(12, 17)], [np.arange(17, 30), np.arang
 START = jax.tree.map(lambda leaf: leaf.astype(float), NETWORK.init(jax.random.key(0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shots", [None, 3])
 def test_scores_are_those_of_each_clients_own_model(shots):
     training, test = ff.cohort(X, Y, MINE), ff.cohort(X, Y, TEST)

@@ -206,6 +206,7 @@ def test_a_merge_of_files_is_that_of_memory_but_for_the_rounding_of_a_sum(rule, 
             assert one["distance_from_merged"] == pytest.approx(np.sqrt(sum(gaps)), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_who_leaves_is_in_nothing_but_the_record(rule, folder, tmp_path):
     before, _ = merged(folder, files(folder, rule), tmp_path / "g.safetensors")
@@ -234,6 +235,7 @@ def test_a_silo_leaves_a_region_that_stacks(folder, tmp_path):
     assert report["leaving"]["before"] == {"model": None, "region": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_who_comes_late_and_who_leaves_later_need_their_own_files_alone(rule, folder, tmp_path):
     """A region of the first five, one that comes late, and two that leave: model and region as if never seen."""

@@ -145,6 +145,7 @@ def test_the_servers_adam_is_the_formula():
     assert abs(float(found[1][0])) < 0.01
 
 
+@pytest.mark.slow
 def test_every_client_may_have_its_own_epochs(problem):
     start, who = problem
     epochs = jnp.array([0, 1, 4, 0, 2])
@@ -179,6 +180,7 @@ def test_only_models_that_diverge_are_refused(problem, strategy):
             rounds.step(far, state, who, epochs=epochs, strategy=strategy)
 
 
+@pytest.mark.slow
 def test_barrier_is_the_difference_of_losses_on_the_clients_data(problem):
     start, who = problem
     plan = plan_of(FEDAVG, barrier=True)
@@ -421,6 +423,7 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(problem, tmp_path)
         run(plan, who, 1)
 
 
+@pytest.mark.slow
 def test_rounds_of_optimisers_that_need_the_loss_are_kept_apart_too(problem, tmp_path):
     start, who = problem
     newton = dataclasses.replace(TRAIN, optimizer=optax.lbfgs(memory_size=2))

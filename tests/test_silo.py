@@ -165,6 +165,7 @@ def net(shape, outputs):
 """
 
 
+@pytest.mark.slow
 def test_a_folder_of_checkpoints_of_a_network_of_ones_own(tmp_path, monkeypatch):
     """Three fine-tuned models with PyTorch-like names and small data sets of a regression, merged into one."""
     (tmp_path / "own_net.py").write_text(OWN)

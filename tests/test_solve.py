@@ -242,6 +242,7 @@ def test_released_adam_is_adam_on_other_scales_once_its_bias_correction_has_fade
     np.testing.assert_allclose(ours[10][0] / theirs[10][0], correction, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_closed_form_in_float32_does_not_divide_by_rounding_errors():
     """Sums carry their rounding into the pull; equal clients must still give their common model."""
     rng = np.random.default_rng(0)

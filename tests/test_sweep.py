@@ -97,6 +97,7 @@ def test_a_file_says_what_flags_say(swept, tmp_path, capsys):
         assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -49,6 +49,7 @@ def assert_close(one, other, rtol=1e-10):
 # Exact, empirical, Monte-Carlo.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", [1e-12, 0.1, 0.3])
 def test_skipped_columns_lower_the_exact_fisher_within_the_bound(skip):
     likelihood = ff.categorical()
@@ -221,6 +222,7 @@ def _one_pixel(name):
     return zoo.convolution(kernel, shape, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ONE_POSITION, "transposed_and_einsum_weights"])
 def test_one_example_and_one_position_is_exact(name):
     """One activation vector per layer: each block is its outer product times the mean of the gradients'."""

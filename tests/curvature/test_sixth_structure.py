@@ -147,6 +147,7 @@ def test_one_pass_gives_it_beside_the_others(fisher):
     assert gap[0] > -1e-12 and 0 < gap.sum() < 0.5 * float(jnp.trace(fisher.to_dense()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [ff.conjugate_gradients, ff.closed_form])
 def test_solvers_take_it(fisher, solver):
     others = [jax.tree.map(lambda leaf, n=n: leaf + 0.1 * zoo.normal(n, *leaf.shape), PARAMS) for n in (5, 6)]

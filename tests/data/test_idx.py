@@ -99,6 +99,7 @@ def test_damaged_gzip_is_refused(tmp_path):
             load("mnist", data_dir=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_fashion_mnist_of_debian():
     data = load("fashion_mnist")

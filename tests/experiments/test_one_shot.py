@@ -77,6 +77,7 @@ def test_seeds_of_split_and_training_vary_separately(script):
     assert f"{square.mean():.1f}±{between:.1f}±{within:.1f}" in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "axis", "numbers"), [("number_of_clients", "clients", (3, 5)), ("local_epochs", "epochs", (1, 2))]
 )

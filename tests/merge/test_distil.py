@@ -64,6 +64,7 @@ def test_student_comes_nearer_to_the_ensemble():
     assert after < 0.5 * before
 
 
+@pytest.mark.slow
 def test_the_best_student_is_returned():
     """With a score that falls with every step away from the start, the student after the first round is the best."""
     sent = stacked("dense")

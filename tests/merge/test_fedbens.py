@@ -14,6 +14,7 @@ FEW = {"steps": 20, "captured": CAPTURED}
 RULE = fedbens(APPLY, federation.LIKELIHOOD, **FEW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", federation.IDENTITY + federation.FOLD)
 def test_laws(law):
     law(RULE, "dense")
@@ -51,6 +52,7 @@ def two_modes(shift):
         yield compiled((near, far), federation.data(SHAPE, client), federation.KEY)
 
 
+@pytest.mark.slow
 def test_far_modes_are_merged_apart_and_predict_together():
     sent = list(two_modes(30.0))
     merged = merge_payloads(RULE, sent)

@@ -43,6 +43,7 @@ def test_full_rank_is_the_full_fisher():
     assert float(after) < 0.5 * float(before)
 
 
+@pytest.mark.slow
 def test_the_merge_minimises_the_objective():
     """Against a dense solve of (H + λ) δ = r, whose mean diagonal entry sets λ."""
     sent = federation.payloads(rule(rank=4).measure, "dense")

@@ -74,6 +74,7 @@ def test_local_gauss_newton_steps_make_the_centralised_one():
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off_span", ["stay", "fedavg"])
 @pytest.mark.parametrize("tau", [0.0, 0.05])
 @pytest.mark.parametrize("rank", [2, SIZE])
@@ -101,6 +102,7 @@ def test_much_damping_is_fedavg(random_payloads):
     np.testing.assert_allclose(found, WEIGHTS @ RANDOM, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_one_client_returns_its_model_where_the_span_reaches_and_everywhere_with_fedavg():
     one = jax.tree.map(lambda leaf: leaf[:1], payloads_of(fipa(apply, GAUSSIAN, rank=3), RANDOM))
     np.testing.assert_allclose(step_of(one, off_span="fedavg"), RANDOM[0], rtol=1e-9, atol=1e-12)

@@ -56,6 +56,7 @@ def assert_close(one, other, rtol=1e-9):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedfisher-diag", "fedfisher-full"])
 def test_sums_hold_the_same_objective_as_stacked_clients(name):
     clients = payloads(name)
@@ -69,6 +70,7 @@ def test_sums_hold_the_same_objective_as_stacked_clients(name):
     assert_close(sums.value(point), kept.value(point))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_combine_is_associative_and_commutative(name):
     r = rule(name)
@@ -196,6 +198,7 @@ def test_only_two_payloads_are_held_at_a_time():
 STACKING = ("fedfisher-kfac", "fedfisher-lowrank", "fedfish-kfac")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STACKING)
 @pytest.mark.parametrize("together", [1, 3])
 def test_passes_over_payloads_solve_what_memory_solves(name, together, monkeypatch):

@@ -56,6 +56,7 @@ def test_laws_with_the_largest_client_as_reference(name, law):
     law(fusion(name), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", ["weights", "activations"])
 @pytest.mark.parametrize("name", NETS)
 def test_equal_clients_up_to_the_order_of_neurons(name, features):
@@ -92,6 +93,7 @@ def test_places_of_a_kernel_that_see_padding_alone_do_not_matter():
     federation.close(network.apply(merged.params, x), network.apply(params, x))
 
 
+@pytest.mark.slow
 def test_without_permutations_it_is_fedavg():
     apply, params, shape, _ = federation.net("dense")
     near = [federation.perturbed(params, i, 0.01) for i in range(3)]
@@ -135,6 +137,7 @@ def test_transport_is_optimal(shape):
     np.testing.assert_allclose((plan * cost).sum(), -dual.fun, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_widths_may_differ():
     """A net whose hidden units stand twice or thrice is the same net, and stays so fused with itself either way."""
     apply, params, _, _ = federation.net("dense")

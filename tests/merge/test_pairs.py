@@ -126,6 +126,7 @@ def test_an_objective_below_zero_is_an_error(name):
         ff.federate.merge_clients(rule, stacked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fisher-merge", "fedfisher-diag", "fedfisher-full", "regmean", "regmean-kron"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_rounding_is_no_error(name, dtype):

@@ -25,6 +25,7 @@ def rule(name, prior=None):
     return pfnm(apply, federation.LIKELIHOOD, prior=prior, captured=captured)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", federation.IDENTITY + federation.FOLD)
 @pytest.mark.parametrize("name", NETS)
 def test_laws(name, law):

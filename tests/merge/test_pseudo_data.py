@@ -56,6 +56,7 @@ def test_pooled_moments_are_those_of_each_class(sent):
     assert float(source.low) == float(X.min()) and float(source.high) == float(X.max())
 
 
+@pytest.mark.slow
 def test_draws_have_the_moments(sent):
     payloads = stack(sent)
     source = pseudo.gaussians(payloads.statistics["inputs"], payloads.weight / payloads.weight.sum(), 100)
@@ -106,6 +107,7 @@ def test_order_does_not_matter_beyond_rounding(sent):
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_class_that_nobody_has_is_never_drawn(sent):
     payloads = stack(sent[:2])
     source = pseudo.gaussians(payloads.statistics["inputs"], payloads.weight / payloads.weight.sum(), 100)

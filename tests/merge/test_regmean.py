@@ -15,6 +15,7 @@ from fedfisher_jax.solve._least_squares import least_squares
 NETS = ("dense", "convolutional")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", federation.IDENTITY + federation.FOLD)
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("constructor", [regmean, regmean_kron])
@@ -104,6 +105,7 @@ def test_a_factor_out_of_range_is_refused():
         regmean(golden.network.apply, federation.LIKELIHOOD, off_diagonal=1.5)
 
 
+@pytest.mark.slow
 def test_golden_second_moments_are_measured():
     data = examples(*golden.data(3))
     grams = jax.jit(MeasureGrams(golden.network.apply, True, 512))(
@@ -139,6 +141,7 @@ def test_golden_model_of_the_released_settings():
     assert float(result.accuracy) == pytest.approx(golden.ACCURACY["regmean"], abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("examples_", [3, 10])
 def test_where_few_examples_tell_nothing_the_average_stays_in_float32(examples_):
     """The eigenvalues of a singular moment are rounding errors there, and their inverses are large."""

@@ -103,6 +103,7 @@ def claims(one):
     return flipped(one)._replace(weight=jnp.asarray(1e12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["geometric-median", "krum", "objective"])
 @pytest.mark.parametrize("attack", [flipped, enormous, claims])
 def test_one_of_seven_moves_a_robust_merge_little_and_a_plain_one_much(how, attack):
@@ -123,6 +124,7 @@ def test_coordinates_stand_an_attack(how):
         assert gap(ff.merge_payloads(robust.robust(FEDAVG, how), sent(structure=None, at2=attack)).params, plain) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cap", "geometric-median", "krum", "objective"])
 def test_a_silo_under_two_names_counts_once(how):
     """The pair has one client's weight: the merge is that of the pair's one file where each weighs as it does."""

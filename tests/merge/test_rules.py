@@ -37,12 +37,14 @@ def rule_and_payloads(name, count=4):
     return rule, tuple(payloads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_one_client_is_returned(name):
     rule, payloads = rule_and_payloads(name, 1)
     chex.assert_trees_all_close(ff.merge_payloads(rule, payloads).params, payloads[0].params, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_equal_clients_give_their_common_model(name):
     rule, payloads = rule_and_payloads(name)

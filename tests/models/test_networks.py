@@ -39,6 +39,7 @@ def test_parameter_counts(name, shape, without, biases):
     assert _count(models.build(name, shape, 10, use_bias=True)) == without + biases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.NAMES)
 def test_start_is_pytorchs(name):
     params = models.build(name, SMALL[name], 10, use_bias=True).init(jax.random.key(0))

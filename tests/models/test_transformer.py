@@ -153,6 +153,7 @@ def test_training_and_evaluation_add_up_positions():
     assert float(after.accuracy) > 0.9 and float(after.loss) < 0.3 * float(found.loss)
 
 
+@pytest.mark.slow
 def test_what_falls_back_is_reported():
     plain, tied = captured(), captured(True)
     weights = {"query", "key", "value", "out", "fc1", "fc2"}

@@ -168,6 +168,7 @@ def rule_of_heads():
     return analytic(linear, ff.categorical())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trust", "sharers", "factor"), [("local", 1, 5.0), ("distributed", 4, 5 / 4)])
 def test_five_clients_add_the_noise_of_their_model_of_trust(trust, sharers, factor):
     """Locally five times the variance; divided among four, of whom nobody dropped out, 5/4 of it."""

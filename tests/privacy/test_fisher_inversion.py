@@ -75,6 +75,7 @@ def test_mean_image_of_digits_in_single_precision():
         np.testing.assert_allclose(found.reshape(8, 8, 1), np.asarray(x, float).mean(0), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_structure_tells_the_moments():
     for side, moment in (("inputs", attacks.input_moment), ("outputs", attacks.output_moment)):
         whole = explicit(side)
@@ -135,6 +136,7 @@ def test_whitened_inputs_have_unit_energy():
     np.testing.assert_allclose(energies, values, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_fisher_aware_inversion_sees_more_than_weights_show():
     data = ff.data.load("digits")
     kept = np.isin(data.train_y, [0, 1, 7])

@@ -17,6 +17,7 @@ def case():
     return start, data, run, two_layer.train(start, data, 60, 0.5)
 
 
+@pytest.mark.slow
 def test_losses_are_what_they_say(case):
     start, data, run, local = case
     mse = lambda p, i: float(jnp.mean((two_layer.apply(p, data.x[i]) - data.y[i]) ** 2))  # noqa: E731
