@@ -366,6 +366,16 @@ def test_a_private_payload_is_clipped_noisy_and_says_so(rule, arrays, small, tmp
     assert [one["privacy"] for one in report["contributors"]] == [said, said]
 
 
+def test_the_merged_model_calls_its_classes_as_the_start_does(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start = model_file.read(small / "start.safetensors")
+    model_file.write("named", start.kind, start.params, "us", None, ("benign", "malign"))
+    said = payload.About("fedavg", "categorical", payload.fingerprint(start.params))
+    payload.write("one", ff.Payload(jnp.asarray(4.0), start.params), said)
+    command("merge", "one", "--start", "named")
+    assert model_file.read("global.safetensors").classes == ("benign", "malign")
+
+
 def test_names_are_shown_as_they_are(small, tmp_path, monkeypatch, capsys):
     """Markup is none, and what moves a terminal's cursor does not reach it: a model's header may say anything."""
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,7 @@ UPDATES = np.array([[4.0, -3.0, 0.1, 0.2, 0.0], [2.0, 5.0, -0.1, 0.3, 0.0]])
 
 
 def test_ties_trims_elects_and_averages_those_that_agree():
-    """Of each update two of five numbers are kept: 4 and -3, 2 and 5. The second place elects plus: 5 alone."""
+    """Two of each update's five numbers are kept: 4 and -3, 2 and 5. The second place elects plus: 5 alone."""
     np.testing.assert_allclose(next_bytes.ties(UPDATES, 1.0, density=0.4), [3, 5, 0, 0, 0])
     np.testing.assert_allclose(next_bytes.ties(UPDATES, 0.5, density=0.4), [1.5, 2.5, 0, 0, 0])
 
