@@ -16,6 +16,7 @@ from .._examples import Batch, Examples, take
 from .._likelihood import Likelihood
 from .._trees import wide, widened
 from ..tracing._convolution import for_loops
+from ..tracing._training_form import for_training
 from ._private import Private, train_privately
 
 PyTree = Any
@@ -117,11 +118,12 @@ def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Arra
     if training.private is not None:
         return Trained(*train_privately(training, params, data, key))
     axes = varying((params, data, key, training.epochs))
-    apply, update = for_loops(apply, training.convolutions), optax.with_extra_args_support(optimizer).update
+    apply, smooth = for_training(apply, training.convolutions), for_loops(apply, training.convolutions)
+    update = optax.with_extra_args_support(optimizer).update
     length = data.indices.shape[0]
     batch_size = min(training.batch_size, length)
 
-    def loss(p: PyTree, batch: Batch) -> jax.Array:
+    def loss(p: PyTree, batch: Batch, apply: Callable = apply) -> jax.Array:
         losses = jax.vmap(likelihood.nll)(widened(apply(p, batch.x)), batch.y)
         return jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.maximum(jnp.sum(batch.mask), 1)
 
@@ -140,7 +142,7 @@ def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Arra
                 keys = jax.vmap(lambda place: jax.random.fold_in(augment_key, place))(batch.position)
                 batch = batch._replace(x=jax.vmap(augment)(keys, batch.x))
             value, slope = jax.value_and_grad(loss)(p, batch)
-            value_of = partial(loss, batch=batch)
+            value_of = partial(loss, batch=batch, apply=smooth)  # which an optimiser may differentiate as it likes
             updates, state = update(slope, state, p, value=value, grad=slope, value_fn=value_of)
             gathered = jax.tree.map(lambda old, g: old + g.astype(old.dtype) ** 2, gathered, slope) if squares else None
             total = total + value.astype(total.dtype) * jnp.sum(batch.mask)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..tracing._pool import max_pool2 as max_pool2
+
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -50,31 +52,11 @@ def conv(
     )(x)
 
 
-def _windows(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h2 s w2 s c"]:
-    n, h, w, c = x.shape
-    h2, w2 = h // size, w // size
-    return x[:, : h2 * size, : w2 * size].reshape(n, h2, size, w2, size, c)
-
-
-def _first_max(a: Array, b: Array) -> Array:
-    return jnp.where((b > a) | jnp.isnan(b), b, a)
-
-
-def max_pool2(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """Maximum over 2x2 windows; among equal entries the first alone gets the gradient, as in PyTorch.
-
-    The gradient of `jnp.max` is split over equal entries instead. Entries are equal wherever patches are, as on the
-    constant background of MNIST-like images. The gradient of a weight is the same either way, but a Kronecker factor,
-    the sum over positions of squared output gradients, is not.
-    """
-    windows = _windows(x, 2)
-    columns = _first_max(windows[:, :, :, :, 0], windows[:, :, :, :, 1])
-    return _first_max(columns[:, :, 0], columns[:, :, 1])
-
-
 def mean_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h2 w2 c"]:
     """Mean over `size` x `size` windows."""
-    return _windows(x, size).mean((2, 4))
+    n, h, w, c = x.shape
+    h2, w2 = h // size, w // size
+    return x[:, : h2 * size, : w2 * size].reshape(n, h2, size, w2, size, c).mean((2, 4))
 
 
 def flatten(x: Float[Array, "n *shape"]) -> Float[Array, "n d"]:

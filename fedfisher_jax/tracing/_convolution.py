@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._jaxpr import evaluate, trace
-
-WIDTH = 64  # columns of a matrix product below which neighbouring outputs are computed together
+from . import _bands as bands
+from ._jaxpr import Program, Replacement, evaluate, trace
 
 
 def patches(lhs: jax.Array, kernel_shape: Sequence[int], params: dict[str, Any]) -> jax.Array:
@@ -91,6 +90,11 @@ def as_matrix_products(apply: Callable) -> Callable:
         >>> "conv_general_dilated" in str(jax.make_jaxpr(rewritten)(kernel, x))
         False
     """
+    return rewrite(apply, _as_products)
+
+
+def rewrite(apply: Callable, change: Callable[[Program], tuple[Program, dict[int, Replacement]]]) -> Callable:
+    """Give the function that traces `apply` at each call, changes its program and evaluates it with replacements."""
 
     def rewritten(*args: Any) -> Any:
         shapes: list[Any] = []
@@ -100,15 +104,18 @@ def as_matrix_products(apply: Callable) -> Callable:
             shapes.append(tree)
             return leaves
 
-        program = trace(flat, *args)
-        replacements = {
-            position: matrix_product(equation.params, program.avals[equation.outputs[0]].shape)
-            for position, equation in enumerate(program.equations)
-            if equation.name == "conv_general_dilated" and equation.params["batch_group_count"] == 1
-        }
+        program, replacements = change(trace(flat, *args))
         return jax.tree.unflatten(shapes[-1], evaluate(program, jax.tree.leaves(args), replacements))
 
     return rewritten
+
+
+def _as_products(program: Program) -> tuple[Program, dict[int, Replacement]]:
+    return program, {
+        position: matrix_product(equation.params, program.avals[equation.outputs[0]].shape)
+        for position, equation in enumerate(program.equations)
+        if equation.name == "conv_general_dilated" and equation.params["batch_group_count"] == 1
+    }
 
 
 def for_loops(apply: Callable, convolutions: str = "auto") -> Callable:
@@ -121,22 +128,28 @@ def for_loops(apply: Callable, convolutions: str = "auto") -> Callable:
     Raises:
         ValueError: `convolutions` has another value.
     """
+    return as_matrix_products(apply) if fast_in_loops(convolutions) else apply
+
+
+def fast_in_loops(convolutions: str) -> bool:
+    """Tell whether convolutions are to be rewritten: where "auto" leaves it to the platform, on CPU only."""
     if convolutions not in ("auto", "matrix", "plain"):
         raise ValueError(f"convolutions: got {convolutions!r}, expected auto, matrix or plain")
-    rewrite = convolutions == "matrix" or (convolutions == "auto" and jax.default_backend() == "cpu")
-    return as_matrix_products(apply) if rewrite else apply
+    return convolutions == "matrix" or (convolutions == "auto" and jax.default_backend() == "cpu")
 
 
 def matrix_product(params: dict[str, Any], out_shape: Sequence[int]) -> Callable:
     """The replacement of a convolution equation with these parameters and output shape: [images, kernel] → [output]."""
-    tile = _tile(params, out_shape)
     numerics = {name: params[name] for name in ("precision", "preferred_element_type")}
 
     def convolve(operands: list[jax.Array]) -> list[jax.Array]:
         lhs, kernel = operands
         groups = params["feature_group_count"]
-        if tile > 1:
-            rows = _tiled_rows(lhs, kernel, out_shape, params, tile, numerics)
+        if plain(params, out_shape):
+            images, weights = in_standard_layout(params, lhs, kernel)
+            plan = bands.plan(images.shape, weights.shape, params["window_strides"])
+            product = jnp.matmul(bands.gather(plan, images), bands.matrix(plan, weights), **numerics)
+            rows = product.reshape(-1, plan.tiles * plan.tile, weights.shape[3])[:, : plan.width]
         else:
             spec = params["dimension_numbers"].rhs_spec
             windows = patches(lhs, [kernel.shape[axis] for axis in spec[2:]], params)
@@ -147,52 +160,25 @@ def matrix_product(params: dict[str, Any], out_shape: Sequence[int]) -> Callable
             if groups == 1:
                 rows = jnp.matmul(windows[:, 0], matrix, **numerics)
             else:
-                rows = jnp.einsum("tgi,gio->tgo", windows, matrix, **numerics).reshape(windows.shape[0], -1)
+                rows = jnp.einsum("tgi,gio->tgo", windows, matrix, **numerics)
         return [output_image(rows, out_shape, params)]
 
     return convolve
 
 
-def _tile(params: dict[str, Any], out_shape: Sequence[int]) -> int:
-    """Choose how many output columns to compute at once: narrow layers waste most of a product's speed."""
-    spec = params["dimension_numbers"].out_spec
-    plain = params["feature_group_count"] == 1 and {*params["lhs_dilation"], *params["rhs_dilation"]} == {1}
-    return min(WIDTH // out_shape[spec[1]], out_shape[spec[3]]) if plain and len(out_shape) == 4 else 1
+def plain(params: dict[str, Any], out_shape: Sequence[int]) -> bool:
+    """Tell whether a convolution has two dimensions, and neither groups nor holes."""
+    holes = {*params["lhs_dilation"], *params["rhs_dilation"]}
+    return len(out_shape) == 4 and params["feature_group_count"] == params["batch_group_count"] == 1 and holes == {1}
 
 
-def _tiled_rows(
-    lhs: Any, kernel: Any, out_shape: Sequence[int], params: dict[str, Any], tile: int, numerics: dict[str, Any]
-) -> jax.Array:
-    """Convolve plainly, computing `tile` neighbouring output columns by one row of a banded matrix product.
-
-    The patch of `tile` columns is little wider than that of one, so there are fewer numbers to gather, and the product
-    is `tile` times wider. Returns rows [batch · positions, outputs].
-    """
+def in_standard_layout(params: dict[str, Any], lhs: Any, kernel: Any) -> tuple[jax.Array, jax.Array]:
+    """Give a plain convolution's images, padded, as [n, h, w, inputs], its kernel as [h, w, inputs, outputs]."""
     numbers = params["dimension_numbers"]
-    batch, channels, height, width = (out_shape[axis] for axis in numbers.out_spec)
     images = jnp.transpose(lhs, _last_channel(numbers.lhs_spec))
-    weights = jnp.transpose(kernel, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
-    rows, columns, inputs, _ = weights.shape
-    down, right = params["window_strides"]
-    span, tiles = (tile - 1) * right + columns, -(-width // tile)
     edges = [(low, high, 0) for low, high in params["padding"]]
     images = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    missing = max((tiles * tile - 1) * right + columns - images.shape[2], 0)
-    images = jnp.pad(images, ((0, 0), (0, 0), (0, missing), (0, 0)))
-
-    def strip(row: int, start: int) -> jax.Array:
-        last = row + (height - 1) * down + 1
-        return images[:, row:last:down, start : start + span].reshape(batch, height, span * inputs)
-
-    starts = [number * tile * right for number in range(tiles)]
-    strips = [jnp.stack([strip(row, start) for row in range(rows)], axis=2) for start in starts]
-    gathered = jnp.stack(strips, axis=2).reshape(batch * height * tiles, rows * span * inputs)
-    band = np.zeros((columns, span, tile))
-    for column in range(columns):
-        band[column, np.arange(tile) * right + column, np.arange(tile)] = 1
-    matrix = jnp.einsum("hwio,wab->haibo", weights, band.astype(weights.dtype))
-    product = jnp.matmul(gathered, matrix.reshape(rows * span * inputs, tile * channels), **numerics)
-    return product.reshape(batch, height, tiles * tile, channels)[:, :, :width].reshape(-1, channels)
+    return images, jnp.transpose(kernel, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
 
 
 def _last_channel(spec: Sequence[int]) -> list[int]:
