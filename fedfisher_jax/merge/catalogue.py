@@ -113,8 +113,8 @@ RULES: dict[str, Entry] = {
     "fedfish": Entry(
         _fedfish,
         ("captured",),
-        "averages updates by each client's diagonal Fisher; @mean: divided by its mean, @squares: from gradients",
-        variants={"mean": {"scale": "mean"}, "squares": {"estimator": "squares"}},
+        "averages updates by each client's diagonal Fisher; scale=mean: divided by its mean, estimator=squares: from "
+        "gradients",
     ),
     "fedfish-kfac": Entry(
         partial(fedfish, structure="kronecker"),
@@ -207,7 +207,7 @@ def named_rule(
     entry = _entry(name, rules)
     chosen = arguments_of(name, words, _known(entry), entry.damping)
     given = {key: value for key, value in (offers or {}).items() if key in entry.takes}
-    more = _chosen(name, entry, after) if entry.variants else {"features": after} if after else {}
+    more = _after_at(name, entry, after) if after else {}
     try:
         said = records(entry.constructor, chosen)
         return entry.constructor(apply, likelihood, **given | options | said | more)
@@ -254,21 +254,28 @@ def _with_option(part: str, option: str, value: Any, rules: Mapping[str, Entry])
     return f"{head},{option}={value}{at}{features}"
 
 
-def _known(entry: Entry) -> dict[str, Option]:
+def _own(entry: Entry) -> Callable[..., Any]:
     own = entry.constructor
-    if isinstance(own, partial) and own.func is _users_rule:
-        own = own.args[1]
-    return known(own, entry.takes, entry.damping)
+    return own.args[1] if isinstance(own, partial) and own.func is _users_rule else own
 
 
-def _chosen(name: str, entry: Entry, variants: tuple[str, ...]) -> dict[str, Any]:
-    """Put the options of several variants together."""
+def _known(entry: Entry) -> dict[str, Option]:
+    return known(_own(entry), entry.takes, entry.damping)
+
+
+def _after_at(name: str, entry: Entry, words: tuple[str, ...]) -> dict[str, Any]:
+    """Make options of what stands after "@": names of features, or of variants whose options are put together."""
+    if not entry.variants:
+        if "features" in inspect.signature(_own(entry)).parameters:
+            return {"features": words}
+        options = ", ".join(sorted(_known(entry))) or "none"
+        raise ValueError(f"rules: got {name}@{','.join(words)[:40]}, expected options after commas: {options}")
     found: dict[str, Any] = {}
-    for variant in variants:
+    for variant in words:
         options = entry.variants.get(variant, {})
         if not options or set(options) & set(found):
             known = ", ".join(entry.variants)
-            raise ValueError(f"rules: got {name}@{','.join(variants)[:40]}, expected one or some that fit of {known}")
+            raise ValueError(f"rules: got {name}@{','.join(words)[:40]}, expected one or some that fit of {known}")
         found |= options
     return found
 

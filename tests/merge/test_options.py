@@ -38,6 +38,7 @@ def test_an_option_is_the_constructors_argument():
     np.testing.assert_array_equal(same, solved("fedfisher-diag"))
     fipa = catalogue.named_rule("fipa,rank=3,power-steps=4", *LINEAR).measure
     assert (fipa.subspace.rank, fipa.subspace.power_steps, fipa.subspace.oversampling) == (3, 4, 10)
+    assert catalogue.named_rule("fedfish,estimator=squares,scale=mean", *LINEAR).squares
     assert catalogue.named_rule("fisher-merge,kind=empirical", *LINEAR, offers={"kind": "exact"}).measure.kind == (
         "empirical"
     )
@@ -59,6 +60,7 @@ def test_every_rule_takes_its_own_options():
         ("otfusion,rescale=1", "rescale: got '1', expected true, false"),
         ("fedavg,rank=1", "got the option 'rank', expected one of none"),
         ("fipa,off_span=there", "fipa: off_span"),
+        ("fedfish@squares", "got fedfish@squares, expected options after commas: batch_size, eps, estimator"),
         ("nobody,a=1", "got 'nobody', expected one of fedavg"),
     ],
 )
