@@ -16,10 +16,10 @@ from rich.progress import track
 from ..curvature import Capture, Fisher, trace
 from ..merge import Payload, Rule, catalogue
 from ..merge._exact_sums import Sums, joined
+from ..merge._fold import require_taken
 from ..merge._one_by_one import add_payload, contribution_shape, remove_payload
 from ..merge._options import plain_name
 from ..merge._outliers import Look, look
-from ..merge._rule import require_taken
 from ..payload import Header, Limits, PayloadError
 from ..payload import _files_of_a_merge as files_of
 from ..payload import _region as region

@@ -16,8 +16,8 @@ from .. import _files, payload
 from .._trees import stack
 from ..federate import merge_clients
 from ..merge import Merged, Payload, robust
+from ..merge._fold import require_squares
 from ..merge._one_by_one import merge_objective, merge_sums, passes_of
-from ..merge._rule import require_squares
 from ..payload import Limits
 from ..payload import _container as container
 from ..payload._files_of_a_merge import APART, PAYLOAD

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from ..curvature import quadratic, trace
 from ..curvature.structures._protocol import Fisher
-from ._rule import Merged, Payload, Rule, fold, require_rule
+from ._fold import fold
+from ._rule import Merged, Payload, Rule, require_rule
 
 PyTree = Any
 How = Literal["cap", "trimmed", "median", "geometric-median", "krum", "objective"]

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import standard_promotion
-from ..merge._rule import Merged, Rule, check_payload, lift, merge_summary, require_rule, require_squares, require_taken
+from ..merge._fold import check_payload, lift, merge_summary, require_squares, require_taken
+from ..merge._rule import Merged, Rule, require_rule
 from . import _fixed_point as fixed_point
 from ._secure_sum import secure_sum
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from ..._trees import scaled
 from ...curvature import Capture
-from ...merge._rule import Payload, Rule, check_payload, lift
+from ...merge._fold import check_payload, lift
+from ...merge._rule import Payload, Rule
 from ...payload import About, dumps, fingerprint, loads
 from ...payload.plan import fit
 from .._secure_merge import total
