@@ -44,15 +44,15 @@ class Limits(NamedTuple):
     `header_bytes` (Python's objects). Time grows with the cubes of the matrices' sides n: Σ n³ stays below `cubes`
     times 1 + bytes / 2^16, for an uncompressed matrix has 4 n² bytes, but two kilobytes may announce any number.
     On one core (5e10 n³ a second, measured) that is 1.3 s a megabyte at worst. Less would refuse honest files: n / 10
-    singular values and vectors of 8 bits are n² / 5 bytes, and count `file.EIGEN` n³.
+    singular values and vectors of 8 bits are n² / 5 bytes, and count `_decode.EIGEN` n³.
     """
 
     file_bytes: int = 2**31
     header_bytes: int = 2**23
     entries: int = 50_000
     decoded_bytes: int = 2**32  # arrays of one file after decompression
-    working_bytes: int = 2**32  # to decompress and check one entry, see `file.WORKING`
-    cubes: int = 2**32  # Σ n³ of matrices to check, see above; an eigendecomposition counts `file.EIGEN` times
+    working_bytes: int = 2**32  # to decompress and check one entry, see `_decode.WORKING`
+    cubes: int = 2**32  # Σ n³ of matrices to check, see above; an eigendecomposition counts `_decode.EIGEN` times
     depth: int = 32  # of what is nested in a header
     files: int = 10_000  # of one merge
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import __version__
-from . import _codecs as codecs
+from . import _codecs_json as codecs_json
 from . import _structures as structures
 from ._codecs import Codec
 from ._container import Limits, PayloadError
@@ -73,7 +73,7 @@ def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: 
         "params": [[leaf.path, list(leaf.shape), leaf.dtype] for leaf in structures.model_leaves(payload)],
         "static": {} if payload.statistics is None else payload.statistics.static(),
         "fisher_dtype": fisher[0] if fisher else None,
-        "codecs": [codecs.to_json(codec) for codec in table],
+        "codecs": [codecs_json.to_json(codec) for codec in table],
         "encoded": {name: table.index(codec) for name, codec in plan.items()},
         **dataclasses.asdict(about),
     }
@@ -160,7 +160,7 @@ def _plan(table: Any, encoded: Any) -> dict[str, Codec]:
     known = []
     for number, value in enumerate(table):
         try:
-            known.append(codecs.from_json(value))
+            known.append(codecs_json.from_json(value))
         except ValueError as error:
             raise ValueError(f"codecs[{number}]: {error}") from error
     for name, number in encoded.items():

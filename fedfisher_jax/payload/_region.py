@@ -21,7 +21,7 @@ from ..merge._exact_sums import Sums
 from ..merge._rule import Kind, Payload
 from . import _container as container
 from ._container import Limits
-from ._file import outline_of, require_sound
+from ._decode import outline_of, require_sound
 from ._header import About, Header, from_json, require_facts, require_flat
 
 PyTree = Any
