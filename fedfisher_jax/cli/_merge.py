@@ -28,18 +28,8 @@ from ..solve._passes import objective_by_passes
 from ..solve._products import objective_of, together
 from . import _checkpoints as checkpoints
 from ._fold import region_of
-from ._gather import (
-    MANY,
-    Folded,
-    Gathered,
-    again,
-    clients_of,
-    fold_files,
-    gather,
-    needs_passes,
-    paths_of,
-    shape_of,
-)
+from ._fold_files import MANY, Folded, again, clients_of, fold_files, shape_of
+from ._gather import Gathered, gather, needs_passes, paths_of
 from ._leaving import record_of, sha256_of
 from ._merge_report import left_of, moved_though_agreed, report_of, table_of, words_on
 from ._one_line import say

@@ -9,10 +9,12 @@ from rich.table import Table
 
 from .. import _files, payload, report
 from ..curvature import Fisher
+from ..curvature._cotangents import KINDS
 from ..merge import Kind, Merged, Payload
 from ..merge._outliers import from_others, predicted_losses, words_on_outliers
 from ..payload._files_of_a_merge import PAYLOAD
-from ._gather import KINDS, Folded, Gathered, Seen, again, distance, shown
+from ._fold_files import Folded, Seen, again, distance, shown
+from ._gather import Gathered
 from ._inspect import literal
 from ._leaving import sha256_of
 

@@ -18,6 +18,7 @@ from .._examples import Examples
 from .._likelihood import Likelihood
 from .._trees import scaled
 from ..curvature import Diagonal
+from ..curvature._cotangents import KINDS
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Objective, Solver
 from ._fedfisher import DAMPING, lift_sums, stacked
@@ -27,7 +28,7 @@ from ._rule import Kind, Merged, Payload, Rule, Update, moved, require_start
 PyTree = Any
 SQUARES = "squares"
 SCALES = ("as_is", "mean")
-ESTIMATORS = ("exact", "monte_carlo", "empirical", SQUARES)
+ESTIMATORS = (*KINDS, SQUARES)
 
 
 def measure_squares(update: Update, data: Examples, key: jax.Array) -> Payload:
