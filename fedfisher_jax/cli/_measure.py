@@ -24,7 +24,7 @@ from ..silos import silo_cohort, train_and_measure
 from ..silos._network import likelihood_of, outputs_of
 from . import _checkpoints as checkpoints
 from ._measure_settings import HF, PRIVATE, PRIVATELY_TRAINED, TRAINING, MeasureSettings, changed, check, each_of
-from ._once import layers_of, rule_of, scoring, sgd
+from ._once import layers_of, optimizer_of, rule_of, scoring
 from ._one_line import say
 
 Guarantee = noise.Guarantee | Promise | dp_training.Promise
@@ -94,7 +94,7 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
     elif settings.checkpoint is not None:
         params = model_file.read_checkpoint(settings.checkpoint, start.params)
     else:
-        optimizer = sgd(settings.learning_rate, settings.momentum)
+        optimizer = optimizer_of("sgd", settings.learning_rate, settings.momentum)
         augment = crop_and_flip() if settings.augment else None
         training = LocalTraining(
             apply,

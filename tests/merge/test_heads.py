@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import pad_rows
 
 import fedfisher_jax as ff
-from fedfisher_jax._examples import pad_rows
 from fedfisher_jax.curvature._leaves import leaves as leaves_of
 from fedfisher_jax.federate import compare, run_keys
 from fedfisher_jax.merge import catalogue, combine, fold

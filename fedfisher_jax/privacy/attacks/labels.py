@@ -40,12 +40,6 @@ def of_output_moment(moment: Float[Array, "c c"]) -> Shares:
     return shares_of(jnp.diagonal(moment))
 
 
-def of_empirical_moment(moment: Float[Array, "c c"]) -> Shares:
-    """Read shares off an empirical G of uniform outputs: E[(1/C − y_c)²] = s_c (1 − 2/C) + 1/C² gives s exactly."""
-    count = moment.shape[0]
-    return shares_of((jnp.diagonal(moment) - 1 / count**2) / (1 - 2 / count))
-
-
 def of_last_inputs(
     link: Callable[[jax.Array], jax.Array],
     params: PyTree,
