@@ -89,7 +89,7 @@ def dense(
     settings: DenseSettings | None = None,
     validation: Callable[[PyTree], jax.Array] | None = None,
 ) -> Rule:
-    """DENSE: the weighted average of the clients, taught by their ensemble (mean outputs, weighted by examples).
+    """Make DENSE's rule (arXiv 2112.12371): the clients' weighted average learns from their ensemble's mean outputs.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, C]; inputs are arrays of floats.

@@ -65,7 +65,7 @@ def fedbens(
     steps: int = 300,
     **options: Any,
 ) -> Rule:
-    """FedBEns with Kronecker factors. With one local model per client it is one mode of a product of normal posteriors.
+    """Make FedBEns's rule (arXiv 2503.15367): with one model a client, one mode of a product of normal posteriors.
 
     With several, `Merged.params` is a tuple of the merged modes and `Merged.apply` their ensemble.
 

@@ -63,7 +63,7 @@ def fedfish(
     solver: Solver | None = None,
     **options: Any,
 ) -> Rule:
-    """FedFish, to be combined with any server optimiser in `Federation`; a client sends twice the parameters.
+    """Make FedFish's rule (arXiv 2311.10291), for any server optimiser; a client sends twice the parameters.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.

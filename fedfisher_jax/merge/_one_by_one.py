@@ -139,7 +139,7 @@ def _contribution(rule: Rule, payload: Any, start: PyTree) -> PyTree:
 
 
 def contribution_shape(rule: Rule, payload: Any, start: PyTree = None) -> PyTree:
-    """Shapes and types of a payload's contribution; the payload may hold shapes in the place of arrays."""
+    """Find shapes and types of a payload's contribution; the payload may hold shapes in the place of arrays."""
     return jax.eval_shape(partial(lift, rule), payload, start)
 
 

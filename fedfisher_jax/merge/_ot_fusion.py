@@ -34,7 +34,7 @@ def ot_fusion(
     rescale: bool = True,
     captured: Capture | None = None,
 ) -> Rule:
-    """OTFusion for sequential networks; the order of clients matters only through the choice of the reference.
+    """Make OTFusion's rule (arXiv 1910.05653); clients' order matters only where it chooses the reference.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
@@ -72,7 +72,7 @@ def ot_fusion(
 
 
 def released_ot_fusion(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
-    """OTFusion as it stands in the FedFisher authors' table, with its faults.
+    """Make OTFusion as it stands in the FedFisher authors' table, with its faults.
 
     Client 0 is the reference, the output units are moved as well, and transports are not rescaled: with n units each
     aligned weight is 1/n of its size, and so is what comes in from the layer before, so that the result is little more

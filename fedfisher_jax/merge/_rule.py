@@ -90,7 +90,7 @@ class Rule(NamedTuple):
 
 
 def then(first: Rule, second: Rule) -> Rule:
-    """Two exchanges as one rule: the second is measured at the model that the first one merged, with no training.
+    """Make one rule of two exchanges: the second is measured at the first one's merged model, without training.
 
     Raises:
         ValueError: the second rule reads gradients of a training, or keeps something from round to round.

@@ -80,7 +80,7 @@ Codec = Raw | Uniform | Root | Cholesky | Eigen | Singular
 
 
 def bits(codec: Codec, shape: tuple[int, ...], dtype: Any) -> int:
-    """Bits of an array's parts as they are written: whole bytes."""
+    """Count the bits of an array's parts as they are written: whole bytes."""
     sizes = (math.prod(s) * d.itemsize for s, d in layout(codec, shape, dtype).values())
     return 8 * sum(sizes)
 
@@ -118,7 +118,7 @@ def layout(codec: Codec, shape: tuple[int, ...], dtype: Any) -> Layout:
 
 
 def encode(codec: Codec, array: np.ndarray, random: np.random.Generator | None = None) -> Parts:
-    """An array's parts, as `layout` promises.
+    """Encode an array as the parts that `layout` promises.
 
     Args:
         codec: how.
@@ -165,7 +165,7 @@ def encode(codec: Codec, array: np.ndarray, random: np.random.Generator | None =
 
 
 def decode(codec: Codec, parts: Mapping[str, np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The array, from parts that have been checked against `layout`.
+    """Decode an array from parts that have been checked against `layout`.
 
     Raises:
         ValueError: a part holds what `encode` never writes; its name and the reason.
@@ -205,7 +205,7 @@ def decode(codec: Codec, parts: Mapping[str, np.ndarray], shape: tuple[int, ...]
 
 
 def join(codec: Codec, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """All parts in one array as it is written: the array itself for `Raw`, else bytes, part after part."""
+    """Write all parts as one array: the array itself for `Raw`, else bytes, part after part."""
     if isinstance(codec, Raw):
         return parts[""]
     pieces = [little_endian(parts[name]).reshape(-1).view(np.uint8) for name in sorted(parts)]
@@ -213,7 +213,7 @@ def join(codec: Codec, parts: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def split(codec: Codec, joined: np.ndarray, shape: tuple[int, ...], dtype: Any) -> Parts:
-    """The inverse of `join`, for an array that has the shape and type of `joined_layout`."""
+    """Undo `join`, for an array that has the shape and type of `joined_layout`."""
     if isinstance(codec, Raw):
         return {"": joined}
     parts, start = {}, 0
@@ -225,7 +225,7 @@ def split(codec: Codec, joined: np.ndarray, shape: tuple[int, ...], dtype: Any) 
 
 
 def joined_layout(codec: Codec, shape: tuple[int, ...], dtype: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of `join`'s result.
+    """Tell shape and type of `join`'s result.
 
     Raises:
         ValueError: as `layout`.

@@ -10,7 +10,7 @@ _NAMES = {"raw": Raw, "uniform": Uniform, "root": Root, "cholesky": Cholesky, "e
 
 
 def to_json(codec: Codec) -> dict[str, Any]:
-    """The codec as a JSON object."""
+    """Write the codec as a JSON object."""
     names = {record: name for name, record in _NAMES.items()}
     inner = {field.name: getattr(codec, field.name) for field in dataclasses.fields(codec)}
     plain = {name: to_json(value) if type(value) in names else value for name, value in inner.items()}
@@ -18,7 +18,7 @@ def to_json(codec: Codec) -> dict[str, Any]:
 
 
 def from_json(value: Any, depth: int = 3) -> Codec:
-    """The inverse of `to_json`, for values from a file.
+    """Read a codec from what `to_json` wrote; the value comes from a file.
 
     Raises:
         ValueError: not a codec that this version knows.

@@ -58,7 +58,7 @@ class Limits(NamedTuple):
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The file's bytes; equal for equal content.
+    """Write the file's bytes; equal for equal content.
 
     Args:
         header: a JSON object.
@@ -76,7 +76,7 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def unpack(data: bytes, limits: Limits, file: str, sealed: bool = True) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and arrays (read-only) of a file's bytes; without `sealed`, of bytes whose seal was looked at before.
+    """Read header and arrays (read-only) of a file's bytes; without `sealed`, the seal was looked at before.
 
     Raises:
         PayloadError: too large, not a safetensors file, without our header, or damaged.
@@ -98,7 +98,7 @@ def unpack(data: bytes, limits: Limits, file: str, sealed: bool = True) -> tuple
 def tensors(
     data: bytes, limits: Limits, file: str, without: str | None = None
 ) -> tuple[str | None, dict[str, np.ndarray]]:
-    """The text of our header, if there is one, and the arrays (read-only) of anybody's safetensors file.
+    """Read our header's text, if there is one, and the arrays (read-only) of anybody's safetensors file.
 
     Entries whose names end in `without` are left out, whatever their type.
 
@@ -124,7 +124,7 @@ def tensors(
 
 
 def read_bytes(path: str | os.PathLike[str], limits: Limits) -> bytes:
-    """A file's bytes, never more than the cap.
+    """Read a file's bytes, never more than the cap.
 
     Raises:
         PayloadError: no such file, not a regular one, or too large.

@@ -22,7 +22,7 @@ WORKING = 8 * 6, 8 * 4  # bytes a number that decoding and checking hold: of a m
 def decode_entries(
     header: Header, arrays: Mapping[str, np.ndarray], limits: Limits, file: str, parity: bool, sound: bool
 ) -> dict[str, Any]:
-    """Every entry's array by its name; sizes are checked first, then numbers.
+    """Decode every entry's array, by its name; sizes are checked first, then numbers.
 
     Raises:
         PayloadError: an entry is missing, unknown, too large or not what it may be.
@@ -92,5 +92,5 @@ def require_sound(sign: Sign, array: np.ndarray) -> None:
 
 
 def outline_of(header: Header, treedef: Any = None) -> Any:
-    """The statistics that a header announces, with shapes in the place of arrays."""
+    """Make the statistics that a header announces, with shapes in the place of arrays."""
     return structures.outline(header.structure, json.loads(header.static), header.leaves, treedef)

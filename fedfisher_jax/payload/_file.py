@@ -74,7 +74,7 @@ def dumps(payload: Payload, about: About, plan: Plan | None = None, random: np.r
 
 
 def size_bits(payload: Payload, about: About, plan: Plan | None = None) -> int:
-    """Bits of the file that `dumps` would make, without encoding anything."""
+    """Count the bits of the file that `dumps` would make, without encoding anything."""
     plan = plan or {}
     arrays = _entries(payload, plan)
     layouts = {name: codecs.joined_layout(plan.get(name, Raw()), x.shape, x.dtype) for name, x in arrays.items()}
@@ -144,7 +144,7 @@ def header_of(
     file: str = "payload",
     start: str | None = None,
 ) -> Header:
-    """The header of a file's bytes, checked as by `loads`, while nothing is decoded yet.
+    """Read the header of a file's bytes, checked as by `loads`, without decoding an array.
 
     Raises:
         PayloadError: it is refused.
@@ -154,7 +154,7 @@ def header_of(
 
 
 def write(path: str | os.PathLike[str], payload: Payload, about: About, plan: Plan | None = None, **more: Any) -> int:
-    """`dumps` into a file, whole or not at all; returns the file's bits."""
+    """Write a payload file by `dumps`, with its options, whole or not at all, and return its number of bits."""
     data = dumps(payload, about, plan, **more)
     container.write_bytes(path, data)
     return 8 * len(data)
@@ -163,7 +163,7 @@ def write(path: str | os.PathLike[str], payload: Payload, about: About, plan: Pl
 def read(
     path: str | os.PathLike[str], like: PyTree | None = None, *, limits: Limits = Limits(), **options: Any
 ) -> tuple[Payload, Header]:
-    """`loads` from a file, with its options."""
+    """Read a payload file by `loads`, with its options."""
     return loads(container.read_bytes(path, limits), like, limits=limits, file=str(path), **options)
 
 
@@ -177,7 +177,7 @@ def checked(
     file: str = "payload",
     start: str | None = None,
 ) -> Header:
-    """The header of a payload of `size` bytes from its JSON, checked as by `loads`.
+    """Read the header of a payload of `size` bytes from its JSON, checked as by `loads`.
 
     Raises:
         PayloadError: it is refused.
@@ -202,7 +202,7 @@ def filled(
     parity: bool,
     sound: bool = False,
 ) -> Payload:
-    """The payload of a checked header and the arrays as they are stored, these checked, too, unless known as sound.
+    """Make the payload of a checked header and arrays as they are stored, checked unless known as sound.
 
     Raises:
         PayloadError: it is refused.

@@ -55,7 +55,7 @@ class Header(NamedTuple):
 
 
 def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: Plan) -> dict[str, Any]:
-    """The header of a payload with these entries.
+    """Write the header of a payload with these entries.
 
     Raises:
         ValueError: its Fisher has arrays of different types, or what readers would refuse, such as texts that are too
@@ -82,7 +82,7 @@ def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: 
 
 
 def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
-    """The header of a file of `size` bytes, from its JSON.
+    """Read the header of a file of `size` bytes from its JSON.
 
     Raises:
         ValueError: what is missing, of another type, or contradicts the rest.

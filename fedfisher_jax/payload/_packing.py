@@ -7,12 +7,12 @@ _CHUNK = 1 << 16  # codes at a time, a multiple of 8 so that chunks end at whole
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that `count` codes of `bits` bits take."""
+    """Count the bytes that `count` codes of `bits` bits take."""
     return -(-count * bits // 8)
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes [n], each below 2^bits, as bytes, most significant bit first; the last byte is filled up with zeros.
+    """Pack codes [n], each below 2^bits, into bytes, most significant bit first; the last byte ends with zeros.
 
     Raises:
         ValueError: `bits` is not in 1 … 32, or a code does not fit.
@@ -29,7 +29,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, count: int, bits: int) -> np.ndarray:
-    """The inverse of `pack`: uint32 [count].
+    """Undo `pack`: uint32 [count].
 
     Raises:
         ValueError: not that many bytes, or the filling of the last byte is not zero (so every code list has one form).

@@ -43,7 +43,7 @@ class Principal(NamedTuple):
 
 
 def input_moment(fisher: Any, layer: Layer) -> jax.Array:
-    """The second moment of a layer's inputs that a Fisher contains, [i, i]; its scale means nothing.
+    """Read the second moment of a layer's inputs off a Fisher, [i, i]; its scale means nothing.
 
     Args:
         fisher: Fisher information of any registered structure.
@@ -56,7 +56,7 @@ def input_moment(fisher: Any, layer: Layer) -> jax.Array:
 
 
 def output_moment(fisher: Any, layer: Layer) -> jax.Array:
-    """The second moment E[g gᵀ] of gradients at a layer's output, [o, o], likewise.
+    """Read the second moment E[g gᵀ] of gradients at a layer's output off a Fisher, [o, o], likewise.
 
     Raises:
         ValueError: as `input_moment`, or a Gram, which has no such thing.
@@ -71,7 +71,7 @@ def _moment(fisher: Any, layer: Layer, side: int) -> jax.Array:
 
 
 def inputs_of(fisher: Any, layer: Layer, like: jax.Array) -> Inputs:
-    """Mean and covariance of a layer's inputs.
+    """Find mean and covariance of a layer's inputs.
 
     With a bias both are exact (for Kronecker, of a dense layer, while nothing was done to the payload). Without, or
     where a structure does not tell how inputs and bias go together, the strongest eigenvector of E[x xᵀ] = m mᵀ +
@@ -109,7 +109,7 @@ def inputs_of(fisher: Any, layer: Layer, like: jax.Array) -> Inputs:
 
 
 def principal(inputs: Inputs, count: int) -> Principal:
-    """The `count` strongest principal components."""
+    """Find the `count` strongest principal components of a layer's inputs."""
     values, vectors = jnp.linalg.eigh(inputs.covariance)
     return Principal(values[::-1][:count], vectors[:, ::-1][:, :count].T)
 
@@ -147,7 +147,7 @@ class Given(NamedTuple):
 
 
 def images_of(found: jax.Array, given: Given, shape: tuple[int, ...]) -> jax.Array:
-    """The images [n, *shape] of what was optimised."""
+    """Make the images [n, *shape] of what was optimised."""
     return found if given.basis is None else (given.mean + found @ given.basis).reshape(-1, *shape)
 
 

@@ -37,7 +37,7 @@ class Span(NamedTuple):
 
 
 def gradient_of_step(start: PyTree, params: PyTree, learning_rate: float) -> PyTree:
-    """The gradient behind one step of plain SGD from `start` to `params`.
+    """Find the gradient behind one step of plain SGD from `start` to `params`.
 
     Raises:
         ValueError: the learning rate is not positive.
@@ -48,7 +48,7 @@ def gradient_of_step(start: PyTree, params: PyTree, learning_rate: float) -> PyT
 
 
 def span(gradient: PyTree, layer: Layer, count: int) -> Span:
-    """The `count` strongest directions of the inputs in the gradient of a dense first layer.
+    """Find the `count` strongest directions of the inputs in the gradient of a dense first layer.
 
     Args:
         gradient: a tree like the parameters.
@@ -66,12 +66,12 @@ def span(gradient: PyTree, layer: Layer, count: int) -> Span:
 
 
 def mixtures(found: Span, images: jax.Array) -> jax.Array:
-    """Coordinates [n, k] of images' projections onto the span: where a descent begins."""
+    """Project images onto the span, as coordinates [n, k]: where a descent begins."""
     return images.reshape(len(images), -1) @ found.basis.T
 
 
 def unmixed(found: Span, coordinates: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The images [n, *shape] of coordinates."""
+    """Make the images [n, *shape] of coordinates [n, k]."""
     return (coordinates @ found.basis).reshape(-1, *shape)
 
 

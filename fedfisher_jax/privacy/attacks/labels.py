@@ -73,7 +73,7 @@ def of_last_inputs(
 
 
 def shares_of(weights: Shares) -> Shares:
-    """Weights cut at zero and scaled to sum to one; uniform if nothing is left."""
+    """Cut weights at zero and scale them to sum to one; uniform if nothing is left."""
     kept = jnp.maximum(weights, 0)
     total = jnp.sum(kept)
     return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), 1 / kept.size)

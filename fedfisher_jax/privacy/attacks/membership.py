@@ -25,7 +25,7 @@ BATCH = 64
 def loss_scores(
     apply: Callable, likelihood: Likelihood, params: PyTree, x: jax.Array, y: jax.Array, *, batch_size: int = BATCH
 ) -> Scores:
-    """Minus the loss (Yeom et al. 2018): models fit what they were trained on.
+    """Score by minus the loss (Yeom et al. 2018): models fit what they were trained on.
 
     Args:
         apply: the model.
@@ -51,7 +51,7 @@ def fisher_scores(
     damping: float = DAMPING,
     batch_size: int = BATCH,
 ) -> Scores:
-    """Minus gᵀ (F + ε)⁻¹ g for the gradient g of each example's loss: how strange it is to the client's curvature.
+    """Score by −gᵀ (F + ε)⁻¹ g, g an example's gradient: how strange it is to the client's curvature.
 
     Args:
         apply: the model.
@@ -87,7 +87,7 @@ def leverage_scores(
     damping: float = DAMPING,
     batch_size: int = BATCH,
 ) -> Scores:
-    """Minus the leverage aᵀ (A + ε)⁻¹ a of each example's layer inputs, summed over layers. Needs no label.
+    """Score by minus the leverage aᵀ (A + ε)⁻¹ a of an example's layer inputs, over layers. Needs no label.
 
     An example's leverage in a second moment that it is part of is smaller: of n examples in d dimensions by a factor of
     1 − leverage / n, on average 1 − d / n. With fewer examples than dimensions, members alone lie in the span of A.
@@ -114,7 +114,7 @@ def leverage_scores(
 
 
 def inverse_quadratic(fisher: Any, damping: float) -> Callable[[PyTree], jax.Array]:
-    """The function v → vᵀ (F + ε)⁻¹ v, damped as the structure's `preconditioner` is.
+    """Make the function v → vᵀ (F + ε)⁻¹ v, damped as the structure's `preconditioner` is.
 
     Raises:
         ValueError: no registered structure.

@@ -32,13 +32,13 @@ class ModelInversion:
 
 
 def image_prior(images: jax.Array, weights: Weights) -> jax.Array:
-    """The weighted priors of each image [n]."""
+    """Compute the weighted priors of each image [n]."""
     smooth, small = priors.total_variation(images), priors.mean_square(images)
     return weights.total_variation * smooth + weights.mean_square * small
 
 
 def grey(key: jax.Array, count: int, shape: tuple[int, ...], bounds: Bounds, spread: float = 0.1) -> jax.Array:
-    """Images to begin with: the middle of the range and a little noise, [count, *shape].
+    """Make images to begin with: the middle of the range and a little noise, [count, *shape].
 
     Args:
         key: random key of the noise.
