@@ -8,6 +8,7 @@ import pytest
 
 import fedfisher_jax as ff
 from fedfisher_jax.merge import catalogue
+from fedfisher_jax.merge._entry import known_options
 from fedfisher_jax.merge._options import named
 
 LINEAR = (lambda w, x: x @ w, ff.categorical())
@@ -46,7 +47,7 @@ def test_an_option_is_the_constructors_argument():
 
 def test_every_rule_takes_its_own_options():
     for name, entry in catalogue.RULES.items():
-        known = catalogue._known(entry)
+        known = known_options(entry)
         assert "apply" not in known and "likelihood" not in known and "captured" not in known, name
     assert "damping" in catalogue.options_of("fedlpa") and "damping" not in catalogue.options_of("regmean")
     assert {"steps", "weight"} <= set(catalogue.options_of("pseudo-data")) and catalogue.options_of("fedavg") == ()
