@@ -52,6 +52,12 @@ def paths_of(given: tuple[Path, ...]) -> list[Path]:
     return paths
 
 
+def limits_of(max_bytes: int) -> Limits:
+    """Make the caps for files of so many bytes."""
+    room = 2 * max_bytes
+    return Limits(file_bytes=max_bytes, decoded_bytes=room, working_bytes=max(room, Limits().working_bytes))
+
+
 def gather(
     paths: Sequence[Path],
     start_path: Path,
@@ -78,13 +84,10 @@ def gather(
     Raises:
         ValueError: a file is refused, the rule takes other files, or a silo to leave out is not there or within a sum.
     """
-    room = 2 * max_bytes
-    working = max(room, Limits().working_bytes)
-    limits = Limits(file_bytes=max_bytes, decoded_bytes=room, working_bytes=working)
     start = model_file.read(start_path, model)
     example = jax.ShapeDtypeStruct((1, *start.kind.input_shape), jnp.float32)
     captured = layers_of(start.network.apply, start.params, example)
-    terms = Terms(start.params, captured.layers, limits, start=start.fingerprint)
+    terms = Terms(start.params, captured.layers, limits_of(max_bytes), start=start.fingerprint)
     parts = files_of.parts_of(paths, terms)
     about = parts[0].silos[0].header.about
     if about.likelihood != start.kind.likelihood:

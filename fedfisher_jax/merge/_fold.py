@@ -19,6 +19,11 @@ def lift(rule: Rule, payload: Any, start: PyTree = None) -> Any:
 
     Every merge goes through here: in memory, of files, live, or by secure sums.
 
+    Args:
+        rule: one exchange.
+        payload: one client's; arrays may be traced, or stacked where the rule's `lift` allows it.
+        start: the model that the clients were sent; None where nobody knows it.
+
     Raises:
         ValueError: the rule cannot merge what the payload holds.
     """
@@ -81,14 +86,14 @@ def merge_summary(rule: Rule, summary: Any, params: PyTree, start: PyTree = None
 
 
 def fold(rule: Rule, contributions: PyTree) -> PyTree:
-    """Fold contributions that are stacked along a leading client axis."""
+    """Fold contributions, from `lift`, that are stacked along a leading client axis, [M, ...] each, into a summary."""
     if rule.combine == "stack":
         return contributions
     return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), contributions)
 
 
 def combine(rule: Rule, first: PyTree, second: PyTree) -> PyTree:
-    """Combine two folded summaries into one."""
+    """Combine two summaries, from `fold`, of different clients into one; their order and grouping do not matter."""
     if rule.combine == "stack":
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
     return jax.tree.map(jnp.add, first, second)
@@ -131,6 +136,11 @@ def merge_payloads(rule: Rule, payloads: Sequence[Any], start: PyTree = None) ->
 
 def check_payload(payload: Payload, like: Payload, name: str = "payload") -> None:
     """Refuse a payload that cannot be merged with `like`; concrete arrays only.
+
+    Args:
+        payload: a client's.
+        like: another client's, whose tree and shapes it must have.
+        name: what messages call the first.
 
     Raises:
         ValueError: with `name`, the entry and what is wrong with it.

@@ -144,18 +144,20 @@ def header_of(
     file: str = "payload",
     start: str | None = None,
 ) -> Header:
-    """Read the header of a file's bytes, checked as by `loads`, without decoding an array.
-
-    Raises:
-        PayloadError: it is refused.
-    """
+    """Read the header of a file's bytes without decoding an array; arguments and errors are those of `loads`."""
     raw, _ = container.unpack(data, limits, file)
     return checked(raw, len(data), like, layers=layers, limits=limits, file=file, start=start)
 
 
-def write(path: str | os.PathLike[str], payload: Payload, about: About, plan: Plan | None = None, **more: Any) -> int:
-    """Write a payload file by `dumps`, with its options, whole or not at all, and return its number of bits."""
-    data = dumps(payload, about, plan, **more)
+def write(
+    path: str | os.PathLike[str],
+    payload: Payload,
+    about: About,
+    plan: Plan | None = None,
+    random: np.random.Generator | None = None,
+) -> int:
+    """Write a payload file, whole or not at all, and return its number of bits; arguments and errors as in `dumps`."""
+    data = dumps(payload, about, plan, random)
     container.write_bytes(path, data)
     return 8 * len(data)
 
@@ -163,7 +165,7 @@ def write(path: str | os.PathLike[str], payload: Payload, about: About, plan: Pl
 def read(
     path: str | os.PathLike[str], like: PyTree | None = None, *, limits: Limits = Limits(), **options: Any
 ) -> tuple[Payload, Header]:
-    """Read a payload file by `loads`, with its options."""
+    """Read a payload file; options and errors are those of `loads`."""
     return loads(container.read_bytes(path, limits), like, limits=limits, file=str(path), **options)
 
 

@@ -41,6 +41,10 @@ def delta_of(epsilon: float, noise_multiplier: float) -> float:
     """Compute δ of one release with Gaussian noise of σ sensitivities (Balle and Wang, arXiv 1805.06530, theorem 8).
 
     δ = Φ(1/2σ − εσ) − e^ε Φ(−1/2σ − εσ), from logarithms: for large ε both terms are beyond a float's range.
+
+    Args:
+        epsilon: privacy loss ε, at least 0.
+        noise_multiplier: σ, the noise's standard deviation as a multiple of the sensitivity.
     """
     half, moved = 0.5 / noise_multiplier, epsilon * noise_multiplier
     first, second = (float(scipy.special.log_ndtr(side - moved)) for side in (half, -half))
