@@ -131,13 +131,8 @@ def merge_folder(settings: Any, files: list[Path], limits: Limits) -> None:
             raise ValueError(f"rule: the merged model is not finite at {path}")
     total = sum(header.examples for header in headers)
     contributors = [
-        {
-            "silo": header.about.silo,
-            "name": header.about.name,
-            "examples": header.examples,
-            "weight": header.examples / total,
-        }
-        for header in headers
+        {"silo": one.about.silo, "name": one.about.name, "examples": one.examples, "weight": one.examples / total}
+        for one in headers
     ]
     text = torch.card(name, about.kind, contributors, merged.diagnostics)
     params = {**whole.params, **merged.params}  # frozen ones are the base's

@@ -28,13 +28,7 @@ class Promise(NamedTuple):
 
 
 def promise(
-    epsilon: float,
-    delta: float,
-    *,
-    clip_features: float,
-    releases: int = 1,
-    trust: Trust = "local",
-    sharers: int = 1,
+    epsilon: float, delta: float, *, clip_features: float, releases: int = 1, trust: Trust = "local", sharers: int = 1
 ) -> Promise:
     """Find the least noise that keeps (ε, δ) for every example over so many releases.
 
