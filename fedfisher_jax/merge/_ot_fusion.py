@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts load where they are used
+from jaxtyping import Float
 
 from .._examples import Examples
 from .._likelihood import Likelihood
@@ -159,7 +160,7 @@ def align(
     return result
 
 
-def transport(cost: np.ndarray) -> np.ndarray:
+def transport(cost: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
     """Find the optimal plan [n, m] between uniform marginals, exactly: rows sum to 1/n and columns to 1/m."""
     n, m = cost.shape
     if n == m:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ..curvature import quadratic, trace
 from ..curvature.structures._protocol import Fisher
@@ -92,13 +93,13 @@ def faulty_of(how: str, count: int, faulty: int | None = None) -> int:
     return most
 
 
-def rows(stacked: PyTree) -> jax.Array:
+def rows(stacked: PyTree) -> Float[Array, "n d"]:
     """Write all numbers of each client as [n, d], from trees that are stacked along a leading axis."""
     leaves = jax.tree.leaves(stacked)
     return jnp.concatenate([jnp.reshape(leaf, (leaf.shape[0], -1)) for leaf in leaves], axis=1)
 
 
-def squared_distances(vectors: jax.Array) -> jax.Array:
+def squared_distances(vectors: Float[Array, "n d"]) -> Float[Array, "n n"]:
     """Compute squared Euclidean distances of all pairs of [n, d], as [n, n]; of equal rows exactly zero."""
     return jax.lax.map(lambda one: jnp.sum((vectors - one) ** 2, axis=1), vectors)
 
@@ -118,7 +119,9 @@ def coordinate_median(stacked: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.median(leaf, axis=0), stacked)
 
 
-def geometric_median(vectors: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+def geometric_median(
+    vectors: Float[Array, "n d"], weight: Float[Array, " n"]
+) -> tuple[Float[Array, " d"], Float[Array, " n"]]:
     """Find the point with the least weighted sum of distances, by Weiszfeld's smoothed steps.
 
     Pillutla et al. (2019), "Robust aggregation for federated learning", arXiv 1912.13445, algorithm 2.
@@ -145,7 +148,7 @@ def geometric_median(vectors: jax.Array, weight: jax.Array) -> tuple[jax.Array, 
     return mean(by), by
 
 
-def krum_scores(squared: jax.Array, faulty: int) -> jax.Array:
+def krum_scores(squared: Float[Array, "n n"], faulty: int) -> Float[Array, " n"]:
     """Sum each client's squared distances to its n − faulty − 2 nearest others.
 
     Blanchard et al. (2017), "Machine learning with adversaries", NeurIPS, section 4. Clients that send the same numbers
@@ -160,7 +163,7 @@ def krum_scores(squared: jax.Array, faulty: int) -> jax.Array:
     return jnp.sum(jnp.sort(_others(apart), axis=1)[:, : count - faulty - 2], axis=1)
 
 
-def capped(weight: jax.Array, cap: float) -> jax.Array:
+def capped(weight: Float[Array, " n"], cap: float) -> Float[Array, " n"]:
     """Lower the largest of n weights so that none is more than `cap` of their sum; others stay as they are.
 
     With m weights cut to k: k = cap · (m k + the others' sum), for the least m that leaves all others below k.
@@ -180,7 +183,7 @@ def capped(weight: jax.Array, cap: float) -> jax.Array:
     return jnp.minimum(weight, jnp.where(jnp.any(fits), jnp.maximum(level[jnp.argmax(fits)], 0), least))
 
 
-def disagreements(payloads: Payload) -> jax.Array:
+def disagreements(payloads: Payload) -> Float[Array, " n"]:
     """Measure how much each client's quadratic and the others' disagree, [n]; our own measure.
 
     (θ_i − θ_j)ᵀ F_j (θ_i − θ_j) is what client j's loss grows by, to second order, with client i's model. A client's

@@ -1,6 +1,7 @@
 """Small unsigned integers as bytes without gaps: n codes of b bits take ⌈n b / 8⌉ bytes."""
 
 import numpy as np
+from jaxtyping import UInt8, UInt32
 
 MAX_BITS = 32
 _CHUNK = 1 << 16  # codes at a time, a multiple of 8 so that chunks end at whole bytes; bounds memory
@@ -11,7 +12,7 @@ def packed_bytes(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
-def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+def pack(codes: np.ndarray, bits: int) -> UInt8[np.ndarray, " m"]:
     """Pack codes [n], each below 2^bits, into bytes, most significant bit first; the last byte ends with zeros.
 
     Raises:
@@ -28,7 +29,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
 
-def unpack(packed: np.ndarray, count: int, bits: int) -> np.ndarray:
+def unpack(packed: UInt8[np.ndarray, " m"], count: int, bits: int) -> UInt32[np.ndarray, " n"]:
     """Undo `pack`: uint32 [count].
 
     Raises:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from ..._likelihood import Likelihood
 from ...curvature import Layer
@@ -32,8 +33,8 @@ class Span(NamedTuple):
         ones: [k], what the bias's row of the matrix says of each direction: a mixture's must be one; None without bias.
     """
 
-    basis: jax.Array
-    ones: jax.Array | None
+    basis: Float[Array, "k pixels"]
+    ones: Float[Array, " k"] | None
 
 
 def gradient_of_step(start: PyTree, params: PyTree, learning_rate: float) -> PyTree:
@@ -65,12 +66,12 @@ def span(gradient: PyTree, layer: Layer, count: int) -> Span:
     return Span(rows, None) if layer.bias is None else Span(rows[:, :-1], rows[:, -1])
 
 
-def mixtures(found: Span, images: jax.Array) -> jax.Array:
+def mixtures(found: Span, images: Float[Array, "n ..."]) -> Float[Array, "n k"]:
     """Project images onto the span, as coordinates [n, k]: where a descent begins."""
     return images.reshape(len(images), -1) @ found.basis.T
 
 
-def unmixed(found: Span, coordinates: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def unmixed(found: Span, coordinates: Float[Array, "n k"], shape: tuple[int, ...]) -> Float[Array, "n ..."]:
     """Make the images [n, *shape] of coordinates [n, k]."""
     return (coordinates @ found.basis).reshape(-1, *shape)
 

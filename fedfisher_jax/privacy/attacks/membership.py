@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from ..._likelihood import Likelihood
 from ...curvature import Capture, activations
@@ -16,6 +16,7 @@ from ...curvature.structures._registry import require_known
 from ...tracing._convolution import for_loops
 
 PyTree = Any
+Rows = Num[Array, "n ..."]
 Scores = Float[Array, " n"]
 DAMPING = 1e-3  # relative to the mean diagonal entry
 BATCH = 64
@@ -23,7 +24,13 @@ BATCH = 64
 
 @partial(jax.jit, static_argnames=("apply", "likelihood", "batch_size"))
 def loss_scores(
-    apply: Callable, likelihood: Likelihood, params: PyTree, x: jax.Array, y: jax.Array, *, batch_size: int = BATCH
+    apply: Callable,
+    likelihood: Likelihood,
+    params: PyTree,
+    x: Rows,
+    y: Rows,
+    *,
+    batch_size: int = BATCH,
 ) -> Scores:
     """Score by minus the loss (Yeom et al. 2018): models fit what they were trained on.
 
@@ -45,8 +52,8 @@ def fisher_scores(
     likelihood: Likelihood,
     params: PyTree,
     fisher: Any,
-    x: jax.Array,
-    y: jax.Array,
+    x: Rows,
+    y: Rows,
     *,
     damping: float = DAMPING,
     batch_size: int = BATCH,
@@ -81,8 +88,8 @@ def leverage_scores(
     captured: Capture,
     layers: tuple[int, ...],
     params: PyTree,
-    moments: Sequence[jax.Array],
-    x: jax.Array,
+    moments: Sequence[Float[Array, "_ _"]],
+    x: Rows,
     *,
     damping: float = DAMPING,
     batch_size: int = BATCH,
