@@ -1,7 +1,5 @@
 """`fedfisher measure`: what a silo does. Data and the start in, one payload file out."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -10,8 +8,8 @@ from .._examples import examples
 from ..data import Columns
 from ..data._scaling import far_from_one
 from ..data._where import expanded
-from ..federate import LocalTraining, best_constant, crop_and_flip, own_scores, run_keys, zero_fishers
-from ..merge import Update
+from ..federate import Cohort, LocalTraining, best_constant, crop_and_flip, own_scores, run_keys, zero_fishers
+from ..merge import Payload, Update
 from ..merge._options import plain_name
 from ..payload import _structures as structures
 from ..payload import plan
@@ -135,7 +133,7 @@ def _require_near_one(settings: MeasureSettings, start: model_file.Model, x: np.
     say(f"{settings.data}: {far}")
 
 
-def _tell(settings: MeasureSettings, start: model_file.Model, sent: Any, mine: Any, rule: str) -> None:
+def _tell(settings: MeasureSettings, start: model_file.Model, sent: Payload, mine: Cohort, rule: str) -> None:
     """Tell this silo how its model does on its own examples, before and after, and what is odd about it."""
     likelihood = likelihood_of(start.kind.likelihood)
     model = scoring(start.network.apply, likelihood, settings.batch_size)
@@ -187,7 +185,7 @@ def _guarantee(settings: MeasureSettings) -> Guarantee | None:
     return noise.noise_for(settings.epsilon, settings.delta, rounds=settings.rounds, **clips)
 
 
-def _write(settings: MeasureSettings, likelihood: str, start: str, sent: Any, guarantee: Guarantee | None) -> int:
+def _write(settings: MeasureSettings, likelihood: str, start: str, sent: Payload, guarantee: Guarantee | None) -> int:
     said = payload.About(
         rule=plain_name(settings.rule),  # options are the server's to say
         likelihood=likelihood,
