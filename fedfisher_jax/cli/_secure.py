@@ -124,6 +124,6 @@ def secure(settings: SecureSettings) -> None:
         from . import _secure_silo as silo
     except ModuleNotFoundError as error:
         raise ImportError(f"{error}: secure sums need pip install 'fedfisher-jax[privacy]'") from error
-    steps: dict[type, Callable[[Any], None]] = {JoinSettings: silo.join, ShareSettings: silo.share}
-    steps |= {MaskSettings: silo.mask, RevealSettings: silo.reveal, SumSettings: server.merge}
+    steps: dict[type, Callable[[Any], Any]] = {JoinSettings: silo.join, ShareSettings: silo.share}
+    steps[MaskSettings], steps[RevealSettings], steps[SumSettings] = silo.mask, silo.reveal, server.merge
     steps[type(settings.step)](settings.step)
