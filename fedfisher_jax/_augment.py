@@ -1,6 +1,7 @@
 """Random changes of an example that leave its target as it is."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 Augment = Callable[[jax.Array, Any], Any]  # (key, one example) → one example
 
 
+@cache
 def crop_and_flip(pad: int = 4) -> Augment:
     """Random crop after zero padding and random horizontal flip of an image [h, w, c], as the paper augments."""
 

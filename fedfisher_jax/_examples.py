@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from ._compat import Tracer, standard_promotion, vary, varying
@@ -67,22 +66,6 @@ def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
     if not isinstance(kept, Tracer) and not kept.any():
         raise ValueError("mask: got no example, expected at least one")
     return Examples(x, y, jnp.argsort(~kept, stable=True), kept.sum())
-
-
-def pad_rows(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Write index lists of different lengths as (rows [M, longest], sizes [M]); padding repeats a row's first index.
-
-    Raises:
-        ValueError: no list, or an empty one, which is named.
-    """
-    if not parts:
-        raise ValueError("parts: expected at least one client, got none")
-    for number, part in enumerate(parts):
-        if not len(part):
-            raise ValueError(f"parts: client {number} has no example, expected at least one")
-    longest = max(len(part) for part in parts)
-    rows = np.stack([np.concatenate([part, np.full(longest - len(part), part[0])]) for part in parts])
-    return rows.astype(np.int32), np.array([len(part) for part in parts], np.int32)
 
 
 def take(data: Examples, start: Any, batch_size: int) -> Batch:

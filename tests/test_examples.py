@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfisher_jax._examples import Examples, examples, mean_over_batches, pad_rows, take
+from fedfisher_jax._examples import Examples, examples, mean_over_batches, take
 
 
 def _client(rows, size, seed=0):
@@ -44,12 +44,6 @@ def test_refusals(x, y, mask, message):
         examples(x, y, mask)
 
 
-def test_rows_are_padded_with_their_own_first_index():
-    rows, sizes = pad_rows([np.array([7, 3, 5]), np.array([2])])
-    np.testing.assert_array_equal(rows, [[7, 3, 5], [2, 2, 2]])
-    np.testing.assert_array_equal(sizes, [3, 1])
-
-
 def test_take_masks_what_is_past_the_size():
     batch = take(_client([4, 9, 1, 0, 0], 3), 2, 4)
     np.testing.assert_array_equal(batch.mask, [True, False, False, False])
@@ -84,10 +78,3 @@ def test_long_sums_of_narrow_types_lose_nothing(dtype):
     data = examples(jnp.ones((70_000, 1), dtype))
     found = mean_over_batches(lambda batch: jnp.sum(jnp.where(batch.mask[:, None], batch.x, 0)), data, 100)
     assert float(found) == 1
-
-
-def test_clients_without_examples_are_named():
-    with pytest.raises(ValueError, match="parts: client 1 has no example"):
-        pad_rows([np.array([7, 3]), np.array([], int)])
-    with pytest.raises(ValueError, match="parts: expected at least one client"):
-        pad_rows([])

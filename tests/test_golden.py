@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import pad_rows
 
 import fedfisher_jax as ff
 from fedfisher_jax import solve
-from fedfisher_jax._examples import Examples, pad_rows
+from fedfisher_jax._examples import Examples
 from fedfisher_jax.curvature import Diagonal, Kronecker, Mixture
 from fedfisher_jax.models import torch_layout
 

@@ -62,8 +62,10 @@ QUICK = {
 }
 BATCH, TUNED_EPOCHS, SHOTS, EVERY, LAST = 32, 3, 10, 5, 5
 TUNING = optax.sgd(0.01)
-NAMES = {"fedavg": "FedAvg", "fedfish": "FedFish", "fedfish@mean": "FedFish, by mean", "fedfish-kfac": "FedFish, K-FAC"}
-NAMES["fedfish@squares"] = "FedFish, squared gradients"
+NAMES = {"fedavg": "FedAvg", "fedfish": "FedFish", "fedfish-kfac": "FedFish, K-FAC"} | {
+    "fedfish,scale=mean": "FedFish, by mean",
+    "fedfish,estimator=squares": "FedFish, squared gradients",
+}
 FOUND = {("fedavg", 1): "adam-0.005"}  # by the search on seeds 20 to 22; elsewhere the next line
 ELSEWHERE = "adam-0.01"
 

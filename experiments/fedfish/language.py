@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.fedfish import ngram
 from experiments.lib import common
 from fedfisher_jax import (
     Cohort,
@@ -29,7 +30,6 @@ from fedfisher_jax import (
     rounds,
 )
 from fedfisher_jax.merge import fedavg, fedfish
-from fedfisher_jax.models import ngram
 
 LENGTH, BATCH, SHOTS = 64, 16, 16
 METHODS = {"fedavg": "FedAvg", "fedfish": "FedFish"}

@@ -15,16 +15,15 @@ from .._frozen import trainable
 from .._likelihood import categorical, check_targets
 from .._trees import outline
 from ..curvature import Capture, capture
+from ..curvature._cotangents import KINDS
 from ..federate import run_keys
-from ..merge import Update, catalogue
+from ..merge import Payload, Update, catalogue
 from ..payload import Limits
 from ..payload._files_of_a_merge import Terms, parts_of, payloads_of
-
-HF = "hf:"  # how --model names a folder of transformers
-KINDS = ("exact", "monte_carlo", "empirical")
+from ._measure_settings import HF, MeasureSettings
 
 
-def measured(settings: Any) -> tuple[Any, str, str]:
+def measured(settings: MeasureSettings) -> tuple[Payload, str, str]:
     """Measure a folder's model on this silo's data: the payload, its likelihood's name, and the start's fingerprint.
 
     Raises:
@@ -32,7 +31,7 @@ def measured(settings: Any) -> tuple[Any, str, str]:
     """
     from .. import torch
 
-    folder = Path(settings.model.removeprefix(HF))
+    folder = Path((settings.model or "").removeprefix(HF))
     chosen = _chosen(settings.where)
     base = torch.from_module(torch.read(settings.start))
     fingerprint = payload.fingerprint(base.params)
@@ -132,13 +131,8 @@ def merge_folder(settings: Any, files: list[Path], limits: Limits) -> None:
             raise ValueError(f"rule: the merged model is not finite at {path}")
     total = sum(header.examples for header in headers)
     contributors = [
-        {
-            "silo": header.about.silo,
-            "name": header.about.name,
-            "examples": header.examples,
-            "weight": header.examples / total,
-        }
-        for header in headers
+        {"silo": one.about.silo, "name": one.about.name, "examples": one.examples, "weight": one.examples / total}
+        for one in headers
     ]
     text = torch.card(name, about.kind, contributors, merged.diagnostics)
     params = {**whole.params, **merged.params}  # frozen ones are the base's

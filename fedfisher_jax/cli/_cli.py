@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import tyro
 
 from .. import __version__
-from ..federate._map_clients import HANDS
+from ..federate._over_threads import HANDS
 from ._commands import COMMANDS
 from ._one_line import Terminated, fit_terminal, listening, one_line
 from ._sweep_file import with_file

@@ -11,7 +11,8 @@ from ._init import InitSettings, init
 from ._inspect import InspectSettings, inspect
 from ._leave import LeaveSettings, leave
 from ._list import ListSettings, list_names
-from ._measure import MeasureSettings, measure
+from ._measure import measure
+from ._measure_settings import MeasureSettings
 from ._merge import MergeSettings, merge
 from ._predict import PredictSettings, predict
 from ._report import ReportSettings, report_runs

@@ -16,7 +16,8 @@ from ..payload import _products_file as products_file
 from ..payload import _region as region
 from ..payload._region import Silo
 from ..solve._products import recompressed
-from ._gather import Folded, Gathered, again, clients_of, fold_files, gather, paths_of
+from ._fold_files import Folded, again, clients_of, fold_files
+from ._gather import Gathered, gather, paths_of
 from ._ranges import require_ranges
 
 

@@ -16,8 +16,8 @@ from .. import _files, payload
 from .._trees import stack
 from ..federate import merge_clients
 from ..merge import Merged, Payload, robust
+from ..merge._fold import require_squares
 from ..merge._one_by_one import merge_objective, merge_sums, passes_of
-from ..merge._rule import require_squares
 from ..payload import Limits
 from ..payload import _container as container
 from ..payload._files_of_a_merge import APART, PAYLOAD
@@ -28,18 +28,8 @@ from ..solve._passes import objective_by_passes
 from ..solve._products import objective_of, together
 from . import _checkpoints as checkpoints
 from ._fold import region_of
-from ._gather import (
-    MANY,
-    Folded,
-    Gathered,
-    again,
-    clients_of,
-    fold_files,
-    gather,
-    needs_passes,
-    paths_of,
-    shape_of,
-)
+from ._fold_files import MANY, Folded, again, clients_of, fold_files, shape_of
+from ._gather import Gathered, gather, limits_of, needs_passes, paths_of
 from ._leaving import record_of, sha256_of
 from ._merge_report import left_of, moved_though_agreed, report_of, table_of, words_on
 from ._one_line import say
@@ -102,7 +92,7 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
     if settings.base is not None:
         if any(given is not None for given in (settings.damping, settings.into, settings.model, settings.robust)):
             raise ValueError("damping, into, model, robust: with a base they are not taken")
-        return checkpoints.merge_folder(settings, paths_of(settings.files), _limits(settings))
+        return checkpoints.merge_folder(settings, paths_of(settings.files), limits_of(settings.max_bytes))
     if settings.adapter is not None:
         raise ValueError("adapter: expected it with --base alone")
     return merge_files(settings)
@@ -185,11 +175,6 @@ def _distrusting(gathered: Gathered, settings: MergeSettings) -> Gathered:
         if part.holds not in APART:
             raise ValueError(f"robust: {part.path} holds a sum, in which no silo can be told from the others")
     return gathered._replace(rule=robust(gathered.rule, settings.robust, faulty=settings.faulty, cap=settings.cap))
-
-
-def _limits(settings: MergeSettings) -> Limits:
-    room = 2 * settings.max_bytes
-    return Limits(file_bytes=settings.max_bytes, decoded_bytes=room, working_bytes=max(room, Limits().working_bytes))
 
 
 def _require_free(out: Path, described: Path, taken: list[Path]) -> dict[str, Any] | None:

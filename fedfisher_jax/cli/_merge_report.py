@@ -9,12 +9,16 @@ from rich.table import Table
 
 from .. import _files, payload, report
 from ..curvature import Fisher
+from ..curvature._cotangents import KINDS
 from ..merge import Kind, Merged, Payload
 from ..merge._outliers import from_others, predicted_losses, words_on_outliers
 from ..payload._files_of_a_merge import PAYLOAD
-from ._gather import KINDS, Folded, Gathered, Seen, again, distance, shown
+from ._fold_files import Folded, Seen, again, distance, shown
+from ._gather import Gathered
 from ._inspect import literal
 from ._leaving import sha256_of
+
+COLUMNS = ("silo", "name", "examples", "weight", "Mbit", "× FedAvg", "from start", "from merged", "from others")
 
 
 def report_of(gathered: Gathered, folded: Folded, merged: Merged) -> dict[str, Any]:
@@ -58,14 +62,8 @@ def report_of(gathered: Gathered, folded: Folded, merged: Merged) -> dict[str, A
 
 def _who(one: Seen) -> dict[str, Any]:
     """What a silo can find itself by."""
-    about = one.header.about
-    return {
-        "silo": about.silo,
-        "name": about.name,
-        "examples": one.header.examples,
-        "file": one.file,
-        "digest": one.digest,
-    }
+    who = {"silo": one.header.about.silo, "name": one.header.about.name, "examples": one.header.examples}
+    return who | {"file": one.file, "digest": one.digest}
 
 
 def left_of(gathered: Gathered, folded: Folded) -> list[dict[str, Any]]:
@@ -116,18 +114,9 @@ def _same_arrays(folded: Folded) -> list[list[int]]:
 
 
 def table_of(record: dict[str, Any]) -> Table:
+    """Make the table of the contributors to a merge."""
     table = Table(header_style="bold", caption=literal(f"{record['rule']}: {_short(record['diagnostics'])}"))
-    for column in (
-        "silo",
-        "name",
-        "examples",
-        "weight",
-        "Mbit",
-        "× FedAvg",
-        "from start",
-        "from merged",
-        "from others",
-    ):
+    for column in COLUMNS:
         named = column == "name"  # is never cut before the headings of numbers are folded
         table.add_column(column, justify="left" if named else "right", no_wrap=named)
     for one in record["contributors"]:

@@ -12,9 +12,12 @@ from .._trees import outline
 from ..curvature import Capture, capture
 from ..federate import LocalTraining
 from ..merge import Rule, catalogue
+from ..silos import _network
+from ._local_training import optimizer, rate
 
 PyTree = Any
 once = lru_cache(maxsize=64)
+network_of = once(_network.network_of)
 
 
 def layers_of(apply: Callable, params: PyTree, x: PyTree) -> Capture:
@@ -38,9 +41,11 @@ def rule_of(name: str, apply: Callable, likelihood: Likelihood, offers: tuple[tu
 
 
 @once
-def sgd(learning_rate: float, momentum: float) -> optax.GradientTransformation:
-    """Optax's gradient descent with momentum."""
-    return optax.sgd(learning_rate, momentum)
+def optimizer_of(
+    name: str, learning_rate: float, momentum: float, schedule: str | None = None
+) -> optax.GradientTransformation:
+    """The clients' optimiser, by the names that flags have."""
+    return optimizer("optimizer", name, rate("schedule", learning_rate, schedule), momentum)
 
 
 @once

@@ -1,8 +1,9 @@
 """`fedfisher secure`: silos and a server sum payloads by mail, so that the server sees their sum alone."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import subcommand
@@ -123,14 +124,6 @@ def secure(settings: SecureSettings) -> None:
         from . import _secure_silo as silo
     except ModuleNotFoundError as error:
         raise ImportError(f"{error}: secure sums need pip install 'fedfisher-jax[privacy]'") from error
-    step = settings.step
-    if isinstance(step, SumSettings):
-        server.merge(step)
-    elif isinstance(step, JoinSettings):
-        silo.join(step)
-    elif isinstance(step, ShareSettings):
-        silo.share(step)
-    elif isinstance(step, MaskSettings):
-        silo.mask(step)
-    else:
-        silo.reveal(step)
+    steps: dict[type, Callable[[Any], Any]] = {JoinSettings: silo.join, ShareSettings: silo.share}
+    steps[MaskSettings], steps[RevealSettings], steps[SumSettings] = silo.mask, silo.reveal, server.merge
+    steps[type(settings.step)](settings.step)

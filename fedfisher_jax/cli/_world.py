@@ -11,15 +11,15 @@ import numpy as np
 from .. import data, models
 from .._further import rmse_of
 from .._likelihood import Likelihood
-from ..curvature import Capture, capture
+from ..curvature import Capture
 from ..federate import LocalTraining, RunKeys, crop_and_flip, run_keys
 from ..federate._one_shot import offers as offers_of
 from ..merge import catalogue
 from ..merge._options import named
 from ..merge._rule import Rule
 from ..silos import _model_file as model_file
-from ..silos._network import likelihood_of, network_of, template_of
-from ._local_training import optimizer, rate
+from ..silos._network import likelihood_of, template_of
+from ._once import layers_of, network_of, optimizer_of, rule_of
 from ._settings import RunSettings
 
 
@@ -68,11 +68,13 @@ def world(settings: RunSettings) -> World:
         groups=dataset.groups,
     )
     shape = dataset.train_x.shape[1:]
-    network, captured = _network(settings.model, shape, dataset.num_classes, settings.bias)
+    network = network_of(settings.model, shape, dataset.num_classes, settings.bias)
+    captured = layers_of(network.apply, template_of(network), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     likelihood, key = likelihood_of(settings.likelihood), run_keys(settings.seed)
     start = models.STARTS[settings.start](network.init(key.init))
-    names = settings.optimizer, settings.learning_rate, settings.momentum, settings.schedule
-    training = _training(network, likelihood, dataset.augment, *names, settings.epochs, settings.batch_size)
+    step = optimizer_of(settings.optimizer, settings.learning_rate, settings.momentum, settings.schedule)
+    augment = crop_and_flip() if dataset.augment else None
+    training = LocalTraining(network.apply, likelihood, step, settings.epochs, settings.batch_size, augment)
     kind = model_file.Kind(
         settings.model, tuple(map(int, shape)), dataset.num_classes, settings.bias, settings.likelihood
     )
@@ -94,56 +96,18 @@ def world(settings: RunSettings) -> World:
     )
 
 
-@cache
-def _network(model: str, shape: tuple[int, ...], outputs: int, bias: bool) -> tuple[models.Network, Capture]:
-    """One object for each, so that what is compiled for it serves every run of a process."""
-    network = network_of(model, shape, outputs, bias)
-    return network, capture(network.apply, template_of(network), np.zeros((1, *shape), np.float32))
-
-
-@cache
-def _training(
-    network: models.Network,
-    likelihood: Likelihood,
-    augment: bool,
-    name: str,
-    learning_rate: float,
-    momentum: float,
-    schedule: str | None,
-    epochs: int,
-    batch_size: int,
-) -> LocalTraining:
-    chosen = optimizer("optimizer", name, rate("schedule", learning_rate, schedule), momentum)
-    return LocalTraining(network.apply, likelihood, chosen, epochs, batch_size, crop_and_flip() if augment else None)
-
-
-@cache
-def _rule(
-    name: str,
-    network: models.Network,
-    likelihood: Likelihood,
-    captured: Capture,
-    training: LocalTraining,
-    seed: int,
-    kind: str,
-    samples: int,
-) -> Rule:
-    offers = offers_of(network.init, training, captured, seed, kind=kind, samples=samples)
-    return catalogue.named_rule(name, network.apply, likelihood, offers=offers)
-
-
 def rules_of(settings: RunSettings, here: World, names: tuple[str, ...]) -> Mapping[str, Rule]:
     """Make the rules; parts that two of them share are one object, so that they share their work, too."""
     if settings.preset == "paper":
         return _released(settings, here, names)
-    given = here.network, here.likelihood, here.captured, here.training
-    options, damping = (settings.kind, settings.samples), settings.damping
+    apply, options = here.network.apply, {"kind": settings.kind, "samples": settings.samples}
+    offers = offers_of(here.network.init, here.training, here.captured, settings.seed, **options)
 
     def part(name: str) -> Rule:
-        seed = settings.seed if "others" in catalogue.takes(name) else 0  # of fresh starts alone
-        if damping is not None and named(name).name in catalogue.SOLVED:
-            name = catalogue.with_option(name, "damping", damping)
-        return _rule(name, *given, seed, *options)
+        if settings.damping is not None and named(name).name in catalogue.SOLVED:
+            name = catalogue.with_option(name, "damping", settings.damping)
+        taken = catalogue.takes(name)  # rules that take no fresh starts are the same for all seeds
+        return rule_of(name, apply, here.likelihood, tuple(one for one in offers.items() if one[0] in taken))
 
     return {name: catalogue.composed(name, part) for name in names}
 

@@ -21,19 +21,9 @@ from jax.sharding import PartitionSpec
 from .._compat import standard_promotion
 from .._files import content, write_atomically
 from .._trees import pick, weighted_sum, widened
-from ._map_clients import (
-    CohortReport,
-    client_threads,
-    clients_mesh,
-    compiled,
-    cores,
-    count_clients,
-    default_strategy,
-    everywhere,
-    map_clients,
-    replicate,
-    this_copy,
-)
+from ._map_clients import CohortReport, count_clients, default_strategy, map_clients
+from ._over_devices import clients_mesh, everywhere, replicate, this_copy
+from ._over_threads import client_threads, compiled, cores
 
 PyTree = Any
 

@@ -5,23 +5,20 @@ once, `client` is one slice of a pytree with a leading client axis (rows of indi
 client does not depend on strategy, order of clients, groups, padding or device count, to float tolerance.
 """
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .._compat import standard_promotion
-from .._trees import pick, stack
+from .._trees import pick
+from ._over_devices import pmapped, sharded
+from ._over_threads import cores, threaded
 
 PyTree = Any
-HANDS = "fedfisher-client"  # what the names of threads that run clients begin with
 STRATEGIES = ("sequential", "threads", "vectorised", "devices", "pmap")
 
 
@@ -95,7 +92,7 @@ def map_clients(
         tell(count)
     elif strategy == "threads":
         workers = min(cores(), count)
-        results = _threads(function, shared, ordered, workers, tell)
+        results = threaded(function, shared, ordered, workers, tell)
     elif strategy == "vectorised":
         size = min(group, count)
         results = _vectorised(function, shared, ordered, size, tell)
@@ -106,7 +103,7 @@ def map_clients(
         rows = -(-count // workers)
         deal = np.arange(rows * workers).reshape(rows, workers).T.ravel()
         padded = pick(ordered, np.minimum(deal, count - 1))
-        spread = _pmapped if strategy == "pmap" else _sharded
+        spread = pmapped if strategy == "pmap" else sharded
         dealt = spread(function, shared, padded, workers)
         tell(count)
         results = jax.tree.map(lambda leaf: leaf[np.argsort(deal)[:count]], dealt)
@@ -138,53 +135,6 @@ def _group(function: Callable, shared: PyTree, clients: PyTree) -> PyTree:
     return jax.vmap(partial(function, shared))(clients)
 
 
-@partial(jax.jit, static_argnums=0)
-def _one(function: Callable, shared: PyTree, client: PyTree) -> PyTree:
-    return function(shared, client)
-
-
-def _threads(function: Callable, shared: PyTree, clients: PyTree, workers: int, tell: Callable) -> PyTree:
-    shared = jax.tree.map(jnp.asarray, shared)
-
-    def client(number: int) -> PyTree:
-        return pick(clients, number)
-
-    program = compiled(_one, function, shared, client(0))
-
-    def run(number: int) -> PyTree:
-        result = jax.block_until_ready(program(shared, client(number)))
-        tell(1)
-        return result
-
-    count = jax.tree.leaves(clients)[0].shape[0]
-    with client_threads(workers) as pool:
-        return stack(list(pool.map(run, range(count))))
-
-
-@contextlib.contextmanager
-def client_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads for clients. After Ctrl-C nobody waits for what they compute, which cannot be stopped from within."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix=HANDS)
-    try:
-        yield pool
-    except BaseException as error:
-        pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
-        raise
-    pool.shutdown()
-
-
-def compiled(jitted: Any, function: Callable, *arguments: PyTree) -> Callable:
-    """What `jitted(function, *arguments)` runs, compiled once per function and shapes, not per thread or call."""
-    leaves, tree = jax.tree.flatten(arguments)
-    return _compiled(jitted, function, tree, tuple(jax.typeof(leaf) for leaf in leaves))
-
-
-@lru_cache(maxsize=64)
-def _compiled(jitted: Any, function: Callable, tree: Any, avals: tuple) -> Callable:
-    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in avals]
-    return jitted.lower(function, *jax.tree.unflatten(tree, shapes)).compile()
-
-
 def _vectorised(function: Callable, shared: PyTree, clients: PyTree, group: int, tell: Callable) -> PyTree:
     count = jax.tree.leaves(clients)[0].shape[0]
     parts = []
@@ -195,87 +145,6 @@ def _vectorised(function: Callable, shared: PyTree, clients: PyTree, group: int,
         parts.append(jax.block_until_ready(jax.tree.map(lambda leaf, kept=kept: leaf[:kept], part)))
         tell(kept)
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-
-
-def clients_mesh(workers: int) -> Mesh:
-    """The first `workers` devices of all hosts on one axis, `clients`."""
-    return Mesh(np.array(jax.devices()[:workers]), ("clients",))
-
-
-def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
-    """The same arrays on every device of the mesh; each host passes its own equal copy."""
-    sharding = NamedSharding(mesh, PartitionSpec())
-    mine = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-
-    def place(leaf: Any) -> jax.Array:
-        leaf = jnp.asarray(leaf)
-        return jax.make_array_from_single_device_arrays(
-            leaf.shape, sharding, [jax.device_put(leaf, device) for device in mine]
-        )
-
-    return jax.tree.map(place, tree)
-
-
-def this_copy(tree: PyTree) -> PyTree:
-    """This host's first copy of replicated arrays, as ordinary arrays."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
-
-
-def _sharded(function: Callable, shared: PyTree, clients: PyTree, workers: int) -> PyTree:
-    results = _shard_mapped(function, workers, *replicate(clients_mesh(workers), (shared, clients)))
-    return this_copy(everywhere(workers, results))
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _shard_mapped(function: Callable, workers: int, shared: PyTree, clients: PyTree) -> PyTree:
-    each, all_ = PartitionSpec("clients"), PartitionSpec()
-    mapped = jax.shard_map(
-        lambda everyone, mine: jax.lax.map(partial(function, everyone), mine),
-        mesh=clients_mesh(workers),
-        in_specs=(all_, each),
-        out_specs=each,
-        check_vma=False,
-    )
-    return mapped(shared, clients)
-
-
-def everywhere(workers: int, results: PyTree, total: bool = False) -> PyTree:
-    """Results that lie along the mesh axis, gathered (or summed over devices) to every device of every host.
-
-    A program of its own, started once the results are there: on CPU a device that waits for the others within a longer
-    program holds threads that they need to get there.
-    """
-    return _everywhere(workers, total, jax.block_until_ready(results))
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _everywhere(workers: int, total: bool, results: PyTree) -> PyTree:
-    def exchange(mine: PyTree) -> PyTree:
-        if total:
-            return jax.lax.psum(pick(mine, 0), "clients")
-        return jax.lax.all_gather(mine, "clients", tiled=True)
-
-    each, all_ = PartitionSpec("clients"), PartitionSpec()
-    mesh = clients_mesh(workers)
-    return jax.shard_map(exchange, mesh=mesh, in_specs=(each,), out_specs=all_, check_vma=False)(results)
-
-
-def _pmapped(function: Callable, shared: PyTree, clients: PyTree, workers: int) -> PyTree:
-    # From the host, since pmap refuses arrays that lie on one device where there are several.
-    split = jax.tree.map(lambda leaf: leaf.reshape(workers, -1, *leaf.shape[1:]), jax.device_get(clients))
-    # On one device, or the next operation is spread over all of them and waits for itself.
-    results = jax.device_put(jax.block_until_ready(_pmap(function)(shared, split)), jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
-
-
-@lru_cache(maxsize=64)
-def _pmap(function: Callable) -> Callable:
-    return jax.pmap(lambda everyone, mine: jax.lax.map(partial(function, everyone), mine), in_axes=(None, 0))
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count_clients(clients: PyTree) -> int:

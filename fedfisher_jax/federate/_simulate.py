@@ -16,7 +16,8 @@ import numpy as np
 from .._compat import Tracer, standard_promotion
 from .._trees import pick
 from ..merge import Merged, Rule, Update, fold
-from ..merge._rule import lift, merge_summary, require_rule, require_squares
+from ..merge._fold import lift, merge_summary, require_squares
+from ..merge._rule import require_rule
 from ._cohort import Client, Cohort, by_length, require_targets, with_examples
 from ._local import LocalTraining, Trained, train
 from ._map_clients import CohortReport, default_strategy, map_clients

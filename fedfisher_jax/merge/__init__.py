@@ -13,6 +13,11 @@ from ._fedfisher import fisher_merge as fisher_merge
 from ._fedlpa import fedlpa as fedlpa
 from ._fipa import fipa as fipa
 from ._fipa import public_fipa_step as public_fipa_step
+from ._fold import check_payload as check_payload
+from ._fold import combine as combine
+from ._fold import fold as fold
+from ._fold import lift as lift
+from ._fold import merge_payloads as merge_payloads
 from ._heads import analytic as analytic
 from ._heads import recalibrate as recalibrate
 from ._joint_step import PAPER_FIPA as PAPER_FIPA
@@ -40,12 +45,7 @@ from ._rule import Payload as Payload
 from ._rule import Rule as Rule
 from ._rule import Takes as Takes
 from ._rule import Update as Update
-from ._rule import check_payload as check_payload
-from ._rule import combine as combine
 from ._rule import exchanges as exchanges
-from ._rule import fold as fold
-from ._rule import lift as lift
-from ._rule import merge_payloads as merge_payloads
 from ._rule import then as then
 
 __all__ = [

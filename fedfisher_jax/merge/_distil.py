@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from .._augment import crop_and_flip
 from .._examples import Examples
@@ -89,7 +90,7 @@ def dense(
     settings: DenseSettings | None = None,
     validation: Callable[[PyTree], jax.Array] | None = None,
 ) -> Rule:
-    """DENSE: the weighted average of the clients, taught by their ensemble (mean outputs, weighted by examples).
+    """Make DENSE's rule (arXiv 2112.12371): the clients' weighted average learns from their ensemble's mean outputs.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, C]; inputs are arrays of floats.
@@ -243,7 +244,9 @@ def _distil(here: Setting, validation: Callable | None, start: PyTree) -> Merged
     return Merged(best, diagnostics if validation is None else diagnostics | {"validation": score})
 
 
-def generator_loss(ensemble: Any, student: Any, wanted: jax.Array, adversarial: float) -> jax.Array:
+def generator_loss(
+    ensemble: Float[Array, "n c"], student: Float[Array, "n c"], wanted: Int[Array, " n"], adversarial: float
+) -> Float[Array, ""]:
     """Average over examples the cross-entropy with the classes that they are made for, minus λ times a divergence.
 
     The divergence is the student's from the ensemble, in nats. It counts where their classes differ: for examples near
@@ -260,7 +263,7 @@ def generator_loss(ensemble: Any, student: Any, wanted: jax.Array, adversarial: 
     return jnp.mean(named) - adversarial * jnp.mean(differ * divergence(student, ensemble))
 
 
-def divergence(outputs: Any, target: Any) -> jax.Array:
+def divergence(outputs: Float[Array, "n c"], target: Float[Array, "n c"]) -> Float[Array, " n"]:
     """Compute the KL divergence [n] from the target's probabilities to the outputs' of each example; in nats."""
     p = jax.nn.softmax(target)
     return jnp.sum(p * (jax.nn.log_softmax(target) - jax.nn.log_softmax(outputs)), axis=-1)

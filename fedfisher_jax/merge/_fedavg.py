@@ -12,7 +12,7 @@ PyTree = Any
 
 
 def fedavg(apply: Callable, likelihood: Likelihood) -> Rule:
-    """θ = Σ n_i θ_i / Σ n_i. A client sends d numbers, and contributions fold by addition.
+    """Make FedAvg's rule (arXiv 1602.05629), θ = Σ n_i θ_i / Σ n_i: a client sends d numbers, which add up.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; not called.

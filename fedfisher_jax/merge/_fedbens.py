@@ -65,7 +65,7 @@ def fedbens(
     steps: int = 300,
     **options: Any,
 ) -> Rule:
-    """FedBEns with Kronecker factors. With one local model per client it is one mode of a product of normal posteriors.
+    """Make FedBEns's rule (arXiv 2503.15367): with one model a client, one mode of a product of normal posteriors.
 
     With several, `Merged.params` is a tuple of the merged modes and `Merged.apply` their ensemble.
 
@@ -144,11 +144,10 @@ class FreshModes:
         return from_starts(tuple(self.init(k) for k in keys), self.train)(data, key)
 
 
-def log_density(fisher: Kronecker, mean: PyTree, weight: Any, precision: Any, params: PyTree) -> jax.Array:
-    """Compute a normal log density with precision matrix `weight` · F + `precision`, without π's constant."""
+def _square(params: PyTree, precision: Any, fisher: Kronecker, mean: PyTree, weight: Any) -> jax.Array:
+    """Compute xᵀ (`weight` · F + `precision`) x for x, the parameters less their mean."""
     gap = jax.tree.map(jnp.subtract, params, mean)
-    square = weight * optax.tree.vdot(gap, fisher.matvec(gap)) + precision * optax.tree.vdot(gap, gap)
-    return (_log_determinant(fisher, weight, precision) - square) / 2
+    return weight * optax.tree.vdot(gap, fisher.matvec(gap)) + precision * optax.tree.vdot(gap, gap)
 
 
 def _log_determinant(fisher: Kronecker, weight: Any, precision: Any) -> jax.Array:
@@ -182,13 +181,9 @@ def _modes(
 
     def objective(params: PyTree, center: PyTree) -> jax.Array:
         """−Σ_i log Σ_k N(θ; θ_ik, (n_i F_ik + λ)⁻¹) + (M − 1) log prior(θ), up to a constant."""
-
-        def squares(fisher: Any, mean: PyTree, weight: Any) -> jax.Array:
-            gap = jax.tree.map(jnp.subtract, params, mean)
-            return weight * optax.tree.vdot(gap, fisher.matvec(gap)) + precision * optax.tree.vdot(gap, gap)
-
+        squares = jax.vmap(partial(_square, params, precision))
         each = [
-            (constant - jax.vmap(squares)(fisher, means, weights)) / 2
+            (constant - squares(fisher, means, weights)) / 2
             for constant, fisher, means in zip(constants, payloads.statistics, payloads.params, strict=True)
         ]
         away = jax.tree.map(jnp.subtract, params, center)

@@ -18,6 +18,7 @@ from .._examples import Examples
 from .._likelihood import Likelihood
 from .._trees import scaled
 from ..curvature import Diagonal
+from ..curvature._cotangents import KINDS
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Objective, Solver
 from ._fedfisher import DAMPING, lift_sums, stacked
@@ -27,7 +28,7 @@ from ._rule import Kind, Merged, Payload, Rule, Update, moved, require_start
 PyTree = Any
 SQUARES = "squares"
 SCALES = ("as_is", "mean")
-ESTIMATORS = ("exact", "monte_carlo", "empirical", SQUARES)
+ESTIMATORS = (*KINDS, SQUARES)
 
 
 def measure_squares(update: Update, data: Examples, key: jax.Array) -> Payload:
@@ -62,7 +63,7 @@ def fedfish(
     solver: Solver | None = None,
     **options: Any,
 ) -> Rule:
-    """FedFish, to be combined with any server optimiser in `Federation`; a client sends twice the parameters.
+    """Make FedFish's rule (arXiv 2311.10291), for any server optimiser; a client sends twice the parameters.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
@@ -112,22 +113,26 @@ def fedfish(
     fisher = MeasureFisher(apply, likelihood, structure, kind=estimator, **options)
     measure, takes = measure_squares if gathered else fisher, fisher.takes()
     level = by_mean if scale == "mean" else lambda payload: payload
+    lift = lambda payload, start: level(moved(payload, start))  # noqa: E731
     if structure == "kronecker":
-        chosen = conjugate_gradients(damping=DAMPING["kronecker"]) if solver is None else solver
+        solve = _solved_by(solver or conjugate_gradients(damping=DAMPING["kronecker"]))
+        return Rule("fedfish-kfac", measure, lift, solve, "stack", takes=takes, passes=True)
+    summed = lambda payload, start: lift_sums(lift(payload, start))  # noqa: E731
+    return Rule("fedfish", measure, summed, _entry_by_entry(eps, floor), "add", squares=gathered, takes=takes)
 
-        def solve_stacked(payloads: Payload | Objective, start: PyTree) -> Merged:
-            step, diagnostics = chosen(stacked(payloads))
-            return Merged(jax.tree.map(jnp.add, start, step), diagnostics)
 
-        return Rule(
-            "fedfish-kfac",
-            measure,
-            lambda payload, start: level(moved(payload, start)),
-            solve_stacked,
-            "stack",
-            takes=takes,
-            passes=True,
-        )
+def _solved_by(solver: Solver) -> Callable[[Any, PyTree], Merged]:
+    """Make the server's step for stacked payloads, whose Kronecker factors a solver weighs."""
+
+    def solve(payloads: Payload | Objective, start: PyTree) -> Merged:
+        step, diagnostics = solver(stacked(payloads))
+        return Merged(jax.tree.map(jnp.add, start, step), diagnostics)
+
+    return solve
+
+
+def _entry_by_entry(eps: float, floor: float) -> Callable[[Any, PyTree], Merged]:
+    """Make the server's step for sums of diagonals: Σ w F Δ / (Σ w F + eps), the plain average up to the floor."""
 
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         share = 1 / summary["weight"]
@@ -143,5 +148,4 @@ def fedfish(
         unknown = sum(jnp.sum(f <= floor) for f in leaves) / sum(f.size for f in leaves)
         return Merged(params, {"share_averaged": unknown})
 
-    lift = lambda payload, start: lift_sums(level(moved(payload, start)))  # noqa: E731
-    return Rule("fedfish", measure, lift, solve, "add", squares=gathered, takes=takes)
+    return solve

@@ -35,7 +35,7 @@ def fedfisher(
     solver: Solver | None = None,
     **options: Any,
 ) -> Rule:
-    """FedFisher with diagonal, Kronecker (K-FAC), full or low-rank Fisher.
+    """Make FedFisher's rule (arXiv 2403.12329) with diagonal, Kronecker (K-FAC), full or low-rank Fisher.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
@@ -76,7 +76,7 @@ def fedfisher(
 
 
 def fisher_merge(apply: Callable, likelihood: Likelihood, *, floor: float = 0.0, **options: Any) -> Rule:
-    """Fisher merging: Σ w_i F_i θ_i / Σ w_i F_i entry by entry, the weighted mean where Σ w_i F_i ≤ `floor`.
+    """Merge by Σ w_i F_i θ_i / Σ w_i F_i (arXiv 2111.09832), by the weighted mean where Σ w_i F_i ≤ `floor`.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.

@@ -10,7 +10,7 @@ from ._rule import Rule
 
 
 def fedlpa(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
-    """FedFisher's K-FAC with factors of gradients at the clients' own labels, not at the model's.
+    """Make FedLPA's rule (arXiv 2310.00339): K-FAC with gradients at the clients' own labels, not the model's.
 
     Taken from the paper are the empirical Kronecker block per layer, and the joint mode of the clients' posteriors,
     found by iterating on the quadratic. Its prior and its own iteration are not taken; the solver is that of

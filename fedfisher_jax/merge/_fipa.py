@@ -28,7 +28,7 @@ PyTree = Any
 
 
 def public_fipa_step(gamma: float = 1.0, tau: float = 0.1) -> FipaStep:
-    """The form of public codes, γ τ (H + τ)⁻¹ b: τ as it is, not relative; off the span nothing moves.
+    """Make the step of public codes, γ τ (H + τ)⁻¹ b: τ as it is, not relative; off the span nothing moves.
 
     Their γ τ is 0.01 to 0.25, after a FedAvg warm-up of 200 to 1,000 rounds.
 
@@ -51,7 +51,7 @@ def fipa(
     past: PastFishers | None = None,
     **options: Any,
 ) -> Rule:
-    """FIPA; a client sends d + r (d + 1) numbers, d parameters and r eigenpairs of its Fisher.
+    """Make FIPA's rule (arXiv 2601.13608); a client sends its d parameters and r eigenpairs, r (d + 1) numbers.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.

@@ -11,7 +11,8 @@ from .._compat import standard_promotion
 from ..solve._objective import Objective
 from ..solve._passes import Clients, Passes, objective_by_passes
 from ._exact_sums import Sums, added, nothing, removed, rounded
-from ._rule import Merged, Rule, check_payload, exchanges, lift, merge_summary, require_squares
+from ._fold import check_payload, lift, merge_summary, require_squares
+from ._rule import Merged, Rule, exchanges
 
 PyTree = Any
 CHUNK = 2**24  # bytes of payloads that a pass holds at a time, or one payload
@@ -138,7 +139,7 @@ def _contribution(rule: Rule, payload: Any, start: PyTree) -> PyTree:
 
 
 def contribution_shape(rule: Rule, payload: Any, start: PyTree = None) -> PyTree:
-    """Shapes and types of a payload's contribution; the payload may hold shapes in the place of arrays."""
+    """Find shapes and types of a payload's contribution; the payload may hold shapes in the place of arrays."""
     return jax.eval_shape(partial(lift, rule), payload, start)
 
 

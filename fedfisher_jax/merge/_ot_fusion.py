@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts load where they are used
+from jaxtyping import Float
 
 from .._examples import Examples
 from .._likelihood import Likelihood
@@ -34,7 +35,7 @@ def ot_fusion(
     rescale: bool = True,
     captured: Capture | None = None,
 ) -> Rule:
-    """OTFusion for sequential networks; the order of clients matters only through the choice of the reference.
+    """Make OTFusion's rule (arXiv 1910.05653); clients' order matters only where it chooses the reference.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
@@ -72,7 +73,7 @@ def ot_fusion(
 
 
 def released_ot_fusion(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
-    """OTFusion as it stands in the FedFisher authors' table, with its faults.
+    """Make OTFusion as it stands in the FedFisher authors' table, with its faults.
 
     Client 0 is the reference, the output units are moved as well, and transports are not rescaled: with n units each
     aligned weight is 1/n of its size, and so is what comes in from the layer before, so that the result is little more
@@ -159,7 +160,7 @@ def align(
     return result
 
 
-def transport(cost: np.ndarray) -> np.ndarray:
+def transport(cost: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
     """Find the optimal plan [n, m] between uniform marginals, exactly: rows sum to 1/n and columns to 1/m."""
     n, m = cost.shape
     if n == m:

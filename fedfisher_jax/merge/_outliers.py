@@ -40,7 +40,7 @@ def look(payload: Payload) -> Look:
 
 
 def from_others(looks: Sequence[Look]) -> list[float | None]:
-    """Each client's median distance to the others, of many clients to `COMPARED` of them; None where it is alone."""
+    """Find each client's median distance to the others, or to `COMPARED` of many; None where it is alone."""
     sketches = np.stack([one.sketch for one in looks])
     chosen = np.unique(np.linspace(0, len(sketches) - 1, min(len(sketches), COMPARED)).astype(int))
     found: list[float | None] = []
@@ -51,7 +51,7 @@ def from_others(looks: Sequence[Look]) -> list[float | None]:
 
 
 def predicted_losses(payload: Payload, at: PyTree, start: PyTree) -> dict[str, float]:
-    """By how much a client's loss is above that of its own model, to second order: ½ (θ − θ_i)ᵀ F_i (θ − θ_i).
+    """Predict how far a client's loss is above its own model's, to second order: ½ (θ − θ_i)ᵀ F_i (θ − θ_i).
 
     Args:
         payload: the client's, with a Fisher.
@@ -68,7 +68,7 @@ def predicted_losses(payload: Payload, at: PyTree, start: PyTree) -> dict[str, f
 
 
 def words_on_outliers(looks: Mapping[int, Look], examples: Mapping[int, int]) -> list[str]:
-    """Sentences about clients that differ from the others by more than honest ones often do.
+    """Write sentences about clients that differ from the others by more than honest ones often do.
 
     Args:
         looks: by the client's number.

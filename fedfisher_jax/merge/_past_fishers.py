@@ -64,7 +64,7 @@ def no_past(past: PastFishers, params: PyTree, subspace: Subspace) -> Remembered
 
 
 def weighed(past: PastFishers, kept: Remembered) -> LowRank:
-    """ρ H̄; zero before the first round."""
+    """Compute ρ H̄, which is zero before the first round."""
     return kept.fisher.scale(past.rho / jnp.where(kept.mass > 0, kept.mass, 1))
 
 

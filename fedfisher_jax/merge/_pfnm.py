@@ -58,7 +58,7 @@ def pfnm(
     seed: int = 0,
     captured: Capture | None = None,
 ) -> Rule:
-    """PFNM for sequential networks: clients are matched from the largest to the smallest, then again in random orders.
+    """Make PFNM's rule (arXiv 1905.12022): clients are matched from the largest on, then again in random orders.
 
     Output units stay in place; a class's weights are averaged by the clients' numbers of examples of that class, which
     a client therefore sends. Where a merged layer has another width, parameters are a list of `Units` and
@@ -89,7 +89,7 @@ def pfnm(
 
 
 def released_pfnm(apply: Callable, likelihood: Likelihood, *, seed: int = 0, captured: Capture | None = None) -> Rule:
-    """PFNM as it stands in the FedFisher authors' table, with its faults.
+    """Make PFNM as it stands in the FedFisher authors' table, with its faults.
 
     Networks get zero biases first. The prior mean 0.1 is meant for biases; there it is in the first layer, but in later
     layers it falls on the first incoming weight. Odds count once. Matched weights are posterior means, n/(n + 1) of the

@@ -105,7 +105,7 @@ def pseudo_data(
     solver: Solver | None = None,
     **options: Any,
 ) -> Rule:
-    """K-FAC, then training at the server on draws from each class's Gaussian, with the clients' curvature as a prior.
+    """Merge by K-FAC, then train on draws from each class's Gaussian, with the clients' curvature as a prior.
 
     A client's payload shows its class means: use it where a server may see those.
 

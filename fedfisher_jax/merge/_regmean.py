@@ -78,7 +78,7 @@ def regmean(
     solver: Solver | None = None,
     **options: Any,
 ) -> Rule:
-    """RegMean: it merges weights of dense layers by their inputs' second moments, and averages everything else.
+    """Make RegMean's rule (arXiv 2212.09849): dense weights by their inputs' second moments, all else averaged.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
@@ -127,7 +127,7 @@ def regmean(
 
 
 def released_regmean(apply: Callable, likelihood: Likelihood, **options: Any) -> Rule:
-    """RegMean as the FedFisher authors run it, to compare with their numbers.
+    """Make RegMean as the FedFisher authors run it, to compare with their numbers.
 
     It has their uniform average of convolutions, quantised parameters and low-rank, 8-bit second moments. Their
     off-diagonal factor is the better of 0.1 and 0.9 on 500 labelled examples at the server; here it is `off_diagonal`,
@@ -145,7 +145,7 @@ def regmean_kron(
     solver: Solver | None = None,
     **options: Any,
 ) -> Rule:
-    """Our variant: A ⊗ I for every captured layer, convolutions and biases included, through the solvers of all rules.
+    """Make our variant: A ⊗ I for every captured layer, convolutions and biases included, and any rule's solver.
 
     FedFisher's K-FAC with G = I; what it loses against it is what the gradients' factors know.
 

@@ -8,10 +8,12 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ..curvature import quadratic, trace
 from ..curvature.structures._protocol import Fisher
-from ._rule import Merged, Payload, Rule, fold, require_rule
+from ._fold import fold
+from ._rule import Merged, Payload, Rule, require_rule
 
 PyTree = Any
 How = Literal["cap", "trimmed", "median", "geometric-median", "krum", "objective"]
@@ -79,7 +81,7 @@ def robust(rule: Rule, how: str, *, faulty: int | None = None, cap: float | None
 
 
 def faulty_of(how: str, count: int, faulty: int | None = None) -> int:
-    """How many of so many clients may be faulty, where the way asks for it.
+    """Tell how many of so many clients may be faulty, where the way asks for it.
 
     Raises:
         ValueError: a number that it does not stand.
@@ -91,19 +93,19 @@ def faulty_of(how: str, count: int, faulty: int | None = None) -> int:
     return most
 
 
-def rows(stacked: PyTree) -> jax.Array:
-    """All numbers of each client as [n, d], from trees that are stacked along a leading axis."""
+def rows(stacked: PyTree) -> Float[Array, "n d"]:
+    """Write all numbers of each client as [n, d], from trees that are stacked along a leading axis."""
     leaves = jax.tree.leaves(stacked)
     return jnp.concatenate([jnp.reshape(leaf, (leaf.shape[0], -1)) for leaf in leaves], axis=1)
 
 
-def squared_distances(vectors: jax.Array) -> jax.Array:
-    """Squared Euclidean distances of all pairs of [n, d], as [n, n]; of equal rows exactly zero."""
+def squared_distances(vectors: Float[Array, "n d"]) -> Float[Array, "n n"]:
+    """Compute squared Euclidean distances of all pairs of [n, d], as [n, n]; of equal rows exactly zero."""
     return jax.lax.map(lambda one: jnp.sum((vectors - one) ** 2, axis=1), vectors)
 
 
 def trimmed_mean(stacked: PyTree, cut: int) -> PyTree:
-    """The mean of each coordinate without its `cut` smallest and largest values (Yin et al. 2018, arXiv 1803.01498).
+    """Average each coordinate without its `cut` smallest and largest values (Yin et al. 2018, arXiv 1803.01498).
 
     Args:
         stacked: trees along a leading axis of n > 2 cut clients.
@@ -113,12 +115,14 @@ def trimmed_mean(stacked: PyTree, cut: int) -> PyTree:
 
 
 def coordinate_median(stacked: PyTree) -> PyTree:
-    """The median of each coordinate over clients (Yin et al. 2018, arXiv 1803.01498)."""
+    """Take the median of each coordinate over clients (Yin et al. 2018, arXiv 1803.01498)."""
     return jax.tree.map(lambda leaf: jnp.median(leaf, axis=0), stacked)
 
 
-def geometric_median(vectors: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The point with the least weighted sum of distances, by Weiszfeld's smoothed steps.
+def geometric_median(
+    vectors: Float[Array, "n d"], weight: Float[Array, " n"]
+) -> tuple[Float[Array, " d"], Float[Array, " n"]]:
+    """Find the point with the least weighted sum of distances, by Weiszfeld's smoothed steps.
 
     Pillutla et al. (2019), "Robust aggregation for federated learning", arXiv 1912.13445, algorithm 2.
 
@@ -144,8 +148,8 @@ def geometric_median(vectors: jax.Array, weight: jax.Array) -> tuple[jax.Array, 
     return mean(by), by
 
 
-def krum_scores(squared: jax.Array, faulty: int) -> jax.Array:
-    """Each client's sum of squared distances to its n − faulty − 2 nearest others.
+def krum_scores(squared: Float[Array, "n n"], faulty: int) -> Float[Array, " n"]:
+    """Sum each client's squared distances to its n − faulty − 2 nearest others.
 
     Blanchard et al. (2017), "Machine learning with adversaries", NeurIPS, section 4. Clients that send the same numbers
     are not near each other here: one silo under two names would else be everybody's choice.
@@ -159,7 +163,7 @@ def krum_scores(squared: jax.Array, faulty: int) -> jax.Array:
     return jnp.sum(jnp.sort(_others(apart), axis=1)[:, : count - faulty - 2], axis=1)
 
 
-def capped(weight: jax.Array, cap: float) -> jax.Array:
+def capped(weight: Float[Array, " n"], cap: float) -> Float[Array, " n"]:
     """Lower the largest of n weights so that none is more than `cap` of their sum; others stay as they are.
 
     With m weights cut to k: k = cap · (m k + the others' sum), for the least m that leaves all others below k.
@@ -179,8 +183,8 @@ def capped(weight: jax.Array, cap: float) -> jax.Array:
     return jnp.minimum(weight, jnp.where(jnp.any(fits), jnp.maximum(level[jnp.argmax(fits)], 0), least))
 
 
-def disagreements(payloads: Payload) -> jax.Array:
-    """How much each client's quadratic and the others' disagree, [n]; our own measure.
+def disagreements(payloads: Payload) -> Float[Array, " n"]:
+    """Measure how much each client's quadratic and the others' disagree, [n]; our own measure.
 
     (θ_i − θ_j)ᵀ F_j (θ_i − θ_j) is what client j's loss grows by, to second order, with client i's model. A client's
     disagreement is the larger of two medians over the others: of what its model costs them, and of what theirs cost it

@@ -4,17 +4,16 @@ Some rules take more than the model and its likelihood: its captured layers, say
 models. A run offers what it has, by name, and a rule gets those offers that it takes.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial, reduce, wraps
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from .._likelihood import Likelihood
-from .._users_code import import_function, in_few_words
 from ..curvature import Capture, Subspace
 from ..solve._paper_loop import paper_loop, released_adam
 from ._distil import RELEASED_DENSE, dense
+from ._entry import Entry as Entry
+from ._entry import known_options, options_after_at, users_entry
 from ._fedavg import fedavg
 from ._fedbens import fedbens
 from ._fedfish import fedfish
@@ -23,36 +22,13 @@ from ._fedlpa import fedlpa
 from ._fipa import fipa, public_fipa_step
 from ._heads import analytic, recalibrate
 from ._joint_step import PAPER_FIPA
-from ._options import Option, arguments_of, known, named, records
+from ._options import arguments_of, named, records
 from ._ot_fusion import ot_fusion, released_ot_fusion
 from ._past_fishers import PastFishers
 from ._pfnm import pfnm, released_pfnm
 from ._pseudo_data import pseudo_data
 from ._regmean import regmean, regmean_kron, released_regmean
 from ._rule import Rule, then
-
-
-class Entry(NamedTuple):
-    """A rule by its name.
-
-    Attributes:
-        constructor: (apply, likelihood, **options) → Rule.
-        takes: the offers that are options of it.
-        says: what it does, in a line.
-        rounds: whether its model is of the clients' network, so that another round can start from it.
-        files: whether what it measures has a form in payload files.
-        damping: default of the conjugate gradients that solve it; None where they do not.
-        variants: options by the names that stand for them after an "@".
-    """
-
-    constructor: Callable[..., Rule]
-    takes: tuple[str, ...] = ()
-    says: str = "your own"
-    rounds: bool = True
-    files: bool = True
-    damping: float | None = None
-    variants: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
-
 
 SOLVED = {
     "fedfisher-diag": "diagonal",
@@ -113,8 +89,8 @@ RULES: dict[str, Entry] = {
     "fedfish": Entry(
         _fedfish,
         ("captured",),
-        "averages updates by each client's diagonal Fisher; @mean: divided by its mean, @squares: from gradients",
-        variants={"mean": {"scale": "mean"}, "squares": {"estimator": "squares"}},
+        "averages updates by each client's diagonal Fisher; scale=mean: divided by its mean, estimator=squares: from "
+        "gradients",
     ),
     "fedfish-kfac": Entry(
         partial(fedfish, structure="kronecker"),
@@ -205,9 +181,9 @@ def named_rule(
         return composed(name, lambda part: named_rule(part, apply, likelihood, **given))
     name, words, after = named(name)
     entry = _entry(name, rules)
-    chosen = arguments_of(name, words, _known(entry), entry.damping)
+    chosen = arguments_of(name, words, known_options(entry), entry.damping)
     given = {key: value for key, value in (offers or {}).items() if key in entry.takes}
-    more = _chosen(name, entry, after) if entry.variants else {"features": after} if after else {}
+    more = options_after_at(name, entry, after) if after else {}
     try:
         said = records(entry.constructor, chosen)
         return entry.constructor(apply, likelihood, **given | options | said | more)
@@ -217,20 +193,20 @@ def named_rule(
         raise
 
 
-def options_of(name: str, rules: Mapping[str, Entry] = RULES) -> tuple[str, ...]:
+def options_of(name: str) -> tuple[str, ...]:
     """Name the options that a rule (one part of it) takes as words after its name; it raises as `named_rule` does."""
-    return tuple(_known(_entry(named(name).name, rules)))
+    return tuple(known_options(_entry(named(name).name)))
 
 
-def with_option(name: str, option: str, value: Any, rules: Mapping[str, Entry] = RULES) -> str:
+def with_option(name: str, option: str, value: Any) -> str:
     """Write an option into every part of a name whose rule has it and does not say it already."""
-    return "+".join(_with_option(part, option, value, rules) for part in name.split("+"))
+    return "+".join(_with_option(part, option, value) for part in name.split("+"))
 
 
-def goes_on(name: str, rules: Mapping[str, Entry] = RULES) -> bool:
+def goes_on(name: str) -> bool:
     """Tell whether another round can start from what a rule merges; of a user's own rule it is hoped."""
     first = [named(part).name for part in name.split("+")]
-    return all(rules[part].rounds for part in first if part in rules)
+    return all(RULES[part].rounds for part in first if part in RULES)
 
 
 def composed(name: str, make: Callable[[str], Rule]) -> Rule:
@@ -238,62 +214,25 @@ def composed(name: str, make: Callable[[str], Rule]) -> Rule:
     return reduce(then, map(make, name.split("+")))
 
 
-def takes(name: str, rules: Mapping[str, Entry] = RULES) -> tuple[str, ...]:
+def takes(name: str) -> tuple[str, ...]:
     """Name what a rule (or any part of it) takes; a user's own function takes all of its arguments.
 
     It raises as `named_rule` does.
     """
-    return tuple(dict.fromkeys(taken for part in name.split("+") for taken in _entry(named(part).name, rules).takes))
+    return tuple(dict.fromkeys(taken for part in name.split("+") for taken in _entry(named(part).name).takes))
 
 
-def _with_option(part: str, option: str, value: Any, rules: Mapping[str, Entry]) -> str:
+def _with_option(part: str, option: str, value: Any) -> str:
     name, given, _ = named(part)
-    if option in given or option not in _known(_entry(name, rules)):
+    if option in given or option not in known_options(_entry(name)):
         return part
     head, at, features = part.partition("@")
     return f"{head},{option}={value}{at}{features}"
 
 
-def _known(entry: Entry) -> dict[str, Option]:
-    own = entry.constructor
-    if isinstance(own, partial) and own.func is _users_rule:
-        own = own.args[1]
-    return known(own, entry.takes, entry.damping)
-
-
-def _chosen(name: str, entry: Entry, variants: tuple[str, ...]) -> dict[str, Any]:
-    """Put the options of several variants together."""
-    found: dict[str, Any] = {}
-    for variant in variants:
-        options = entry.variants.get(variant, {})
-        if not options or set(options) & set(found):
-            known = ", ".join(entry.variants)
-            raise ValueError(f"rules: got {name}@{','.join(variants)[:40]}, expected one or some that fit of {known}")
-        found |= options
-    return found
-
-
-def _entry(name: str, rules: Mapping[str, Entry]) -> Entry:
+def _entry(name: str, rules: Mapping[str, Entry] = RULES) -> Entry:
     if name in rules:
         return rules[name]
     if ":" not in name:
         raise ValueError(f"rules: got {name!r}, expected one of {', '.join(rules)}, or your own as module:function")
-    constructor = import_function("rules", name)
-    try:
-        taken = tuple(inspect.signature(constructor).parameters)
-    except ValueError as error:  # some functions written in C
-        raise ValueError(f"rules: {name!r}: {in_few_words(error)}") from error
-    return Entry(partial(_users_rule, name, constructor), taken)
-
-
-def _users_rule(
-    name: str, constructor: Callable[..., Any], apply: Callable, likelihood: Likelihood, **given: Any
-) -> Rule:
-    """Make the rule of a user's own function, which may fail in any way, or return something else."""
-    try:
-        made = constructor(apply, likelihood, **given)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"rules: {name!r} failed: {in_few_words(error)}") from error
-    if not isinstance(made, Rule):
-        raise ValueError(f"rules: {name!r} returned {type(made).__name__}, expected a Rule")
-    return made
+    return users_entry(name)

@@ -1,6 +1,5 @@
 """The networks of the experiments. Everything else takes any `apply(params, x)`; nothing depends on these."""
 
-from . import ngram as ngram
 from . import torch_layout as torch_layout
 from . import weights as weights
 from ._build import NAMES as NAMES
@@ -29,7 +28,6 @@ __all__ = [
     "build",
     "build_transformer",
     "designed",
-    "ngram",
     "torch_layout",
     "weights",
 ]

@@ -77,12 +77,10 @@ class Singular:
 
 
 Codec = Raw | Uniform | Root | Cholesky | Eigen | Singular
-MOST = {"bits": 30, "rank": 1 << 20}
-_NAMES = {"raw": Raw, "uniform": Uniform, "root": Root, "cholesky": Cholesky, "eigen": Eigen, "singular": Singular}
 
 
 def bits(codec: Codec, shape: tuple[int, ...], dtype: Any) -> int:
-    """Bits of an array's parts as they are written: whole bytes."""
+    """Count the bits of an array's parts as they are written: whole bytes."""
     sizes = (math.prod(s) * d.itemsize for s, d in layout(codec, shape, dtype).values())
     return 8 * sum(sizes)
 
@@ -120,7 +118,7 @@ def layout(codec: Codec, shape: tuple[int, ...], dtype: Any) -> Layout:
 
 
 def encode(codec: Codec, array: np.ndarray, random: np.random.Generator | None = None) -> Parts:
-    """An array's parts, as `layout` promises.
+    """Encode an array as the parts that `layout` promises.
 
     Args:
         codec: how.
@@ -167,7 +165,7 @@ def encode(codec: Codec, array: np.ndarray, random: np.random.Generator | None =
 
 
 def decode(codec: Codec, parts: Mapping[str, np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The array, from parts that have been checked against `layout`.
+    """Decode an array from parts that have been checked against `layout`.
 
     Raises:
         ValueError: a part holds what `encode` never writes; its name and the reason.
@@ -207,7 +205,7 @@ def decode(codec: Codec, parts: Mapping[str, np.ndarray], shape: tuple[int, ...]
 
 
 def join(codec: Codec, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """All parts in one array as it is written: the array itself for `Raw`, else bytes, part after part."""
+    """Write all parts as one array: the array itself for `Raw`, else bytes, part after part."""
     if isinstance(codec, Raw):
         return parts[""]
     pieces = [little_endian(parts[name]).reshape(-1).view(np.uint8) for name in sorted(parts)]
@@ -215,7 +213,7 @@ def join(codec: Codec, parts: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def split(codec: Codec, joined: np.ndarray, shape: tuple[int, ...], dtype: Any) -> Parts:
-    """The inverse of `join`, for an array that has the shape and type of `joined_layout`."""
+    """Undo `join`, for an array that has the shape and type of `joined_layout`."""
     if isinstance(codec, Raw):
         return {"": joined}
     parts, start = {}, 0
@@ -227,7 +225,7 @@ def split(codec: Codec, joined: np.ndarray, shape: tuple[int, ...], dtype: Any) 
 
 
 def joined_layout(codec: Codec, shape: tuple[int, ...], dtype: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of `join`'s result.
+    """Tell shape and type of `join`'s result.
 
     Raises:
         ValueError: as `layout`.
@@ -235,41 +233,6 @@ def joined_layout(codec: Codec, shape: tuple[int, ...], dtype: Any) -> tuple[tup
     if isinstance(codec, Raw):
         return tuple(shape), np.dtype(dtype)
     return (bits(codec, shape, dtype) // 8,), BYTES
-
-
-def to_json(codec: Codec) -> dict[str, Any]:
-    """The codec as a JSON object."""
-    names = {record: name for name, record in _NAMES.items()}
-    inner = {field.name: getattr(codec, field.name) for field in dataclasses.fields(codec)}
-    plain = {name: to_json(value) if type(value) in names else value for name, value in inner.items()}
-    return {"codec": names[type(codec)]} | plain
-
-
-def from_json(value: Any, depth: int = 3) -> Codec:
-    """The inverse of `to_json`, for values from a file.
-
-    Raises:
-        ValueError: not a codec that this version knows.
-    """
-    if not isinstance(value, dict) or not isinstance(value.get("codec"), str) or value["codec"] not in _NAMES:
-        raise ValueError(f"expected a codec, one of {', '.join(_NAMES)}, got {str(value)[:80]!r}")
-    record = _NAMES[value["codec"]]
-    wanted = {field.name: field.type for field in dataclasses.fields(record)}
-    if set(value) != {"codec", *wanted}:
-        raise ValueError(f"expected {value['codec']} with {', '.join(wanted) or 'nothing else'}, got {sorted(value)}")
-    arguments: dict[str, Any] = {}
-    for name, kind in wanted.items():
-        given = value[name]
-        if kind in (bool, int):
-            most = MOST.get(name, True)
-            if type(given) is not kind or not (given <= most and (kind is bool or given >= 1)):
-                raise ValueError(f"{name}: expected {kind.__name__}, at most {most}, got {str(given)[:80]!r}")
-            arguments[name] = given
-        elif depth:
-            arguments[name] = from_json(given, depth - 1)
-        else:
-            raise ValueError("codecs are nested too deeply")
-    return record(**arguments)
 
 
 def _eigen(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -44,21 +44,21 @@ class Limits(NamedTuple):
     `header_bytes` (Python's objects). Time grows with the cubes of the matrices' sides n: Σ n³ stays below `cubes`
     times 1 + bytes / 2^16, for an uncompressed matrix has 4 n² bytes, but two kilobytes may announce any number.
     On one core (5e10 n³ a second, measured) that is 1.3 s a megabyte at worst. Less would refuse honest files: n / 10
-    singular values and vectors of 8 bits are n² / 5 bytes, and count `file.EIGEN` n³.
+    singular values and vectors of 8 bits are n² / 5 bytes, and count `_decode.EIGEN` n³.
     """
 
     file_bytes: int = 2**31
     header_bytes: int = 2**23
     entries: int = 50_000
     decoded_bytes: int = 2**32  # arrays of one file after decompression
-    working_bytes: int = 2**32  # to decompress and check one entry, see `file.WORKING`
-    cubes: int = 2**32  # Σ n³ of matrices to check, see above; an eigendecomposition counts `file.EIGEN` times
+    working_bytes: int = 2**32  # to decompress and check one entry, see `_decode.WORKING`
+    cubes: int = 2**32  # Σ n³ of matrices to check, see above; an eigendecomposition counts `_decode.EIGEN` times
     depth: int = 32  # of what is nested in a header
     files: int = 10_000  # of one merge
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The file's bytes; equal for equal content.
+    """Write the file's bytes; equal for equal content.
 
     Args:
         header: a JSON object.
@@ -76,7 +76,7 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def unpack(data: bytes, limits: Limits, file: str, sealed: bool = True) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and arrays (read-only) of a file's bytes; without `sealed`, of bytes whose seal was looked at before.
+    """Read header and arrays (read-only) of a file's bytes; without `sealed`, the seal was looked at before.
 
     Raises:
         PayloadError: too large, not a safetensors file, without our header, or damaged.
@@ -98,7 +98,7 @@ def unpack(data: bytes, limits: Limits, file: str, sealed: bool = True) -> tuple
 def tensors(
     data: bytes, limits: Limits, file: str, without: str | None = None
 ) -> tuple[str | None, dict[str, np.ndarray]]:
-    """The text of our header, if there is one, and the arrays (read-only) of anybody's safetensors file.
+    """Read our header's text, if there is one, and the arrays (read-only) of anybody's safetensors file.
 
     Entries whose names end in `without` are left out, whatever their type.
 
@@ -124,7 +124,7 @@ def tensors(
 
 
 def read_bytes(path: str | os.PathLike[str], limits: Limits) -> bytes:
-    """A file's bytes, never more than the cap.
+    """Read a file's bytes, never more than the cap.
 
     Raises:
         PayloadError: no such file, not a regular one, or too large.

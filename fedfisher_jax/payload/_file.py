@@ -6,8 +6,6 @@ file, entry and reason.
 """
 
 import functools
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,19 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..curvature import Layer
-from ..curvature.structures._signs import Sign, nearest_semidefinite, require_sign
 from ..merge._rule import Kind, Payload
 from . import _codecs as codecs
 from . import _container as container
 from . import _structures as structures
-from ._codecs import Raw, Singular
+from ._codecs import Raw
 from ._container import Limits, PayloadError
+from ._decode import decode_entries, outline_of, require_sound
 from ._header import About, Header, Plan, from_json, require_start, to_json
 from ._tree import nested
 
 PyTree = Any
-EIGEN = 8  # an eigendecomposition for as many Cholesky factorisations
-WORKING = 8 * 6, 8 * 4  # bytes a number that decoding and checking hold: of a matrix, of other encoded entries
 
 
 def entries(payload: Payload) -> dict[str, np.ndarray]:
@@ -78,7 +74,7 @@ def dumps(payload: Payload, about: About, plan: Plan | None = None, random: np.r
 
 
 def size_bits(payload: Payload, about: About, plan: Plan | None = None) -> int:
-    """Bits of the file that `dumps` would make, without encoding anything."""
+    """Count the bits of the file that `dumps` would make, without encoding anything."""
     plan = plan or {}
     arrays = _entries(payload, plan)
     layouts = {name: codecs.joined_layout(plan.get(name, Raw()), x.shape, x.dtype) for name, x in arrays.items()}
@@ -148,18 +144,20 @@ def header_of(
     file: str = "payload",
     start: str | None = None,
 ) -> Header:
-    """The header of a file's bytes, checked as by `loads`, while nothing is decoded yet.
-
-    Raises:
-        PayloadError: it is refused.
-    """
+    """Read the header of a file's bytes without decoding an array; arguments and errors are those of `loads`."""
     raw, _ = container.unpack(data, limits, file)
     return checked(raw, len(data), like, layers=layers, limits=limits, file=file, start=start)
 
 
-def write(path: str | os.PathLike[str], payload: Payload, about: About, plan: Plan | None = None, **more: Any) -> int:
-    """`dumps` into a file, whole or not at all; returns the file's bits."""
-    data = dumps(payload, about, plan, **more)
+def write(
+    path: str | os.PathLike[str],
+    payload: Payload,
+    about: About,
+    plan: Plan | None = None,
+    random: np.random.Generator | None = None,
+) -> int:
+    """Write a payload file, whole or not at all, and return its number of bits; arguments and errors as in `dumps`."""
+    data = dumps(payload, about, plan, random)
     container.write_bytes(path, data)
     return 8 * len(data)
 
@@ -167,7 +165,7 @@ def write(path: str | os.PathLike[str], payload: Payload, about: About, plan: Pl
 def read(
     path: str | os.PathLike[str], like: PyTree | None = None, *, limits: Limits = Limits(), **options: Any
 ) -> tuple[Payload, Header]:
-    """`loads` from a file, with its options."""
+    """Read a payload file; options and errors are those of `loads`."""
     return loads(container.read_bytes(path, limits), like, limits=limits, file=str(path), **options)
 
 
@@ -181,7 +179,7 @@ def checked(
     file: str = "payload",
     start: str | None = None,
 ) -> Header:
-    """The header of a payload of `size` bytes from its JSON, checked as by `loads`.
+    """Read the header of a payload of `size` bytes from its JSON, checked as by `loads`.
 
     Raises:
         PayloadError: it is refused.
@@ -206,12 +204,12 @@ def filled(
     parity: bool,
     sound: bool = False,
 ) -> Payload:
-    """The payload of a checked header and the arrays as they are stored, these checked, too, unless known as sound.
+    """Make the payload of a checked header and arrays as they are stored, checked unless known as sound.
 
     Raises:
         PayloadError: it is refused.
     """
-    decoded = _decode(header, arrays, limits, file, parity, sound)
+    decoded = decode_entries(header, arrays, limits, file, parity, sound)
     params, treedef = None, None
     if structures.has_params(header.structure):
         values = [decoded[f"params/{leaf.path}"] for leaf in header.leaves]
@@ -223,76 +221,3 @@ def filled(
     fisher = structures.filled(outline_of(header, treedef), header.leaves, decoded)
     kind = None if fisher is None or header.about.kind is None else Kind(header.about.kind)
     return Payload(jnp.asarray(header.examples, jnp.result_type(float)), params, fisher, kind)
-
-
-def _decode(
-    header: Header, arrays: Mapping[str, np.ndarray], limits: Limits, file: str, parity: bool, sound: bool
-) -> dict[str, Any]:
-    """Every entry's array; sizes first, then numbers."""
-    plan = header.plan
-    held = header.leaves if structures.has_params(header.structure) else ()
-    expected = {f"params/{leaf.path}": (leaf.shape, leaf.dtype) for leaf in held}
-    shapes = structures.expected(outline_of(header), header.leaves)
-    expected |= {name: (shape, header.fisher_dtype) for name, shape in shapes.items()}
-    signs: dict[str, Sign] = {name: structures.sign(header.structure, name) for name in expected}
-    if set(plan) - set(expected):
-        raise PayloadError(f"{file}: encoded: no entry {sorted(set(plan) - set(expected))[0][:80]!r}")
-    for name in sorted(set(expected) ^ set(arrays)):
-        reason = "is missing" if name in expected else "does not belong to what the header announces"
-        raise PayloadError(f"{file}: {name[:80]}: {reason}")
-    for name, (shape, dtype) in expected.items():
-        try:
-            size, kind = codecs.joined_layout(plan.get(name, Raw()), shape, dtype)
-        except ValueError as error:
-            raise PayloadError(f"{file}: {name}: {error}") from error
-        if arrays[name].shape != size or arrays[name].dtype != kind:
-            given = f"{arrays[name].dtype} {arrays[name].shape}"
-            raise PayloadError(f"{file}: {name}: got {given}, the header announces {kind} {size}")
-        matrix = signs[name] == "semidefinite"
-        needed = WORKING[not matrix] * math.prod(shape)
-        if needed > limits.working_bytes and (name in plan or matrix):
-            raise PayloadError(f"{file}: {name}: {needed} bytes to decode and check, the cap is {limits.working_bytes}")
-    matrices = {name: shape for name, (shape, _) in expected.items() if signs[name] == "semidefinite"}
-    cubes = sum(math.prod(s) * s[-1] * (EIGEN if isinstance(plan.get(n), Singular) else 1) for n, s in matrices.items())
-    if cubes > limits.cubes * (1 + header.bits / 8 / 2**16):
-        raise PayloadError(f"{file}: Σ n³ of the matrices that it announces is {cubes}, too much for its few bytes")
-    total = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in expected.values())
-    if total > limits.decoded_bytes:
-        raise PayloadError(f"{file}: {total} bytes after decompression, the cap is {limits.decoded_bytes}")
-    decoded = {}
-    for name, (shape, dtype) in expected.items():
-        codec = plan.get(name, Raw())
-        try:
-            with np.errstate(all="ignore"):  # overflow gives infinity, which is refused below
-                value = codecs.decode(codec, codecs.split(codec, arrays[name], shape, dtype), shape, dtype)
-            if isinstance(codec, Singular):
-                _require_finite(value)
-                value = value if parity else nearest_semidefinite(value)
-            elif not sound:
-                require_sound(signs[name], value)
-            if sound:
-                decoded[name] = value  # goes into compiled programs alone
-                continue
-            with np.errstate(all="ignore"):
-                decoded[name] = jax.device_put(value)  # a narrower type, where jax has no float64; compiles nothing
-            if decoded[name].dtype != value.dtype:
-                _require_finite(np.asarray(decoded[name]))
-        except (ValueError, np.linalg.LinAlgError) as error:
-            raise PayloadError(f"{file}: {name}: {error}") from error
-    return decoded
-
-
-def _require_finite(array: np.ndarray) -> None:
-    if not np.isfinite(array).all():
-        raise ValueError("expected finite numbers, got NaN or infinity")
-
-
-def require_sound(sign: Sign, array: np.ndarray) -> None:
-    """Refuse an array that is not finite, or whose entries are not what they may be, by a ValueError."""
-    _require_finite(array)
-    require_sign(sign, array)
-
-
-def outline_of(header: Header, treedef: Any = None) -> Any:
-    """The statistics that a header announces, with shapes in the place of arrays."""
-    return structures.outline(header.structure, json.loads(header.static), header.leaves, treedef)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import __version__
-from . import _codecs as codecs
+from . import _codecs_json as codecs_json
 from . import _structures as structures
 from ._codecs import Codec
 from ._container import Limits, PayloadError
@@ -55,7 +55,7 @@ class Header(NamedTuple):
 
 
 def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: Plan) -> dict[str, Any]:
-    """The header of a payload with these entries.
+    """Write the header of a payload with these entries.
 
     Raises:
         ValueError: its Fisher has arrays of different types, or what readers would refuse, such as texts that are too
@@ -73,7 +73,7 @@ def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: 
         "params": [[leaf.path, list(leaf.shape), leaf.dtype] for leaf in structures.model_leaves(payload)],
         "static": {} if payload.statistics is None else payload.statistics.static(),
         "fisher_dtype": fisher[0] if fisher else None,
-        "codecs": [codecs.to_json(codec) for codec in table],
+        "codecs": [codecs_json.to_json(codec) for codec in table],
         "encoded": {name: table.index(codec) for name, codec in plan.items()},
         **dataclasses.asdict(about),
     }
@@ -82,7 +82,7 @@ def to_json(payload: Any, arrays: Mapping[str, np.ndarray], about: About, plan: 
 
 
 def from_json(raw: dict[str, Any], size: int, limits: Limits) -> Header:
-    """The header of a file of `size` bytes, from its JSON.
+    """Read the header of a file of `size` bytes from its JSON.
 
     Raises:
         ValueError: what is missing, of another type, or contradicts the rest.
@@ -160,7 +160,7 @@ def _plan(table: Any, encoded: Any) -> dict[str, Codec]:
     known = []
     for number, value in enumerate(table):
         try:
-            known.append(codecs.from_json(value))
+            known.append(codecs_json.from_json(value))
         except ValueError as error:
             raise ValueError(f"codecs[{number}]: {error}") from error
     for name, number in encoded.items():

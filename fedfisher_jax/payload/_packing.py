@@ -1,18 +1,19 @@
 """Small unsigned integers as bytes without gaps: n codes of b bits take ⌈n b / 8⌉ bytes."""
 
 import numpy as np
+from jaxtyping import UInt8, UInt32
 
 MAX_BITS = 32
 _CHUNK = 1 << 16  # codes at a time, a multiple of 8 so that chunks end at whole bytes; bounds memory
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that `count` codes of `bits` bits take."""
+    """Count the bytes that `count` codes of `bits` bits take."""
     return -(-count * bits // 8)
 
 
-def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes [n], each below 2^bits, as bytes, most significant bit first; the last byte is filled up with zeros.
+def pack(codes: np.ndarray, bits: int) -> UInt8[np.ndarray, " m"]:
+    """Pack codes [n], each below 2^bits, into bytes, most significant bit first; the last byte ends with zeros.
 
     Raises:
         ValueError: `bits` is not in 1 … 32, or a code does not fit.
@@ -28,8 +29,8 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
 
-def unpack(packed: np.ndarray, count: int, bits: int) -> np.ndarray:
-    """The inverse of `pack`: uint32 [count].
+def unpack(packed: UInt8[np.ndarray, " m"], count: int, bits: int) -> UInt32[np.ndarray, " n"]:
+    """Undo `pack`: uint32 [count].
 
     Raises:
         ValueError: not that many bytes, or the filling of the last byte is not zero (so every code list has one form).

@@ -12,7 +12,7 @@ from ..curvature.structures._kronecker import Kronecker
 from ..curvature.structures._protocol import named, with_arrays
 from ..solve._products import Products
 from . import _container as container
-from ._file import outline_of, require_sound
+from ._decode import outline_of, require_sound
 from ._region import FORMAT, PRODUCTS, Silo, named_leaves, summed_header
 
 PyTree = Any

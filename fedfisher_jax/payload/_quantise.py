@@ -11,7 +11,7 @@ from ._packing import pack, unpack
 def quantise(
     array: np.ndarray, bits: int, signed: bool, random: np.random.Generator | None = None
 ) -> dict[str, np.ndarray]:
-    """round(v/m · (2^bits − 1)) with m = max |v|: "codes", and m as "scale".
+    """Compute round(v/m · (2^bits − 1)) with m = max |v|: "codes", and m as "scale".
 
     Args:
         array: numbers of a floating-point type.
@@ -33,7 +33,7 @@ def quantise(
 
 
 def restore(parts: Mapping[str, np.ndarray], bits: int, signed: bool, shape: tuple[int, ...]) -> np.ndarray:
-    """The float64 array of `quantise`'s codes and scale.
+    """Restore the float64 array from `quantise`'s codes and scale.
 
     Raises:
         ValueError: a scale or a code that `quantise` never writes.

@@ -21,7 +21,7 @@ from ..merge._exact_sums import Sums
 from ..merge._rule import Kind, Payload
 from . import _container as container
 from ._container import Limits
-from ._file import outline_of, require_sound
+from ._decode import outline_of, require_sound
 from ._header import About, Header, from_json, require_facts, require_flat
 
 PyTree = Any
@@ -60,7 +60,7 @@ def pack_sums(sums: Sums, template: Mapping[str, Any], rule: str, silos: Sequenc
 
 
 def summed_header(template: Mapping[str, Any], rule: str, silos: Sequence[Silo], names: bool) -> dict[str, Any]:
-    """What the header of a region whose silos are no longer apart says of them, see `pack_sums`."""
+    """Write what the header of a region whose silos are no longer apart says of them, see `pack_sums`."""
     total = sum(silo.header.examples for silo in silos)
     quiet = {"name": "", "compression": "none", "privacy": None, "codecs": [], "encoded": {}}
     said = [
@@ -136,7 +136,7 @@ def members(
 
 
 def payload_shape(header: Header, like: PyTree) -> Payload:
-    """Shapes and types of the payload that a header is of; `like` is the starting model."""
+    """Tell shapes and types of the payload that a header is of; `like` is the starting model."""
     treedef, dtype = jax.tree.structure(like), header.fisher_dtype
     outlined = outline_of(header, treedef)
     statistics = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), outlined)

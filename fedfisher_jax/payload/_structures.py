@@ -21,7 +21,7 @@ PREFIX = "fisher/"
 
 
 def name_of(fisher: Any) -> str | None:
-    """The structure's name in files; None for no Fisher.
+    """Give the structure's name in files; None for no Fisher.
 
     Raises:
         ValueError: this structure is not registered.
@@ -35,14 +35,14 @@ def name_of(fisher: Any) -> str | None:
 
 
 def arrays_of(fisher: Any, leaves: Sequence[Leaf]) -> dict[str, Any]:
-    """The structure's arrays by their names in files."""
+    """Give the structure's arrays by their names in files."""
     if name_of(fisher) is None:
         return {}
     return {PREFIX + name: array for name, array in named(fisher, leaves).items()}
 
 
 def outline(structure: str | None, static: Any, leaves: Sequence[Leaf], treedef: Any = None) -> Any:
-    """The structure that a file announces, its arrays' shapes in their place; None for no Fisher.
+    """Make the structure that a file announces, its arrays' shapes in their place; None for no Fisher.
 
     Args:
         structure: its name.
@@ -70,24 +70,24 @@ def expected(outlined: Any, leaves: Sequence[Leaf]) -> dict[str, tuple[int, ...]
 
 
 def filled(outlined: Any, leaves: Sequence[Leaf], arrays: Mapping[str, np.ndarray | jax.Array]) -> Any:
-    """The structure of an outline with the arrays that have the names and shapes of `expected`."""
+    """Fill an outline with the arrays that have the names and shapes of `expected`."""
     return with_arrays(outlined, [jnp.asarray(arrays[name]) for name in expected(outlined, leaves)])
 
 
 def sign(structure: str | None, entry: str) -> Sign:
-    """What the entries of a file's array may be; its parameters may be anything."""
+    """Tell what the entries of a file's array may be; its parameters may be anything."""
     if structure is None or not entry.startswith(PREFIX):
         return "any"
     return sign_of(statistics()[structure], entry.removeprefix(PREFIX))
 
 
 def model_leaves(payload: Any) -> tuple[Leaf, ...]:
-    """The leaves of the model that a payload is about, whether or not it holds the parameters."""
+    """List the leaves of the model that a payload is about, whether or not it holds the parameters."""
     return leaves_of(payload.params) if payload.params is not None else payload.statistics.leaves
 
 
 def has_params(structure: str | None) -> bool:
-    """Whether files with this structure hold parameters, too."""
+    """Tell whether files with this structure hold parameters, too."""
     return structure is None or not statistics()[structure].alone
 
 

@@ -108,7 +108,7 @@ def describe(plan: dict[str, Codec]) -> Iterator[str]:
 
 
 def is_matrix(structure: str | None, entry: str) -> bool:
-    """Whether a file's array is a semi-definite matrix."""
+    """Tell whether a file's array is a semi-definite matrix."""
     return structures.sign(structure, entry) == "semidefinite"
 
 

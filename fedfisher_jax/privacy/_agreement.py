@@ -73,5 +73,5 @@ class MaskingKeys(NamedTuple):
 
 
 def commitment(seed: bytes) -> bytes:
-    """What a client says of its seed beforehand: no other seed passes for it, and 32 random bytes stay hidden."""
+    """Hash a seed before it is told: no other seed passes for it, and 32 random bytes stay hidden."""
     return hashlib.sha256(b"fedfisher secure sum seed" + seed).digest()

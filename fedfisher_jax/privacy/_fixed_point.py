@@ -7,7 +7,7 @@ ZERO = -1074  # exponent of zeros: below every number's
 
 
 def exponent(values: np.ndarray) -> int:
-    """The least e with all |v| < 2^e, for which a client's numbers have room; `ZERO` where all are zero.
+    """Find the least e with all |v| < 2^e, for which a client's numbers have room; `ZERO` where all are zero.
 
     Raises:
         ValueError: a number that is not finite, or not real.
@@ -20,7 +20,7 @@ def exponent(values: np.ndarray) -> int:
 
 
 def finest(largest: int, clients: int) -> int:
-    """The most fraction bits with which so many clients' numbers of at most this exponent can be summed.
+    """Find the most fraction bits with which so many clients' numbers of this exponent at most can be summed.
 
     Relative to 2^largest a sum of n numbers is then off by at most n / 2^(64 − ⌈log₂ n⌉).
     """
@@ -28,7 +28,7 @@ def finest(largest: int, clients: int) -> int:
 
 
 def encode(values: np.ndarray, clients: int, fraction_bits: int | np.ndarray = FRACTION_BITS) -> np.ndarray:
-    """round(v · 2^fraction_bits) modulo 2^64: uint64 of the same shape.
+    """Compute round(v · 2^fraction_bits) modulo 2^64: uint64 of the same shape.
 
     Args:
         values: finite real numbers.
@@ -56,7 +56,7 @@ def encode(values: np.ndarray, clients: int, fraction_bits: int | np.ndarray = F
 
 
 def decode(total: np.ndarray, fraction_bits: int | np.ndarray = FRACTION_BITS) -> np.ndarray:
-    """The float64 numbers that a sum of encoded ones stands for.
+    """Compute the float64 numbers that a sum of encoded ones stands for.
 
     Raises:
         ValueError: not uint64.

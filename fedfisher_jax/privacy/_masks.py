@@ -26,7 +26,7 @@ def require_words(name: str, values: np.ndarray, size: int | None = None) -> Non
 
 
 def clamped(masking: bytes) -> bytes:
-    """The one of 32 private keys of the same effect that X25519 computes with, so that no changed bit goes unseen."""
+    """Choose the one of 32 equal private keys that X25519 computes with, so that no changed bit goes unseen."""
     return bytes([masking[0] & 248]) + masking[1:31] + bytes([masking[31] & 127 | 64])
 
 
@@ -44,7 +44,7 @@ def exchange(own: X25519PrivateKey, public: bytes, other: int) -> bytes:
 def pairwise_mask(
     settings: Round, own: X25519PrivateKey, key: MaskingKeys, number: int, other: int, size: int
 ) -> np.ndarray:
-    """The pairwise mask as client `number` applies it: the smaller number adds, the larger one subtracts."""
+    """Make the pairwise mask as client `number` applies it: the smaller number adds, the larger one subtracts."""
     shared = exchange(own, key.masking, other)
     words = stream(derived(settings, shared, b"pair" + pair(min(number, other), max(number, other))), size)
     return words if number < other else np.uint64(0) - words
@@ -55,7 +55,7 @@ def derived(settings: Round, secret: bytes, purpose: bytes) -> bytes:
 
 
 def stream(key: bytes, size: int) -> np.ndarray:
-    """`size` uniform uint64 from a key that is used once."""
+    """Draw `size` uniform uint64 from a key that is used once."""
     words = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(8 * size))
     return np.frombuffer(words, "<u8").astype(np.uint64)
 

@@ -86,7 +86,7 @@ def certify(settings: Round, number: int, keys: MaskingKeys, identity: Ed25519Pr
 
 
 def story(settings: Round, keys: Mapping[int, MaskingKeys]) -> bytes:
-    """32 bytes that stand for the round and everybody's keys: other ones for any other keys, by any number."""
+    """Compute 32 bytes that stand for the round and everybody's keys: other ones for any other keys."""
     digest = hashlib.sha256(b"fedfisher secure sum story" + _settled(settings))
     for number in sorted(keys):
         digest.update(number.to_bytes(4, "big") + b"".join(keys[number].parts))
@@ -94,7 +94,7 @@ def story(settings: Round, keys: Mapping[int, MaskingKeys]) -> bytes:
 
 
 def fingerprint(settings: Round, keys: Mapping[int, MaskingKeys]) -> str:
-    """The story as a text that clients compare, by telephone say: with another one the server told somebody lies."""
+    """Write the story as a text for clients to compare, by telephone say; if it differs, the server lied."""
     text = story(settings, keys).hex()
     return " ".join(text[place : place + 4] for place in range(0, len(text), 4))
 

@@ -29,7 +29,7 @@ class Revealed(NamedTuple):
 
 
 def join(number: int, announced: bytes = bytes(KEY_BYTES)) -> tuple[Secrets, MaskingKeys]:
-    """Fresh keys, to be used in one round.
+    """Make fresh keys, to be used in one round.
 
     Args:
         number: the client's number.
@@ -47,7 +47,7 @@ def join(number: int, announced: bytes = bytes(KEY_BYTES)) -> tuple[Secrets, Mas
 
 
 def share(settings: Round, secrets: Secrets, keys: Mapping[int, MaskingKeys]) -> dict[int, bytes]:
-    """Encrypted shares of seed and masking key, for every client that sent keys (itself included).
+    """Encrypt shares of seed and masking key for every client that sent keys (itself included).
 
     Raises:
         RoundVoid: fewer than `threshold` clients are there.
@@ -67,7 +67,7 @@ def share(settings: Round, secrets: Secrets, keys: Mapping[int, MaskingKeys]) ->
 
 
 def mask(settings: Round, secrets: Secrets, keys: Mapping[int, MaskingKeys], values: np.ndarray) -> np.ndarray:
-    """The client's uint64 numbers with its own mask and a pairwise one with every other client in `keys`.
+    """Add the client's own mask and a pairwise one with every other client in `keys` to its uint64 numbers.
 
     Args:
         settings: the round's settings.
@@ -110,7 +110,7 @@ def reveal(
     sealed: Mapping[int, bytes],
     stayed: Collection[int],
 ) -> Revealed:
-    """This client's shares of what the server needs to unmask the sum: for nobody both, seed and masking key.
+    """Give this client's shares of what the server needs to unmask the sum: of nobody both seed and key.
 
     Args:
         settings: the round's settings.

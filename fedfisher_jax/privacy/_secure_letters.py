@@ -50,7 +50,7 @@ class Letter(NamedTuple):
 
 
 def round_of(name: str, clients: int, threshold: int | None = None) -> Round:
-    """What silos agree on when they agree on a name, which every sum has its own of.
+    """Make what silos agree on when they agree on a name, which every sum has its own of.
 
     Args:
         name: any text, such as "trial 7, first exchange".
@@ -69,7 +69,7 @@ def round_of(name: str, clients: int, threshold: int | None = None) -> Round:
 
 
 def digest_of(template: Mapping[str, Any], scales: list[int]) -> bytes:
-    """The 32 bytes that stand for what a silo announces; they go into its keys, and so into the fingerprint."""
+    """Compute the 32 bytes that stand for what a silo announces; its keys, and so the fingerprint, have them."""
     return hashlib.sha256(container._canonical({"template": template, "scales": scales}).encode()).digest()
 
 
@@ -183,12 +183,12 @@ def by_silo(letters: list[Letter], first: Letter | None = None) -> dict[int, Let
 
 
 def hexed(values: Mapping[int, bytes]) -> dict[str, str]:
-    """Bytes by numbers as JSON holds them."""
+    """Write bytes by numbers as JSON holds them."""
     return {str(number): value.hex() for number, value in sorted(values.items())}
 
 
 def unhexed(text: Any) -> bytes:
-    """Bytes of a hexadecimal text.
+    """Read bytes of a hexadecimal text.
 
     Raises:
         ValueError: it is none.

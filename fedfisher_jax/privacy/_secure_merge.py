@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import standard_promotion
-from ..merge._rule import Merged, Rule, check_payload, lift, merge_summary, require_rule, require_squares, require_taken
+from ..merge._fold import check_payload, lift, merge_summary, require_squares, require_taken
+from ..merge._rule import Merged, Rule, require_rule
 from . import _fixed_point as fixed_point
 from ._secure_sum import secure_sum
 
@@ -16,12 +17,12 @@ PyTree = Any
 
 
 def to_vector(contribution: PyTree) -> np.ndarray:
-    """All numbers of a tree in one float64 vector."""
+    """Write all numbers of a tree in one float64 vector."""
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(contribution)])
 
 
 def from_vector(vector: np.ndarray, like: PyTree) -> PyTree:
-    """The inverse of `to_vector`, in the shapes and types of `like`."""
+    """Undo `to_vector`, in the shapes and types of `like`."""
     leaves, treedef = jax.tree.flatten(like)
     ends = np.cumsum([leaf.size for leaf in leaves])
     pieces = np.split(vector, ends[:-1])
@@ -34,7 +35,7 @@ def from_vector(vector: np.ndarray, like: PyTree) -> PyTree:
 
 
 def total(contributions: Sequence[PyTree], **options: Any) -> PyTree:
-    """Σ of the clients' trees, all of which the server sees of them but their scales.
+    """Sum the clients' trees, of which the server sees the total and their scales alone.
 
     A Fisher may be ten orders of magnitude smaller than parameters. So every client first announces, array by array,
     how large its largest number is, as a power of two, and the largest of these sets the resolution for all.
@@ -61,7 +62,7 @@ def total(contributions: Sequence[PyTree], **options: Any) -> PyTree:
 
 
 def scales(contribution: PyTree, name: str = "contribution") -> list[int]:
-    """What a client announces of its tree before a sum: array by array the exponent of its largest number.
+    """List what a client announces of its tree before a sum: each array's exponent of its largest number.
 
     Raises:
         ValueError: numbers that are not finite; the array is named.
@@ -70,7 +71,7 @@ def scales(contribution: PyTree, name: str = "contribution") -> list[int]:
 
 
 def resolution(announced: Sequence[Sequence[int]], clients: int, like: PyTree) -> np.ndarray:
-    """Fraction bits of every number of a sum, int [n], as fine as the largest scale of each array allows.
+    """Choose fraction bits of every number of a sum, int [n], as fine as each array's largest scale allows.
 
     Args:
         announced: `scales` of every client.
@@ -113,7 +114,7 @@ def _require_alike(contributions: Sequence[PyTree]) -> None:
 
 @standard_promotion
 def secure_merge(rule: Rule, payloads: Sequence[Any], start: PyTree = None, **options: Any) -> Merged:
-    """`merge_payloads` with a secure sum in place of the plain one, clients and server in this process.
+    """Merge as `merge_payloads` does, by a secure sum of clients and a server in this process.
 
     Sends 64 bits a number, uncompressed: masks must cancel exactly.
 

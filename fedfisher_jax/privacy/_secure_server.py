@@ -15,7 +15,7 @@ from ._secure_client import Revealed
 def unmask(
     settings: Round, keys: Mapping[int, MaskingKeys], masked: Mapping[int, np.ndarray], revealed: Mapping[int, Revealed]
 ) -> np.ndarray:
-    """Σ of the values of all clients in `masked`, uint64 modulo 2^64.
+    """Sum the values of all clients in `masked`, uint64 modulo 2^64.
 
     Every secret that is restored is compared with what its client committed to, so that the sum is right or an error.
 

@@ -40,7 +40,7 @@ def secure_sum(
     lost: Collection[int] = (),
     dropouts: Literal["recover", "void"] = "recover",
 ) -> Sum:
-    """One round with all clients in this process; client i (from 1) has `values[i − 1]`.
+    """Run a round with all clients in this process; client i (from 1) has `values[i − 1]`.
 
     Args:
         values: uint64 [n] each, of `fixed_point.encode`; other types do not wrap as masks do, and are refused.

@@ -9,7 +9,7 @@ SHARE_BYTES = 66
 
 
 def split(secret: bytes, threshold: int, holders: list[int]) -> dict[int, bytes]:
-    """A share for each holder: the values of a random polynomial of degree threshold − 1 at their numbers.
+    """Make a share for each holder: a random polynomial of degree threshold − 1 at its number.
 
     Args:
         secret: at most 64 bytes.
@@ -35,7 +35,7 @@ def split(secret: bytes, threshold: int, holders: list[int]) -> dict[int, bytes]
 
 
 def join(shares: Mapping[int, bytes], threshold: int, size: int) -> bytes:
-    """The secret of `size` bytes from at least `threshold` shares; those beyond it must fit the others.
+    """Find the secret of `size` bytes from at least `threshold` shares; those beyond it must fit the others.
 
     Raises:
         ValueError: too few shares, or they are of no secret of this size; the holder of one that is none is named.

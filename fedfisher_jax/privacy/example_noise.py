@@ -19,8 +19,8 @@ counted.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,97 +30,17 @@ from .._examples import Examples
 from ..curvature.structures._moments import Moments, NoisyMoments
 from ..merge._heads import Basis, MeasureMoments
 from ..merge._rule import Merged, Payload, Rule, Update
-from .noise import _gaussian, _where, delta_of, epsilon_of
+from ._example_promise import SHARES as SHARES
+from ._example_promise import Promise as Promise
+from ._example_promise import deviations as deviations
+from ._example_promise import promise as promise
+from ._example_promise import sensitivity as sensitivity
+from ._example_promise import spent as spent
+from ._example_promise import split as split
+from .noise import _gaussian
 
 PyTree = Any
-Trust = Literal["central", "distributed", "local"]
-TRUST: tuple[Trust, ...] = ("central", "distributed", "local")
-SHARES = (0.49, 0.49, 0.02)  # of the squared sensitivity: of φφᵀ, φyᵀ and y
-SECOND = (1.0, 0.0, 0.0)  # where φφᵀ alone is released
-WHITENING, FLOOR = 0.25, 0.3  # of the privacy, and of the noise's largest eigenvalue: see `split` and `whitening`
-
-
-class Promise(NamedTuple):
-    """What was promised about each example, and how it is kept."""
-
-    epsilon: float
-    delta: float
-    releases: int  # of sums that the same example is in
-    noise_multiplier: float  # standard deviation of all noise together, relative to the sensitivity
-    clip_features: float  # largest norm of an example's features
-    trust: Trust = "local"
-    sharers: int = 1  # among how many clients the noise is divided, where trust is distributed
-    second_alone: bool = False  # release φφᵀ and nothing else: what `whitening` needs
-    unit: str = "one example, replaced by another"
-
-
-def promise(
-    epsilon: float,
-    delta: float,
-    *,
-    clip_features: float,
-    releases: int = 1,
-    trust: Trust = "local",
-    sharers: int = 1,
-) -> Promise:
-    """Find the least noise that keeps (ε, δ) for every example over so many releases.
-
-    Args:
-        epsilon: privacy loss, positive.
-        delta: its exception, between 0 and 1; much less than one over the number of examples.
-        clip_features: largest Euclidean norm of an example's features.
-        releases: sums, in all, that an example takes part in: 2 for `analytic` and then `recalibrate`.
-        trust: "central", "distributed" or "local".
-        sharers: with "distributed": number of clients that certainly add their share of the noise and keep it secret.
-
-    Raises:
-        ValueError: numbers out of range.
-
-    Example:
-        >>> from fedfisher_jax.privacy import example_noise
-        >>> print(f"{example_noise.promise(1.0, 1e-5, clip_features=1.0).noise_multiplier:.2f}")
-        3.73
-    """
-    for name, value in (("epsilon", epsilon), ("clip_features", clip_features)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}: got {value}, expected a positive number")
-    if not 0 < delta < 1 or releases < 1:
-        raise ValueError(f"delta, releases: got {delta}, {releases}, expected a number in (0, 1), and at least 1")
-    if trust not in TRUST or sharers < 1 or (sharers > 1 and trust != "distributed"):
-        raise ValueError(
-            f"trust, sharers: got {trust!r}, {sharers}, expected one of {', '.join(TRUST)}, and at least 1"
-        )
-    sigma = _where(lambda sigma: delta_of(epsilon, sigma) <= delta, 1.0)
-    return Promise(epsilon, delta, releases, sigma * math.sqrt(releases), clip_features, trust, sharers)
-
-
-def spent(multipliers: Sequence[float], delta: float) -> float:
-    """Compute ε of several releases of Gaussian noise of which an example was in all.
-
-    Together they are one release whose noise multiplier σ has 1/σ² = Σ 1/σ_i² (Dong, Roth and Su, arXiv 1905.02383,
-    corollary 3.3), so nothing is lost by composing them.
-
-    Args:
-        multipliers: noise multipliers σ_i, at least one.
-        delta: probability of the exception.
-    """
-    return epsilon_of(1 / math.sqrt(sum(1 / sigma**2 for sigma in multipliers)), delta)
-
-
-def split(promised: Promise, share: float = WHITENING) -> tuple[Promise, Promise]:
-    """Divide a promise between two releases that keep it together: one for `whitening`, and one for the head.
-
-    Args:
-        promised: from `promise`.
-        share: the first one's share of the privacy, in units of 1/σ².
-
-    Raises:
-        ValueError: a share that is not between 0 and 1.
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"share: got {share}, expected a number between 0 and 1")
-    first, second = (promised.noise_multiplier / math.sqrt(part) for part in (share, 1 - share))
-    return promised._replace(noise_multiplier=first, second_alone=True), promised._replace(noise_multiplier=second)
+FLOOR = 0.3  # of the noise's largest eigenvalue, see `whitening`
 
 
 def whitening(sums: NoisyMoments) -> Basis:
@@ -141,29 +61,6 @@ def whitening(sums: NoisyMoments) -> Basis:
     values, vectors = np.linalg.eigh((second + second.T) / 2)
     kept = np.maximum(values, 0) + FLOOR * 2 * off * math.sqrt(len(values))
     return Basis((vectors * kept**-0.5) @ vectors.T)
-
-
-def sensitivity(shares: tuple[float, float, float] = SHARES) -> float:
-    """Bound how far one example, replaced by another, moves the three sums, in the mechanism's scale.
-
-    φφᵀ/c² is weighted by √w₁, φyᵀ/c by √w₂ and y by √w₃. With u = φᵀφ'/c² the squared distance of two examples of
-    different classes is at most 2w₁ + 2w₂ + 2w₃, of the same class 2w₁ + 2w₂ − 2w₁u² − 2w₂u, which is at most
-    2w₁ + 2w₂ + w₂²/(2w₁).
-    """
-    first, second, third = shares
-    return math.sqrt(2 * (first + second) + max(2 * third, second**2 / (2 * first)))
-
-
-def deviations(promised: Promise) -> tuple[float, float, float]:
-    """Compute the standard deviations of all noise together in the sums of φφᵀ (on its diagonal), φyᵀ and y.
-
-    What is not released has infinite noise.
-    """
-    shares = SECOND if promised.second_alone else SHARES
-    clip, scale = promised.clip_features, promised.noise_multiplier * sensitivity(shares)
-    units = (clip**2, clip, 1.0)
-    stds = [scale * unit / math.sqrt(w) if w else math.inf for unit, w in zip(units, shares, strict=True)]
-    return stds[0], stds[1], stds[2]
 
 
 def noisy(payload: Payload, promised: Promise, draw: Callable[[tuple[int, ...]], Any] = _gaussian) -> Payload:

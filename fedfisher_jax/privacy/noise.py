@@ -38,9 +38,13 @@ class Guarantee(NamedTuple):
 
 
 def delta_of(epsilon: float, noise_multiplier: float) -> float:
-    """δ of one release with Gaussian noise of σ times the sensitivity (Balle and Wang, arXiv 1805.06530, theorem 8).
+    """Compute δ of one release with Gaussian noise of σ sensitivities (Balle and Wang, arXiv 1805.06530, theorem 8).
 
     δ = Φ(1/2σ − εσ) − e^ε Φ(−1/2σ − εσ), from logarithms: for large ε both terms are beyond a float's range.
+
+    Args:
+        epsilon: privacy loss ε, at least 0.
+        noise_multiplier: σ, the noise's standard deviation as a multiple of the sensitivity.
     """
     half, moved = 0.5 / noise_multiplier, epsilon * noise_multiplier
     first, second = (float(scipy.special.log_ndtr(side - moved)) for side in (half, -half))
@@ -63,7 +67,7 @@ def epsilon_of(noise_multiplier: float, delta: float, rounds: int = 1) -> float:
 def noise_for(
     epsilon: float, delta: float, *, clip_params: float, clip_fisher: float = 1.0, rounds: int = 1
 ) -> Guarantee:
-    """The least noise that keeps (ε, δ) over `rounds` releases.
+    """Find the least noise that keeps (ε, δ) over `rounds` releases.
 
     Args:
         epsilon: privacy loss, positive.
@@ -99,7 +103,7 @@ def require_defined(fisher: Any) -> None:
 
 
 def losses(payload: Payload, start: PyTree, guarantee: Guarantee) -> str:
-    """What clipping takes from a payload, and the noise, in words: for the silo alone, for these numbers are exact.
+    """Tell what clipping takes from a payload, and the noise: for the silo alone, since these numbers are exact.
 
     Raises:
         ValueError: as `privatise`.

@@ -54,14 +54,14 @@ class Silo(NamedTuple):
 
 
 def to_record(params: PyTree) -> ArrayRecord:
-    """A parameter tree as Flower's arrays, named by their paths."""
+    """Write a parameter tree as Flower's arrays, named by their paths."""
     described = payload.leaves(params)
     arrays = {leaf.path: Array(np.asarray(x)) for leaf, x in zip(described, jax.tree.leaves(params), strict=True)}
     return ArrayRecord(arrays)
 
 
 def from_record(record: ArrayRecord, like: PyTree) -> PyTree:
-    """The inverse of `to_record`.
+    """Read the parameter tree that `to_record` wrote.
 
     Raises:
         ValueError: other names, shapes or types than those of `like`, or numbers that are not finite.
@@ -80,13 +80,13 @@ def from_record(record: ArrayRecord, like: PyTree) -> PyTree:
 
 
 def round_keys(seed: int, number: int) -> RunKeys:
-    """The keys of a round, from 1; those of the first are the keys of `fedfisher run`."""
+    """Make the keys of a round, from 1; those of the first are the keys of `fedfisher run`."""
     keys = run_keys(seed)
     return keys if number == 1 else RunKeys(*(jax.random.fold_in(key, number - 1) for key in keys))
 
 
 def exchange_of(rule: Rule, number: int) -> tuple[Rule, bool]:
-    """The exchange that Flower's round `number`, from 1, is, and whether clients train in it.
+    """Tell which exchange Flower's round `number`, from 1, is, and whether clients train in it.
 
     A rule made by `then` takes as many of Flower's rounds as it has parts; clients train in the first of them alone.
     """
@@ -95,7 +95,7 @@ def exchange_of(rule: Rule, number: int) -> tuple[Rule, bool]:
 
 
 def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
-    """A ClientApp that trains, measures and sends a payload, and evaluates the model that it is sent.
+    """Make a ClientApp that trains, measures and sends a payload, and evaluates the model that it is sent.
 
     What fails in it is told by the node's own log; the server is told the error's class.
 

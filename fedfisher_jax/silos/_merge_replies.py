@@ -11,7 +11,7 @@ from .._trees import stack
 from ..curvature import Layer
 from ..federate import merge_clients
 from ..merge import Merged, Payload, Rule
-from ..merge._rule import require_taken
+from ..merge._fold import require_taken
 from ..payload import Header, Limits, PayloadError
 
 PyTree = Any

@@ -91,7 +91,7 @@ def write(
 
 
 def read(path: str | os.PathLike[str], model: str | None = None, limits: Limits = Limits()) -> Model:
-    """A model from a file that `write` made.
+    """Read a model from a file that `write` made.
 
     Args:
         path: the file.
@@ -120,7 +120,7 @@ def read(path: str | os.PathLike[str], model: str | None = None, limits: Limits 
 
 
 def read_checkpoint(path: str | os.PathLike[str], template: PyTree, limits: Limits = Limits()) -> PyTree:
-    """Parameters like `template` from anybody's safetensors file of the same network, in the template's types.
+    """Read parameters like `template`, in its types, from anybody's safetensors file of the same network.
 
     The path may be a folder of one checkpoint's shards. What trainers wrap around names is dropped, see `weights`.
 

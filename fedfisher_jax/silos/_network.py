@@ -17,7 +17,7 @@ LIKELIHOODS = {"categorical": categorical, "bernoulli": bernoulli, "gaussian": g
 
 
 def likelihood_of(name: str) -> Likelihood:
-    """A likelihood by name.
+    """Make a likelihood by name.
 
     Raises:
         ValueError: an unknown one.
@@ -28,7 +28,7 @@ def likelihood_of(name: str) -> Likelihood:
 
 
 def network_of(name: str, input_shape: Sequence[int], outputs: int, bias: bool) -> models.Network:
-    """`models.build`, or what a user's function(input_shape, outputs) returns: a pair (init, apply).
+    """Make a network by `models.build`, or by a user's function(input_shape, outputs) → (init, apply).
 
     Args:
         name: a model's name, or module:function; the module is looked for on Python's path, then in the current folder.
@@ -52,7 +52,7 @@ def network_of(name: str, input_shape: Sequence[int], outputs: int, bias: bool) 
 
 
 def outputs_of(apply: Callable, params: Any, x: Any, expected: Sequence[int]) -> tuple[int, ...]:
-    """Shape of a network's outputs for examples x, without computing them; `expected` is the shape that it is for.
+    """Find the shape of a network's outputs for examples x, without computing them; `expected` is what it is for.
 
     Raises:
         ValueError: the network cannot take them.
@@ -65,7 +65,7 @@ def outputs_of(apply: Callable, params: Any, x: Any, expected: Sequence[int]) ->
 
 
 def template_of(network: models.Network) -> Any:
-    """Shapes of a network's parameters, without computing them.
+    """Find the shapes of a network's parameters, without computing them.
 
     Raises:
         ValueError: it cannot be initialised, or would take more than `MOST_BYTES`.

@@ -27,15 +27,9 @@ def silo_cohort(x: Any, y: Any, number: int, batch_size: int) -> Cohort:
 
 
 def train_and_measure(
-    training: LocalTraining | None,
-    rule: Rule,
-    start: PyTree,
-    silo: Cohort,
-    key: RunKeys,
-    *,
-    params: PyTree = None,
+    training: LocalTraining | None, rule: Rule, start: PyTree, silo: Cohort, key: RunKeys, *, params: PyTree = None
 ) -> Payload:
-    """Train and measure: the payload that a silo sends.
+    """Train and measure, and return the payload that a silo sends.
 
     Args:
         training: the settings; None trains nothing.

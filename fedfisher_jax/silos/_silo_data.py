@@ -17,7 +17,7 @@ from ._model_file import Model
 def read(
     source: str, part: str, data_dir: Path | None = None, columns: data.Columns = data.Columns()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [N, ...] and targets [N, ...] as they are in the file, for `inputs_of` and `targets_of`.
+    """Read inputs [N, ...] and targets [N, ...] as they are in the file, for `inputs_of` and `targets_of`.
 
     A .npz file holds `train_x`, `train_y` or `test_x`, `test_y`, whichever is asked for, or just `x`, `y`; nothing is
     unpickled and nothing normalised. A table's rows are all taken, or those of the part where it has a column "split".
@@ -66,7 +66,7 @@ def read(
 
 
 def read_inputs(source: str, columns: data.Columns = data.Columns()) -> np.ndarray:
-    """Inputs [N, ...] as they are in the file, which needs no labels: `x` or `test_x` of a .npz file, a table's rows.
+    """Read inputs [N, ...] of a file that needs no labels: `x` or `test_x` of a .npz file, a table's rows.
 
     Raises:
         ValueError: there is no such file or name, or its arrays are not what is expected.
@@ -95,7 +95,7 @@ def read_inputs(source: str, columns: data.Columns = data.Columns()) -> np.ndarr
 
 
 def inputs_of(source: str, model: Model, x: np.ndarray) -> np.ndarray:
-    """Inputs as a model takes them: float32, scaled by the model's statistics, images [N, H, W] with one channel.
+    """Make inputs as a model takes them: float32, scaled by its statistics, images [N, H, W] with one channel.
 
     Args:
         source: the path or name that they were read from.
@@ -118,7 +118,7 @@ def inputs_of(source: str, model: Model, x: np.ndarray) -> np.ndarray:
 
 
 def classes_of(source: str, model: Model, y: np.ndarray) -> np.ndarray:
-    """Labels as the numbers of a model's classes, where it knows what they were called; else as they are.
+    """Turn labels into the numbers of a model's classes, where it knows what they were called.
 
     Raises:
         ValueError: a label that is none of the classes, or texts for a model that has numbers.
@@ -137,7 +137,7 @@ def classes_of(source: str, model: Model, y: np.ndarray) -> np.ndarray:
 
 
 def targets_of(source: str, likelihood: Likelihood, outputs: tuple[int, ...], y: np.ndarray) -> np.ndarray:
-    """Targets as the likelihood takes them: integers in int32, numbers to regress on in float32.
+    """Make targets as the likelihood takes them: integers in int32, numbers to regress on in float32.
 
     Their values are checked before anything is cast, so that no integer wraps.
 

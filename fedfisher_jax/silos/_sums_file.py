@@ -25,7 +25,7 @@ def write(path: str | os.PathLike[str], sums: Sums) -> None:
 
 
 def read(path: str | os.PathLike[str], limits: Limits = Limits()) -> Sums:
-    """Sums from a file that `write` made, checked to be those of some numbers.
+    """Read sums from a file that `write` made, checked to be those of some numbers.
 
     Raises:
         PayloadError: the file is refused, with the reason.
@@ -44,7 +44,7 @@ def read(path: str | os.PathLike[str], limits: Limits = Limits()) -> Sums:
 
 
 def agreed(paths: Sequence[str | os.PathLike[str]]) -> Scaling:
-    """The scaling by the sums of all silos, as if their inputs lay in one place.
+    """Compute the scaling by the sums of all silos, as if their inputs lay in one place.
 
     Raises:
         PayloadError: a file is refused, or has other columns than the first.

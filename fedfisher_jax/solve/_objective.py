@@ -42,7 +42,7 @@ Solver = Callable[[Objective], Solution]
 
 
 def objective(fishers: PyTree, params: PyTree, weights: Any) -> Objective:
-    """The aggregated objective Q(θ) = Σ w_i (θ − θ_i)ᵀ F_i (θ − θ_i) of stacked clients (arXiv 2403.12329, section 3).
+    """Make the objective Q(θ) = Σ w_i (θ − θ_i)ᵀ F_i (θ − θ_i) of stacked clients (arXiv 2403.12329, section 3).
 
     Args:
         fishers: the clients' Fishers F_i, with a leading client axis.

@@ -5,7 +5,7 @@ from typing import Any
 
 from .._compat import standard_promotion
 from ..merge import Merged, Payload, Rule, merge_payloads
-from ..merge._rule import check_payload, combine, lift, merge_summary, require_squares
+from ..merge._fold import check_payload, combine, lift, merge_summary, require_squares
 
 PyTree = Any
 RULES = (

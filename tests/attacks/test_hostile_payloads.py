@@ -13,6 +13,7 @@ from commands import command, refused
 from fedfisher_jax.payload import Limits, PayloadError, Singular, Uniform, header_of, read
 from fedfisher_jax.payload import _codecs as codecs
 from fedfisher_jax.payload import _container as container
+from fedfisher_jax.payload._codecs_json import to_json
 
 NETWORK = ("--model", "mlp", "--input-shape", 8, "--outputs", 3)
 RULE = ("--epochs", 1, "--rule", "fedavg")
@@ -139,7 +140,7 @@ def announced(header, n, how, layers=1):
         "kind": "exact",
         "params": [[name, [n, 1], "float32"] for name in names],
         "rule": "x",
-        "codecs": [codecs.to_json(wide), codecs.to_json(small)],
+        "codecs": [to_json(wide), to_json(small)],
         "encoded": {f"params/{name}": 1 for name in names} | {f"fisher/inputs/{name}": 0 for name in names},
         "static": {"layers": [{"weight": k, "bias": None, "groups": 1, "steps": []} for k in range(layers)]},
     }

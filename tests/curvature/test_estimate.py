@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import zoo
 from jax import lax
+from rows import pad_rows
 
 import fedfisher_jax as ff
-from fedfisher_jax._examples import pad_rows
 from fedfisher_jax.curvature import trace
 
 N = 5

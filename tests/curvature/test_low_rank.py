@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zoo
+from rows import pad_rows
 
 import fedfisher_jax as ff
-from fedfisher_jax._examples import pad_rows
 from fedfisher_jax.curvature import Fisher, LowRank, Subspace, num_bytes, quadratic, recompress, top_eigenpairs, trace
 
 N, KEY = 12, jax.random.key(0)

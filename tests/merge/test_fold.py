@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import pad_rows
 
 import fedfisher_jax as ff
 from fedfisher_jax import Merged, Payload, Rule
-from fedfisher_jax._examples import pad_rows
 from fedfisher_jax.curvature import Diagonal, Full
 from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.merge import _one_by_one as one_by_one

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import pad_rows
 
 import fedfisher_jax as ff
-from fedfisher_jax._examples import pad_rows
 from fedfisher_jax.curvature._leaves import leaves as leaves_of
 from fedfisher_jax.federate import compare, run_keys
 from fedfisher_jax.merge import catalogue, combine, fold
+from fedfisher_jax.merge._fold import lift
 from fedfisher_jax.merge._head_place import find_place, require_exact
-from fedfisher_jax.merge._rule import lift
 from fedfisher_jax.privacy import secure_merge
 
 KEY, RNG = jax.random.key(0), np.random.default_rng(0)

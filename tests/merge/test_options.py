@@ -8,6 +8,7 @@ import pytest
 
 import fedfisher_jax as ff
 from fedfisher_jax.merge import catalogue
+from fedfisher_jax.merge._entry import known_options
 from fedfisher_jax.merge._options import named
 
 LINEAR = (lambda w, x: x @ w, ff.categorical())
@@ -38,6 +39,7 @@ def test_an_option_is_the_constructors_argument():
     np.testing.assert_array_equal(same, solved("fedfisher-diag"))
     fipa = catalogue.named_rule("fipa,rank=3,power-steps=4", *LINEAR).measure
     assert (fipa.subspace.rank, fipa.subspace.power_steps, fipa.subspace.oversampling) == (3, 4, 10)
+    assert catalogue.named_rule("fedfish,estimator=squares,scale=mean", *LINEAR).squares
     assert catalogue.named_rule("fisher-merge,kind=empirical", *LINEAR, offers={"kind": "exact"}).measure.kind == (
         "empirical"
     )
@@ -45,7 +47,7 @@ def test_an_option_is_the_constructors_argument():
 
 def test_every_rule_takes_its_own_options():
     for name, entry in catalogue.RULES.items():
-        known = catalogue._known(entry)
+        known = known_options(entry)
         assert "apply" not in known and "likelihood" not in known and "captured" not in known, name
     assert "damping" in catalogue.options_of("fedlpa") and "damping" not in catalogue.options_of("regmean")
     assert {"steps", "weight"} <= set(catalogue.options_of("pseudo-data")) and catalogue.options_of("fedavg") == ()
@@ -59,6 +61,7 @@ def test_every_rule_takes_its_own_options():
         ("otfusion,rescale=1", "rescale: got '1', expected true, false"),
         ("fedavg,rank=1", "got the option 'rank', expected one of none"),
         ("fipa,off_span=there", "fipa: off_span"),
+        ("fedfish@squares", "got fedfish@squares, expected options after commas: batch_size, eps, estimator"),
         ("nobody,a=1", "got 'nobody', expected one of fedavg"),
     ],
 )

@@ -15,7 +15,7 @@ import safetensors.numpy
 import fedfisher_jax as ff
 from fedfisher_jax import cli
 from fedfisher_jax.merge import DenseSettings, Kind, Update, catalogue
-from fedfisher_jax.merge._rule import require_squares
+from fedfisher_jax.merge._fold import require_squares
 from fedfisher_jax.privacy import secure_merge
 
 NAMES = tuple(catalogue.RULES)

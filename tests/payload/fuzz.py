@@ -26,6 +26,7 @@ from fedfisher_jax.payload import _container as container
 from fedfisher_jax.payload import _file as file
 from fedfisher_jax.payload import _structures as structures
 from fedfisher_jax.payload import plan
+from fedfisher_jax.payload._codecs_json import from_json, to_json
 
 LIMITS = files.Limits(file_bytes=1 << 20, decoded_bytes=1 << 22, working_bytes=1 << 22)
 VALUES = (
@@ -173,7 +174,7 @@ def recoded(data, draw):
         shapes = {name: np.shape(value) for name, value in file.entries(files.loads(data)[0]).items()}
         for name, number in header["encoded"].items():
             dtype = np.float32 if draw.random() < 0.9 else np.float64
-            codec = codecs.from_json(header["codecs"][number])
+            codec = from_json(header["codecs"][number])
             size, kind = codecs.joined_layout(codec, shapes[name], dtype)
             arrays[name] = (
                 draw.integers(0, 256, size, np.uint8).astype(kind) if draw.random() < 0.8 else np.zeros(size, kind)
@@ -196,7 +197,7 @@ def announcing(data, draw):
     entries |= {f"fisher/inputs/{name}": (wide, (n, n)) for name in names}
     header |= {"structure": "gram", "fisher_dtype": "float32", "params": [[name, [n, 1], "float32"] for name in names]}
     header["static"] = {"layers": [{"weight": k, "bias": None, "groups": 1, "steps": []} for k in range(count)]}
-    header["codecs"] = [codecs.to_json(codes[0]), codecs.to_json(wide)]
+    header["codecs"] = [to_json(codes[0]), to_json(wide)]
     header["encoded"] = {name: int(codec is wide) for name, (codec, _) in entries.items()}
     layouts = {name: codecs.joined_layout(codec, shape, np.float32) for name, (codec, shape) in entries.items()}
     return container.pack(header, {name: np.zeros(size, kind) for name, (size, kind) in layouts.items()})

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from ..._likelihood import Likelihood
 from ...curvature import Capture, Layer, activations
@@ -31,19 +32,19 @@ DAMPING = 1e-3  # of covariances, relative to their mean diagonal entry
 class Inputs(NamedTuple):
     """What is known of a layer's inputs, without the 1 for the bias."""
 
-    mean: jax.Array  # [i]
-    covariance: jax.Array  # [i, i]
+    mean: Float[Array, " i"]
+    covariance: Float[Array, "i i"]
 
 
 class Principal(NamedTuple):
     """Principal components of a layer's inputs, the strongest first."""
 
-    variances: jax.Array  # [k]
-    directions: jax.Array  # [k, i]
+    variances: Float[Array, " k"]
+    directions: Float[Array, "k i"]
 
 
-def input_moment(fisher: Any, layer: Layer) -> jax.Array:
-    """The second moment of a layer's inputs that a Fisher contains, [i, i]; its scale means nothing.
+def input_moment(fisher: Any, layer: Layer) -> Float[Array, "i i"]:
+    """Read the second moment of a layer's inputs off a Fisher, [i, i]; its scale means nothing.
 
     Args:
         fisher: Fisher information of any registered structure.
@@ -55,8 +56,8 @@ def input_moment(fisher: Any, layer: Layer) -> jax.Array:
     return _moment(fisher, layer, 0)
 
 
-def output_moment(fisher: Any, layer: Layer) -> jax.Array:
-    """The second moment E[g gᵀ] of gradients at a layer's output, [o, o], likewise.
+def output_moment(fisher: Any, layer: Layer) -> Float[Array, "o o"]:
+    """Read the second moment E[g gᵀ] of gradients at a layer's output off a Fisher, [o, o], likewise.
 
     Raises:
         ValueError: as `input_moment`, or a Gram, which has no such thing.
@@ -70,8 +71,8 @@ def _moment(fisher: Any, layer: Layer, side: int) -> jax.Array:
     return require_known(fisher).moment(layer, side)
 
 
-def inputs_of(fisher: Any, layer: Layer, like: jax.Array) -> Inputs:
-    """Mean and covariance of a layer's inputs.
+def inputs_of(fisher: Any, layer: Layer, like: Float[Array, " i"]) -> Inputs:
+    """Find mean and covariance of a layer's inputs.
 
     With a bias both are exact (for Kronecker, of a dense layer, while nothing was done to the payload). Without, or
     where a structure does not tell how inputs and bias go together, the strongest eigenvector of E[x xᵀ] = m mᵀ +
@@ -109,7 +110,7 @@ def inputs_of(fisher: Any, layer: Layer, like: jax.Array) -> Inputs:
 
 
 def principal(inputs: Inputs, count: int) -> Principal:
-    """The `count` strongest principal components."""
+    """Find the `count` strongest principal components of a layer's inputs."""
     values, vectors = jnp.linalg.eigh(inputs.covariance)
     return Principal(values[::-1][:count], vectors[:, ::-1][:, :count].T)
 
@@ -117,8 +118,8 @@ def principal(inputs: Inputs, count: int) -> Principal:
 class Whitener(NamedTuple):
     """|roots (a − mean)|² is the mean over directions of squared distances in standard deviations."""
 
-    mean: jax.Array  # [i]
-    roots: jax.Array  # [i, i]
+    mean: Float[Array, " i"]
+    roots: Float[Array, "i i"]
 
 
 def whitener(inputs: Inputs, damping: float = DAMPING) -> Whitener:
@@ -140,14 +141,14 @@ class Given(NamedTuple):
     """
 
     params: PyTree
-    targets: jax.Array
+    targets: Int[Array, " n"]
     whiteners: Sequence[Whitener]
     mean: Any = None
     basis: Any = None
 
 
-def images_of(found: jax.Array, given: Given, shape: tuple[int, ...]) -> jax.Array:
-    """The images [n, *shape] of what was optimised."""
+def images_of(found: Float[Array, "n ..."], given: Given, shape: tuple[int, ...]) -> Float[Array, "n ..."]:
+    """Make the images [n, *shape] of what was optimised."""
     return found if given.basis is None else (given.mean + found @ given.basis).reshape(-1, *shape)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from ..._likelihood import Likelihood
 from ...curvature import Layer
@@ -32,12 +33,12 @@ class Span(NamedTuple):
         ones: [k], what the bias's row of the matrix says of each direction: a mixture's must be one; None without bias.
     """
 
-    basis: jax.Array
-    ones: jax.Array | None
+    basis: Float[Array, "k pixels"]
+    ones: Float[Array, " k"] | None
 
 
 def gradient_of_step(start: PyTree, params: PyTree, learning_rate: float) -> PyTree:
-    """The gradient behind one step of plain SGD from `start` to `params`.
+    """Find the gradient behind one step of plain SGD from `start` to `params`.
 
     Raises:
         ValueError: the learning rate is not positive.
@@ -48,7 +49,7 @@ def gradient_of_step(start: PyTree, params: PyTree, learning_rate: float) -> PyT
 
 
 def span(gradient: PyTree, layer: Layer, count: int) -> Span:
-    """The `count` strongest directions of the inputs in the gradient of a dense first layer.
+    """Find the `count` strongest directions of the inputs in the gradient of a dense first layer.
 
     Args:
         gradient: a tree like the parameters.
@@ -65,13 +66,13 @@ def span(gradient: PyTree, layer: Layer, count: int) -> Span:
     return Span(rows, None) if layer.bias is None else Span(rows[:, :-1], rows[:, -1])
 
 
-def mixtures(found: Span, images: jax.Array) -> jax.Array:
-    """Coordinates [n, k] of images' projections onto the span: where a descent begins."""
+def mixtures(found: Span, images: Float[Array, "n ..."]) -> Float[Array, "n k"]:
+    """Project images onto the span, as coordinates [n, k]: where a descent begins."""
     return images.reshape(len(images), -1) @ found.basis.T
 
 
-def unmixed(found: Span, coordinates: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The images [n, *shape] of coordinates."""
+def unmixed(found: Span, coordinates: Float[Array, "n k"], shape: tuple[int, ...]) -> Float[Array, "n ..."]:
+    """Make the images [n, *shape] of coordinates [n, k]."""
     return (coordinates @ found.basis).reshape(-1, *shape)
 
 

@@ -40,12 +40,6 @@ def of_output_moment(moment: Float[Array, "c c"]) -> Shares:
     return shares_of(jnp.diagonal(moment))
 
 
-def of_empirical_moment(moment: Float[Array, "c c"]) -> Shares:
-    """Read shares off an empirical G of uniform outputs: E[(1/C − y_c)²] = s_c (1 − 2/C) + 1/C² gives s exactly."""
-    count = moment.shape[0]
-    return shares_of((jnp.diagonal(moment) - 1 / count**2) / (1 - 2 / count))
-
-
 def of_last_inputs(
     link: Callable[[jax.Array], jax.Array],
     params: PyTree,
@@ -79,7 +73,7 @@ def of_last_inputs(
 
 
 def shares_of(weights: Shares) -> Shares:
-    """Weights cut at zero and scaled to sum to one; uniform if nothing is left."""
+    """Cut weights at zero and scale them to sum to one; uniform if nothing is left."""
     kept = jnp.maximum(weights, 0)
     total = jnp.sum(kept)
     return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), 1 / kept.size)

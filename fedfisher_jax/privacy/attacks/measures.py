@@ -28,23 +28,23 @@ class Likeness(NamedTuple):
 
 
 def likeness(images: Images, real: Images, *, peak: float = 1.0, window: int = WINDOW) -> Likeness:
-    """All three measures, image by image."""
+    """Measure each image by all three, MSE, PSNR and SSIM."""
     errors = mean_squared_error(images, real)
     return Likeness(errors, psnr(images, real, peak=peak), ssim(images, real, peak=peak, window=window))
 
 
 def mean_squared_error(images: Images, real: Images) -> Float[Array, " n"]:
-    """Mean over pixels of each image's squared error."""
+    """Average each image's squared error over pixels."""
     return jnp.mean((images - real) ** 2, axis=(1, 2, 3))
 
 
 def psnr(images: Images, real: Images, *, peak: float = 1.0) -> Float[Array, " n"]:
-    """10 log₁₀(peak² / mse) in dB; infinite where images are equal."""
+    """Compute 10 log₁₀(peak² / mse) in dB; infinite where images are equal."""
     return 10 * jnp.log10(peak**2 / mean_squared_error(images, real))
 
 
 def ssim(images: Images, real: Images, *, peak: float = 1.0, window: int = WINDOW) -> Float[Array, " n"]:
-    """Structural similarity (Wang et al. 2004), averaged over all square windows inside the image and over channels.
+    """Compute structural similarity (Wang et al. 2004), the mean over all square windows inside and over channels.
 
     Uniform windows and sample (co)variances, constants (0.01 peak)² and (0.03 peak)².
 
@@ -74,18 +74,18 @@ def ssim(images: Images, real: Images, *, peak: float = 1.0, window: int = WINDO
 def nearest(
     images: Images, candidates: Float[Array, "m h w c"], allowed: Bool[Array, "n m"] | None = None
 ) -> Int[Array, " n"]:
-    """Number of the candidate with the least squared error, of those `allowed` (at least one) for each image."""
+    """Find the number of the candidate with the least squared error, of those `allowed` (at least one)."""
     x, c = images.reshape(len(images), -1), candidates.reshape(len(candidates), -1)
     squares = jnp.sum(x**2, 1)[:, None] - 2 * x @ c.T + jnp.sum(c**2, 1)
     return jnp.argmin(squares if allowed is None else jnp.where(allowed, squares, jnp.inf), axis=1)
 
 
 def auc(members: Float[Array, " n"], others: Float[Array, " m"]) -> Float[Array, ""]:
-    """Area under the curve: how often a member's score is above another's, ties counting half; ½ is guessing."""
+    """Compute how often a member's score is above another's, the area under the curve; ties count half."""
     above = members[:, None] > others
     return jnp.mean(above + 0.5 * (members[:, None] == others), dtype=members.dtype)
 
 
 def total_variation_distance(shares: Float[Array, " c"], truth: Float[Array, " c"]) -> Float[Array, ""]:
-    """½ Σ |p − q|: 0 for equal shares, 1 for shares of different classes."""
+    """Compute ½ Σ |p − q|: 0 for equal shares, 1 for shares of different classes."""
     return jnp.sum(jnp.abs(shares - truth)) / 2

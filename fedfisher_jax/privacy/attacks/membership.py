@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from ..._likelihood import Likelihood
 from ...curvature import Capture, activations
@@ -16,6 +16,7 @@ from ...curvature.structures._registry import require_known
 from ...tracing._convolution import for_loops
 
 PyTree = Any
+Rows = Num[Array, "n ..."]
 Scores = Float[Array, " n"]
 DAMPING = 1e-3  # relative to the mean diagonal entry
 BATCH = 64
@@ -23,9 +24,15 @@ BATCH = 64
 
 @partial(jax.jit, static_argnames=("apply", "likelihood", "batch_size"))
 def loss_scores(
-    apply: Callable, likelihood: Likelihood, params: PyTree, x: jax.Array, y: jax.Array, *, batch_size: int = BATCH
+    apply: Callable,
+    likelihood: Likelihood,
+    params: PyTree,
+    x: Rows,
+    y: Rows,
+    *,
+    batch_size: int = BATCH,
 ) -> Scores:
-    """Minus the loss (Yeom et al. 2018): models fit what they were trained on.
+    """Score by minus the loss (Yeom et al. 2018): models fit what they were trained on.
 
     Args:
         apply: the model.
@@ -45,13 +52,13 @@ def fisher_scores(
     likelihood: Likelihood,
     params: PyTree,
     fisher: Any,
-    x: jax.Array,
-    y: jax.Array,
+    x: Rows,
+    y: Rows,
     *,
     damping: float = DAMPING,
     batch_size: int = BATCH,
 ) -> Scores:
-    """Minus gᵀ (F + ε)⁻¹ g for the gradient g of each example's loss: how strange it is to the client's curvature.
+    """Score by −gᵀ (F + ε)⁻¹ g, g an example's gradient: how strange it is to the client's curvature.
 
     Args:
         apply: the model.
@@ -81,13 +88,13 @@ def leverage_scores(
     captured: Capture,
     layers: tuple[int, ...],
     params: PyTree,
-    moments: Sequence[jax.Array],
-    x: jax.Array,
+    moments: Sequence[Float[Array, "_ _"]],
+    x: Rows,
     *,
     damping: float = DAMPING,
     batch_size: int = BATCH,
 ) -> Scores:
-    """Minus the leverage aᵀ (A + ε)⁻¹ a of each example's layer inputs, summed over layers. Needs no label.
+    """Score by minus the leverage aᵀ (A + ε)⁻¹ a of an example's layer inputs, over layers. Needs no label.
 
     An example's leverage in a second moment that it is part of is smaller: of n examples in d dimensions by a factor of
     1 − leverage / n, on average 1 − d / n. With fewer examples than dimensions, members alone lie in the span of A.
@@ -114,7 +121,7 @@ def leverage_scores(
 
 
 def inverse_quadratic(fisher: Any, damping: float) -> Callable[[PyTree], jax.Array]:
-    """The function v → vᵀ (F + ε)⁻¹ v, damped as the structure's `preconditioner` is.
+    """Make the function v → vᵀ (F + ε)⁻¹ v, damped as the structure's `preconditioner` is.
 
     Raises:
         ValueError: no registered structure.

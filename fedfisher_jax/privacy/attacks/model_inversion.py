@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ..._likelihood import Likelihood
 from ...tracing._convolution import for_loops
@@ -31,14 +32,14 @@ class ModelInversion:
         return jnp.mean(fit + image_prior(images, self.weights))
 
 
-def image_prior(images: jax.Array, weights: Weights) -> jax.Array:
-    """The weighted priors of each image [n]."""
+def image_prior(images: priors.Images, weights: Weights) -> Float[Array, " n"]:
+    """Compute the weighted priors of each image [n]."""
     smooth, small = priors.total_variation(images), priors.mean_square(images)
     return weights.total_variation * smooth + weights.mean_square * small
 
 
-def grey(key: jax.Array, count: int, shape: tuple[int, ...], bounds: Bounds, spread: float = 0.1) -> jax.Array:
-    """Images to begin with: the middle of the range and a little noise, [count, *shape].
+def grey(key: jax.Array, count: int, shape: tuple[int, ...], bounds: Bounds, spread: float = 0.1) -> priors.Images:
+    """Make images to begin with: the middle of the range and a little noise, [count, *shape].
 
     Args:
         key: random key of the noise.

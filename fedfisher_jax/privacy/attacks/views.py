@@ -9,14 +9,15 @@ import jax.numpy as jnp
 
 from ..._trees import scaled
 from ...curvature import Capture
-from ...merge._rule import Payload, Rule, check_payload, lift
+from ...merge._fold import check_payload, lift
+from ...merge._rule import Payload, Rule
 from ...payload import About, dumps, fingerprint, loads
 from ...payload.plan import fit
 from .._secure_merge import total
 
 
 def quantised(payload: Payload, rule: str, likelihood: str, start: object, captured: Capture, budget: float) -> Payload:
-    """The payload after a file of at most `budget` times 32 bits per parameter was written and read.
+    """Make the payload as it is after a file of at most `budget` times 32 bits per parameter was read.
 
     Args:
         payload: one client's.
@@ -36,7 +37,7 @@ def quantised(payload: Payload, rule: str, likelihood: str, start: object, captu
 
 
 def summed(rule: Rule, payloads: Sequence[Payload]) -> Payload:
-    """What a secure sum over clients leaves: weighted means of parameters and Fishers, in fixed point under masks.
+    """Make what a secure sum leaves: weighted means of parameters and Fishers, in fixed point under masks.
 
     The masks are really drawn, and cancel. The protocol tells a little more than is returned, which the attacks here
     do not use: the scale of each client's arrays (`secure_merge.total`) and, by rules with a Fisher, Σ wFθ and Σ wθᵀFθ.

@@ -1,6 +1,6 @@
 """Unigram and bigram models of text, fitted by counting: what a network for the next token must beat.
 
-Both are `apply(params, x)` with log-probabilities as parameters, so that `metrics.evaluate` scores them as any model.
+Both are `apply(params, x)` with log-probabilities as parameters, so that `evaluate` scores them as any model.
 """
 
 import jax.numpy as jnp

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fedfisher_jax as ff
-from fedfisher_jax.models import ngram
+from experiments.fedfish import ngram
 
 V = 5
 X = np.random.default_rng(0).integers(0, V - 1, (7, 6))  # token 4 never occurs in x

@@ -1,0 +1,146 @@
+"""What `fedfisher measure` is told, and which of it goes together."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from .. import _files
+from ..models import weights
+from ..payload._header import MOST_TEXT
+from ._ranges import require_ranges
+
+HF = "hf:"  # how --model names a folder of transformers
+TRAINING = ("epochs", "learning_rate", "momentum", "augment")  # settings that a checkpoint leaves no use for
+PRIVATE = ("delta", "rounds", "unit", "clip_params", "clip_fisher", "clip_features", "clip_gradients")  # of epsilon
+PRIVATELY_TRAINED = "fedavg"  # what it sends is the trained parameters, and nothing that is not private
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureSettings:
+    """Train from the start on this silo's data, measure, and write one payload file: all that leaves the silo."""
+
+    data: str
+    """This silo's examples: a .npz file with train_x, train_y (or x, y), a name of `fedfisher list`, or with a folder
+    of checkpoints a folder of .npz files of the same names."""
+    start: Path = Path("start.safetensors")
+    """The common starting model, from `fedfisher init`."""
+    out: Path = Path("payload.safetensors")
+    """The payload file; with a folder of checkpoints a folder."""
+    local: Path | None = None
+    """Write this silo's own trained model here, too; it is for this silo alone."""
+    silo: int = 0
+    """This silo's number; no other silo of the federation may have it."""
+    name: str = ""
+    """What people call this silo; not written unless given."""
+    rule: str = "fedfisher-kfac"
+    """Merge rule to measure for: a name of `fedfisher list`."""
+    checkpoint: Path | None = None
+    """An already trained safetensors file of this network, a folder of its shards, or a folder of such files: nothing
+    is trained, only measured."""
+    budget: float | None = None
+    """Compress the file to this multiple of FedAvg's 32 bits per parameter."""
+    compression: Literal["none", "authors"] = "none"
+    """"authors": the scheme of arXiv 2403.12329."""
+    stochastic: bool = False
+    """With a budget, round so that every number is right on average."""
+    kind: Literal["exact", "monte_carlo", "empirical"] = "exact"
+    """Kind of Fisher information."""
+    samples: int = 1
+    """Monte-Carlo draws per example."""
+    epochs: int = 30
+    """Local epochs."""
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    augment: bool = False
+    """Random crops and flips while training, for images."""
+    unscaled: bool = False
+    """Train on inputs that are far from one, which is refused otherwise where the start does not scale them."""
+    seed: int = 0
+    """Seed of training and Monte-Carlo draws, as in `fedfisher run`."""
+    epsilon: float | None = None
+    """Privacy loss ε: clip what is sent and add noise (docs/privacy.md)."""
+    unit: Literal["silo", "example"] = "silo"
+    """Whom epsilon is for: this silo as a whole, or each of its examples, for the rules analytic and recalibrate, and
+    for fedavg, by private training."""
+    delta: float = 1e-5
+    """Probability δ with which the promise may fail."""
+    rounds: int = 1
+    """Number of files of this silo, in all, that the promise holds for: 2 for analytic, then recalibrate."""
+    clip_params: float = 1.0
+    """With epsilon: largest norm of trained minus starting parameters."""
+    clip_fisher: float = 1.0
+    """With epsilon: largest norm of each array of the Fisher information."""
+    label: tuple[str, ...] = ("label",)
+    """Column, or columns, of the labels in a table."""
+    ignore: tuple[str, ...] = ()
+    """Columns of a table that are no inputs."""
+    clip_features: float = 1.0
+    """With epsilon of examples: largest norm of an example's features; all silos should have the same."""
+    clip_gradients: float = 1.0
+    """With epsilon of examples and fedavg: largest norm of an example's gradient while training."""
+    model: str | None = None
+    """module:function, where the start is of a network of your own; or hf:FOLDER, a fine-tuned model of transformers or
+    an adapter of peft that is only measured, with --start the folder of the model that all fine-tuned
+    (docs/checkpoints.md)."""
+    text_column: str = "text"
+    """With hf: column of the texts in a .jsonl or .parquet file."""
+    label_column: str = "label"
+    """With hf: column of the labels, integers; where there is none, next tokens are predicted."""
+    length: int = 128
+    """With hf: tokens of a text at most."""
+    where: str | None = None
+    """With hf: a regular expression; only parameters in whose names it is found are measured and sent, and the others
+    must be the start's. ^classifier is a head, ^(?!.*embeddings) everything but embeddings."""
+
+
+def each_of(settings: MeasureSettings) -> list[MeasureSettings]:
+    """The settings of every payload: one, or one for each checkpoint of a folder."""
+    if settings.checkpoint is None or not settings.checkpoint.is_dir():
+        return [settings]
+    found = weights.checkpoints(settings.checkpoint.glob("*.safetensors"))
+    if len(found) == 1 and len(next(iter(found.values()))) > 1 and settings.data.endswith(".npz"):
+        return [settings]  # the shards of one
+    if sharded := [name for name, parts in found.items() if len(parts) > 1]:
+        raise ValueError(f"checkpoint: {sharded[0]} has shards: give each checkpoint in shards as a folder of its own")
+    if not found:
+        raise ValueError(f"checkpoint: no .safetensors file in {settings.checkpoint}")
+    if settings.silo + len(found) > 2**31:
+        raise ValueError(f"silo: got {settings.silo}, expected room for {len(found)} numbers below 2^31")
+    _files.require_folder(settings.out)
+    return [
+        dataclasses.replace(
+            settings,
+            checkpoint=file,
+            data=str(Path(settings.data) / f"{file.stem}.npz"),
+            out=settings.out / file.name,
+            silo=number,
+        )
+        for number, (file,) in enumerate(found.values(), settings.silo)
+    ]
+
+
+def changed(settings: MeasureSettings, names: tuple[str, ...]) -> str:
+    """Name those of the settings that are not the defaults."""
+    return ", ".join(name for name in names if getattr(settings, name) != getattr(MeasureSettings, name))
+
+
+def check(settings: MeasureSettings) -> None:
+    """Refuse settings that do not go together, before any work.
+
+    Raises:
+        ValueError: which, and why.
+    """
+    require_ranges(settings)
+    if settings.checkpoint is not None and (given := changed(settings, TRAINING)):
+        raise ValueError(f"{given}: with a checkpoint nothing is trained")
+    if settings.local is not None and (settings.checkpoint is not None or (settings.model or "").startswith(HF)):
+        raise ValueError("local: with a checkpoint nothing is trained")
+    if len(settings.name) > MOST_TEXT or not settings.name.isprintable():
+        raise ValueError(f"name: got {settings.name[:40]!r}, expected at most {MOST_TEXT} printable characters")
+    if settings.budget is not None and settings.compression != "none":
+        raise ValueError("budget, compression: give one of them")
+    if settings.where is not None and not (settings.model or "").startswith(HF):
+        raise ValueError(f"where: got {settings.where!r}, expected it with --model hf:FOLDER alone")
+    if settings.stochastic and settings.budget is None:
+        raise ValueError("stochastic: needs a budget")
