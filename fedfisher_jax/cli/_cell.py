@@ -1,7 +1,7 @@
 """One cell of a sweep as a process of its own, wherever an engine runs it; its log lies beside its result.
 
-The process is `python -m fedfisher_jax.cli._cell run …`. It ends when what started it does, whose end of a pipe it
-holds: a cell that is begun again elsewhere, after its worker was killed, never finds the first attempt still writing.
+The process is `fedfisher run …`, which ends when what started it does, whose end of a pipe it holds: a cell that is
+begun again elsewhere, after its worker was killed, never finds the first attempt still writing.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from typing import Any
 LOG, RESULT, ENDED = "log.txt", "result.json", "-- ended: "
 ORPHANED = 143  # the exit code of a process whose parent is gone, as after SIGTERM
 LINES = 5  # of a log that are shown
+PROGRAM = f"from {__name__} import run_and_listen; run_and_listen()"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Job:
             now = datetime.datetime.now().isoformat(" ", "seconds")
             log.write(f"-- {now}, {socket.gethostname()}: fedfisher {shlex.join(self.words)}\n".encode())
             log.flush()
-            command = [sys.executable, "-m", __name__, *self.words]
+            command = [sys.executable, "-c", PROGRAM, *self.words]
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
             return subprocess.Popen(command, cwd=self.here, start_new_session=True, **pipes)
 
@@ -112,13 +113,14 @@ def last_lines(folder: Path, count: int = LINES) -> list[str]:
     return [line[:500] for line in lines if line][-count:]
 
 
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()  # nothing comes: it returns when the other end of the pipe is closed
-    os._exit(ORPHANED)
-
-
-if __name__ == "__main__":
-    from fedfisher_jax.cli import main
+def run_and_listen() -> None:
+    """Run the command of this process, and end it at once when the other end of the pipe is closed."""
+    from ._cli import main
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     main(sys.argv[1:])
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # nothing ever comes
+    os._exit(ORPHANED)

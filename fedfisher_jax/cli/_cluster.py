@@ -28,6 +28,7 @@ SLURM = {
 NUMBERS = ("time", "memory", "gpus", "cpus", "at_once")
 LOOKED = 0.1  # seconds between looks at local processes
 ASKED = 5.0  # seconds between questions to Slurm
+MINUTES = 60  # of a cell, where none are said
 Ended = Iterator[tuple[Job, str]]  # jobs as they end, with what is wrong: empty where nothing is
 
 
@@ -101,7 +102,7 @@ def _slurm(engine: Engine, jobs: Sequence[Job], folder: Path) -> Ended:
     import submitit
 
     executor = submitit.AutoExecutor(folder / "slurm", cluster="slurm")
-    executor.update_parameters(name="fedfisher", **engine.options)
+    executor.update_parameters(name="fedfisher", **{"timeout_min": MINUTES, **engine.options})
     with executor.batch():
         futures = [executor.submit(job) for job in jobs]
     try:
@@ -117,7 +118,7 @@ def _dask(engine: Engine, jobs: Sequence[Job], folder: Path) -> Ended:
     del folder
     import distributed
 
-    with distributed.Client(engine.where, timeout=30, set_as_default=False) as client:
+    with distributed.Client(engine.where, timeout=30) as client:
         futures = [client.submit(job, pure=False) for job in jobs]
         yield from _as_they_end(futures, jobs, distributed.as_completed)
 
