@@ -50,7 +50,7 @@ def jobs(folder, *codes):
 
 def test_local_processes_end_each_with_its_own_code_and_no_more_than_asked_for_run(tmp_path):
     log = tmp_path / "log"
-    noted = "import os, time; f = open({!r}, 'a'); f.write('+'); f.flush(); time.sleep(.2); f.write('-')".format(
+    noted = f"import os, time; f = open({str(log)!r}, 'a'); f.write('+'); f.flush(); time.sleep(.2); f.write('-')"
         str(log)
     )
     engine = _cluster.engine_of("local=2")
@@ -124,7 +124,7 @@ def test_a_cell_that_fails_is_named_and_the_others_finish(tmp_path, capsys):
     assert "learning_rate=1e+30,seed=0 (" in printed and "lower the learning rate?" in printed
 
 
-# ---- real engines -----------------------------------------------------------------------------------------------------
+# ---- real engines ----
 
 SLURM = pytest.mark.skipif(
     not shutil.which("sbatch") or subprocess.run(["sinfo"], capture_output=True).returncode != 0,
