@@ -51,8 +51,6 @@ def jobs(folder, *codes):
 def test_local_processes_end_each_with_its_own_code_and_no_more_than_asked_for_run(tmp_path):
     log = tmp_path / "log"
     noted = f"import os, time; f = open({str(log)!r}, 'a'); f.write('+'); f.flush(); time.sleep(.2); f.write('-')"
-        str(log)
-    )
     engine = _cluster.engine_of("local=2")
     codes = (noted, noted + "; f.flush(); print('why'); os._exit(3)", noted, "import os; os.kill(os.getpid(), 9)")
     found = {job.name: said for job, said in _cluster.run_jobs(engine, jobs(tmp_path, *codes), tmp_path)}
