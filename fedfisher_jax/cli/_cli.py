@@ -49,13 +49,14 @@ def _do(command: Any) -> None:
 
 
 def _leave(error: BaseException, debug: bool) -> NoReturn:
-    if isinstance(error, Ended):
-        raise SystemExit(error.code) from None
     if debug:
         traceback.print_exception(error)
-    print(f"fedfisher: {one_line(error)}", file=sys.stderr)
+    said = str(error) if isinstance(error, Ended) else one_line(error)
+    if said:
+        print(f"fedfisher: {said}", file=sys.stderr)
     codes = {Terminated: TERMINATED, KeyboardInterrupt: INTERRUPTED}
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), 2)
+    code = error.code if isinstance(error, Ended) else code
     if inside() or code != 2 and any(thread.name.startswith(HANDS) for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -17,21 +17,23 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from ._cell import PROGRAM, stop
+from ._one_line import raised_here
 
-INSIDE = "FEDFISHER_HOST"  # in the environment of the process that computes: the number of its error stream
+INSIDE = "FEDFISHER_HOST"  # in the environment of the process that computes: numbers of what it prints to
 HEARTBEAT = 10  # seconds without a sign of life after which a host counts as dead
 LOST = 75  # the exit code where another host died: what is temporary, by sysexits.h
 SIGNS = ("distributed service detected fatal errors", "stopped sending heartbeats")
 GONE = (
-    "another host of this run is gone, so this one ended, too; the same command goes on from the last checkpoint, on "
-    "as many hosts as there are then"
+    "another host of this run is gone, or cannot be reached, so this one ended, too; the same command goes on from the "
+    "last checkpoint, on as many hosts as there are then"
 )
 
 
-class Ended(BaseException):
-    """The process that was watched ended with a code, and has said why."""
+class Ended(Exception):
+    """A host ended with a code of its own, and why, where that was not said yet."""
 
-    def __init__(self, code: int):
+    def __init__(self, code: int, said: str = ""):
+        super().__init__(said)
         self.code = code
 
 
@@ -47,13 +49,15 @@ def watch(words: Sequence[str]) -> None:
         Ended: with its exit code, where that is not 0; `LOST` where another host died.
     """
     with tempfile.TemporaryFile() as log:
-        said = os.dup(sys.stderr.fileno())
+        sys.stdout.flush()
+        streams = os.dup(sys.stdout.fileno()), os.dup(sys.stderr.fileno())
         try:
-            how = {"stdin": subprocess.PIPE, "stderr": log, "pass_fds": (said,)}
+            how = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log, "pass_fds": streams}
             command = [sys.executable, "-c", PROGRAM, *words]
-            process = subprocess.Popen(command, env=os.environ | {INSIDE: str(said)}, **how)
+            process = subprocess.Popen(command, env=os.environ | {INSIDE: "{},{}".format(*streams)}, **how)
         finally:
-            os.close(said)
+            for stream in streams:
+                os.close(stream)
         try:
             code = process.wait()
         except KeyboardInterrupt:
@@ -66,21 +70,28 @@ def watch(words: Sequence[str]) -> None:
         log.seek(0)
         heard = log.read().decode(errors="replace")
     if code == -signal.SIGABRT and any(sign in heard for sign in SIGNS):
-        print(f"fedfisher: {GONE}", file=sys.stderr, flush=True)
-        raise Ended(LOST)
+        raise Ended(LOST, GONE)
     if code < 0:
-        print(f"{heard}fedfisher: killed by signal {-code} on this host", file=sys.stderr, flush=True)
-        raise Ended(128 - code)
+        print(heard, file=sys.stderr, flush=True)
+        raise Ended(128 - code, f"this host's process was killed by signal {-code}")
     raise Ended(code)
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Join the other hosts; errors of the runtime wait until it is known whether they come of a host that died."""
-    sys.stderr = os.fdopen(int(os.environ[INSIDE]), "w", buffering=1, errors="backslashreplace")
+    """Join the other hosts, and tell errors that come of a host that died from others.
+
+    Raises:
+        Ended: another host died.
+    """
+    streams = map(int, os.environ[INSIDE].split(","))
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, errors="backslashreplace") for stream in streams)
     jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        time.sleep(2 * HEARTBEAT)  # within which it ends this process, if one has
+    except Exception as error:
+        if "Gloo" in str(error):  # by which CPUs exchange arrays; it notices a closed connection at once
+            raise Ended(LOST, GONE) from error
+        if not raised_here(error):
+            time.sleep(2 * HEARTBEAT)  # within which the runtime ends this process, if a host died
         raise
