@@ -11,6 +11,7 @@ import tyro
 from .. import __version__
 from ..federate._over_threads import HANDS
 from ._commands import COMMANDS
+from ._hosts import Ended, inside
 from ._one_line import Terminated, fit_terminal, listening, one_line
 from ._sweep_file import with_file
 
@@ -50,13 +51,16 @@ def _do(command: Any) -> None:
 def _leave(error: BaseException, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
-    print(f"fedfisher: {one_line(error)}", file=sys.stderr)
+    said = str(error) if isinstance(error, Ended) else one_line(error)
+    if said:
+        print(f"fedfisher: {said}", file=sys.stderr)
     codes = {Terminated: TERMINATED, KeyboardInterrupt: INTERRUPTED}
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), 2)
-    if code != 2 and any(thread.name.startswith(HANDS) for thread in threading.enumerate()):
+    code = error.code if isinstance(error, Ended) else code
+    if inside() or code != 2 and any(thread.name.startswith(HANDS) for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # or it would wait for clients' programs, which nothing stops
+        os._exit(code)  # or it would wait for other hosts, or for clients' programs, which nothing stops
     raise SystemExit(code) from None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import _files, data
 
+TRAINED = "trained.npz"  # the clients that several hosts have trained so far
 ELSEWHERE = (
     "out",
     "dataset",
@@ -26,9 +27,10 @@ def finished(settings: Any, dataset: data.Dataset, out: Path, first: bool) -> di
     """
     made_by, result = out / _files.MADE_BY, out / "result.json"
     if settings.overwrite:
-        if first:
-            made_by.unlink(missing_ok=True)
-            result.unlink(missing_ok=True)
+        if not first:
+            return None  # whatever lies there until the first host has removed it
+        for path in (made_by, result, out / TRAINED):
+            path.unlink(missing_ok=True)
     elif result.exists() and not made_by.exists():
         raise ValueError(f"out: {out} holds a run, and not what made it; name another folder, or say --overwrite")
     arrays = dataset.train_x, dataset.train_y, dataset.test_x, dataset.test_y, dataset.groups

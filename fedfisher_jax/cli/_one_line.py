@@ -61,7 +61,7 @@ def one_line(error: BaseException) -> str:
         how = "terminated" if isinstance(error, Terminated) else "interrupted"
         return f"{how}: {error}" if str(error) else f"{how}: what was written is whole; the same command does it again"
     said = _printable(" ".join(str(error).split()) or type(error).__name__)
-    if isinstance(error, SAID_BY_THE_SYSTEM) or isinstance(error, SAID_BY_US) and _raised_here(error):
+    if isinstance(error, SAID_BY_THE_SYSTEM) or isinstance(error, SAID_BY_US) and raised_here(error):
         return said
     if isinstance(error, SystemExit):
         return f"code that was imported left with status {said}"
@@ -73,7 +73,7 @@ def one_line(error: BaseException) -> str:
     )
 
 
-def _raised_here(error: BaseException) -> bool:
+def raised_here(error: BaseException) -> bool:
     """Tell whether this package raised an error itself; what other libraries raise when it calls them is a bug."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -15,6 +15,7 @@ from .. import _files, data, report
 from .._further import further_scores
 from .._metrics import predict
 from ..federate import Simulation, cohort, compare
+from ..federate._map_clients import require_same_everywhere
 from ..federate._one_shot import Result
 from ..merge import Merged
 from ..report import trackers
@@ -22,22 +23,28 @@ from ..report._measure import measure_of
 from ..report._records import as_csv, as_json_lines, rows_of, rule_of
 from ..report.trackers import OnRecord
 from ..silos import _model_file as model_file
-from ._finished import finished
+from ._finished import TRAINED, finished
+from ._hosts import inside, joined, watch
 from ._names import file_name
 from ._progress import bars, stage
 from ._rounds import run_over_rounds
 from ._run_words import words_on_data, words_on_result
-from ._settings import RunSettings, check, command_of, sampled_of
+from ._settings import RunSettings, check, command_of, sampled_of, words_of
 from ._world import World, rules_of, with_rmse, world
 
 
 def run(settings: RunSettings) -> dict[str, Any]:
-    """Run one federation and show its table; returns the record that `result.json` holds."""
+    """Run one federation and show its table; returns the record that `result.json` holds.
+
+    With `distributed`, a process of this host does it, which has said everything; the record is empty.
+    """
     check(settings)
-    if settings.distributed:
-        jax.distributed.initialize()
-    first = jax.process_index() == 0
-    record, again = run_in(settings, Console(stderr=True, quiet=not first))
+    if settings.distributed and not inside():
+        watch([*words_of(settings), *(["--overwrite"] if settings.overwrite else [])])
+        return {}
+    with joined() if settings.distributed else contextlib.nullcontext():
+        first = jax.process_index() == 0
+        record, again = run_in(settings, Console(stderr=True, quiet=not first))
     if first:
         Console().print(report.result_table(record))
         if again:
@@ -64,7 +71,9 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
     out = _files.require_folder(settings.out)
     if first:
         held.enter_context(_files.only_writer(out))
-    if (found := finished(settings, here.dataset, out, first)) is not None:
+    found = finished(settings, here.dataset, out, first)
+    require_same_everywhere(found is not None, f"out: got {out}, expected a folder that all hosts share")
+    if found is not None:
         return found, True
 
     record = _record_of(settings, here)
@@ -108,6 +117,8 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
     else:
         _one_shot(settings, here, rules, console, note, keep)
 
+    if first:
+        (out / TRAINED).unlink(missing_ok=True)
     record["complete"] = True
     record = _files.plain(record)
     if first:
@@ -145,6 +156,8 @@ def _one_shot(
     dataset, everyone = here.dataset, cohort(here.x, here.y, here.parts)
     simulation = Simulation(here.training, here.start, everyone, dataset.test_x, dataset.test_y)
     how: dict[str, Any] = {"pooled": settings.pooled, "strategy": settings.strategy, "keep": keep}
+    if settings.distributed:
+        how["checkpoint"] = settings.out / TRAINED
     with bars(console) as progress:
         for result in compare(simulation, rules, here.key, stage=partial(stage, progress), **how):
             note(result)

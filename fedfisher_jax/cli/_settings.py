@@ -175,7 +175,12 @@ def sampled_of(settings: RunSettings, registered: int) -> int:
 
 def command_of(settings: RunSettings) -> str:
     """The command line of a run: every setting that is not the default."""
-    words = ["fedfisher", "run"]
+    return shlex.join(["fedfisher", *words_of(settings)])
+
+
+def words_of(settings: RunSettings) -> list[str]:
+    """The arguments of `fedfisher` for a run, but for `--overwrite`."""
+    words = ["run"]
     for field in dataclasses.fields(settings):
         value, flag = getattr(settings, field.name), "--" + field.name.replace("_", "-")
         if value == field.default or field.name == "overwrite":
@@ -184,4 +189,4 @@ def command_of(settings: RunSettings) -> str:
             words.append(flag if value else flag.replace("--", "--no-", 1))
         else:
             words += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return shlex.join(words)
+    return words

@@ -8,10 +8,12 @@ import jax
 from rich.console import Console
 
 from .. import _files, report
+from ._cluster import engine_of
 from ._one_line import Terminated
 from ._progress import bars
 from ._run import run_in
 from ._settings import check
+from ._sweep_elsewhere import run_elsewhere, show_status
 from ._sweep_settings import cells_of, seeds_of
 
 CLEARED = 20  # cells after which compiled programs are dropped: each holds memory maps, of which Linux gives 65,530
@@ -19,10 +21,11 @@ UNTOLD = ("seconds", "seconds_measure", "seconds_merge")  # or the files would n
 
 
 def sweep(settings: Any) -> None:
-    """Run what is missing of every cell, and write results.jsonl, tables and figures.
+    """Run what is missing of every cell, here or elsewhere, and write results.jsonl, tables and figures.
 
     Raises:
-        ValueError: settings of a cell that do not work, before any cell runs; a folder that holds other runs.
+        ValueError: settings of a cell that do not work, before any cell runs; a folder that holds other runs; cells
+            that failed elsewhere, after the tables of the others were written.
     """
     against = settings.rules[0] if settings.against is None and settings.rules else settings.against
     if against not in settings.rules:
@@ -30,16 +33,29 @@ def sweep(settings: Any) -> None:
     cells = cells_of(settings)
     for _, cell in cells:
         check(cell)
+    if settings.status:
+        show_status(cells)
+        return
+    engine = None if settings.on is None else engine_of(settings.on)
     out = _files.require_folder(settings.out)
     with _files.only_writer(out):
-        found = _run_all(out, cells)
-        summary = report.summarise(found, against)
-        caption = _caption(settings, cells, summary)
-        _files.write_atomically(out / "table.md", report.markdown(summary, caption))
-        _files.write_atomically(out / "table.tex", report.latex(summary, caption))
-        _files.write_atomically(out / "table.csv", report.comma_separated(summary))
-        for name in ("figure.png", "figure.pdf"):
-            report.plot_summary(summary, found, out / name)
+        done, failed = (cells, []) if engine is None else run_elsewhere(engine, out, cells)
+        if done:
+            _write_tables(settings, out, done, against)
+    if failed:
+        names = "; ".join(failed)
+        raise ValueError(f"{len(failed)} of {len(cells)} cells failed: {names}; the same command runs them again")
+
+
+def _write_tables(settings: Any, out: Path, cells: list[tuple[str, Any]], against: str) -> None:
+    found = _run_all(out, cells)
+    summary = report.summarise(found, against)
+    caption = _caption(settings, cells, summary)
+    _files.write_atomically(out / "table.md", report.markdown(summary, caption))
+    _files.write_atomically(out / "table.tex", report.latex(summary, caption))
+    _files.write_atomically(out / "table.csv", report.comma_separated(summary))
+    for name in ("figure.png", "figure.pdf"):
+        report.plot_summary(summary, found, out / name)
     Console().print(report.summary_table(summary, caption))
     print(f"{out}/results.jsonl, table.md, table.csv, table.tex, figure.png, figure.pdf, cells/")
 

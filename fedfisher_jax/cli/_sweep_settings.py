@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
+from ._cluster import KINDS, SLURM
 from ._ranges import COUNT
 from ._settings import RunSettings
 
@@ -33,12 +34,17 @@ NOT_VARIED = (  # what is the same in all cells
     *("pooled", "barrier", "bias"),
 )
 NOT_TAKEN = ("distributed",)
+ON = (
+    f"{KINDS}; Slurm's options are {', '.join(SLURM).replace('_', '-')} (time in minutes, memory in GB for each cell). "
+    "OUT is on a file system that all machines share. By default cells run in this process, one after the other."
+)
 
 
 def several(cls: type) -> type:
     """Make the dataclass of a sweep from that of a run: each setting takes several values, none being the default.
 
-    Its fields are those of `cls`, with tuples of values in the place of one, and `seeds`, `against`, `file`.
+    Its fields are those of `cls`, with tuples of values in the place of one, and `seeds`, `against`, `file`, `on` and
+    `status`.
     """
     helps, hints = _helps(cls), get_type_hints(cls)
     fields: list[Any] = []
@@ -61,8 +67,11 @@ def several(cls: type) -> type:
     seeds = Annotated[int | None, tyro.conf.arg(help="How many seeds, from --seed on (default: 3).")]
     against = Annotated[str | None, tyro.conf.arg(help="Rule that differences are taken against; default the first.")]
     file = Annotated[Path | None, tyro.conf.arg(help="A TOML file of these settings, its keys the flags' names.")]
-    more = {"seeds": seeds, "against": against, "file": file}
+    on = Annotated[str | None, tyro.conf.arg(help=f"Where cells run, each as a process: {ON}")]
+    status = Annotated[bool, tyro.conf.arg(help="Run nothing: say how far the cells are, and why some failed.")]
+    more = {"seeds": seeds, "against": against, "file": file, "on": on}
     fields += [(name, kind, dataclasses.field(default=None)) for name, kind in more.items()]
+    fields.append(("status", status, dataclasses.field(default=False)))
     doc = "Run every combination of settings, which take several values each, on every seed; make tables and a figure."
     return dataclasses.make_dataclass("SweepSettings", fields, frozen=True, namespace={"__doc__": doc})
 

@@ -22,7 +22,7 @@ from .._compat import standard_promotion
 from .._files import content, write_atomically
 from .._trees import pick, weighted_sum, widened
 from ._map_clients import CohortReport, count_clients, default_strategy, map_clients
-from ._over_devices import clients_mesh, everywhere, replicate, this_copy
+from ._over_devices import clients_mesh, everywhere, replicate, require_same_everywhere, this_copy
 from ._over_threads import client_threads, compiled, cores
 
 PyTree = Any
@@ -53,8 +53,8 @@ def fold_clients(
             `clients`, across hosts too.
         checkpoint: file written, whole, after each group; found there, its groups are not run again. Delete it to start
             over. The result is the one of an uninterrupted run, bit for bit. A checkpoint of other clients, shared
-            arrays (a seed among them), shapes or groups is refused; another function with results of equal shapes
-            cannot be told.
+            arrays (a seed among them), shapes or, with "add", groups is refused; another function with results of equal
+            shapes cannot be told. Several hosts share the file, which the first one writes.
         done: called with the number of clients that just finished.
 
     Returns:
@@ -82,8 +82,11 @@ def fold_clients(
     if path and not path.parent.is_dir():
         raise ValueError(f"checkpoint: no folder {path.parent}")
     shape = jax.eval_shape(function, shared, pick(clients, 0))
-    mark = content({f"{group} {combine}": (shared, clients, shape)}) if path else ""
+    grouped = combine if combine == "stack" else f"{group} {combine}"  # of which a sum's bits depend
+    mark = content({grouped: (shared, clients, shape)}) if path else ""
     finished, summary = _read(path, mark, shape) if path and path.exists() else (0, None)
+    if path:
+        require_same_everywhere(finished, f"checkpoint: got {path}, expected a file that all hosts share")
     report = CohortReport(strategy, 1, group, 0.0)
     for start in range(finished, count, group):
         rows = np.arange(start, min(start + group, count))

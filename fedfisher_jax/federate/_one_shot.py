@@ -1,6 +1,7 @@
 """One one-shot federation, and what its merges are judged by: local models, their ensemble, training on pooled data."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -80,6 +81,7 @@ def compare(
     strategy: str | None = None,
     stage: Stage = lambda name, steps: None,
     keep: Callable[[str, Merged], None] = lambda name, merged: None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Iterator[Result]:
     """Train all clients, judge their models, and merge them by each rule; results come as they are found.
 
@@ -95,15 +97,19 @@ def compare(
         strategy: how clients share the machine, see `map_clients`.
         stage: told the stages as they begin.
         keep: given the rule's name and the merged model, before its result comes.
+        checkpoint: file of the clients that are trained, written after each group of them; what is there already is
+            not trained again, however many devices and hosts there were (`fold_clients`).
 
     Raises:
-        ValueError: a model or payload is not finite; the client is named.
+        ValueError: a model or payload is not finite, the client is named; a checkpoint of other clients or another
+            start.
     """
     cohort, count, epochs = simulation.cohort, len(simulation.cohort.sizes), simulation.training.epochs
     reads_squares = any(rule.squares for rule in rules.values())
     training = dataclasses.replace(simulation.training, on_epoch=stage("train", count * epochs), squares=reads_squares)
     began = time.perf_counter()
-    trained, ran = train_clients(training, simulation.start, cohort, key.train, strategy=strategy)
+    how: dict[str, Any] = {"strategy": strategy, "checkpoint": checkpoint}
+    trained, ran = train_clients(training, simulation.start, cohort, key.train, **how)
     seconds = time.perf_counter() - began
     before, after = own_scores(simulation.training, simulation.start, trained.params, cohort, strategy=strategy)
     own = {"before": before._asdict(), "after": after._asdict()}

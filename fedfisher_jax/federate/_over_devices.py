@@ -33,6 +33,19 @@ def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
     return jax.tree.map(place, tree)
 
 
+def require_same_everywhere(value: Any, otherwise: str) -> None:
+    """Wait for all hosts, and compare a number of each.
+
+    Raises:
+        ValueError: `otherwise`, where they differ.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        if len(np.unique(multihost_utils.process_allgather(np.asarray(value, np.int32)))) > 1:
+            raise ValueError(otherwise)
+
+
 def this_copy(tree: PyTree) -> PyTree:
     """This host's first copy of replicated arrays, as ordinary arrays."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)

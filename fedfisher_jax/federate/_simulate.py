@@ -5,6 +5,7 @@ not depend on the other clients.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,10 +20,12 @@ from ..merge import Merged, Rule, Update, fold
 from ..merge._fold import lift, merge_summary, require_squares
 from ..merge._rule import require_rule
 from ._cohort import Client, Cohort, by_length, require_targets, with_examples
+from ._fold_clients import fold_clients
 from ._local import LocalTraining, Trained, train
 from ._map_clients import CohortReport, default_strategy, map_clients
 
 PyTree = Any
+GROUPS = 8  # of clients, between checkpoints
 
 
 class Shared(NamedTuple):
@@ -61,7 +64,13 @@ class MeasureClient:
 
 @standard_promotion
 def train_clients(
-    training: LocalTraining, start: PyTree, cohort: Cohort, key: Any, **how: Any
+    training: LocalTraining,
+    start: PyTree,
+    cohort: Cohort,
+    key: Any,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    **how: Any,
 ) -> tuple[Trained, CohortReport]:
     """Train all clients from a common start.
 
@@ -70,6 +79,8 @@ def train_clients(
         start: parameters that all clients start from.
         cohort: the clients.
         key: random key of this stage.
+        checkpoint: file written after each group of clients, an eighth of them or so; those that it holds are not
+            trained again, whatever devices there were (`fold_clients`).
         how: options of `map_clients`: strategy, group, done.
 
     Returns:
@@ -80,8 +91,14 @@ def train_clients(
             number is in the message.
     """
     require_targets(training.likelihood, training.apply, start, cohort)
-    steps = training.steps(np.asarray(cohort.sizes))
-    trained, report = map_cohort(TrainClient(training), Shared(cohort.shared, key, start), cohort, steps=steps, **how)
+    function, shared = TrainClient(training), Shared(cohort.shared, key, start)
+    if checkpoint is None:
+        steps = training.steps(np.asarray(cohort.sizes))
+        trained, report = map_cohort(function, shared, cohort, steps=steps, **how)
+    else:
+        group = jax.device_count() * max(1, round(len(cohort.sizes) / jax.device_count() / GROUPS))
+        how = {"combine": "stack", "group": group, "checkpoint": checkpoint} | how
+        trained, report = fold_clients(function, shared, cohort.members, **how)
     require_finite(trained.params, "parameters after training (lower the learning rate?)", cohort.members.number)
     return trained, report
 
