@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax.custom_batching import sequential_vmap
 
 from .. import _compat
 from ..tracing._jaxpr import Equation, Program, uses
@@ -71,11 +71,15 @@ def slopes(pool: Pool, values: Mapping[int, Any]) -> jax.Array:
 
 
 def gradients(pool: Pool, m: jax.Array, g: jax.Array) -> jax.Array:
-    """The gradients in y [K, *y] for gradients in z [K, *z], in a loop over them.
+    """The gradients in y [K, *y] for gradients in z [K, *z]; of many examples, under `vmap`, in a loop over them.
 
     The loop keeps XLA from finding m and g again for each entry of y, in the middle of whatever reads the result.
     """
-    return lax.map(lambda one: m * _spread(pool, one, m.shape), g)
+
+    def of_example(m: jax.Array, g: jax.Array) -> jax.Array:
+        return m * jax.vmap(lambda one: _spread(pool, one, m.shape))(g)
+
+    return sequential_vmap(of_example)(m, g)
 
 
 def error(pool: Pool, values: Mapping[int, Any]) -> jax.Array:
