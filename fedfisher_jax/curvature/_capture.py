@@ -20,8 +20,9 @@ from .._doors import applying, require_params
 from .._trees import outline
 from ..tracing._apart import require_apart
 from ..tracing._convolution import kernel_matrix_steps
-from ..tracing._jaxpr import Program, depends_on, evaluate, trace, uses
+from ..tracing._jaxpr import Program, depends_on, environment, trace, uses
 from ..tracing._stand_ins import stand_ins
+from . import _pools
 from ._layers import Layer, Steps, product_steps, run
 from ._lookup import gradient, is_one_hot, table_axis
 from ._pull_back import Capture, Site, position_rows, pull_back
@@ -68,11 +69,11 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
     require_apart(apply, params, one)
     found = [_follow(program, leaf, len(paths)) if structured else "not asked for" for leaf in range(len(paths))]
     sites = [site for site in found if isinstance(site, Site)]
-    sites = _without_bad(program, sites, paths, found)
+    sites, pools = _without_bad(program, sites, paths, found)
     sites.sort(key=lambda site: site.product)
     covered = {leaf for site in sites for leaf in site.layer.leaves}
     missing = tuple(leaf for leaf in range(len(paths)) if leaf not in covered)
-    return Capture(tuple(sites), {paths[leaf]: str(found[leaf]) for leaf in missing}, missing, program)
+    return Capture(tuple(sites), {paths[leaf]: str(found[leaf]) for leaf in missing}, missing, program, pools)
 
 
 def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
@@ -211,11 +212,16 @@ def _broadcast_indices(program: Program, readers: dict, variable: int, target: i
     return value
 
 
-def _without_bad(program: Program, sites: list[Site], paths: list[str], found: list) -> list[Site]:
-    """Drop every layer whose gradient, rebuilt from a and g on random numbers, is not `jax.vjp`'s.
+def _without_bad(
+    program: Program, sites: list[Site], paths: list[str], found: list
+) -> tuple[list[Site], tuple[_pools.Pool, ...]]:
+    """Drop every layer whose gradient, rebuilt from a and g on random numbers, is not `jax.vjp`'s, and every such pool.
 
     Errors are relative to Σ_t |a_t||g_t|ᵀ, as rounding errors are: a bias of attention's keys has no gradient at all.
     """
+    hidden = depends_on(program, program.inputs[: len(paths)])
+    first = [site for site in sites if program.equations[site.product].inputs[site.operand] not in hidden]
+    pools = _pools.find(program, [site.output for site in first if not site.more])
     arguments, program = stand_ins(program)
     leaves, x = arguments[: len(paths)], arguments[len(paths) :]
     outputs = program.avals[program.outputs[0]]
@@ -223,9 +229,14 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
     missing = tuple(set(range(len(paths))) - {leaf for site in sites for leaf in site.layer.leaves})
     trial = Capture(tuple(sites), {}, missing, program)
 
-    def errors(leaves: list[Any], x: list[Any], cotangent: Any) -> dict[int, jax.Array]:
-        _, vjp = jax.vjp(lambda *p: evaluate(program, [*p, *x])[0], *leaves)
+    def errors(leaves: list[Any], x: list[Any], cotangent: Any) -> tuple[dict[int, jax.Array], list[jax.Array]]:
+        def run_all(*leaves: Any) -> tuple[Any, dict[int, Any]]:
+            values = environment(program, [*leaves, *x])
+            return values[program.outputs[0]], {v: values[v] for pool in pools for v in pool.reads}
+
+        _, vjp, values = jax.vjp(run_all, *leaves, has_aux=True)
         expected = vjp(cotangent[None])
+        of_pools = [_pools.error(pool, values) for pool in pools]
         pulled = pull_back(trial, leaves, [one[0] for one in x], lambda _: cotangent[None])
         result = {}
         for site, a, g in zip(sites, pulled.activations, pulled.gradients, strict=True):
@@ -234,17 +245,16 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
             for leaf, value in rebuilt.items():
                 gap = jnp.linalg.norm((value - expected[leaf]).astype(jnp.float32))
                 result[leaf] = gap / (jnp.linalg.norm(sizes[leaf].astype(jnp.float32)) + 1e-30)
-        return result
+        return result, of_pools
 
     with jax.ensure_compile_time_eval():
         compiled = jax.jit(errors)
-        error = {leaf: float(value) for leaf, value in compiled(leaves, x, cotangent).items()}
+        error, of_pools = jax.tree.map(float, compiled(leaves, x, cotangent))
         if any(math.isnan(e) for e in error.values()):  # roots and logarithms need positive numbers
-            error = {leaf: float(e) for leaf, e in compiled([abs(leaf) for leaf in leaves], x, cotangent).items()}
+            error, of_pools = jax.tree.map(float, compiled([abs(leaf) for leaf in leaves], x, cotangent))
     kept = []
     for site in sites:
-        seen = program.avals[site.output].dtype  # bfloat16 products carry bfloat16 errors
-        bad = {leaf: e for leaf in site.layer.leaves if not (e := error[leaf]) < 10 * float(jnp.finfo(seen).eps) ** 0.5}
+        bad = {leaf: e for leaf in site.layer.leaves if not (e := error[leaf]) < _rounding(program, site.output)}
         if not bad:
             kept.append(site)
         for leaf in site.layer.leaves if bad else ():
@@ -255,4 +265,11 @@ def _without_bad(program: Program, sites: list[Site], paths: list[str], found: l
     for site in kept:
         for leaf in site.layer.leaves:
             found[leaf] = site
-    return kept
+    starts = {site.output for site in kept}
+    right = [e < _rounding(program, pool.start) for pool, e in zip(pools, of_pools, strict=True)]
+    return kept, tuple(pool for pool, fine in zip(pools, right, strict=True) if fine and pool.start in starts)
+
+
+def _rounding(program: Program, variable: int) -> float:
+    """Above which relative error a gradient is wrong; bfloat16 products carry bfloat16 errors."""
+    return 10 * float(jnp.finfo(program.avals[variable].dtype).eps) ** 0.5

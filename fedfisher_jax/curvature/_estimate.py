@@ -215,13 +215,15 @@ def _one_pass(
         def one(x: Any, y: Any, mask: Any, position: Any) -> Pulled:
             def rows(outputs: Any) -> Any:
                 found = rows_of(outputs, y, position)
-                return found if columns is None else found[columns.number[position]][None]
+                found = found if columns is None else found[columns.number[position]][None]
+                return jnp.where(mask, found, 0)  # gradients of padding are zero, then, without a look at them
 
             result = pull_back(readers[reads], leaves, x, rows)
+            kept, positions = result.activations, None
             if likelihood.counts is not None:
-                kept, positions = counted_activations(likelihood, y, result.activations)
-                result = result._replace(activations=kept, positions=positions)
-            return widened(jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), result))
+                kept, positions = counted_activations(likelihood, y, kept)
+            kept, positions = jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), (kept, positions))
+            return widened(result._replace(activations=kept, positions=positions))
 
         return jax.vmap(one)(batch.x, batch.y, batch.mask, batch.position)
 

@@ -108,7 +108,9 @@ def second_moment(a: Any) -> jax.Array:
     """
     if isinstance(a, Lookup):
         return jnp.zeros(a.size + 1, a.dtype).at[a.numbers.ravel()].add(1)[1:]
-    return jnp.einsum("n...ti,n...tj->...ij", a, a)
+    groups = a.shape[1:-2]
+    rows = jnp.moveaxis(a, 0, -3).reshape(*groups, -1, a.shape[-1])  # one long product: XLA's of several axes is slow
+    return jnp.swapaxes(rows, -1, -2) @ rows
 
 
 def squares(a: Lookup, g: jax.Array) -> jax.Array:

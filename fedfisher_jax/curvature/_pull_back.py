@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from .. import _compat
 from .._trees import wide
 from ..tracing._convolution import matrix_product, output_rows, patches
-from ..tracing._jaxpr import Program, evaluate
+from ..tracing._jaxpr import Program, environment
 from ._layers import Layer, Steps, product_steps, run, unrun
 from ._lookup import Lookup, gathered, hot, joined
+from ._pools import Pool, gradients, slopes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Capture:
     fallback: dict[str, str]
     fallback_leaves: tuple[int, ...]
     program: Program
+    pools: tuple[Pool, ...] = ()  # after first layers, whose output gradients nothing else needs
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -72,17 +74,19 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
     """
     program, sites = captured.program, captured.sites
 
-    def forward(fallback: list[Any], zeros: dict[int, Any]) -> tuple[Any, list[Any]]:
+    def forward(fallback: list[Any], zeros: dict[int, Any]) -> tuple[Any, tuple[list[Any], dict]]:
         arguments = [*leaves, *_batch_of(x)]
         for leaf, value in zip(captured.fallback_leaves, fallback, strict=True):
             arguments[leaf] = value
-        outputs, activations = _forward(captured, arguments, zeros)
-        return outputs[0], activations
+        outputs, activations, read = _forward(captured, arguments, zeros)
+        return outputs[0], (activations, read)
 
     fallback = [leaves[i] for i in captured.fallback_leaves]
     zeros = _compat.vary(_zeros(captured), _compat.varying((leaves, x)))
-    outputs, vjp, activations = jax.vjp(forward, fallback, zeros, has_aux=True)
+    outputs, vjp, (activations, read) = jax.vjp(forward, fallback, zeros, has_aux=True)
     by_leaf, by_output = jax.vmap(vjp)(cotangents(outputs).astype(outputs.dtype))
+    for pool in captured.pools:
+        by_output[pool.start] = gradients(pool, slopes(pool, read), by_output[pool.end])
     rows = [
         jnp.concatenate(
             [jax.vmap(lambda g, r=read: position_rows(program, r, g))(by_output[read.output]) for read in site.reads],
@@ -104,18 +108,20 @@ def _batch_of(x: Any) -> list[Any]:
 
 
 def _zeros(captured: Capture) -> dict[int, jax.Array]:
-    avals = {read.output: captured.program.avals[read.output] for site in captured.sites for read in site.reads}
+    """Zeros to add to the outputs of layers, or where these went into a pool, to what came out of it."""
+    ends = {pool.start: pool.end for pool in captured.pools}
+    outputs = [ends.get(read.output, read.output) for site in captured.sites for read in site.reads]
+    avals = {output: captured.program.avals[output] for output in outputs}
     return {output: jnp.zeros(aval.shape, aval.dtype) for output, aval in avals.items()}
 
 
-def _forward(captured: Capture, arguments: Sequence[Any], zeros: dict[int, Any]) -> tuple[Any, list[Any]]:
-    """Compute outputs and each layer's activations of a batch of one, with `zeros` added to the layers' outputs."""
+def _forward(captured: Capture, arguments: Sequence[Any], zeros: dict[int, Any]) -> tuple[Any, list[Any], dict]:
+    """Compute outputs, layers' activations and what pools read, with `zeros` added to the layers' outputs."""
     program, sites = captured.program, captured.sites
     operands: dict[int, Any] = {}
-    (outputs,) = evaluate(program, arguments, _replacements(program, sites, zeros, operands))
-    return outputs, [
-        joined([activation_rows(program, read, operands[read.product]) for read in site.reads]) for site in sites
-    ]
+    values = environment(program, arguments, _replacements(program, sites, zeros, operands))
+    rows = [joined([activation_rows(program, read, operands[read.product]) for read in site.reads]) for site in sites]
+    return values[program.outputs[0]], rows, {v: values[v] for pool in captured.pools for v in pool.reads}
 
 
 def _replacements(program: Program, sites: Sequence[Site], added: dict[int, Any], operands: dict[int, Any]) -> dict:

@@ -158,15 +158,14 @@ class Kronecker(Structure):
     def sums(cls, pulled: Pulled) -> PyTree:
         """Add up second moments of output gradients, and squared gradients of the leaves that are in no layer."""
         rest = [jnp.sum(g**2, axis=(0, 1)) for g in pulled.leaves]
+        rows = [g.reshape(-1, *g.shape[2:]) for g in pulled.gradients]  # each cotangent as an example
         if pulled.positions is None:
-            outputs = [jnp.einsum("nk...to,nk...tp->...op", g, g) / g.shape[-2] for g in pulled.gradients]
+            outputs = [second_moment(g) / g.shape[-2] for g in rows]
         else:
-            shares = [
-                1 / jnp.maximum(count, 1).astype(g.dtype)
-                for g, count in zip(pulled.gradients, pulled.positions, strict=True)
-            ]
-            products = zip(pulled.gradients, shares, strict=True)
-            outputs = [jnp.einsum("nk...to,nk...tp,n->...op", g, g, share) for g, share in products]
+            counts = [jnp.maximum(count, 1).astype(g.dtype) for g, count in zip(rows, pulled.positions, strict=True)]
+            each = [jnp.repeat(count, len(g) // len(count)) for g, count in zip(rows, counts, strict=True)]
+            shares = zip(rows, each, strict=True)
+            outputs = [second_moment(g / jnp.sqrt(n).reshape(-1, *[1] * (g.ndim - 1))) for g, n in shares]
         return {"rest": rest, "outputs": outputs}
 
     @classmethod
