@@ -31,6 +31,7 @@ from ._rule import Kind, Merged, Payload, Rule, Takes, Update, require_start, th
 
 PyTree = Any
 DAMPINGS = (0.01, 0.3)  # λ
+SHRINK = 0.01  # ε
 GRADIENT, QUADRATIC = "gradient, kronecker", "quadratic model"  # kinds of what is measured
 
 
@@ -142,7 +143,7 @@ def natural_gradient(
     *,
     steps: int = 1,
     dampings: Sequence[float] = DAMPINGS,
-    shrink: float = 0.01,
+    shrink: float = SHRINK,
     squares: bool = True,
     **options: Any,
 ) -> Rule:
