@@ -107,6 +107,17 @@ def test_it_follows_other_rules_and_all_of_its_bits_count():
     assert losses[1] < losses[0]
 
 
+@pytest.mark.slow
+def test_rounds_have_it_too():
+    """Nobody trains, so the average is the start."""
+    training = ff.LocalTraining(apply, LIKELIHOOD, optax.sgd(0.1), 0, 8)
+    federation = ff.Federation(training, ff.then(ff.fedavg(apply, LIKELIHOOD), rule(steps=1)), 3)
+    state = ff.rounds.init(federation, START, 3, KEY)
+    state, _ = ff.rounds.step(federation, state, ff.cohort(X, Y, PARTS), strategy="sequential")
+    expected = run(rule(steps=1), PARTS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), state.params, expected)
+
+
 def test_settings_that_do_not_work():
     with pytest.raises(ValueError, match="steps: got 0"):
         natural_gradient(apply, LIKELIHOOD, steps=0)
