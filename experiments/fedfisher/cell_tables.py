@@ -95,22 +95,33 @@ def difference_table(columns: Mapping[str, Sequence[Outcome]], rules: Sequence[s
     return f"\n{note}\n\n" + "\n".join([*tables, table(best)])
 
 
-def cost_table(columns: Mapping[str, Sequence[Outcome]], rules: Sequence[str]) -> str:
-    """What a rule costs: uploads, seconds of measuring (shared by rules that measure the same) and of merging."""
+def cost_table(
+    columns: Mapping[str, Sequence[Outcome]], rules: Sequence[str], exchanges: Mapping[str, int] | None = None
+) -> str:
+    """What a rule costs: uploads, seconds of measuring (shared by rules that measure the same) and of merging.
+
+    Args:
+        columns: Cells.
+        rules: The rows.
+        exchanges: How many each rule is, for a column of them.
+    """
     everything = [outcome for outcomes in columns.values() for outcome in outcomes]
 
     def mean(rule: str, name: str, digits: int, scale: float = 1.0) -> str:
         return f"{scale * values(everything, rule, name).mean():.{digits}f}"
 
-    rows = [
-        [rule, mean(rule, "bits_up", 2, 1e-6), mean(rule, "seconds_measure", 1), mean(rule, "seconds_merge", 1)]
-        for rule in rules
-    ]
+    counted = {} if exchanges is None else {"exchanges": lambda rule: str(exchanges[rule])}
+    named: dict[str, Callable[[str], str]] = counted | {
+        "Mbit up/client": lambda rule: mean(rule, "bits_up", 2, 1e-6),
+        "s measuring": lambda rule: mean(rule, "seconds_measure", 1),
+        "s merging": lambda rule: mean(rule, "seconds_merge", 1),
+    }
+    rows = [[rule, *(entry(rule) for entry in named.values())] for rule in rules]
     seconds = values(everything, "training", "seconds").mean()
     text = (
         f"Means over cells; training the clients takes {seconds:.0f} s. The first cell's seconds include compilation."
     )
-    return f"\n{text}\n\n" + common.markdown_table(["rule", "Mbit up/client", "s measuring", "s merging"], rows)
+    return f"\n{text}\n\n" + common.markdown_table(["rule", *named], rows)
 
 
 def summary(columns: Mapping[str, Sequence[Outcome]], rules: Sequence[str], settings: Settings) -> dict[str, Any]:

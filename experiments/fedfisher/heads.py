@@ -7,7 +7,7 @@ validation split of the training data, and the report then says how the settings
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,7 @@ from fedfisher_jax.merge._heads import RIDGE
 
 DESIGNED = "experiments.fedfisher.heads:designed"
 WIDE = "recalibrate@fc1,fc2:100"
+STEPS = "natural-gradient,steps=2,kind=monte_carlo"
 RULES = (
     "fedavg",
     "fedfisher-kfac",
@@ -34,6 +35,9 @@ RULES = (
     "fedfisher-kfac+recalibrate@fc1",
     f"fedfisher-kfac+{WIDE}",
     f"pseudo-data+{WIDE}",
+    f"{DESIGNED}+{STEPS}",
+    f"fedavg+{WIDE}+{STEPS}",
+    f"pseudo-data+{WIDE}+{STEPS}",
 )
 VALIDATION = 10_000  # training examples that are held out where settings are chosen
 FIRST_CHOICE = 100  # seeds of the choice, which no table has
@@ -50,6 +54,7 @@ class Settings(cells.Settings):
         alphas: Concentrations of the Dirichlet split over clients' mixtures of classes.
         clients: Numbers of clients.
         epochs: Local epochs.
+        start: What clients start from, of `models.STARTS`.
         choose: Only measure the settings' candidates, on a validation split of the training data, with two seeds.
     """
 
@@ -59,6 +64,7 @@ class Settings(cells.Settings):
     alphas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5)
     clients: tuple[int, ...] = (5, 20, 100)
     epochs: int = 30
+    start: Literal["usual", "designed"] = "usual"
     choose: bool = False
 
 
@@ -80,13 +86,15 @@ def main() -> None:
     for clients in settings.clients:
         for alpha in settings.alphas:
             fixed = {"dataset": settings.dataset, "model": "lenet", "clients": clients, "alpha": alpha}
+            fixed |= {} if settings.start == "usual" else {"start": settings.start}
             grid = [{**fixed, "epochs": settings.epochs, **seeds} for seeds in cells.seed_pairs(settings)]
             columns[f"{clients} clients, α={alpha:g}"] = grid
     outcomes = iter(cells.run_cells(settings.out, [cell for grid in columns.values() for cell in grid], settings.rules))
     found = {name: [next(outcomes) for _ in grid] for name, grid in columns.items()}
-    rules = settings.rules
+    rules, here = settings.rules, cells.world(settings.dataset, "lenet")
+    exchanges = {rule: cells.count_exchanges(here, rule) for rule in rules}
     text = "\n".join(cell_tables.accuracy_table(each, rules, settings) for each in _by_clients(found, settings))
-    text += cell_tables.difference_table(found, rules, settings) + cell_tables.cost_table(found, rules)
+    text += cell_tables.difference_table(found, rules, settings) + cell_tables.cost_table(found, rules, exchanges)
     records = common.read_results(settings.out / "results.jsonl")
     text += settings_note([record for record in records if "choice" in record["settings"]])
     fig, axes = common.figure(len(settings.clients), len(settings.alphas), height=0.28 * (len(rules) + 4) + 0.9)

@@ -26,7 +26,7 @@ from fedfisher_jax.curvature import Capture, capture
 from fedfisher_jax.data import Dataset
 from fedfisher_jax.federate import Simulation, crop_and_flip, run_keys
 from fedfisher_jax.federate import _one_shot as one_shot
-from fedfisher_jax.merge import Rule, catalogue
+from fedfisher_jax.merge import Rule, catalogue, exchanges
 
 ALPHA_RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
 ALL_RULES = (*ALPHA_RULES, "fedlpa", "regmean", "regmean-kron", "otfusion", "pfnm", "dense", "fedbens")
@@ -37,7 +37,7 @@ ELSEWHERE = "cnn"
 BATCH_SIZE = 64
 OPTIMIZER = optax.sgd(0.01, 0.9)
 
-Cell = Mapping[str, Any]  # dataset, model, clients, alpha, epochs, data_seed, train_seed
+Cell = Mapping[str, Any]  # dataset, model, clients, alpha, epochs, data_seed, train_seed, maybe start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def compare(here: World, cell: Cell, rules: Sequence[str]) -> Iterator[tuple[str
     )
     x, y, *_ = here.arrays
     everyone = cohort(x, y, parts, length=len(dataset.train_y))
-    federation = simulation(here, cell["epochs"], cell["train_seed"], everyone)
+    federation = simulation(here, cell["epochs"], cell["train_seed"], everyone, start=cell.get("start", "usual"))
     seeds = {name: cell["train_seed"] if "others" in catalogue.takes(name) else None for name in rules}
     named = {name: _rule(name, network, here.captured, federation.training, seed) for name, seed in seeds.items()}
     for found in one_shot.compare(federation, named, run_keys(cell["train_seed"])):
@@ -162,11 +162,18 @@ def pooled(here: World, cell: Cell) -> dict[str, Any]:
     return one_shot.train_pooled(federation, run_keys(cell["train_seed"]).train)
 
 
-def simulation(here: World, epochs: int, seed: int, who: Cohort, held_out: Any = None) -> Simulation:
+def simulation(
+    here: World, epochs: int, seed: int, who: Cohort, held_out: Any = None, start: str = "usual"
+) -> Simulation:
     """A federation of clients with the cells' settings, judged by `held_out` (x, y), by default the test examples."""
     train = training(here.network, here.dataset.augment, epochs)
-    start = _init(here.network)(run_keys(seed).init)
-    return Simulation(train, start, who, *(held_out or here.arrays[2:]))
+    params = models.STARTS[start](_init(here.network)(run_keys(seed).init))
+    return Simulation(train, params, who, *(held_out or here.arrays[2:]))
+
+
+def count_exchanges(here: World, name: str) -> int:
+    """How many exchanges a rule is."""
+    return len(exchanges(_rule(name, here.network, here.captured, training(here.network, False, 1), 0)))
 
 
 class Outcome(NamedTuple):

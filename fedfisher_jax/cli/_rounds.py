@@ -19,6 +19,7 @@ from ..federate import (
     Federation,
     Simulation,
     cohort,
+    merge_clients,
     payload_bits,
     personalise,
     rounds,
@@ -183,11 +184,14 @@ def _pooled(settings: RunSettings, here: World, everyone: Cohort) -> dict[str, f
 def _bits(rule: Rule, corrected: Variant | None, here: World) -> int:
     """Bits that a client sends in a round, by the shapes of its payloads; a variant may send as much again."""
     few = Examples(here.x, here.y, jnp.zeros(1, jnp.int32), jnp.ones((), jnp.int32))
-    params, total = here.start, 0
-    for part in exchanges(rule):
+    params, total, parts = here.start, 0, exchanges(rule)
+    for part in parts:
         update = Update(params, params, params if part.squares else None, 1)
         payload = jax.eval_shape(part.measure, update, few, here.key.measure)
-        total += payload_bits(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), payload))
+        stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), payload)
+        total += payload_bits(stacked)
+        if part.jit and part is not parts[-1]:  # what the next exchange is sent may be more than a model
+            params = jax.eval_shape(lambda *given, part=part: merge_clients(part, *given).params, stacked, params)
     sent = None if corrected is None else corrected.own(params)
     return total + sum(8 * leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sent))
 

@@ -15,8 +15,8 @@ from .. import _files, data, report
 from .._further import further_scores
 from .._metrics import predict
 from ..federate import Simulation, cohort, compare
-from ..federate._map_clients import require_same_everywhere
 from ..federate._one_shot import Result
+from ..federate._over_devices import require_same_everywhere
 from ..merge import Merged
 from ..report import trackers
 from ..report._measure import measure_of

@@ -23,6 +23,7 @@ from ._heads import recalibrate as recalibrate
 from ._joint_step import PAPER_FIPA as PAPER_FIPA
 from ._joint_step import FipaStep as FipaStep
 from ._measure import MeasureFisher as MeasureFisher
+from ._natural_gradient import natural_gradient as natural_gradient
 from ._one_by_one import merge_one_by_one as merge_one_by_one
 from ._ot_fusion import ot_fusion as ot_fusion
 from ._ot_fusion import released_ot_fusion as released_ot_fusion
@@ -83,6 +84,7 @@ __all__ = [
     "lift",
     "merge_one_by_one",
     "merge_payloads",
+    "natural_gradient",
     "ot_fusion",
     "pfnm",
     "pseudo_data",

@@ -89,8 +89,11 @@ class Place:
             columns = jnp.concatenate([wanted, -wanted], axis=1)
             if layer.bias is not None:
                 columns = _padded(columns, 0, inputs + 1)
-            kept = layer.to_matrix(leaves)[:, : self.units if number == 0 else 0].astype(columns.dtype)
-            found.append(_padded(jnp.concatenate([columns, kept], axis=1), 1, width))
+            kept = layer.to_matrix(leaves)[:, : width - columns.shape[1]].astype(columns.dtype)
+            if number:  # the earlier layer's kept units come after the 2C that carry the head
+                first, spare = 2 * self.outputs[-1], jnp.zeros((2 * self.outputs[-1], kept.shape[1]), kept.dtype)
+                kept = jnp.concatenate([spare, kept[: inputs - first], kept[inputs:]])
+            found.append(jnp.concatenate([columns, kept], axis=1))
             rows = [eye, -eye, *(parts[1:] if number == 0 else ())]
         raise AssertionError("a head has a last layer")
 

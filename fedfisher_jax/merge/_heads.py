@@ -77,7 +77,7 @@ class MeasureMoments:
             if self.clip is not None:
                 size = jnp.linalg.norm(rows.reshape(len(rows), -1), axis=-1)
                 rows = rows * jnp.minimum(1, self.clip / jnp.maximum(size, self.clip * 1e-30))[:, None, None]
-            targets = jax.vmap(lambda y: regressed(self.likelihood, place, y))(batch.y).astype(rows.dtype)
+            targets = jax.vmap(lambda y: regressed(self.likelihood, place.outputs, y))(batch.y).astype(rows.dtype)
             rows, targets = (jnp.where(batch.mask[:, None, None], a, 0) for a in (rows, targets))
             return [
                 jnp.einsum("nti,ntj->ij", rows, rows),
@@ -159,9 +159,8 @@ def recalibrate(
     return _heads("recalibrate", apply, likelihood, tuple(features), ridge, options)
 
 
-def regressed(likelihood: Likelihood, place: Place, target: Any) -> jax.Array:
-    """Arrange one example's target as what outputs are fitted to, [positions, C]."""
-    outputs = place.outputs
+def regressed(likelihood: Likelihood, outputs: tuple[int, ...], target: Any) -> jax.Array:
+    """Arrange one example's target as what outputs of this shape, [C] or [T, C], are fitted to: [positions, C]."""
     if likelihood.name == "categorical":
         rows = jax.nn.one_hot(target, outputs[-1])
     else:

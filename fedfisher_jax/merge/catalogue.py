@@ -22,6 +22,7 @@ from ._fedlpa import fedlpa
 from ._fipa import fipa, public_fipa_step
 from ._heads import analytic, recalibrate
 from ._joint_step import PAPER_FIPA
+from ._natural_gradient import natural_gradient
 from ._options import arguments_of, named, records
 from ._ot_fusion import ot_fusion, released_ot_fusion
 from ._past_fishers import PastFishers
@@ -119,6 +120,12 @@ RULES: dict[str, Entry] = {
     ),
     "analytic": Entry(analytic, ("captured",), "last layer by least squares on the start's features; no training"),
     "recalibrate": Entry(recalibrate, ("captured",), "the same at a merged model: fedavg+recalibrate"),
+    "natural-gradient": Entry(
+        natural_gradient,
+        _FISHER,
+        "steps on all clients' loss, two exchanges each: analytic+natural-gradient,steps=2",
+        files=False,
+    ),
 }
 
 

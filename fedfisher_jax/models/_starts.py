@@ -1,5 +1,6 @@
 """Starting parameters made for what is read from them without training: the same for all clients, and free of data."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,12 +13,13 @@ PyTree = Any
 
 
 def designed(params: PyTree) -> PyTree:
-    """Design a start's convolutions for linear heads on its features (`merge.analytic`); dense layers stay.
+    """Design a start's convolutions for linear heads on its features (`merge.analytic`); dense layers lose their mean.
 
-    The first convolution's filters become the two-dimensional cosines of lowest frequency (the DCT-II basis, in the
-    order of JPEG's zigzag, the same for every input channel), so that its features are edges and means of patches and
-    not random mixtures of them. Later ones stay random, but each filter loses its mean: after a ReLU all features are
-    positive, and a filter that has a mean measures little more than their sum. Norms are those of the usual start.
+    The first convolution's filters become two-dimensional cosines of lowest frequency (the DCT-II basis, the same for
+    every input channel) without the constant one, each once with either sign: after a ReLU the features are edges of
+    either direction, and not random mixtures of them. Every later filter adds three of the four lowest cosines, of
+    channels drawn at random from a fixed seed, so that a feature sees two or three things together. A filter, or a
+    dense layer's column, that had a mean would measure little more than the sum of its inputs, which are all positive.
 
     Args:
         params: parameters from `Network.init` of a network whose first convolution is called conv1.
@@ -36,11 +38,15 @@ def designed(params: PyTree) -> PyTree:
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
     if "conv1/kernel" not in paths:
         raise ValueError("start: got a model without conv1, expected lenet or cnn for the designed start")
+    random = np.random.default_rng(0)
 
     def one(path: str, leaf: Any) -> Any:
-        if path == "conv1/kernel":
-            return jnp.asarray(_filters(leaf.shape) / math.sqrt(3 * leaf.shape[2]), leaf.dtype)
-        return leaf - leaf.mean((0, 1, 2)) if jnp.ndim(leaf) == 4 else leaf
+        if jnp.ndim(leaf) < 2:
+            return leaf
+        if jnp.ndim(leaf) == 2:
+            return leaf - leaf.mean(0)
+        filters = _edges(leaf.shape) if path == "conv1/kernel" else _mixtures(leaf.shape, random)
+        return jnp.asarray(filters / np.sqrt(3 * np.mean(np.sum(filters**2, (0, 1, 2)))), leaf.dtype)
 
     return treedef.unflatten([one(path, leaf) for path, (_, leaf) in zip(paths, flat, strict=True)])
 
@@ -62,12 +68,28 @@ def cosines(size: int) -> np.ndarray:
     return basis
 
 
-def _filters(shape: tuple[int, ...]) -> np.ndarray:
-    """Fill a kernel [H, W, I, O] with orthonormal cosines; beyond H·W of them signs alternate."""
+def _edges(shape: tuple[int, ...]) -> np.ndarray:
+    """Fill a kernel [H, W, I, O] with cosines of lowest frequency but the constant, each with either sign."""
     height, width, channels, count = shape
+    waves = _waves(height, width)[1:]
+    signed = [sign * waves[n % len(waves)] for n in range(-(-count // 2)) for sign in (1, -1)]
+    return np.repeat(np.stack(signed[:count], -1)[:, :, None], channels, axis=2)
+
+
+def _mixtures(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+    """Fill a kernel [H, W, I, O] with sums of three signed cosines of single channels, without mean."""
+    height, width, channels, count = shape
+    waves = _waves(height, width)[:4]
+    kernel = np.zeros(shape)
+    for number in range(count):
+        for choice in random.choice(len(waves) * channels, min(3, len(waves) * channels), replace=False):
+            wave, channel = divmod(int(choice), channels)
+            kernel[:, :, channel, number] += random.choice([-1, 1]) * waves[wave]
+    return kernel - kernel.mean((0, 1, 2))
+
+
+def _waves(height: int, width: int) -> list[np.ndarray]:
+    """The two-dimensional cosines [H, W], lowest frequencies first."""
     rows, columns = cosines(height), cosines(width)
-    order = by_frequency(height, width)
-    filters = [
-        np.outer(rows[i], columns[j]) * (-1) ** turn for turn in range(-(-count // len(order))) for i, j in order
-    ]
-    return np.repeat(np.stack(filters[:count], -1)[:, :, None], channels, axis=2)
+    order = sorted(itertools.product(range(height), range(width)), key=lambda ij: (ij[0] ** 2 + ij[1] ** 2, ij))
+    return [np.outer(rows[i], columns[j]) for i, j in order]
