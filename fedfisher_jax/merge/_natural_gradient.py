@@ -75,8 +75,8 @@ class Fit:
         """One example's loss."""
         if not self.squares:
             return self.likelihood.nll(outputs, target)
-        gaps = outputs - regressed(self.likelihood, outputs.shape, target).reshape(outputs.shape)
-        return jnp.sum(gaps**2) / 2
+        wanted = regressed(self.likelihood, outputs.shape, target).reshape(outputs.shape)
+        return jnp.sum((outputs - wanted.astype(outputs.dtype)) ** 2) / 2
 
     def factor(self, outputs: Any) -> jax.Array:
         """Rows s_k whose sum of s_k s_kᵀ is the loss's curvature in one example's outputs."""
