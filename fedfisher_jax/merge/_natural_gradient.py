@@ -30,7 +30,7 @@ from ._measure import MeasureFisher, require_options
 from ._rule import Kind, Merged, Payload, Rule, Takes, Update, require_start, then
 
 PyTree = Any
-DAMPINGS = (0.01, 0.3)  # λ
+DAMPINGS = (0.003, 0.03, 0.3)  # λ
 SHRINK = 0.01  # ε
 GRADIENT, QUADRATIC = "gradient, kronecker", "quadratic model"  # kinds of what is measured
 
