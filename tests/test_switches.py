@@ -86,7 +86,7 @@ def trained(likelihood):
 
 
 def exchange(name):
-    """One exchange of a rule, in memory by both doors."""
+    """All exchanges of a rule, in memory by both doors."""
     x, y = arrays()
     everyone, first = ff.cohort(x, y, parts()), start()
     rule = catalogue.named_rule(name, apply, ff.categorical(), **QUICK.get(name, {}))
@@ -94,10 +94,13 @@ def exchange(name):
     key = jax.random.key(0)
     trained, _ = train_clients(training, first, everyone, key, strategy="sequential")
     update = ff.Update(trained.params, first, trained.squares, training.steps(everyone.sizes))
-    sent, _ = measure_clients(rule.measure, update, everyone, key, strategy="sequential")
-    yield merge_clients(rule, sent, first)
-    apart = [jax.tree.map(lambda leaf, n=n: leaf[n], sent) for n in range(len(SIZES))]
-    yield ff.merge_payloads(rule, apart, first).params
+    for part in ff.merge.exchanges(rule):
+        sent, _ = measure_clients(part.measure, update, everyone, key, strategy="sequential")
+        merged = merge_clients(part, sent, update.start)
+        yield merged
+        apart = [jax.tree.map(lambda leaf, n=n: leaf[n], sent) for n in range(len(SIZES))]
+        yield ff.merge_payloads(part, apart, update.start).params
+        update = ff.Update(None, merged.params)
 
 
 def stages():

@@ -27,9 +27,9 @@ VALIDATION, EXAMPLES = (
 )  # training examples that are held out, and that are used, where settings are chosen
 CANDIDATES = {
     "least squares, λ = 0.1": {"dampings": (0.1,)},
-    "least squares, λ = 0.01, 0.3": {"dampings": (0.01, 0.3)},
-    "least squares, λ = 0.003, 0.03, 0.3": {"dampings": (0.003, 0.03, 0.3)},
-    "cross-entropy, λ = 0.01, 0.3": {"dampings": (0.01, 0.3), "squares": False},
+    "least squares, λ = 0.03, 0.3": {"dampings": (0.03, 0.3)},
+    "least squares, λ = 0.003, 0.03, 0.3": {},
+    "cross-entropy, λ = 0.003, 0.03, 0.3": {"squares": False},
 }
 
 

@@ -30,7 +30,7 @@ from ._measure import MeasureFisher, require_options
 from ._rule import Kind, Merged, Payload, Rule, Takes, Update, require_start, then
 
 PyTree = Any
-DAMPINGS = (0.01, 0.3)  # λ
+DAMPINGS = (0.003, 0.03, 0.3)  # λ
 SHRINK = 0.01  # ε
 GRADIENT, QUADRATIC = "gradient, kronecker", "quadratic model"  # kinds of what is measured
 
@@ -75,8 +75,8 @@ class Fit:
         """One example's loss."""
         if not self.squares:
             return self.likelihood.nll(outputs, target)
-        gaps = outputs - regressed(self.likelihood, outputs.shape, target).reshape(outputs.shape)
-        return jnp.sum(gaps**2) / 2
+        wanted = regressed(self.likelihood, outputs.shape, target).reshape(outputs.shape)
+        return jnp.sum((outputs - wanted.astype(outputs.dtype)) ** 2) / 2
 
     def factor(self, outputs: Any) -> jax.Array:
         """Rows s_k whose sum of s_k s_kᵀ is the loss's curvature in one example's outputs."""

@@ -101,7 +101,7 @@ def test_it_follows_other_rules_and_all_of_its_bits_count():
     assert len(ff.merge.exchanges(made)) == 5
     (found,) = (r.value for r in compare(simulation, {name: made}, run_keys(0)) if r.kind == "rule")
     gradient = 1 + 35 + (4 * 4 + 5 * 5) + (5 * 5 + 3 * 3)  # the loss, a gradient, two pairs of factors
-    along = (4 + 4 * 4) + (6 + 6 * 6)  # two layers' parts of two directions; of the last step, too
+    along = (6 + 6 * 6) + (8 + 8 * 8)  # two layers' parts of three directions; of the last step, too
     assert found["bits_up"] == 64 * (35 + 2 * gradient + along)
     losses = [found["diagnostics"][f"natural-gradient-{step}"]["loss"] for step in (1, 2)]
     assert losses[1] < losses[0]
