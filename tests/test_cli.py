@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 
 import devices
 import numpy as np
@@ -192,7 +193,10 @@ def test_list(capsys):
 
 @pytest.mark.slow
 def test_two_hosts_of_a_slurm_step(record, tmp_path):
-    """The same command on each host, two devices each; the variables are those that Slurm sets."""
+    """The same command on each host, two devices each; one dies, and both begin again where they were.
+
+    The variables are those that Slurm sets.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -203,20 +207,31 @@ def test_two_hosts_of_a_slurm_step(record, tmp_path):
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
     }
     call = [sys.executable, "-m", "fedfisher_jax.cli", *QUICK, "--distributed", "--out", str(tmp_path)]
-    hosts = [
-        subprocess.Popen(
-            call,
-            env=devices.environment(2) | slurm | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
+
+    def begun():
+        return [
+            subprocess.Popen(
+                call,
+                env=devices.environment(2) | slurm | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(2)
+        ]
+
+    first, second = begun()
+    while not (kept := tmp_path / "trained.npz").exists() and first.poll() is None:
+        time.sleep(0.05)
+    second.kill()
+    assert first.communicate(timeout=60)[1].splitlines()[-1].startswith("fedfisher: another host of this run is gone")
+    assert first.returncode == 75 and second.wait() == -9
+    hosts = begun()
     outputs = [host.communicate(timeout=600) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], outputs
+    assert outputs[1] == ("", "")
     assert "fedfisher-kfac" in outputs[0][0] and "fedfisher-kfac" not in outputs[1][0]
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["cohort"]["strategy"] == "devices" and result["cohort"]["workers"] == 4
+    assert result["cohort"]["strategy"] == "devices" and not kept.exists()
     for name, rule in record[0]["rules"].items():  # two test examples may flip: float32 here, float64 there
         assert result["rules"][name]["accuracy"] == pytest.approx(rule["accuracy"], abs=0.006)

@@ -1,12 +1,13 @@
 """Time and peak memory of `fedfisher merge` against the number of payload files, a fresh process for every run.
 
-Silos are made of a few that were really trained (LeNet, 60 Fashion-MNIST examples each, one epoch): each file is one of
+Silos are made of 300 that were really trained (LeNet, 60 Fashion-MNIST examples each, one epoch): each file is one of
 these with its parameters moved by a thousandth of their size and its statistics scaled, under a number of its own.
-`fedfisher-kfac` reads its files again for each step of the solver where they are more than 64 MiB (from 95 on); the
-others keep one sum.
+Smaller merges take the first of the files of the largest. `fedfisher-kfac` reads its files again for each step of the
+solver where they are more than 64 MiB (from 95 on); the others keep one sum.
 """
 
 import dataclasses
+import functools
 import json
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from fedfisher_jax.merge import catalogue
 from fedfisher_jax.silos import _model_file as model_file
 from fedfisher_jax.silos import silo_cohort, train_and_measure
 
-TRAINED, EXAMPLES = 5, 60
+TRAINED, EXAMPLES = 300, 60
 RULES = ("fedavg", "fedfisher-diag", "fedfisher-kfac", "analytic")
 
 
@@ -44,7 +45,7 @@ class Settings(common.Settings):
     """
 
     rules: tuple[str, ...] = RULES
-    sizes: tuple[int, ...] = (20, 200, 2000)
+    sizes: tuple[int, ...] = (20, 200, 2000, 10000)
     worker: str = ""
 
 
@@ -79,20 +80,27 @@ def write_files(folder: Path, rule_name: str, count: int, seed: int) -> int:
     return size
 
 
-def work(folder: str) -> dict[str, Any]:
+def work(folder: str, files: int) -> dict[str, Any]:
     """One merge, in this process."""
     place = Path(folder)
+    sent = tuple(place / "sent" / f"{number}.safetensors" for number in range(files))
     jax.block_until_ready(jnp.ones(1))
     idle, began = peak_bytes(), time.perf_counter()
-    merge(MergeSettings((place / "sent",), place / "start.safetensors", place / "global.safetensors"))
+    merge(MergeSettings(sent, place / "start.safetensors", place / "global.safetensors"))
     return {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes(), "idle_bytes": idle}
 
 
-def run(rule: str, files: int, seed: int) -> dict[str, Any]:
-    """Files in a folder of their own, and one merge in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        size = write_files(Path(folder), rule, files, seed)
-        return {**side_by_side.worker("files", {"folder": folder}), "bytes_of_a_file": size}
+@functools.lru_cache(maxsize=1)
+def written(rule: str, most: int, seed: int) -> tuple[tempfile.TemporaryDirectory, int]:
+    """The files of a rule, in a folder that goes with the next rule's, and the bytes of one of them."""
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    return folder, write_files(Path(folder.name), rule, most, seed)
+
+
+def run(most: int, rule: str, files: int, seed: int) -> dict[str, Any]:
+    """One merge in a process of its own, of the first of `most` files."""
+    folder, size = written(rule, most, seed)
+    return {**side_by_side.worker("files", {"folder": folder.name, "files": files}), "bytes_of_a_file": size}
 
 
 def main() -> None:
@@ -102,7 +110,7 @@ def main() -> None:
         return
     settings = common.command_line(Settings, __doc__, quick={"sizes": (2, 8)})
     grid = [{"rule": rule, "files": n, "seed": settings.seed} for rule in settings.rules for n in settings.sizes]
-    records = common.run_all(settings.out, grid, run)
+    records = common.run_all(settings.out, grid, functools.partial(run, max(settings.sizes)))
     mib, rows = 2.0**20, []
     for record in records:
         who, found = record["settings"], record["result"]

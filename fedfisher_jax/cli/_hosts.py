@@ -50,7 +50,7 @@ def watch(words: Sequence[str]) -> None:
     """
     with tempfile.TemporaryFile() as log:
         sys.stdout.flush()
-        streams = os.dup(sys.stdout.fileno()), os.dup(sys.stderr.fileno())
+        streams = os.dup(1), os.dup(2)
         try:
             how = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log, "pass_fds": streams}
             command = [sys.executable, "-c", PROGRAM, *words]
@@ -83,10 +83,14 @@ def joined() -> Iterator[None]:
 
     Raises:
         Ended: another host died.
+        ValueError: JAX finds no other hosts.
     """
     streams = map(int, os.environ[INSIDE].split(","))
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, errors="backslashreplace") for stream in streams)
-    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+    except ValueError as error:
+        raise ValueError(f"distributed: {error} Expected a pod, or a step of Slurm (srun) or Open MPI") from error
     try:
         yield
     except Exception as error:

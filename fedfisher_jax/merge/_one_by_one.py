@@ -15,7 +15,7 @@ from ._fold import check_payload, lift, merge_summary, require_squares
 from ._rule import Merged, Rule, exchanges
 
 PyTree = Any
-CHUNK = 2**24  # bytes of payloads that a pass holds at a time, or one payload
+CHUNK = 2**22  # bytes of payloads that a pass holds at a time, or one payload
 
 
 def merge_one_by_one(rule: Rule, payloads: Iterable[Any] | Callable[[], Iterable[Any]], start: PyTree = None) -> Merged:
@@ -97,9 +97,9 @@ def passes_of(rule: Rule, begin: Callable[[], Iterable[Any]], start: PyTree = No
     """
 
     def chunks() -> Iterator[Clients]:
-        for some in _stacks(begin()):
+        for some, real in _stacks(begin()):
             lifted = _lifted_stack(rule._replace(measure=None), some, start)
-            yield Clients(lifted.weight, lifted.params, lifted.statistics)
+            yield Clients(lifted.weight * real.astype(lifted.weight.dtype), lifted.params, lifted.statistics)
 
     return Passes(chunks)
 
@@ -110,17 +110,21 @@ def merge_objective(rule: Rule, objective: Objective, params: PyTree, start: PyT
     return merge_summary(rule, objective, params, start)
 
 
-def _stacks(payloads: Iterable[Any]) -> Iterator[Any]:
-    """Stack payloads a few at a time, on the host."""
-    held, size = [], 0
+def _stacks(payloads: Iterable[Any]) -> Iterator[tuple[Any, np.ndarray]]:
+    """Stack payloads a few at a time, on the host, with a mark of those that count.
+
+    The last stack is filled up with copies that do not, so that programs for it are those of the others.
+    """
+    held, size, most = [], 0, 0
     for payload in payloads:
         held.append(payload)
         size += sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(payload))
         if size >= CHUNK:
-            yield jax.tree.map(lambda *leaves: np.stack(leaves), *held)
-            held, size = [], 0
+            yield jax.tree.map(lambda *leaves: np.stack(leaves), *held), np.ones(len(held))
+            held, size, most = [], 0, len(held)
     if held:
-        yield jax.tree.map(lambda *leaves: np.stack(leaves), *held)
+        filled = held + held[-1:] * (most - len(held))
+        yield jax.tree.map(lambda *leaves: np.stack(leaves), *filled), np.arange(len(filled)) < len(held)
 
 
 def add_payload(rule: Rule, sums: Sums | None, payload: Any, start: PyTree = None) -> Sums:

@@ -41,11 +41,11 @@ def look(payload: Payload) -> Look:
 
 def from_others(looks: Sequence[Look]) -> list[float | None]:
     """Find each client's median distance to the others, or to `COMPARED` of many; None where it is alone."""
-    sketches = np.stack([one.sketch for one in looks])
-    chosen = np.unique(np.linspace(0, len(sketches) - 1, min(len(sketches), COMPARED)).astype(int))
+    chosen = np.unique(np.linspace(0, len(looks) - 1, min(len(looks), COMPARED)).astype(int))
+    among = np.stack([looks[number].sketch for number in chosen])
     found: list[float | None] = []
-    for number, sketch in enumerate(sketches):
-        apart = np.linalg.norm(sketches[chosen[chosen != number]] - sketch, axis=1)
+    for number, one in enumerate(looks):
+        apart = np.linalg.norm(among[chosen != number] - one.sketch, axis=1)
         found.append(float(np.median(apart)) if apart.size else None)
     return found
 

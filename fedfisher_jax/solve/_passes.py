@@ -25,7 +25,7 @@ PyTree = Any
 class Clients(NamedTuple):
     """A few clients, stacked on a leading axis [K]."""
 
-    weights: Any
+    weights: Any  # zero of copies that fill up the last stack
     params: PyTree
     fishers: Any
 

@@ -125,7 +125,9 @@ def _parts(
         rank = len(jax.tree.leaves(one.terms)[0])
         yield one.terms, np.full(rank, one.weight / total), one.dropped * one.weight / total
     for clients in passes.chunks() if passes else ():
-        yield clients.fishers, np.asarray(clients.weights, np.float64) / total, 0.0
+        weights = np.asarray(clients.weights, np.float64)
+        real = np.flatnonzero(weights)  # the last ones may be filled up
+        yield pick(clients.fishers, real), weights[real] / total, 0.0
 
 
 def _shift(products: Products, number: int) -> float:
