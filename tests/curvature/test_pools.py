@@ -50,8 +50,7 @@ def test_gradients_are_those_of_a_plain_walk_back(name):
     @jax.jit
     def gradients(x):
         def of(captured, one):
-            cotangents = lambda outputs: jnp.stack([outputs, jnp.cos(3 * outputs)])
-            return pull_back(captured, jax.tree.leaves(params), one, cotangents).gradients
+            return pull_back(captured, jax.tree.leaves(params), one, lambda z: jnp.stack([z, jnp.cos(z)])).gradients
 
         plain = dataclasses.replace(captured, pools=())
         return [jax.vmap(lambda one, c=c: of(c, one))(x) for c in (captured, plain)]
@@ -74,7 +73,9 @@ def test_only_first_layers_have_one_and_a_fisher_has_derivatives():
     assert [(pool.windows, len(captured.layers)) for pool in captured.pools] == [((1, 2, 2, 1), 2)]
 
     def slope(x, captured):
-        of = lambda x: ff.fisher(apply, ff.categorical(), params, ff.examples(x), captured=captured, batch_size=2)
+        def of(x):
+            return ff.fisher(apply, ff.categorical(), params, ff.examples(x), captured=captured, batch_size=2)
+
         return jax.jvp(of, (x,), (jnp.cos(x),))[1]
 
     plain = dataclasses.replace(captured, pools=())
