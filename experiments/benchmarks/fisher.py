@@ -202,9 +202,8 @@ def main() -> None:
     axis.legend()
     text = f"Milliseconds per example, {CLIENTS} clients of {examples}; ratio to nngeometry's best, range over rounds; "
     text += "relative difference of the diagonals (l2). "
-    text += (
-        f"Both take {records[2]['result']['vs_dearest']:.2f} times as long as the dearer of them in the same rounds.\n\n"
-    )
+    dearer = records[2]["result"]["vs_dearest"]
+    text += f"Both take {dearer:.2f} times as long as the dearer of them in the same rounds.\n\n"
     text += common.markdown_table(["structure", *names, "ratio", "difference", "share of peak"], rows)
     by_name = {label_of(record): record["result"] for record in records}
     summary = {
