@@ -31,6 +31,7 @@ PyTree = Any
 Kind = Literal["exact", "monte_carlo", "empirical"]
 LARGEST_BATCH = 32  # examples at once, where nobody says
 ROOM, COPIES = 2**26, 4  # bytes, and copies of the parameters, that may be pulled back at once
+CACHE, FEWEST = 2**20, 4  # on a CPU: bytes near a core, and examples below which products are too short to be fast
 
 
 def fisher(
@@ -65,8 +66,9 @@ class Estimate:
         kind: "exact", "monte_carlo" (needs a key), "empirical".
         samples: Monte-Carlo draws per example.
         batch_size: examples at once: memory grows with it, not with the data. By default it is the largest, at most 32,
-            for which what is pulled back at once takes no more than 64 MiB and four times the parameters. Where one
-            example takes more, an exact Fisher pulls back some of its columns at a time.
+            for which what is pulled back at once takes no more than 64 MiB and four times the parameters, and on a CPU
+            no more than a core's cache of 1 MiB, or 4 examples. Where one example takes more than the former, an
+            exact Fisher pulls back some of its columns at a time.
         skip: share of Σ_x tr(S_x S_xᵀ), the Fisher of the outputs, that may be left out. The columns of S that carry
             least are not pulled back, which saves most of the work where a classifier is sure of itself. What is found
             is never above the exact F: the rest, (1/n) Σ J_xᵀ s sᵀ J_x over the columns s left out, is positive
@@ -187,9 +189,14 @@ def _fitting(
     count = next(g.shape[0] for part in pulled for g in [*part.gradients, *part.leaves])
     room = ROOM + COPIES * _bytes(leaves)
     if columns is None and (fixed + moving <= room or not split):
-        return min(max(room // max(fixed + moving, 1), 1), LARGEST_BATCH), None
-    size = min(max(room // max(fixed + moving // count, 1), 1), LARGEST_BATCH)
-    return size, every(data, count) if columns is None else columns
+        return _batch(fixed + moving, room), None
+    return _batch(fixed + moving // count, room), every(data, count) if columns is None else columns
+
+
+def _batch(each: int, room: int) -> int:
+    """Choose how many examples of so many bytes to take at once: on a CPU as many as stay in a core's cache."""
+    most = min(max(room // max(each, 1), 1), LARGEST_BATCH)
+    return min(most, max(CACHE // max(each, 1), FEWEST)) if jax.default_backend() == "cpu" else most
 
 
 def _bytes(tree: PyTree) -> int:

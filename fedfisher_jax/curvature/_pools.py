@@ -40,7 +40,7 @@ def find(program: Program, starts: Sequence[int]) -> list[Pool]:
 
 
 def _after(program: Program, readers: dict[int, list[int]], start: int) -> Pool | None:
-    """Follow a variable up to the next product: the last place where one value of a pool's shape holds it counts."""
+    """Follow a variable up to the next product; z is the last value of a pool's shape through which all of it goes."""
     reached, equations, pool = {start}, [], None
     for position, equation in enumerate(program.equations):
         if not reached.intersection(equation.inputs):
