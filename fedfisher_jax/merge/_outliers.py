@@ -40,7 +40,7 @@ def look(payload: Payload) -> Look:
 
 
 def from_others(looks: Sequence[Look]) -> list[float | None]:
-    """Find each client's median distance to the others, or to `COMPARED` of many; None where it is alone."""
+    """Each client's median distance to the others, of many clients to `COMPARED` of them; None where it is alone."""
     sketches = np.stack([one.sketch for one in looks])
     chosen = np.unique(np.linspace(0, len(sketches) - 1, min(len(sketches), COMPARED)).astype(int))
     found: list[float | None] = []
