@@ -91,7 +91,7 @@ def _followed(
     here: cells.World, seed: int, who: Any, held_out: Sequence[Any], steps: int, options: Mapping[str, Any]
 ) -> Iterator[dict[str, float]]:
     network, likelihood, key = here.network, categorical(), run_keys(seed)
-    offered = {"captured": here.captured}
+    offered: dict[str, Any] = {"captured": here.captured}
     made = models.designed if "conv1" in here.network.init(key.init) else None
     first = analytic(network.apply, likelihood, start=made, **offered)
     more = natural_gradient(network.apply, likelihood, steps=steps, kind=KIND, **options, **offered)

@@ -78,7 +78,7 @@ class Job:
 
     def checkpoint(self) -> Any:
         """What submitit submits when Slurm takes the machine away: the same cell, which goes on where it can."""
-        import submitit
+        import submitit  # pyright: ignore[reportMissingImports]
 
         return submitit.helpers.DelayedSubmission(self)
 

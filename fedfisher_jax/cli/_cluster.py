@@ -99,7 +99,7 @@ def _local(engine: Engine, jobs: Sequence[Job], folder: Path) -> Ended:
 
 def _slurm(engine: Engine, jobs: Sequence[Job], folder: Path) -> Ended:
     """One array of jobs; submitit submits those anew that Slurm took the machine away from."""
-    import submitit
+    import submitit  # pyright: ignore[reportMissingImports]
 
     executor = submitit.AutoExecutor(folder / "slurm", cluster="slurm")
     executor.update_parameters(name="fedfisher", **{"timeout_min": MINUTES, **engine.options})
@@ -116,7 +116,7 @@ def _slurm(engine: Engine, jobs: Sequence[Job], folder: Path) -> Ended:
 def _dask(engine: Engine, jobs: Sequence[Job], folder: Path) -> Ended:
     """A task each; the scheduler gives those of a worker that died to another one, three times at most."""
     del folder
-    import distributed
+    import distributed  # pyright: ignore[reportMissingImports]
 
     with distributed.Client(engine.where, timeout=30) as client:
         futures = [client.submit(job, pure=False) for job in jobs]

@@ -28,7 +28,7 @@ def sweep(settings: Any) -> None:
             that failed elsewhere, after the tables of the others were written.
     """
     against = settings.rules[0] if settings.against is None and settings.rules else settings.against
-    if against not in settings.rules:
+    if against is None or against not in settings.rules:
         raise ValueError(f"against: got {against}, expected one of --rules: {', '.join(settings.rules)}")
     cells = cells_of(settings)
     for _, cell in cells:

@@ -58,7 +58,7 @@ def _rewritten(program: Program) -> tuple[Program, dict[int, Replacement]]:
 def _alone(params: dict[str, Any], shape: Sequence[int]) -> Replacement:
     def replacement(operands: list[Any]) -> list[jax.Array]:
         images, kernel = in_standard_layout(params, *operands)
-        found = convolve(images, kernel, params["window_strides"], 1, params["precision"])
+        found: Any = convolve(images, kernel, params["window_strides"], 1, params["precision"])
         return [output_image(found.reshape(-1, found.shape[-1]), shape, params)]
 
     return replacement
@@ -70,7 +70,7 @@ def _pooled(before: Before) -> Replacement:
 
     def replacement(operands: list[Any]) -> list[jax.Array]:
         images, kernel = in_standard_layout(params, *operands[:2])
-        found = convolve(images, kernel, params["window_strides"], 2, params["precision"])
+        found: Any = convolve(images, kernel, params["window_strides"], 2, params["precision"])
         for bias in operands[2:]:
             found = found + bias.reshape(-1)
         return [jax.nn.relu(found) if before.relu else found]
