@@ -225,7 +225,8 @@ def test_two_hosts_of_a_slurm_step(record, tmp_path):
         time.sleep(0.05)
     second.kill()
     assert first.communicate(timeout=60)[1].splitlines()[-1].startswith("fedfisher: another host of this run is gone")
-    assert first.returncode == 75 and second.wait() == -9
+    second.communicate(timeout=60)  # its process that computed has ended, too
+    assert (first.returncode, second.returncode) == (75, -9)
     hosts = begun()
     outputs = [host.communicate(timeout=600) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], outputs
