@@ -9,6 +9,7 @@ solver where they are more than 64 MiB (from 95 on); the others keep one sum.
 import dataclasses
 import functools
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -91,16 +92,19 @@ def work(folder: str, files: int) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def written(rule: str, most: int, seed: int) -> tuple[tempfile.TemporaryDirectory, int]:
-    """The files of a rule, in a folder that goes with the next rule's, and the bytes of one of them."""
-    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    return folder, write_files(Path(folder.name), rule, most, seed)
+def written(base: Path, rule: str, most: int, seed: int) -> tuple[Path, int]:
+    """The files of a rule, in a folder that takes the place of the last rule's, and the bytes of one of them."""
+    for last in base.iterdir():
+        shutil.rmtree(last)
+    folder = base / rule
+    folder.mkdir()
+    return folder, write_files(folder, rule, most, seed)
 
 
-def run(most: int, rule: str, files: int, seed: int) -> dict[str, Any]:
+def run(base: Path, most: int, rule: str, files: int, seed: int) -> dict[str, Any]:
     """One merge in a process of its own, of the first of `most` files."""
-    folder, size = written(rule, most, seed)
-    return {**side_by_side.worker("files", {"folder": folder.name, "files": files}), "bytes_of_a_file": size}
+    folder, size = written(base, rule, most, seed)
+    return {**side_by_side.worker("files", {"folder": str(folder), "files": files}), "bytes_of_a_file": size}
 
 
 def main() -> None:
@@ -110,7 +114,8 @@ def main() -> None:
         return
     settings = common.command_line(Settings, __doc__, quick={"sizes": (2, 8)})
     grid = [{"rule": rule, "files": n, "seed": settings.seed} for rule in settings.rules for n in settings.sizes]
-    records = common.run_all(settings.out, grid, functools.partial(run, max(settings.sizes)))
+    with tempfile.TemporaryDirectory() as base:
+        records = common.run_all(settings.out, grid, functools.partial(run, Path(base), max(settings.sizes)))
     mib, rows = 2.0**20, []
     for record in records:
         who, found = record["settings"], record["result"]

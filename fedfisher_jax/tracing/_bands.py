@@ -63,7 +63,9 @@ class Bands(NamedTuple):
         return self.height * self.pool * self.tiles * self.kernel[0] * self.span * self.kernel[2]
 
 
-def plan(image: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, int], pool: int = 1) -> Bands:
+def plan(
+    image: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, int], pool: int = 1, wide: int | None = None
+) -> Bands:
     """Choose the tile that costs least by a count of multiplications, its padding and its loading counted too.
 
     Args:
@@ -71,9 +73,12 @@ def plan(image: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, in
         kernel: sizes (rows, columns, inputs, outputs).
         strides: (down, right).
         pool: size of the windows after the convolution.
+        wide: the product's width, at most, where it is not to be chosen.
     """
     height, width = (((image[1 + n] - kernel[n]) // strides[n] + 1) // pool for n in (0, 1))
     whole = Bands(tuple(kernel), tuple(strides), pool, height, width, 1)  # pyright: ignore[reportArgumentType]
+    if wide is not None:
+        return whole._replace(tile=max(min(wide // _wide(whole), width), 1))
     offered = [whole._replace(tile=tile) for tile in range(1, max(width, 1) + 1)]
     return min((one for one in offered if one.tile == 1 or _wide(one) <= WIDEST), key=_cost)
 

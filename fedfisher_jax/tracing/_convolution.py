@@ -16,6 +16,10 @@ from jax import lax
 from . import _bands as bands
 from ._jaxpr import Program, Replacement, evaluate, trace
 
+# Columns of a product. Where LeNet's images are constant, its first layer's outputs are equal to the bit at this width, as
+# PyTorch's are: a pool's gradient then goes to the first of a window's, and a Kronecker factor depends on which.
+WIDTH = 64
+
 
 def patches(lhs: jax.Array, kernel_shape: Sequence[int], params: dict[str, Any]) -> jax.Array:
     """Gather the inputs that each output position of a convolution sees.
@@ -147,7 +151,7 @@ def matrix_product(params: dict[str, Any], out_shape: Sequence[int]) -> Callable
         groups = params["feature_group_count"]
         if plain(params, out_shape):
             images, weights = in_standard_layout(params, lhs, kernel)
-            plan = bands.plan(images.shape, weights.shape, params["window_strides"])
+            plan = bands.plan(images.shape, weights.shape, params["window_strides"], wide=WIDTH)
             product = jnp.matmul(bands.gather(plan, images), bands.matrix(plan, weights), **numerics)
             rows = product.reshape(-1, plan.tiles * plan.tile, weights.shape[3])[:, : plan.width]
         else:

@@ -185,6 +185,7 @@ def test_a_command_that_is_terminated_or_interrupted_says_so_in_one_line_and_lea
     out = tmp_path / "größe и 数据"
     call = [sys.executable, "-m", "fedfisher_jax.cli", "run", "--epochs", "100000", "--out", str(out)]
     for number, code, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):
+        (out / "clients.png").unlink(missing_ok=True)
         with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
             try:
                 while not (out / "clients.png").exists():  # training begins then
