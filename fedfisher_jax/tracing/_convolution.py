@@ -16,8 +16,8 @@ from jax import lax
 from . import _bands as bands
 from ._jaxpr import Program, Replacement, evaluate, trace
 
-# Columns of a product. Where LeNet's images are constant, its first layer's outputs are equal to the bit at this width, as
-# PyTorch's are: a pool's gradient then goes to the first of a window's, and a Kronecker factor depends on which.
+# Columns of a product. Where LeNet's images are constant, its first layer's outputs are equal to the bit at this width,
+# as PyTorch's are: a pool's gradient then goes to the first of a window's, and a Kronecker factor depends on which.
 WIDTH = 64
 
 
