@@ -67,6 +67,57 @@ def train(
     return run
 
 
+def device_name() -> str:
+    """The accelerator that PyTorch sees, or the processor."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+
+
+def train_on_device(
+    name: str, shape: Sequence[int], pool: int, rows: np.ndarray, batch_size: int, together: bool, seed: int
+) -> tuple[Callable[[], None], Callable[[], int | None]]:
+    """Train every client for one epoch on the accelerator, if there is one; and tell how much of its memory was held.
+
+    Args:
+        name: the network's name.
+        shape: [h, w, c] of an example.
+        pool: number of random examples.
+        rows: [M, n] indices of the clients' examples in the pool.
+        batch_size: a divisor of n.
+        together: all clients at once by `torch.func` and vmap, or one after the other.
+        seed: what the examples are drawn from.
+    """
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(seed)
+    x, y = torch.randn(pool, shape[2], *shape[:2], device=place), torch.randint(10, (pool,), device=place)
+    model = network(name).to(place)
+    start = {key: value.detach().clone() for key, value in model.named_parameters()}
+    clients = torch.as_tensor(rows, dtype=torch.long, device=place)
+
+    def loss(params: Mapping[str, Any], images: Any, labels: Any) -> Any:
+        return nn.functional.cross_entropy(torch.func.functional_call(model, params, images), labels)
+
+    gradients = torch.func.grad(loss)
+    if together:
+        gradients = torch.func.vmap(gradients)
+
+    def epoch(mine: Any) -> None:
+        params = {k: v.expand(len(mine), *v.shape).clone() if together else v.clone() for k, v in start.items()}
+        momentum = {key: torch.zeros_like(value) for key, value in params.items()}
+        for batch in mine.split(batch_size, dim=-1):
+            slope = gradients(params, x[batch], y[batch])
+            for key, value in params.items():
+                momentum[key].mul_(0.9).add_(slope[key])
+                value.sub_(momentum[key], alpha=0.01)
+
+    def run() -> None:
+        for mine in [clients] if together else clients:
+            epoch(mine)
+        if place.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run, lambda: torch.cuda.max_memory_allocated() if place.type == "cuda" else None
+
+
 def fisher(
     structure: str,
     params: Mapping[str, np.ndarray],
