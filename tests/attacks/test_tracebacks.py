@@ -183,7 +183,10 @@ def test_a_failure_that_nobody_foresaw_says_that_it_is_a_bug(folder, monkeypatch
 def test_a_command_that_is_terminated_or_interrupted_says_so_in_one_line_and_leaves_no_part_of_a_file(tmp_path):
     """SIGTERM, as of Slurm and Docker, and Ctrl-C while clients train; in a folder with a space and other letters."""
     out = tmp_path / "größe и 数据"
-    call = [sys.executable, "-m", "fedfisher_jax.cli", "run", "--epochs", "100000", "--out", str(out)]
+    # In the background of a script, tests inherit that Ctrl-C is ignored, and so would the command.
+    heard = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program = f"{heard}runpy.run_module('fedfisher_jax.cli', run_name='__main__', alter_sys=True)"
+    call = [sys.executable, "-c", program, "run", "--epochs", "100000", "--out", str(out)]
     for number, code, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):
         (out / "clients.png").unlink(missing_ok=True)
         with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
