@@ -13,7 +13,7 @@ import pytest
 
 import fedfisher_jax as ff
 from fedfisher_jax.federate import measure_clients, merge_clients, train_clients
-from fedfisher_jax.merge import DenseSettings, catalogue
+from fedfisher_jax.merge import DenseSettings, Draws, catalogue
 from fedfisher_jax.privacy import noise, secure_merge
 
 
@@ -35,6 +35,7 @@ QUICK = {
     "analytic": {"features": ()},
     "dense": {"settings": DenseSettings(rounds=1, generator_steps=1, batch_size=4)},
     "fedbens": {"steps": 2},
+    "pseudo-data": {"draws": Draws(steps=2)},
 }
 
 
