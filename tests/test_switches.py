@@ -19,15 +19,14 @@ from fedfisher_jax.privacy import noise, secure_merge
 
 @contextlib.contextmanager
 def checks():
-    """What looks at values and types, in one pass; all tests run with 64 bits anyway."""
-    with jax.debug_nans(True), jax.numpy_dtype_promotion("strict"):
+    """What looks at values, types and leaks, in one pass; all tests run with 64 bits anyway."""
+    with jax.debug_nans(True), jax.numpy_dtype_promotion("strict"), jax.checking_leaks():
         yield
 
 
 SWITCHES = {
-    "NaN and promotion": checks,
+    "NaN, promotion and leaks": checks,
     "32 bits": lambda: jax.enable_x64(False),
-    "leaks": jax.checking_leaks,
     "no jit": jax.disable_jit,
 }
 SIZES = (7, 5)

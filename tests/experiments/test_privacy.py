@@ -26,7 +26,6 @@ def test_every_attack_on_every_payload(script, tmp_path):
     assert grid.startswith(b"\x89PNG")
     shown = np.load(tmp_path / "out" / "pictures" / "mlp-bias_model-inversion_weights_none.npz")
     assert shown["images"].shape == (10, 8, 8, 1) and shown["images"].dtype == np.uint8
-    assert len(script("privacy.attacks", *flags)[2]) == len(lines)  # nothing runs again
 
 
 @pytest.mark.slow

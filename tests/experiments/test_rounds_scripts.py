@@ -45,7 +45,7 @@ def test_fedfish_language(script, tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
     for number in range(6):
-        (folder / f"{number}.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
+        (folder / f"{number}.txt").write_text("the quick brown fox jumps over the lazy dog. " * 10)
     flags = ("--quick", "--folder", str(folder), "--rounds", "2", "--epochs", "1", "--width", "8", "--sampled", "2")
     table, summary, _ = script("fedfish.language", *flags, "--tokens", "characters")
     assert "3 clients pre-train, 3 personalise" in table

@@ -183,7 +183,7 @@ def test_only_two_payloads_are_held_at_a_time():
     held = []
 
     def each():
-        for number in range(30):
+        for number in range(5):
             sent = Payload(jnp.asarray(1.0), {"w": jnp.full(1000, float(number))})
             held.append(weakref.ref(sent.params["w"]))
             yield sent
@@ -192,7 +192,7 @@ def test_only_two_payloads_are_held_at_a_time():
             assert sum(one() is not None for one in held) <= 2
 
     merged = merge_one_by_one(ff.fedavg(apply, ff.categorical()), each())
-    np.testing.assert_allclose(merged.params["w"], 14.5)
+    np.testing.assert_allclose(merged.params["w"], 2.0)
 
 
 STACKING = ("fedfisher-kfac", "fedfisher-lowrank", "fedfish-kfac")
