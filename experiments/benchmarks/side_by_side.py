@@ -17,15 +17,28 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.lib import provenance
 
 PACKAGE = "experiments.benchmarks"
 Seconds = dict[str, list[float]]  # contender → one entry per round
 
+Found = dict[str, float]  # seconds of a round, accuracy, and the part of a round that is training
+
 # One program thread each: what a process per core needs. Set before a contender's libraries are loaded.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class Task(NamedTuple):
+    """A federation: every contender trains the same network on the same clients."""
+
+    arrays: str  # .npz file: x [N, 28, 28, 1], y [N], test_x, test_y
+    clients: int  # examples are dealt out in their order, equally many to each
+    sampled: int  # clients of a round
+    batch_size: int
+    rate: float  # of plain SGD, one epoch a round
+    seed: int
 
 
 def require(*modules: str) -> None:
