@@ -95,7 +95,7 @@ def leverage_by_size(dataset: str, size: int, seed: int) -> dict[str, float]:
 def leverage(moment: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Minus the leverage of rows [n, i] in a second moment [i, i], damped as in `attacks.leverage_scores`."""
     values, vectors = np.linalg.eigh(moment.astype(np.float64))
-    inverse = (vectors / (np.maximum(values, 0) + 1e-3 * values.mean())) @ vectors.T
+    inverse = (vectors / np.maximum(np.maximum(values, 0) + 1e-3 * values.mean(), 1e-300)) @ vectors.T
     return -np.einsum("ni,ni->n", rows @ inverse, rows)
 
 

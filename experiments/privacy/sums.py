@@ -25,7 +25,7 @@ from fedfisher_jax.curvature import activations
 from fedfisher_jax.curvature.structures._class_moments import ClassMoments
 from fedfisher_jax.curvature.structures._gradient import Gradient
 from fedfisher_jax.federate import measure_clients, merge_clients, run_keys
-from fedfisher_jax.merge import Rule, analytic, exchanges, natural_gradient, pseudo_data
+from fedfisher_jax.merge import Rule, analytic, exchanges, fedavg, natural_gradient, pseudo_data
 from fedfisher_jax.merge._pseudo_data import basis
 from fedfisher_jax.privacy import attacks, example_noise
 from fedfisher_jax.privacy._secure_merge import total
@@ -33,6 +33,7 @@ from fedfisher_jax.privacy.attacks import measures, sums
 
 NETWORK, FEW, CLIP, DELTA, MOST = "mlp-bias", 5, 1e-3, 1e-5, 150.0
 KINDS = {"head": "head's S, B", "class moments": "class moments", "gradient": "gradient, factors"}
+GUESS = "guess"
 SEEN = {"alone": "alone", "few": f"sum of {FEW}", "all": "sum of all", "noise": "alone, noise"}
 THERE = {"head": tuple(SEEN), "class moments": ("alone",), "gradient": ("alone", "few", "all")}
 NUMBERS = {  # result → (header, decimals)
@@ -66,7 +67,7 @@ class Settings(common.Settings):
     alpha: float = 0.1
     examples: int = 20_000
     hidden: tuple[int, ...] = (64, 32)
-    attacked: int = 10
+    attacked: int = 5
     epsilon: float = 8.0
     seeds: int = 3
 
@@ -100,7 +101,8 @@ def people(world: World, seed: int) -> People:
     targets = [worlds.target(full, inside[part], outside, draw) for part in parts[: world.attacked]]
     bounds = attacks.Bounds(float(full.train_x.min()), float(full.train_x.max()))
     start, public = jax.jit(network.init)(run_keys(seed).init), jnp.asarray(full.test_x[::2])
-    here = Federation(full, network, captured, start, {}, {}, targets, public, bounds)
+    rules = {"weights": fedavg(network.apply, categorical())}
+    here = Federation(full, network, captured, start, rules, {}, targets, public, bounds)
     return People(here, [inside[part] for part in parts])
 
 
@@ -219,9 +221,23 @@ def likeness_of_features(there: People, told: sums.Classes, model: Any, number: 
     return float(np.mean(found))
 
 
+def guess(here: Federation) -> dict[str, float]:
+    """What public images and equal shares of all classes give in the place of an attack."""
+    labels, average = here.dataset.test_y[::2], jnp.mean(here.public, 0)
+    pictures = jnp.stack([jnp.mean(here.public[labels == c], 0) for c in range(here.dataset.num_classes)])
+    found = {"psnr_class_mean": [], "mean": [], "distance": []}
+    for target in here.targets:
+        found["psnr_class_mean"].append(images.judge(here, target, pictures)[0]["psnr_class_mean"])
+        found["mean"].append(images.like_mean(here, target, average[None])["psnr"])
+        found["distance"].append(np.abs(target.shares - 1 / len(target.shares)).sum() / 2)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
 def run(out: Path, shown: int, world: dict[str, Any], seed: int, kind: str, how: str) -> dict[str, float]:
     """All attacks on one view, means over the attacked clients; pictures of one of them are kept."""
     whom = worlds.from_json(world)
+    if kind == GUESS:
+        return guess(people(whom, seed).here)
     there, (views, model) = people(whom, seed), seen(whom, seed, kind, how)
     both = [attack(there, view, model, number, how == "noise") for number, view in enumerate(views)]
     results = {name: [found[name] for found, _ in both if name in found] for name in NUMBERS}
@@ -257,14 +273,14 @@ def main() -> None:
     grid = [
         {"world": whom, "seed": seed, "kind": kind, "how": how}
         for seed in seeds
-        for kind in KINDS
-        for how in THERE[kind]
+        for kind in (*KINDS, GUESS)
+        for how in THERE.get(kind, ("alone",))
     ]
     records = common.run_all(settings.out, grid, partial(run, settings.out, settings.seed), "attacks")
     rows, summary = [], {}
     for name, (label, digits) in NUMBERS.items():
         there = [record for record in records if name in record["result"]]
-        for kind in dict.fromkeys(record["settings"]["kind"] for record in there):
+        for kind in (kind for kind in KINDS if any(record["settings"]["kind"] == kind for record in there)):
             found = {how: common.column(there, name, kind=kind, how=how) for how in SEEN}
             cells = [common.mean_std(values, digits) if len(values) else "–" for values in found.values()]
             rows.append([label, KINDS[kind], *cells])
@@ -276,6 +292,13 @@ def main() -> None:
         f"ε = {settings.epsilon:g} for each example, δ = {DELTA:g}. Mean ± std over {settings.seeds} seeds; PSNR of "
         f"single images is cut at {MOST:g}.\n\n"
     ) + common.markdown_table(["", "payload", *SEEN.values()], rows)
+    public = {name: common.column(records, name, kind=GUESS) for name in ("psnr_class_mean", "distance", "mean")}
+    said = [common.mean_std(public[name]) for name in ("psnr_class_mean", "mean")]
+    text += (
+        f"\nWithout an attack: the public average of each class {said[0]} dB, the public average of all {said[1]} dB, "
+        f"equal shares {common.mean_std(public['distance'], 3)}, AUC 0.5.\n"
+    )
+    summary["guess"] = {name: values.mean() for name, values in public.items()}
     shown: dict[str, np.ndarray] = {}
     for kind, how in (
         (kind, how) for kind in KINDS for how in THERE[kind] if picture(settings.out, kind, how).exists()

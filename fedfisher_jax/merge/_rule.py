@@ -135,7 +135,9 @@ def moved(payload: Payload, start: PyTree) -> Payload:
     return payload._replace(params=difference(payload.params, require_start(start)))
 
 
-ONE_MODEL = Takes((type(None), Structure, ClassMoments, dict))  # of rules that read one model's parameters, and nothing beside them
+ONE_MODEL = Takes(
+    (type(None), Structure, ClassMoments, dict)
+)  # of rules that read one model's parameters, and nothing beside them
 
 
 def require_rule(rule: Any) -> None:
