@@ -22,6 +22,7 @@ from experiments.privacy import world as worlds
 from experiments.privacy.world import Federation, World
 from fedfisher_jax import Payload, Update, categorical, cohort, data
 from fedfisher_jax.curvature import activations
+from fedfisher_jax.curvature._lookup import dense
 from fedfisher_jax.curvature.structures._class_moments import ClassMoments
 from fedfisher_jax.curvature.structures._gradient import Gradient
 from fedfisher_jax.federate import measure_clients, merge_clients, run_keys
@@ -110,13 +111,13 @@ def people(world: World, seed: int) -> People:
 def rules_of(dataset: str, hidden: tuple[int, ...], epsilon: float) -> dict[str, Rule]:
     """The rule behind each kind of payload."""
     network, captured = worlds.network_of(NETWORK, dataset, hidden)
-    model, offered = (network.apply, categorical()), {"captured": captured}
+    model = network.apply, categorical()
     head = analytic(*model, captured=captured)
     return {
         "head": head,
         "noise": example_noise.private(head, example_noise.promise(epsilon, DELTA, clip_features=CLIP)),
-        "class moments": pseudo_data(*model, kind="monte_carlo", **offered),
-        "gradient": exchanges(natural_gradient(*model, kind="monte_carlo", **offered))[0],
+        "class moments": pseudo_data(*model, kind="monte_carlo", captured=captured),
+        "gradient": exchanges(natural_gradient(*model, kind="monte_carlo", captured=captured))[0],
     }
 
 
@@ -162,25 +163,20 @@ def attack(there: People, view: Payload, model: Any, number: int, noisy: bool) -
     pixels, shape = here.public[0].size, here.public.shape[1:]
     if isinstance(statistics, Gradient):
         told = sums.of_gradient(statistics, model, here.captured.layers[-1])
-        found = {"features": likeness_of_features(there, told, model, number)}
-        moment = np.asarray(statistics.fisher.moment(here.captured.layers[0], 0))
-        mean, pictures, rows = moment[-1, :-1], None, with_one
+        moments = [np.asarray(statistics.fisher.moment(here.captured.layers[0], 0))]
+        mean, pictures, found = moments[0][-1, :-1], None, {"features": cosine(there, told, model, number)}
     else:
         if isinstance(statistics, ClassMoments):
-            told = sums.of_class_moments(statistics)
-            matrix = np.asarray(basis(shape, statistics.first.shape[-1]))
-            moment, rows = None, lambda x: np.asarray(x).reshape(len(x), -1) @ matrix.T
+            told, moments = sums.of_class_moments(statistics), list(np.asarray(statistics.second))
         else:
-            told = sums.of_head(statistics)
-            read = np.r_[:pixels, len(statistics.second) - 1]
-            moment, rows = np.asarray(statistics.second)[np.ix_(read, read)], with_one
+            told, read = sums.of_head(statistics), np.r_[:pixels, len(statistics.second) - 1]
+            moments = [np.asarray(statistics.second)[np.ix_(read, read)]]
         means = np.asarray(told.means)[:, :pixels]
         mean = np.asarray(told.shares) @ means
         if noisy:  # features were scaled to one norm
             norm = np.linalg.norm(np.asarray(here.public).reshape(len(here.public), -1), axis=1).mean()
-            means, mean = (
-                a * norm / np.maximum(np.linalg.norm(a, axis=-1, keepdims=True), 1e-30) for a in (means, mean)
-            )
+            unit = lambda a: a * norm / np.maximum(np.linalg.norm(a, axis=-1, keepdims=True), 1e-30)  # noqa: E731
+            means, mean = unit(means), unit(mean)
         pictures = jnp.asarray(means, jnp.float32).reshape(-1, *shape)
         found = {"psnr_class_mean": images.judge(here, target, pictures)[0]["psnr_class_mean"]}
         alone = np.round(target.shares * len(there.rows[number])) == 1
@@ -188,31 +184,27 @@ def attack(there: People, view: Payload, model: Any, number: int, noisy: bool) -
             score = measures.psnr(images.unit(here, pictures), images.unit(here, target.class_means))
             found["single"] = float(np.minimum(np.asarray(score)[alone], MOST).mean())
     found["mean"] = images.like_mean(here, target, jnp.asarray(mean, jnp.float32).reshape(1, *shape))["psnr"]
-    found["distance"] = float(
-        measures.total_variation_distance(told.shares, jnp.asarray(target.shares, told.shares.dtype))
-    )
-    scores = []
-    for x, y in (target.scored_members, target.scored_others):
-        if moment is None:  # of each class
-            each = [members.leverage(np.asarray(one), rows(x)) for one in statistics.second]
-            scores.append(np.stack(each)[np.asarray(y), np.arange(len(y))])
-        else:
-            scores.append(members.leverage(moment, rows(x)))
+    shares = jnp.asarray(target.shares, told.shares.dtype)
+    found["distance"] = float(measures.total_variation_distance(told.shares, shares))
+    scores = [leverages(moments, *scored) for scored in (target.scored_members, target.scored_others)]
     found["auc"] = float(measures.auc(*(jnp.asarray(one, jnp.float32) for one in scores)))
     return found, pictures
 
 
-def with_one(x: Any) -> np.ndarray:
-    """Images as rows, a one behind each."""
+def leverages(moments: list[np.ndarray], x: Any, y: Any) -> np.ndarray:
+    """Minus each image's leverage in the second moment of images with a one behind, or in that of its class."""
     rows = np.asarray(x).reshape(len(x), -1)
-    return np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
+    if len(moments) == 1:
+        return members.leverage(moments[0], np.concatenate([rows, np.ones((len(rows), 1))], axis=1))
+    rows = rows @ np.asarray(basis(x.shape[1:], moments[0].shape[-1])).T
+    return np.stack([members.leverage(one, rows) for one in moments])[np.asarray(y), np.arange(len(y))]
 
 
-def likeness_of_features(there: People, told: sums.Classes, model: Any, number: int) -> float:
+def cosine(there: People, told: sums.Classes, model: Any, number: int) -> float:
     """The cosine of the class means of the last layer's inputs that were told and those that are true, on average."""
     here, rows = there.here, there.rows[number]
     leaves, x = jax.tree.leaves(model), jnp.asarray(here.dataset.train_x[rows])
-    features = np.asarray(jax.lax.map(lambda one: activations(here.captured, leaves, one)[-1][0, :-1], x))
+    features = np.asarray(jax.lax.map(lambda one: dense(activations(here.captured, leaves, one)[-1])[0, :-1], x))
     labels = here.dataset.train_y[rows]
     found = []
     for label in np.unique(labels):

@@ -84,7 +84,8 @@ class MeasureGradient:
             return jax.value_and_grad(total)(params)
 
         loss, gradient = mean_over_batches(sums, data, self.fit.batch_size)
-        return self.fit.payload(data, Gradient(*widened((loss, gradient, curvature)), leaves_of(params)))
+        loss, gradient, curvature = widened((loss, gradient, curvature))
+        return self.fit.payload(data, Gradient(loss, gradient, curvature, leaves_of(params)))
 
 
 @dataclasses.dataclass(frozen=True)

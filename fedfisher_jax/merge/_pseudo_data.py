@@ -82,9 +82,10 @@ class MeasureInputs:
         real = data.indices[jnp.clip(jnp.arange(data.indices.shape[0]), 0, data.size - 1)]
         x = data.x[real]
         dtype = jnp.result_type(*jax.tree.leaves(payload.statistics))  # files hold one type beside parameters
-        moments = (counts, totals, seconds, jnp.stack([jnp.min(x), jnp.max(x)]))
+        bounds = jnp.stack([jnp.min(x), jnp.max(x)])
+        share, first, second, bounds = (a.astype(dtype) for a in (counts, totals, seconds, bounds))
         example = (tuple(data.x.shape[1:]), data.x.dtype.name)
-        measured = ClassMoments(payload.statistics, *(a.astype(dtype) for a in moments), example)
+        measured = ClassMoments(payload.statistics, share, first, second, bounds, example)
         return payload._replace(statistics=measured, kind=Kind(INPUTS))
 
 

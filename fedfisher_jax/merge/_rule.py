@@ -135,9 +135,7 @@ def moved(payload: Payload, start: PyTree) -> Payload:
     return payload._replace(params=difference(payload.params, require_start(start)))
 
 
-ONE_MODEL = Takes(
-    (type(None), Structure, ClassMoments, dict)
-)  # of rules that read one model's parameters, and nothing beside them
+ONE_MODEL = Takes((type(None), Structure, ClassMoments, dict))  # rules that read one model's parameters alone
 
 
 def require_rule(rule: Any) -> None:
