@@ -355,6 +355,27 @@ def test_a_second_exchange_trains_nothing_and_sends_moments_alone():
     assert metrics["features"] == 32
 
 
+def test_a_step_of_two_exchanges_is_that_of_memory():
+    node, seen = small_silo(), []
+    rule = ff.merge.natural_gradient(node.training.apply, node.training.likelihood)
+    node = node._replace(rule=rule)
+    made = flower.FedFisher(rule, node.like, done=lambda number, params: seen.append(params))
+    arrays, sent, data = flower.to_record(node.like), node.like, ff.examples(node.x, node.y)
+    for number, part in enumerate(ff.merge.exchanges(rule), start=1):
+        found = answer(node, "train", number, arrays)["arrays"]["payload"].data
+        made.start_of_round, made.asked = flower.from_record(arrays, node.like), [asking(5)]
+        arrays, _ = made.aggregate_train(number, [reply(5, carrying(found))])
+        sent = ff.merge_payloads(part, [part.measure(ff.Update(None, sent), data, jax.random.key(0))], sent).params
+        got = flower.from_record(arrays, node.like)
+        assert jax.tree.structure(got) == jax.tree.structure(sent)
+        for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(sent), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
+        assert set(answer(node, "evaluate", number, arrays)["metrics"]) >= {"accuracy", "loss"}
+    assert [jax.tree.structure(one) for one in seen] == [jax.tree.structure(node.like)] * 2  # models alone
+    with pytest.raises(RuntimeError, match="ValueError"):  # the first exchange was left out: no directions
+        answer(node, "train", 2)
+
+
 def test_a_node_evaluates_what_it_is_sent():
     node = small_silo()
     found = answer(node, "evaluate")["metrics"]

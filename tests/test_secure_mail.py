@@ -119,7 +119,7 @@ def plain(root, start_path, *numbers):
 
 
 def require_near(ours, theirs, far):
-    for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True):
+    for a, b in zip(jax.tree.leaves(ours.sent), jax.tree.leaves(theirs.sent), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=far * np.abs(b).max())
 
 
@@ -261,7 +261,10 @@ def least(words):
     )
 
 
-@pytest.mark.parametrize("rule", ["fisher-merge", pytest.param("regmean-kron", marks=pytest.mark.slow)])
+SLOW = [pytest.param(rule, marks=pytest.mark.slow) for rule in ("regmean-kron", "natural-gradient")]
+
+
+@pytest.mark.parametrize("rule", ["fisher-merge", *SLOW])
 def test_every_rule_that_adds(rule, start, tmp_path, monkeypatch):
     root = folders(tmp_path, start)
     write(root, rule, model_file.read(start), 0.1)

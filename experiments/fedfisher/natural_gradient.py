@@ -17,7 +17,8 @@ from fedfisher_jax import Rule, Update, categorical, cohort, data, evaluate, fed
 from fedfisher_jax.federate import run_keys
 from fedfisher_jax.federate._simulate import payload_bits
 from fedfisher_jax.merge import analytic, exchanges, natural_gradient, then
-from fedfisher_jax.merge._natural_gradient import DAMPINGS, SHRINK, Sent
+from fedfisher_jax.merge._natural_gradient import DAMPINGS, SHRINK
+from fedfisher_jax.merge._sent import model_of
 
 KIND = "monte_carlo"  # of the curvature
 FIRST_CHOICE = 100  # seed of the choice, which no table has
@@ -65,7 +66,7 @@ def after_each(rule: Rule, start: Any, who: Any, judge: Any, key: jax.Array) -> 
         payloads, _ = federate.measure_clients(part.measure, Update(None, sent), who, own)
         bits += payload_bits(payloads)
         sent = federate.merge_clients(part, payloads, sent).params
-        yield judge(sent.model if isinstance(sent, Sent) else sent) | {"bits": bits}
+        yield judge(model_of(sent)) | {"bits": bits}
 
 
 def run(dataset: str, alpha: float, clients: int, steps: int, seed: int) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def run(dataset: str, alpha: float, clients: int, steps: int, seed: int) -> dict
     here = cells.world(dataset, cells.MODELS.get(dataset, cells.ELSEWHERE))
     parts = data.split("dirichlet-client", here.dataset.train_y, clients, seed=seed, alpha=alpha)
     x, y, *test = here.arrays
-    return _columns(_followed(here, seed, cohort(x, y, parts, length=len(y)), test, steps, {}))
+    return columns(followed(here, seed, cohort(x, y, parts, length=len(y)), test, steps, {}))
 
 
 def choose(choice: str, candidate: str, dataset: str, steps: int, seed: int) -> dict[str, Any]:
@@ -84,12 +85,13 @@ def choose(choice: str, candidate: str, dataset: str, steps: int, seed: int) -> 
     order = np.random.default_rng(seed).permutation(len(y))
     held, kept = order[:VALIDATION], order[VALIDATION:][:EXAMPLES]
     who, options = cohort(x, y, [kept]), CANDIDATES[candidate]
-    return _columns(_followed(here, seed, who, (x[held], y[held]), steps, options))
+    return columns(followed(here, seed, who, (x[held], y[held]), steps, options))
 
 
-def _followed(
+def followed(
     here: cells.World, seed: int, who: Any, held_out: Sequence[Any], steps: int, options: Mapping[str, Any]
 ) -> Iterator[dict[str, float]]:
+    """Scores on held-out examples after each exchange of the head and so many steps."""
     network, likelihood, key = here.network, categorical(), run_keys(seed)
     offered: dict[str, Any] = {"captured": here.captured}
     made = models.designed if "conv1" in here.network.init(key.init) else None
@@ -103,7 +105,8 @@ def _followed(
     return after_each(then(first, more), network.init(key.init), who, judge, key.measure)
 
 
-def _columns(found: Iterator[dict[str, float]]) -> dict[str, list[float]]:
+def columns(found: Iterator[dict[str, float]]) -> dict[str, list[float]]:
+    """Lists by name."""
     rows = list(found)
     return {name: [row[name] for row in rows] for name in rows[0]}
 

@@ -153,7 +153,7 @@ def mean_image(*cell: Any) -> dict[str, float]:
     found = []
     for number, target in enumerate(here.targets):
         image = layer_inputs(here, views[number])[0].mean.reshape(1, *here.public.shape[1:])
-        found.append(_like_mean(here, target, image))
+        found.append(like_mean(here, target, image))
     return mean_of(found)
 
 
@@ -182,7 +182,8 @@ def _as_picture(here: Federation, mean: Any, directions: np.ndarray) -> np.ndarr
     return np.concatenate([first, grey.reshape(-1, *shape)])
 
 
-def _like_mean(here: Federation, target: Target, image: Any) -> dict[str, float]:
+def like_mean(here: Federation, target: Target, image: Any) -> dict[str, float]:
+    """An image [1, …] against the client's mean image."""
     score = measures.likeness(unit(here, image), unit(here, target.mean[None]))
     return {"psnr": float(score.psnr[0]), "ssim": float(score.ssim[0]), "mse": float(score.mse[0])}
 
@@ -195,7 +196,12 @@ def gradient_inversion(*cell: Any) -> dict[str, Any]:
     """
     world, name, seed, _, protection = cell
     here = federation(world, name, seed)
-    before, after, truth, targets = step_seen(here, world, seed, protection)
+    return inverted_step(here, seed, step_seen(here, world, seed, protection))
+
+
+def inverted_step(here: Federation, seed: int, step: tuple[Any, Any, jax.Array, jax.Array]) -> dict[str, Any]:
+    """The first client's images out of what `step_seen` gave."""
+    before, after, truth, targets = step
     gradient = attacks.gradient_of_step(before, after, RATE)
     shape, count = here.public.shape[1:], len(targets)
     loss = attacks.GradientInversion(here.network.apply, categorical(), shape, here.bounds)
@@ -236,7 +242,7 @@ def guess_images(world: World, name: str, seed: int, guess: str) -> dict[str, An
     else:
         images = jnp.stack([jnp.mean(here.public[labels_of_public == c], 0) for c in range(classes)])
     found = inverted(here, [images] * len(here.targets))
-    whole = [_like_mean(here, target, images[:1] if guess == "random" else average[None]) for target in here.targets]
+    whole = [like_mean(here, target, images[:1] if guess == "random" else average[None]) for target in here.targets]
     uniform = jnp.full(classes, 1 / classes)
     distances = [float(measures.total_variation_distance(uniform, jnp.asarray(t.shares))) for t in here.targets]
     whole_image = mean_of(whole)

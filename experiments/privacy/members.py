@@ -88,10 +88,15 @@ def leverage_by_size(dataset: str, size: int, seed: int) -> dict[str, float]:
     x = full.train_x.reshape(len(full.train_y), -1).astype(np.float64)
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     mine, others = x[order[:size]], x[order[-500:]]
-    values, vectors = np.linalg.eigh(mine.T @ mine / size)
-    inverse = (vectors / (np.maximum(values, 0) + 1e-3 * values.mean())) @ vectors.T
-    scores = [-np.einsum("ni,ij,nj->n", rows, inverse, rows) for rows in (mine[:500], others)]
+    scores = [leverage(mine.T @ mine / size, rows) for rows in (mine[:500], others)]
     return {"auc": float(measures.auc(jnp.asarray(scores[0], jnp.float32), jnp.asarray(scores[1], jnp.float32)))}
+
+
+def leverage(moment: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Minus the leverage of rows [n, i] in a second moment [i, i], damped as in `attacks.leverage_scores`."""
+    values, vectors = np.linalg.eigh(moment.astype(np.float64))
+    inverse = (vectors / np.maximum(np.maximum(values, 0) + 1e-3 * values.mean(), 1e-300)) @ vectors.T
+    return -np.einsum("ni,ni->n", rows @ inverse, rows)
 
 
 ATTACKS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -200,10 +200,11 @@ def component_grid(out: Path, network: str) -> None:
     rows = {"real": first["neighbours"]}
     rows |= {f"{KINDS[kind]},\n{PROTECTIONS[seen]}": found["images"] for (kind, seen), found in stored.items()}
     columns = ["mean", *(f"component {n}" for n in range(1, len(first["images"])))]
-    _write_grid(out / f"components_{network}.png", columns, rows)
+    write_grid(out / f"components_{network}.png", columns, rows)
 
 
-def _write_grid(path: Path, columns: Sequence[str], rows: Mapping[str, np.ndarray]) -> None:
+def write_grid(path: Path, columns: Sequence[str], rows: Mapping[str, np.ndarray]) -> None:
+    """Draw rows of images [columns, h, w, 1] of 8 bits under each other."""
     fig, axes = common.figure(len(rows), len(columns), width=0.85, height=0.7)
     fig.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, hspace=0, wspace=0)
     for axis in axes.ravel():
@@ -236,4 +237,4 @@ def picture_grid(out: Path, network: str) -> None:
     for number, ((_, kind, protection), found) in enumerate(stored.items()):
         shown[f"{KINDS[kind]},\n{PROTECTIONS[protection]}"] = found["images"][classes]
         shown["its nearest real" + " " * number] = found["neighbours"][classes]  # labels are keys, blanks cut off later
-    _write_grid(out / f"grid_{network}.png", [f"class {label}" for label in classes], shown)
+    write_grid(out / f"grid_{network}.png", [f"class {label}" for label in classes], shown)

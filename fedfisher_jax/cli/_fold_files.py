@@ -85,7 +85,7 @@ def fold_files(gathered: Gathered, hold: bool = True) -> Folded:
     products: list[Products] = []
     seen: dict[int, Seen] = {}
     left: dict[int, Seen] = {}
-    rule, start = gathered.rule, gathered.start.params
+    rule, start = gathered.rule, gathered.start.sent
     for part in shown(gathered.parts, "reading"):
         if part.holds == region.SUMS:
             more = files_of.sums_of(part, shape_of(gathered), gathered.terms)
@@ -102,7 +102,7 @@ def fold_files(gathered: Gathered, hold: bool = True) -> Folded:
             seen |= {s.header.about.silo: Seen(s.header, s.digest, file=Path(part.path).name) for s in part.silos}
             continue
         for sent, header in files_of.payloads_of(part, gathered.terms):
-            one = _look(sent, header, start, part.path)
+            one = _look(sent, header, gathered.start.params, part.path)
             if header.about.silo in gathered.without:
                 left[header.about.silo] = one
                 continue
@@ -127,7 +127,7 @@ def clients_of(gathered: Gathered, folded: Folded, passes: Passes) -> tuple[floa
 def shape_of(gathered: Gathered) -> Any:
     """Shapes and types of a silo's contribution to the sum."""
     sent = region.payload_shape(gathered.parts[0].silos[0].header, gathered.start.params)
-    return contribution_shape(gathered.rule, prepared(gathered, sent), gathered.start.params)
+    return contribution_shape(gathered.rule, prepared(gathered, sent), gathered.start.sent)
 
 
 def shown(items: Sequence[T], words: str) -> Iterable[T]:
@@ -160,7 +160,7 @@ def _taken_out(gathered: Gathered, sums: Sums, silo: Silo, part: Part) -> tuple[
             f"{file.path}: is another payload of silo {header.about.silo} than the one in {part.path}: "
             "the SHA-256 of its arrays, or its number of examples, is not the same"
         )
-    return remove_payload(gathered.rule, sums, prepared(gathered, sent), gathered.start.params), one
+    return remove_payload(gathered.rule, sums, prepared(gathered, sent), gathered.start.sent), one
 
 
 def _look(sent: Payload, header: Header, start: Any, path: str) -> Seen:

@@ -12,6 +12,7 @@ from ..curvature import Capture
 from ..curvature._cotangents import KINDS
 from ..merge import Payload, Rule, catalogue
 from ..merge._fold import require_taken
+from ..merge._natural_gradient import exchange_at
 from ..merge._options import plain_name
 from ..payload import Header, Limits
 from ..payload import _files_of_a_merge as files_of
@@ -116,7 +117,7 @@ def gather(
 def rule_for(start: model_file.Model, captured: Capture, name: str, kind: str | None) -> Rule:
     """Make the rule that files are merged by, whose statistics were measured so."""
     offers = (("captured", captured), *((("kind", kind),) if kind in KINDS else ()))
-    return rule_of(name, start.network.apply, likelihood_of(start.kind.likelihood), offers)
+    return exchange_at(rule_of(name, start.network.apply, likelihood_of(start.kind.likelihood), offers), start.sent)
 
 
 def prepared(gathered: Gathered, sent: Payload) -> Payload:

@@ -10,6 +10,7 @@ from ..data._scaling import far_from_one
 from ..data._where import expanded
 from ..federate import Cohort, LocalTraining, best_constant, crop_and_flip, own_scores, run_keys, zero_fishers
 from ..merge import Payload, Update
+from ..merge._natural_gradient import exchange_at
 from ..merge._options import plain_name
 from ..payload import _structures as structures
 from ..payload import plan
@@ -71,7 +72,7 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
     y = silo_data.targets_of(settings.data, likelihood, outputs, y)
     captured = layers_of(apply, start.params, x)
     offers = (("captured", captured), ("kind", settings.kind), ("samples", settings.samples))
-    rule = rule_of(settings.rule, apply, likelihood, offers)
+    rule = exchange_at(rule_of(settings.rule, apply, likelihood, offers), start.sent)
     key = run_keys(settings.seed)
     if isinstance(guarantee, Promise):
         rule = example_noise.clipped(rule, guarantee)
@@ -79,9 +80,7 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
     if settings.unit == "example" and settings.rule == PRIVATELY_TRAINED:
         guarantee = _of_training(settings, len(x))
         private, key = guarantee.private, key._replace(train=dp_training.secret_key())
-    promised = jax.eval_shape(
-        rule.measure, Update(start.params, start.params, start.params), examples(x, y), key.measure
-    )
+    promised = jax.eval_shape(rule.measure, Update(start.params, start.sent, start.params), examples(x, y), key.measure)
     structures.name_of(promised.statistics)  # before training: what has no form in files, or no noise
     if isinstance(guarantee, noise.Guarantee):
         noise.require_defined(promised.statistics)
@@ -106,7 +105,7 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
             private=private,
         )
     mine = silo_cohort(x, y, settings.silo, settings.batch_size)
-    sent = train_and_measure(training, rule, start.params, mine, key, params=params)
+    sent = train_and_measure(training, rule, start.sent, mine, key, params=params)
     if sent.params is not None:
         _tell(settings, start, sent, mine, rule.name)
     if settings.local is not None:

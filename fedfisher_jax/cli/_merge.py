@@ -18,6 +18,7 @@ from ..federate import merge_clients
 from ..merge import Merged, Payload, robust
 from ..merge._fold import require_squares
 from ..merge._one_by_one import merge_objective, merge_sums, passes_of
+from ..merge._sent import model_of
 from ..payload import Limits
 from ..payload import _container as container
 from ..payload._files_of_a_merge import APART, PAYLOAD
@@ -156,6 +157,8 @@ def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = ()) -> dict
         say(word)
     for path, by in moved_though_agreed(folded, merged.params):
         say(f"{path}: all silos sent the same numbers, as of a frozen layer, and {name} moved them by {by:.2g}")
+    if model_of(merged.params) is not merged.params:
+        say(f"{settings.out}: a step of {name} is half done, or another one is to come: measure --rule {name} there")
     Console().print(table_of(record))
     print(f"{settings.out}, {described}")
     return record
@@ -200,7 +203,7 @@ def _require_free(out: Path, described: Path, taken: list[Path]) -> dict[str, An
 
 def _merged(gathered: Gathered, folded: Folded) -> Merged:
     """Payloads that are held are merged by the same program as in memory, to the same bits."""
-    rule, start = gathered.rule, gathered.start.params
+    rule, start = gathered.rule, gathered.start.sent
     if folded.sums is not None:
         merged = merge_sums(rule, folded.sums, shape_of(gathered), None, start)
     elif folded.payloads:

@@ -55,13 +55,13 @@ def merge(settings: SumSettings) -> dict[str, Any]:
         raise PayloadError(f"{first.path}: rule: got {header.about.rule[:80]!r}, expected a name of fedfisher list")
     rule = rule_for(start, captured, header.about.rule, header.about.kind)
     sent = region.payload_shape(header, start.params)._replace(kind=None)
-    shape = contribution_shape(rule, sent, start.params)
+    shape = contribution_shape(rule, sent, start.sent)
     bits = resolution([one.scales for one in announced], len(keys), shape)
     if {len(words) for words in masked.values()} != {len(bits)}:
         raise PayloadError(f"files: masked numbers are not as many as {rule.name} adds, {len(bits)}")
     summed = fixed_point.decode(unmask(agreed, keys, masked, revealed), bits)
     sums, examples = _sums(summed, shape, header)
-    merged = merge_sums(rule, sums, shape, None, start.params)
+    merged = merge_sums(rule, sums, shape, None, start.sent)
     for leaf, value in zip(leaves(merged.params), jax.tree.leaves(merged.params), strict=True):
         if not np.isfinite(np.asarray(value)).all():
             raise ValueError(f"rule: the merged model is not finite at {leaf.path}")

@@ -132,7 +132,7 @@ def _own(path: Path, start: Path, model: str | None) -> Own:
     require_adding(gathered.rule)
     (part,) = gathered.parts
     ((sent, header),) = files_of.payloads_of(part, gathered.terms)
-    sums = add_payload(gathered.rule, None, prepared(gathered, sent), gathered.start.params)
+    sums = add_payload(gathered.rule, None, prepared(gathered, sent), gathered.start.sent)
     raw, _ = files_of.stored(part, gathered.terms)
     quiet = {"name": "", "compression": "none", "codecs": [], "encoded": {}, "examples": 1, "silo": 0}
     return Own(header.about.silo, sums.high, {**raw, **quiet})

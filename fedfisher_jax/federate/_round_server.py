@@ -8,6 +8,7 @@ import optax
 
 from .._trees import difference, in_types_of, weighted_sum
 from ..merge import Rule, exchanges
+from ..merge._sent import in_models_types
 from ._federation import Federation, State
 
 PyTree = Any
@@ -46,7 +47,7 @@ def solve_here(rule: Rule, summary: PyTree, start: PyTree) -> tuple[PyTree, dict
     merged = rule.solve(summary, start)
     if merged.apply is not None:
         raise ValueError(f"rule: {rule.name} changes the network, so that the next round cannot start from its model")
-    return in_types_of(merged.params, start), merged.diagnostics
+    return in_models_types(merged.params, start), merged.diagnostics
 
 
 def serve_here(

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import Tracer, standard_promotion
-from .._trees import in_types_of, stack, widened
+from .._trees import stack, widened
 from ..curvature.structures._protocol import Structure
 from ._rule import Merged, Payload, Rule, exchanges, require_rule
+from ._sent import in_models_types
 
 PyTree = Any
 
@@ -82,7 +83,7 @@ def require_squares(rule: Rule, merged: Merged) -> Merged:
 def merge_summary(rule: Rule, summary: Any, params: PyTree, start: PyTree = None) -> Merged:
     """Solve for the global model, in the types of the clients' `params` (or of the start) if it is like them."""
     merged = rule.solve(summary, widened(start))
-    return merged._replace(params=in_types_of(merged.params, start if params is None else params))
+    return merged._replace(params=in_models_types(merged.params, start if params is None else params))
 
 
 def fold(rule: Rule, contributions: PyTree) -> PyTree:

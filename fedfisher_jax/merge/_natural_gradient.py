@@ -22,44 +22,20 @@ import jax.numpy as jnp
 
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood, gaussian
-from .._trees import pick, scaled, stack
+from .._trees import scaled, stack, widened
+from ..curvature._leaves import leaves as leaves_of
+from ..curvature.structures._gradient import Gradient, Quadratic
 from ..curvature.structures._protocol import Blocks, damped_inverse, mean_diagonals
 from ..tracing._convolution import for_loops
 from ._heads import regressed
 from ._measure import MeasureFisher, require_options
-from ._rule import Kind, Merged, Payload, Rule, Takes, Update, require_start, then
+from ._rule import Kind, Merged, Payload, Rule, Takes, Update, exchanges, require_start, then
+from ._sent import Along, Stepped, model_of
 
 PyTree = Any
 DAMPINGS = (0.003, 0.03, 0.3)  # λ
 SHRINK = 0.01  # ε
-GRADIENT, QUADRATIC = "gradient, kronecker", "quadratic model"  # kinds of what is measured
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Sent:
-    """What clients are sent between two exchanges of these steps.
-
-    Attributes:
-        model: the parameters.
-        directions: a tree like them, with a leading axis of directions.
-        blocks: static; numbers of the leaves of which a layer's part of a direction consists.
-    """
-
-    model: PyTree
-    directions: PyTree
-    blocks: Blocks = dataclasses.field(metadata={"static": True})
-
-    def parts(self) -> list[tuple[int, Any]]:
-        """List pairs of a direction's place and a mask over leaves: the directions d_k, m of them."""
-        count, leaves = jax.tree.leaves(self.directions)[0].shape[0], len(jax.tree.leaves(self.model))
-        masks = [[float(leaf in block) for leaf in range(leaves)] for block in self.blocks]
-        return [(place, mask) for place in range(count) for mask in masks]
-
-    def part(self, place: Any, mask: Any) -> PyTree:
-        """Take one d_k, zero outside of its layer."""
-        leaves, treedef = jax.tree.flatten(pick(self.directions, place))
-        return treedef.unflatten([jnp.asarray(mask[n], leaf.dtype) * leaf for n, leaf in enumerate(leaves)])
+KINDS = {True: "least squares", False: "the likelihood's loss"}  # what is minimised, as a payload's kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +58,11 @@ class Fit:
         """Rows s_k whose sum of s_k s_kᵀ is the loss's curvature in one example's outputs."""
         return (gaussian() if self.squares else self.likelihood).fisher_factor(outputs)
 
+    def payload(self, data: Examples, measured: Gradient | Quadratic) -> Payload:
+        """What is sent of the means over these examples."""
+        weight = jnp.asarray(data.size, jnp.result_type(float))
+        return Payload(weight, None, measured, Kind(KINDS[self.squares]))
+
 
 @dataclasses.dataclass(frozen=True)
 class MeasureGradient:
@@ -92,7 +73,7 @@ class MeasureGradient:
 
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload; it holds no parameters."""
-        params, apply = _model(update.start), for_loops(self.fit.apply)
+        params, apply = model_of(require_start(update.start)), for_loops(self.fit.apply)
         curvature = self.fisher(Update(params, params), data, key).statistics
 
         def sums(batch: Batch) -> tuple[jax.Array, PyTree]:
@@ -103,8 +84,8 @@ class MeasureGradient:
             return jax.value_and_grad(total)(params)
 
         loss, gradient = mean_over_batches(sums, data, self.fit.batch_size)
-        sent = {"loss": loss, "gradient": gradient, "fisher": curvature}
-        return Payload(jnp.asarray(data.size, jnp.result_type(float)), None, sent, Kind(GRADIENT))
+        loss, gradient, curvature = widened((loss, gradient, curvature))
+        return self.fit.payload(data, Gradient(loss, gradient, curvature, leaves_of(params)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +98,13 @@ class MeasureQuadratic:
         """One client's payload; it holds no parameters."""
         del key
         sent, apply = update.start, for_loops(self.fit.apply)
+        if not isinstance(sent, Along):
+            raise ValueError("start: got a model alone, expected directions, which a step's first exchange finds")
+        model = widened(sent.model)
         places, masks = (jnp.asarray(column) for column in zip(*sent.parts(), strict=True))
 
-        def sums(batch: Batch) -> dict[str, jax.Array]:
-            outputs, along = jax.linearize(lambda p: apply(p, batch.x), sent.model)
+        def sums(batch: Batch) -> tuple[jax.Array, jax.Array]:
+            outputs, along = jax.linearize(lambda p: apply(p, batch.x), model)
             moved = jax.lax.map(lambda one: along(sent.part(*one)), (places, masks))  # [m, n, ...]
             slopes = jax.vmap(jax.grad(self.fit.loss))(outputs, batch.y)
             rows = jax.vmap(self.fit.factor)(outputs)
@@ -128,13 +112,10 @@ class MeasureQuadratic:
                 jnp.where(batch.mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0) for leaf in (slopes, rows)
             )
             turned = jnp.einsum("nk...,mn...->mnk", rows, moved)
-            return {
-                "slopes": jnp.einsum("n...,mn...->m", slopes, moved),
-                "curvatures": jnp.einsum("ink,jnk->ij", turned, turned),
-            }
+            return jnp.einsum("n...,mn...->m", slopes, moved), jnp.einsum("ink,jnk->ij", turned, turned)
 
-        found = mean_over_batches(sums, data, self.fit.batch_size)
-        return Payload(jnp.asarray(data.size, jnp.result_type(float)), None, found, Kind(QUADRATIC))
+        slopes, curvatures = mean_over_batches(sums, data, self.fit.batch_size)
+        return self.fit.payload(data, Quadratic(slopes, curvatures, leaves_of(sent.model)))
 
 
 def natural_gradient(
@@ -188,10 +169,31 @@ def natural_gradient(
     parts = []
     for step in range(1, steps + 1):
         name, measure = f"natural-gradient-{step}", MeasureGradient(fit, fisher)
-        parts.append(_additive(name, measure, partial(_directions, tuple(dampings)), GRADIENT))
+        parts.append(_additive(name, measure, partial(_directions, tuple(dampings)), Gradient))
         solve = partial(_moved, shrink, step == steps)
-        parts.append(_additive(f"{name}-length", MeasureQuadratic(fit), solve, QUADRATIC))
+        parts.append(_additive(f"{name}-length", MeasureQuadratic(fit), solve, Quadratic))
     return reduce(then, parts)._replace(name="natural-gradient")
+
+
+def exchange_at(rule: Rule, sent: PyTree) -> Rule:
+    """Choose the exchange that begins with what clients were sent, for who has no more than a file of that.
+
+    Args:
+        rule: one exchange, or natural-gradient steps. Of these it is an exchange of the first step: where it is not the
+            last one, its model goes along with the step, for another one.
+        sent: a model, or what steps give between their exchanges.
+
+    Raises:
+        ValueError: the rule does not begin there, or is several other exchanges.
+    """
+    parts = exchanges(rule)
+    if all(isinstance(part.measure, MeasureGradient | MeasureQuadratic) for part in parts):
+        return parts[isinstance(sent, Along)]
+    if len(parts) > 1:
+        raise ValueError(f"rule: got {rule.name}, which is {len(parts)} exchanges, expected one of them, by its name")
+    if isinstance(sent, Along | Stepped):
+        raise ValueError(f"start: got a model within steps of natural-gradient, which {rule.name} does not take")
+    return rule
 
 
 def lengths_of(slopes: jax.Array, curvatures: jax.Array, shrink: float) -> jax.Array:
@@ -209,7 +211,7 @@ def lengths_of(slopes: jax.Array, curvatures: jax.Array, shrink: float) -> jax.A
     return unit * jnp.linalg.solve(system, unit * slopes)
 
 
-def _additive(name: str, measure: Callable, solve: Callable[[dict[str, Any], PyTree], Merged], kind: str) -> Rule:
+def _additive(name: str, measure: Callable, solve: Callable[[Any, PyTree], Merged], sent: type) -> Rule:
     """Make an exchange of means over examples, of which `solve` is given those of all clients' examples."""
 
     def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
@@ -218,31 +220,29 @@ def _additive(name: str, measure: Callable, solve: Callable[[dict[str, Any], PyT
     def of_all(summary: dict[str, Any], start: PyTree) -> Merged:
         return solve(scaled(1 / summary["weight"], summary["sums"]), require_start(start))
 
-    return Rule(name, measure, lift, of_all, "add", trains=False, takes=Takes((dict,), (kind,)))
+    return Rule(name, measure, lift, of_all, "add", trains=False, takes=Takes((sent,), tuple(KINDS.values())))
 
 
-def _directions(dampings: tuple[float, ...], means: dict[str, Any], start: PyTree) -> Merged:
+def _directions(dampings: tuple[float, ...], means: Gradient, start: PyTree) -> Merged:
     """Do the server's part of the first exchange: a direction for each damping; and the last step, if any."""
-    fisher = means["fisher"]
-    sizes = mean_diagonals(fisher)
-    found = [damped_inverse(fisher, [damping * size for size in sizes])(means["gradient"]) for damping in dampings]
-    directions = stack(found)
-    if isinstance(start, Sent):
-        directions = jax.tree.map(lambda new, old: jnp.concatenate([new, old]), directions, start.directions)
-    return Merged(Sent(_model(start), directions, fisher.blocks()), {"loss": means["loss"]})
+    sizes = mean_diagonals(means.fisher)
+    found = [damped_inverse(means.fisher, [damping * size for size in sizes])(means.gradient) for damping in dampings]
+    found += [start.step] if isinstance(start, Stepped) else []
+    directions, model = stack(found), model_of(start)
+    return Merged(Along(model, directions, _masks(means.fisher.blocks(), model)), {"loss": means.loss})
 
 
-def _moved(shrink: float, last: bool, means: dict[str, Any], start: Sent) -> Merged:
+def _masks(blocks: Blocks, model: PyTree) -> jax.Array:
+    leaves = jax.tree.leaves(model)
+    rows = [[float(leaf in block) for leaf in range(len(leaves))] for block in blocks]
+    return jnp.asarray(rows, jnp.result_type(*leaves))
+
+
+def _moved(shrink: float, last: bool, means: Quadratic, start: Along) -> Merged:
     """Do the server's part of the second exchange; but for the last step, that step goes along with the model."""
-    lengths = lengths_of(means["slopes"], means["curvatures"], shrink)
+    lengths = lengths_of(means.slopes, means.curvatures, shrink)
     steps = [scaled(-lengths[n], start.part(*part)) for n, part in enumerate(start.parts())]
     step = jax.tree.map(lambda *leaves: sum(leaves), *steps)
     params = jax.tree.map(jnp.add, start.model, step)
-    fall = means["slopes"] @ lengths - lengths @ means["curvatures"] @ lengths / 2
-    again = Sent(params, jax.tree.map(lambda leaf: leaf[None], step), start.blocks)
-    return Merged(params if last else again, {"expected_fall": fall})
-
-
-def _model(start: PyTree) -> PyTree:
-    start = require_start(start)
-    return start.model if isinstance(start, Sent) else start
+    fall = means.slopes @ lengths - lengths @ means.curvatures @ lengths / 2
+    return Merged(params if last else Stepped(params, step), {"expected_fall": fall})

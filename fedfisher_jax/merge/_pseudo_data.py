@@ -23,28 +23,17 @@ import optax
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import widened
+from ..curvature.structures._class_moments import ClassMoments
 from ..models._starts import by_frequency, cosines
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Objective, Solver
 from ..tracing._convolution import for_loops
 from ._fedfisher import DAMPING, stacked
 from ._measure import MeasureFisher, require_options
-from ._outline import like
 from ._rule import Kind, Merged, Payload, Rule, Takes, Update
 
 PyTree = Any
 INPUTS = "kronecker, class moments of inputs"  # kind of what is measured
-
-
-class ClassMoments(NamedTuple):
-    """Moments of the coefficients u [K] of one client's inputs, as means over all of its examples."""
-
-    share: Any  # [C], the class's share of the examples
-    first: Any  # [C, K], u where the class is c, else 0
-    second: Any  # [C, K, K], the same of uuᵀ
-    low: Any  # the smallest input
-    high: Any  # the largest
-    example: Any  # [0, ...], shape and type of an example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +81,12 @@ class MeasureInputs:
         counts, totals, seconds = mean_over_batches(sums, data, 256)
         real = data.indices[jnp.clip(jnp.arange(data.indices.shape[0]), 0, data.size - 1)]
         x = data.x[real]
-        moments = ClassMoments(counts, totals, seconds, jnp.min(x), jnp.max(x), like(data))
-        return payload._replace(statistics={"fisher": payload.statistics, "inputs": moments}, kind=Kind(INPUTS))
+        dtype = jnp.result_type(*jax.tree.leaves(payload.statistics))  # files hold one type beside parameters
+        bounds = jnp.stack([jnp.min(x), jnp.max(x)])
+        share, first, second, bounds = (a.astype(dtype) for a in (counts, totals, seconds, bounds))
+        example = (tuple(data.x.shape[1:]), data.x.dtype.name)
+        measured = ClassMoments(payload.statistics, share, first, second, bounds, example)
+        return payload._replace(statistics=measured, kind=Kind(INPUTS))
 
 
 def pseudo_data(
@@ -130,14 +123,15 @@ def pseudo_data(
     chosen = conjugate_gradients(damping=DAMPING["kronecker"]) if solver is None else solver
 
     def solve(payloads: Payload, start: PyTree) -> Merged:
-        problem = stacked(payloads._replace(statistics=payloads.statistics["fisher"]))
+        require_inputs(apply, payloads, coefficients)
+        problem = stacked(payloads._replace(statistics=payloads.statistics.fisher))
         merged, diagnostics = chosen(problem)
         shares = payloads.weight / jnp.sum(payloads.weight)
-        source = gaussians(payloads.statistics["inputs"], shares, coefficients)
+        source = gaussians(payloads.statistics, shares, coefficients)
         params, loss = train_on_draws(apply, likelihood, problem, source, draws, merged)
         return Merged(params, {**diagnostics, "loss_on_draws": loss})
 
-    takes = Takes((dict,), (INPUTS,))
+    takes = Takes((ClassMoments,), (INPUTS,))
     return Rule("pseudo-data", measure, lambda payload, start: payload, solve, "stack", takes=takes)
 
 
@@ -150,21 +144,38 @@ class Gaussians(NamedTuple):
     matrix: Any  # [K, inputs], D
     low: Any
     high: Any
-    example: Any
+    example: tuple[tuple[int, ...], str]  # shape and type
+
+
+def require_inputs(apply: Callable, payloads: Payload, coefficients: int) -> None:
+    """Refuse stacked payloads whose moments are not of the model's inputs and classes.
+
+    Raises:
+        ValueError: what was measured.
+    """
+    shape, dtype = payloads.statistics.example
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), payloads.params)
+    try:
+        outputs = jax.eval_shape(apply, params, jax.ShapeDtypeStruct((1, *shape), dtype)).shape
+    except Exception as error:  # whatever a model raises
+        raise ValueError(f"payloads: got examples {shape} of {dtype}, which the model does not take") from error
+    wanted = (*outputs[1:], len(basis(shape, coefficients)))
+    if payloads.statistics.first.shape[1:] != wanted:
+        raise ValueError(f"payloads: got moments {payloads.statistics.first.shape[1:]}, expected {wanted}")
 
 
 def gaussians(inputs: ClassMoments, shares: Any, coefficients: int) -> Gaussians:
     """Pool the clients' moments, stacked, by the clients' shares [M]."""
-    pooled = [jnp.tensordot(shares, leaf, 1) for leaf in inputs[:3]]
+    pooled = [jnp.tensordot(shares, leaf, 1) for leaf in (inputs.share, inputs.first, inputs.second)]
     share = jnp.maximum(pooled[0], jnp.finfo(pooled[0].dtype).tiny)
     mean = pooled[1] / share[:, None]
     covariance = pooled[2] / share[:, None, None] - mean[:, :, None] * mean[:, None, :]
     values, vectors = jnp.linalg.eigh(covariance)
     root = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :]
-    example = inputs.example[0]
-    matrix = jnp.asarray(basis(example.shape[1:], coefficients), mean.dtype)
+    matrix = jnp.asarray(basis(inputs.example[0], coefficients), mean.dtype)
     logits = jnp.where(pooled[0] > 0, jnp.log(share), -jnp.inf)  # a class that nobody has is never drawn
-    return Gaussians(logits, mean, root, matrix, jnp.min(inputs.low), jnp.max(inputs.high), example)
+    low, high = jnp.min(inputs.bounds[:, 0]), jnp.max(inputs.bounds[:, 1])
+    return Gaussians(logits, mean, root, matrix, low, high, inputs.example)
 
 
 def draw(source: Gaussians, count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -174,7 +185,8 @@ def draw(source: Gaussians, count: int, key: jax.Array) -> tuple[jax.Array, jax.
     noise = jax.random.normal(key, (count, source.mean.shape[1]), source.mean.dtype)
     u = source.mean[classes] + jnp.einsum("nij,nj->ni", source.root[classes], noise)
     x = jnp.clip(u @ source.matrix, source.low, source.high)
-    return x.reshape(count, *source.example.shape[1:]).astype(source.example.dtype), classes
+    shape, dtype = source.example
+    return x.reshape(count, *shape).astype(dtype), classes
 
 
 def train_on_draws(

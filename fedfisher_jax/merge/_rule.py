@@ -8,6 +8,7 @@ import jax
 
 from .._examples import Examples
 from .._trees import difference
+from ..curvature.structures._class_moments import ClassMoments
 from ..curvature.structures._protocol import Structure
 
 PyTree = Any
@@ -134,7 +135,7 @@ def moved(payload: Payload, start: PyTree) -> Payload:
     return payload._replace(params=difference(payload.params, require_start(start)))
 
 
-ONE_MODEL = Takes((type(None), Structure, dict))  # of rules that read one model's parameters, and nothing beside them
+ONE_MODEL = Takes((type(None), Structure, ClassMoments, dict))  # rules that read one model's parameters alone
 
 
 def require_rule(rule: Any) -> None:

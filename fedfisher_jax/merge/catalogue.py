@@ -115,7 +115,6 @@ RULES: dict[str, Entry] = {
         pseudo_data,
         _FISHER,
         "K-FAC merge, then training on draws of the classes' inputs",
-        files=False,
         damping=DAMPING["kronecker"],
     ),
     "analytic": Entry(analytic, ("captured",), "last layer by least squares on the start's features; no training"),
@@ -124,7 +123,6 @@ RULES: dict[str, Entry] = {
         natural_gradient,
         _FISHER,
         "steps on all clients' loss, two exchanges each: analytic+natural-gradient,steps=2",
-        files=False,
     ),
 }
 

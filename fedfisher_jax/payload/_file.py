@@ -210,7 +210,7 @@ def filled(
         PayloadError: it is refused.
     """
     decoded = decode_entries(header, arrays, limits, file, parity, sound)
-    params, treedef = None, None
+    params, treedef = None, None if like is None else jax.tree.structure(like)
     if structures.has_params(header.structure):
         values = [decoded[f"params/{leaf.path}"] for leaf in header.leaves]
         try:

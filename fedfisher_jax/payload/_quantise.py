@@ -28,7 +28,7 @@ def quantise(
     largest = np.abs(array).max(initial=0).astype(array.dtype)
     scaled = array.astype(np.float64) / (float(largest) or 1.0) * levels
     steps = np.round(scaled) if random is None else np.floor(scaled + random.random(scaled.shape))
-    codes = np.clip(steps, -levels, levels).astype(np.int64) + (levels if signed else 0)
+    codes = np.asarray(np.clip(steps, -levels, levels).astype(np.int64) + (levels if signed else 0))
     return {"codes": pack(codes, bits + signed), "scale": np.asarray(largest)}
 
 

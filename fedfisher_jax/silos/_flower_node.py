@@ -22,6 +22,7 @@ from .. import payload
 from .._metrics import as_numbers, evaluate
 from ..federate import LocalTraining, RunKeys, run_keys
 from ..merge import Rule, exchanges
+from ..merge._sent import model_of, sent_like
 from ._silo import silo_cohort, train_and_measure
 
 PyTree = Any
@@ -61,17 +62,19 @@ def to_record(params: PyTree) -> ArrayRecord:
 
 
 def from_record(record: ArrayRecord, like: PyTree) -> PyTree:
-    """Read the parameter tree that `to_record` wrote.
+    """Read what `to_record` wrote: parameters like these, or what a rule gives between its exchanges.
 
     Raises:
         ValueError: other names, shapes or types than those of `like`, or numbers that are not finite.
     """
+    found = {name: array.numpy() for name, array in record.items()}
+    like = sent_like(found, like)
     described = payload.leaves(like)
     if set(record) != {leaf.path for leaf in described}:
         raise ValueError(f"arrays: got {', '.join(record)}, expected {', '.join(leaf.path for leaf in described)}")
     values = []
     for leaf in described:
-        value = record[leaf.path].numpy()
+        value = found[leaf.path]
         if value.shape != leaf.shape or value.dtype.name != leaf.dtype or not np.isfinite(value).all():
             given = f"{value.dtype.name} {value.shape}"
             raise ValueError(f"arrays: {leaf.path}: got {given}, expected finite {leaf.dtype} {leaf.shape}")
@@ -133,7 +136,7 @@ def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
     @_keeping_its_errors
     def score(message: Message, context: Context) -> Message:
         node = silo_of(context)
-        params = from_record(message.content.array_records["arrays"], node.like)
+        params = model_of(from_record(message.content.array_records["arrays"], node.like))
         found = evaluate(
             node.training.apply, node.training.likelihood, params, jnp.asarray(node.x), jnp.asarray(node.y)
         )

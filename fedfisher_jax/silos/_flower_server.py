@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import FedAvg  # pyright: ignore[reportMissingImpor
 
 from ..curvature import Layer
 from ..merge import Rule
+from ..merge._sent import model_of
 from ..payload import Limits, PayloadError
 from ._flower_node import STYPE, exchange_of, from_record, to_record
 from ._merge_replies import merge_replies
@@ -123,7 +124,7 @@ class FedFisher(FedAvg):
             if jnp.ndim(value) == 0:
                 metrics[name] = float(value)
         if self.done is not None:
-            self.done(server_round, merged.params)
+            self.done(server_round, model_of(merged.params))
         return to_record(merged.params), metrics
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:

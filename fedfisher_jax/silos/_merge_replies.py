@@ -12,6 +12,7 @@ from ..curvature import Layer
 from ..federate import merge_clients
 from ..merge import Merged, Payload, Rule
 from ..merge._fold import require_taken
+from ..merge._sent import model_of
 from ..payload import Header, Limits, PayloadError
 
 PyTree = Any
@@ -41,18 +42,19 @@ def merge_replies(
 
     Args:
         rule: one exchange.
-        start: the model that the nodes were sent.
+        start: what the nodes were sent: a model, or more between exchanges.
         replies: node → the bytes of a payload file.
         layers: the model's, from `capture`; payloads' layers must be among them.
         limits: caps on payloads.
         quorum: fewest payloads that are merged.
     """
-    how = {"layers": layers, "limits": limits}
+    how = {"layers": layers, "limits": limits, "start": payload.fingerprint(start)}
+    model = model_of(start)
     left_out: dict[int, str] = {}
     headers: dict[int, Header] = {}
     for node in sorted(replies):
         try:
-            headers[node] = payload.header_of(replies[node], start, file=f"node {node}", **how)
+            headers[node] = payload.header_of(replies[node], model, file=f"node {node}", **how)
             _require_rule(headers[node], rule, node)
         except Exception as error:  # whatever it is that a node sent
             headers.pop(node, None)
@@ -64,7 +66,7 @@ def merge_replies(
         opened: dict[int, Payload] = {}
         for node in nodes:
             try:
-                opened[node] = _taken(node, rule, payload.loads(replies[node], start, file=f"node {node}", **how)[0])
+                opened[node] = _taken(node, rule, payload.loads(replies[node], model, file=f"node {node}", **how)[0])
             except Exception as error:
                 left_out[node] = _why(node, error)
         doubles = _doubles({node: headers[node] for node in opened})

@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import __version__
 from ..data import Scaling
+from ..merge._sent import Along, Stepped, model_of, sent_like
 from ..models import Network, torch_layout, weights
 from ..payload import Limits, PayloadError, fingerprint, leaves
 from ..payload import _container as container
@@ -23,7 +24,7 @@ from ..payload._tree import Leaf
 from ._network import likelihood_of, network_of, require_sizes, template_of
 
 PyTree = Any
-FORMAT = 3  # 2 without names of classes, 1 without a scaling either, as before there were such
+FORMAT = 4  # between exchanges of a rule; 3 is a model alone, 2 without names of classes, 1 without a scaling either
 MOST_COLUMNS = 2**17  # of a scaling
 MOST_NAME = 200  # characters of a class
 
@@ -48,13 +49,19 @@ class Model(NamedTuple):
     made_by: str
     scaling: Scaling | None = None
     classes: tuple[int | str, ...] | None = None  # what labels are called; None: 0, 1, …
+    between: Along | Stepped | None = None  # the parameters with what the next exchange of a rule is about
+
+    @property
+    def sent(self) -> PyTree:
+        """What a rule's clients start from: the parameters, or more."""
+        return self.params if self.between is None else self.between
 
     @property
     def fingerprint(self) -> str:
-        """The SHA-256 of parameters and scaling: silos that scale differently did not start from one model."""
+        """The SHA-256 of what is sent, and scaling: silos that scale differently did not start from one model."""
         if self.scaling is None:
-            return fingerprint(self.params)
-        return fingerprint({"params": self.params, "scaling": self.scaling._asdict()})
+            return fingerprint(self.sent)
+        return fingerprint({"params": self.sent, "scaling": self.scaling._asdict()})
 
 
 def write(
@@ -70,7 +77,7 @@ def write(
     Args:
         path: the file.
         kind: which network.
-        params: its parameters.
+        params: its parameters, or what a rule gives between exchanges, whose arrays are named by their paths in it.
         made_by: a word on where it comes from, for people; no names of files, which tell more than was meant.
         scaling: what is done to inputs before the network sees them; None where nothing is.
         classes: the labels of the outputs, texts or whole numbers; None where they are 0, 1, …
@@ -85,6 +92,8 @@ def write(
         header["scaling"] = _scaling(scaling.plain(), kind.input_shape, str(path)).plain()
     if classes is not None:
         header |= {"format": 3, "scaling": header.get("scaling"), "classes": _classes(list(classes), kind, str(path))}
+    if isinstance(params, Along | Stepped):
+        header = {"scaling": None, "classes": None} | header | {"format": 4}
     data = container.pack(header | dataclasses.asdict(kind), arrays)
     container.write_bytes(path, data)
     return data
@@ -110,13 +119,13 @@ def read(path: str | os.PathLike[str], model: str | None = None, limits: Limits 
         raise PayloadError(f"{path}: model: it is of {kind.model[:80]!r}; say --model {kind.model[:80]} to import that")
     network = network_of(kind.model, kind.input_shape, kind.outputs, kind.bias)
     likelihood_of(kind.likelihood)
-    template = template_of(network)
-    params = _filled(template, arrays, str(path), exact=True)
-    said = header.get("scaling")
-    given = said is not None or header["format"] == 2
-    scaling = _scaling(said, kind.input_shape, str(path)) if given else None
-    classes = tuple(_classes(header["classes"], kind, str(path))) if header["format"] == 3 else None
-    return Model(kind, network, params, str(header["made_by"])[:200], scaling, classes)
+    template, version = template_of(network), header["format"]
+    sent = _filled(sent_like(arrays, template) if version == 4 else template, arrays, str(path), exact=True)
+    said, called = header.get("scaling"), header.get("classes")
+    scaling = None if said is None and version != 2 else _scaling(said, kind.input_shape, str(path))
+    classes = None if called is None and version != 3 else tuple(_classes(called, kind, str(path)))
+    between = sent if version == 4 else None
+    return Model(kind, network, model_of(sent), str(header["made_by"])[:200], scaling, classes, between)
 
 
 def read_checkpoint(path: str | os.PathLike[str], template: PyTree, limits: Limits = Limits()) -> PyTree:
@@ -152,7 +161,10 @@ def _known(template: PyTree) -> set[str]:
 
 
 def _filled(template: PyTree, arrays: Mapping[str, np.ndarray], file: str, *, exact: bool) -> PyTree:
-    described = leaves(template)
+    try:
+        described = leaves(template)
+    except ValueError as error:  # types that a file says of what is not the model
+        raise PayloadError(f"{file}: {error}") from error
     paths = {leaf.path for leaf in described}
     dotted = {leaf.path.replace("/", "."): leaf.path for leaf in described}
     if not exact and set(arrays) != paths and set(arrays) == set(dotted):

@@ -29,6 +29,21 @@ def test_every_attack_on_every_payload(script, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_sums_tell(script):
+    """One client's sums tell its class means and shares exactly, and less of it the more clients are in them."""
+    _, summary, lines = script("privacy.sums", "--quick", "--examples", "200", "--attacked", "2")
+    found = {(line["settings"]["kind"], line["settings"]["how"]): line["result"] for line in lines}
+    head, steps = ([found[kind, how] for how in ("alone", "few", "all")] for kind in ("head", "gradient"))
+    assert head[0]["psnr_class_mean"] > 100 > head[2]["psnr_class_mean"] > found["head", "noise"]["psnr_class_mean"]
+    assert found["class moments", "alone"]["psnr_class_mean"] > 100
+    for told in (head, steps):
+        assert told[0]["distance"] < 1e-3 < told[1]["distance"] and told[0]["mean"] > 100 > told[1]["mean"]
+        assert told[0]["auc"] > 0.9 > told[2]["auc"]
+    assert steps[0]["features"] > 0.999 > steps[2]["features"] and steps[0]["inverted"] > steps[2]["inverted"]
+    assert summary["distance"]["head"]["alone"] == head[0]["distance"]
+
+
+@pytest.mark.slow
 def test_what_privacy_costs(script):
     """Noise moves silos farther than training does, and a secure sum changes nothing that can be seen."""
     table, summary, (line,) = script("privacy.costs", "--quick", figure=False)

@@ -11,6 +11,7 @@ import fedfisher_jax as ff
 from fedfisher_jax.federate import compare, run_keys
 from fedfisher_jax.merge import catalogue, natural_gradient
 from fedfisher_jax.merge._natural_gradient import lengths_of
+from fedfisher_jax.merge._sent import model_of
 
 KEY, RNG = jax.random.key(0), np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(40, 4)))
@@ -116,6 +117,20 @@ def test_rounds_have_it_too():
     state, _ = ff.rounds.step(federation, state, ff.cohort(X, Y, PARTS), strategy="sequential")
     expected = run(rule(steps=1), PARTS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), state.params, expected)
+
+
+@pytest.mark.slow
+def test_models_of_16_bits_stay_such():
+    half, seen = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), START), []
+    sent = half
+    for part in ff.merge.exchanges(rule(steps=1)):
+        clients = [ff.examples(X[rows], Y[rows]) for rows in PARTS]
+        sent = ff.merge_payloads(part, [part.measure(ff.Update(None, sent), c, KEY) for c in clients], sent).params
+        seen.append(jax.tree.map(lambda leaf: leaf.dtype, model_of(sent)))
+    assert all(one == jax.tree.map(lambda leaf: leaf.dtype, half) for one in seen)
+    squares = lambda params: float(jnp.mean((apply(params, X) - jnp.eye(3)[Y]) ** 2))  # noqa: E731
+    exact, wide = squares(run(rule(steps=1), PARTS)), jax.tree.map(lambda leaf: leaf.astype(float), sent)
+    assert exact < squares(wide) < exact + 0.1 * (squares(START) - exact)
 
 
 def test_settings_that_do_not_work():

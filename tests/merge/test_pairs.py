@@ -147,7 +147,7 @@ def test_objectives_that_are_none_are_let_through():
 
 # In files --------------------------------------------------------------------------------------------------------
 
-IN_FILES = tuple(name for name in NAMES if name not in ("otfusion", "pfnm", "dense", "fedbens", "pseudo-data"))
+IN_FILES = tuple(name for name in NAMES if name not in ("otfusion", "pfnm", "dense", "fedbens"))
 # In files the kind is known and told to rules that can measure it: K-FAC of empirical factors is what FedLPA merges.
 ALIKE_IN_FILES = [*ALIKE, {"fedfisher-kfac", "fedlpa"}]
 

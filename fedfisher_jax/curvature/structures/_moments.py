@@ -53,12 +53,11 @@ class Moments(Statistic):
 
     def static(self) -> dict[str, Any]:
         """Which activations these are, as JSON."""
-        shape, dtype = self.example
         return {
             "features": [[int(leaf), int(units)] for leaf, units in self.features],
             "constant": self.constant,
             "outputs": int(self.totals.shape[-1]),
-            "example": [[int(size) for size in shape], dtype],
+            "example": example_to_json(self.example),
         }
 
     @classmethod
@@ -66,7 +65,7 @@ class Moments(Statistic):
         """The outline of as many features as are announced."""
         del treedef
         require_static(static, KEYS, cls.name)
-        features, constant, outputs, example = (static[key] for key in ("features", "constant", "outputs", "example"))
+        features, constant, outputs = (static[key] for key in ("features", "constant", "outputs"))
         pairs = isinstance(features, list) and all(isinstance(p, list) and len(p) == 2 for p in features)
         if not pairs or not 1 <= len(features) <= len(leaves):
             raise ValueError("features: expected pairs of a parameter's number and a number of inputs, at least one")
@@ -77,13 +76,10 @@ class Moments(Statistic):
                 raise ValueError(f"features: got {str(units)[:40]!r} inputs, expected 1 to {leaves[leaf].size}")
         if type(constant) is not bool or not _is_size(outputs):
             raise ValueError("constant, outputs: expected a truth value and a number from 1")
-        good = isinstance(example, list) and len(example) == 2 and isinstance(example[0], list)
-        if not good or len(example[0]) > MAX_AXES or not all(map(_is_size, example[0])) or example[1] not in TYPES:
-            raise ValueError(f"example: got {str(example)[:80]}, expected a shape and a type of numbers")
         width = sum(units for _, units in features) + constant
         arrays = shaped(width, width), shaped(width, outputs), shaped(outputs)
         kept = tuple((leaf, units) for leaf, units in features)
-        return cls(*arrays, kept, constant, (tuple(example[0]), example[1]), tuple(leaves))
+        return cls(*arrays, kept, constant, example_from_json(static["example"]), tuple(leaves))
 
 
 @jax.tree_util.register_dataclass
@@ -119,6 +115,24 @@ class NoisyMoments(Moments):
 
 
 TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float64", "float32", "float16", "bfloat16")
+
+
+def example_to_json(example: tuple[tuple[int, ...], str]) -> list[Any]:
+    """Write an example's shape and type as JSON."""
+    shape, dtype = example
+    return [[int(size) for size in shape], dtype]
+
+
+def example_from_json(said: Any) -> tuple[tuple[int, ...], str]:
+    """Read an example's shape and type from JSON that nobody vouches for.
+
+    Raises:
+        ValueError: it is none.
+    """
+    good = isinstance(said, list) and len(said) == 2 and isinstance(said[0], list)
+    if not good or len(said[0]) > MAX_AXES or not all(map(_is_size, said[0])) or said[1] not in TYPES:
+        raise ValueError(f"example: got {str(said)[:80]}, expected a shape and a type of numbers")
+    return tuple(said[0]), said[1]
 
 
 def _is_size(number: Any) -> bool:

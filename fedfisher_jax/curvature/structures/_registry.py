@@ -2,8 +2,10 @@
 
 from typing import Any, TypeVar
 
+from ._class_moments import ClassMoments
 from ._diagonal import Diagonal
 from ._full import Full
+from ._gradient import Gradient, Quadratic
 from ._gram import Gram
 from ._kronecker import Kronecker
 from ._low_rank import LowRank
@@ -13,7 +15,9 @@ from ._protocol import Statistic, Structure
 STRUCTURES: dict[str, type[Structure]] = {
     structure.name: structure for structure in (Diagonal, Full, Kronecker, Gram, LowRank)
 }
-OTHERS: dict[str, type[Statistic]] = {one.name: one for one in (Moments, NoisyMoments)}  # no Fisher, but in payloads
+OTHERS: dict[str, type[Statistic]] = {  # no Fisher, but in payloads
+    one.name: one for one in (Moments, NoisyMoments, ClassMoments, Gradient, Quadratic)
+}
 T = TypeVar("T", bound=type[Structure])
 
 
@@ -69,7 +73,7 @@ def is_known(fisher: Any) -> bool:
 
 
 def statistics() -> dict[str, type[Statistic]]:
-    """List by name all that files may hold beside parameters: every Fisher structure, and moments."""
+    """List by name all that files may hold beside parameters: every Fisher structure, moments, gradients."""
     return STRUCTURES | OTHERS
 
 
