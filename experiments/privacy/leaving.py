@@ -7,9 +7,7 @@ from nobody's (AUC; 0.5 is a guess). After two exchanges the silo leaves the sec
 trained from a model that it had a part in.
 """
 
-import contextlib
 import dataclasses
-import io
 import shutil
 import tempfile
 from functools import cache, lru_cache
@@ -20,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lib import cells, common
-from fedfisher_jax import Update, categorical, cohort, data, payload
+from experiments.lib import cells, common, silo_files
+from fedfisher_jax import categorical, cohort, data, payload
 from fedfisher_jax._metrics import predict
 from fedfisher_jax.cli._leave import LeaveSettings, leave
 from fedfisher_jax.cli._merge import MergeSettings, merge
 from fedfisher_jax.data import Dataset
-from fedfisher_jax.federate import RunKeys, measure_clients, run_keys, train_clients
+from fedfisher_jax.federate import RunKeys, run_keys
 from fedfisher_jax.merge import Rule, catalogue
 from fedfisher_jax.models import Network
 from fedfisher_jax.privacy import attacks
@@ -119,19 +117,12 @@ class Exchange(NamedTuple):
     def begin(self, numbers: list[int]) -> "Exchange":
         """These silos train, measure and write their files, which are merged into a model and a region."""
         network, rule = rule_of(self.dataset, self.rule)
-        start = model_file.read(self.start)
         who = cohort(self.here.x, self.here.y, [self.here.parts[n] for n in numbers], numbers=numbers)
         training = cells.training(network, False, self.epochs)
-        trained, _ = train_clients(training, start.params, who, self.keys.train)
-        sent, _ = measure_clients(rule.measure, Update(trained.params, start.params), who, self.keys.measure)
-        self.folder.mkdir()
-        for place, number in enumerate(numbers):
-            one = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), sent)
-            kind = None if one.kind is None else one.kind.name
-            about = payload.About(self.rule, "categorical", start.fingerprint, kind, silo=number)
-            payload.write(self.folder / f"{number}.safetensors", one, about)
-        files = tuple(self.folder / f"{number}.safetensors" for number in numbers)
-        quietly(merge, MergeSettings(files, self.start, self.model(), into=self.folder / "region.safetensors"))
+        files = silo_files.write(self.folder, self.start, rule, who, self.keys, training)
+        silo_files.quietly(
+            merge, MergeSettings(files, self.start, self.model(), into=self.folder / "region.safetensors")
+        )
         return self
 
     def model(self, without: int | None = None) -> Path:
@@ -145,14 +136,8 @@ class Exchange(NamedTuple):
         adds = rule_of(self.dataset, self.rule)[1].combine == "add"
         own = (self.folder / f"{number}.safetensors",) if adds else ()  # a region that stacks holds it
         record = self.folder / f"left{number}.json"
-        quietly(leave, LeaveSettings(region, (number,), own, self.start, out, record))
+        silo_files.quietly(leave, LeaveSettings(region, (number,), own, self.start, out, record))
         return out
-
-
-def quietly(command: Any, settings: Any) -> None:
-    """Run a command whose words nobody reads."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        command(settings)
 
 
 def run(dataset: str, rule: str, examples: int, epochs: int, seed: int) -> dict[str, Any]:
@@ -180,9 +165,8 @@ def run(dataset: str, rule: str, examples: int, epochs: int, seed: int) -> dict[
             twice = exchange(f"twice{gone}", again.model(), later, stay)
             paths = (first.model(), first.leave(gone), again.model(), anew.model())
             paths += (second.model(), second.leave(gone), twice.model())
-            models = {
-                "file": payload.read(first.folder / f"{gone}.safetensors", model_file.read(start).params)[0].params
-            }
+            sent, _ = payload.read(first.folder / f"{gone}.safetensors", model_file.read(start).params)
+            models = {"file": sent.params}
             models |= dict(zip(list(MODELS)[1:], (model_file.read(path).params for path in paths), strict=True))
             judged = {name: judge(here, network, params, gone) for name, params in models.items()}
             losses = {name: one.pop("losses") for name, one in judged.items()}
