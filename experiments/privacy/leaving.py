@@ -1,10 +1,10 @@
 """What leaving takes away: `fedfisher leave` beside training again without the silo, after one exchange and after two.
 
-Five silos of equal size hold examples of four classes each. Every silo leaves once, and the numbers are means over who
-leaves. A model is judged by its accuracy on the leaving silo's examples, on as many of nobody's with the same labels,
-and on the test examples; and by how well its loss, or the difference of two models' losses, tells the silo's examples
-from nobody's (AUC; 0.5 is a guess). After two exchanges the silo leaves the second one alone, whose payloads were
-trained from a model that it had a part in.
+Five silos of about equal size hold examples of four classes each, every class at two of them. Every silo leaves once,
+and the numbers are means over who leaves. A model is judged by its accuracy on the leaving silo's examples, on as many
+of nobody's with the same labels, and on the test examples; and by how well its loss, or the difference of two models'
+losses, tells the silo's examples from nobody's (AUC; 0.5 is a guess). After two exchanges the silo leaves the second
+one alone, whose payloads were trained from a model that it had a part in.
 """
 
 import dataclasses
