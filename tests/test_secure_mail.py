@@ -270,3 +270,39 @@ def test_every_rule_that_adds(rule, start, tmp_path, monkeypatch):
     write(root, rule, model_file.read(start), 0.1)
     merged, _ = exchange(root, monkeypatch, "heart, first sum")
     require_near(merged, plain(root, start, *STAYED), 1e-3)
+
+
+def test_a_region_is_one_member_of_a_sum(start, tmp_path, monkeypatch, capsys):
+    """A region of silos 1 to 3, and silos 4 and 5, whose numbers in the sum are 1 to 3; nobody drops out."""
+    root = folders(tmp_path, start)
+    write(root, "fedavg", model_file.read(start), 0.1)
+    region = root / "1" / "region.safetensors"
+    own = {1: region, 2: root / "4" / "p4.safetensors", 3: root / "5" / "p5.safetensors"}
+    three = [root / str(n) / f"p{n}.safetensors" for n in (1, 2, 3)]
+    command("fold", *three, "--start", start, "--out", region)
+
+    def at(number, step, *arguments):
+        monkeypatch.chdir(root / str(number))
+        return command("secure", step, *arguments)
+
+    joining = "--round", "heart", "--silos", 3
+    with pytest.raises(SystemExit):
+        at(1, "join", region, *joining)
+    assert "is a region, which has none, expected --number" in " ".join(capsys.readouterr().err.split())
+    for number, path in own.items():
+        at(number, "join", path, *joining, "--number", number, "--out", f"keys{number}.safetensors")
+    post(root, "keys", range(4))
+    letter = lambda name, number: f"{name}{number}.safetensors"  # noqa: E731
+    all_of = lambda name, number: [root / str(number) / letter(name, n) for n in own]  # noqa: E731
+    told = [at(n, "share", *all_of("keys", n), "--out", letter("shares", n)) for n in own]
+    post(root, "shares", own)
+    theirs = re.search("fingerprint: (.*)", told[0])[1]
+    for n, path in own.items():
+        given = "--payload", path, "--fingerprint", theirs, "--out", letter("masked", n)
+        at(n, "mask", *all_of("shares", n), *given)
+        at(n, "reveal", "--stayed", *own, "--out", letter("revealed", n))
+    for name in ("masked", "revealed"):
+        post(root, name, [0])
+    at(0, "merge", *(path for name in ("keys", "masked", "revealed") for path in all_of(name, 0)))
+    require_near(model_file.read(root / "0" / "global.safetensors"), plain(root, start, 1, 2, 3, 4, 5), 1e-6)
+    assert json.loads((root / "0" / "global.json").read_text())["examples"] == sum(range(10, 15))

@@ -8,19 +8,24 @@ and is shown where a process died of something else.
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from ._cell import PROGRAM, stop
 from ._one_line import raised_here
 
 INSIDE = "FEDFISHER_HOST"  # in the environment of the process that computes: numbers of what it prints to
 HEARTBEAT = 10  # seconds without a sign of life after which a host counts as dead
+NAME = 64  # bytes of a host's name
 LOST = 75  # the exit code where another host died: what is temporary, by sysexits.h
 SIGNS = ("distributed service detected fatal errors", "stopped sending heartbeats")
 GONE = (
@@ -99,3 +104,13 @@ def joined() -> Iterator[None]:
         if not raised_here(error):
             time.sleep(2 * HEARTBEAT)  # within which the runtime ends this process, if a host died
         raise
+
+
+def who_is_here() -> str:
+    """Say which hosts take part, with how many devices; all of them call it."""
+    name = np.frombuffer(socket.gethostname().encode()[:NAME].ljust(NAME, b"\0"), np.uint8)
+    rows = multihost_utils.process_allgather(name).reshape(-1, NAME)
+    names = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
+    devices = Counter(device.process_index for device in jax.devices())
+    each = ", ".join(f"{name} with {devices[number]}" for number, name in enumerate(names))
+    return f"{len(names)} hosts, {jax.device_count()} devices: {each}; bars count what all of them have done"

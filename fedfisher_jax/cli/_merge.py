@@ -17,8 +17,12 @@ from .._trees import stack
 from ..federate import merge_clients
 from ..merge import Merged, Payload, robust
 from ..merge._fold import require_squares
+<<<<<<< HEAD
 from ..merge._one_by_one import merge_objective, merge_sums, passes_of
 from ..merge._sent import model_of
+=======
+from ..merge._one_by_one import merge_objective, merge_products, merge_sums, passes_of
+>>>>>>> h37
 from ..payload import Limits
 from ..payload import _container as container
 from ..payload._files_of_a_merge import APART, PAYLOAD
@@ -26,7 +30,6 @@ from ..report import words_on_rule
 from ..silos import _model_file as model_file
 from ..solve._conjugate_gradients import ITERATIONS
 from ..solve._passes import objective_by_passes
-from ..solve._products import objective_of, together
 from . import _checkpoints as checkpoints
 from ._fold import region_of
 from ._fold_files import MANY, Folded, again, clients_of, fold_files, shape_of
@@ -230,8 +233,5 @@ def _solved_by_passes(gathered: Gathered, folded: Folded) -> Merged:
         passes = passes_of(rule, one_pass, start)
         if not folded.products:
             return require_squares(rule, merge_objective(rule, objective_by_passes(passes), start, start))
-        # Where curvatures were cut, an objective is no sum of squares, and may end below zero.
         clients = clients_of(gathered, folded, passes)
-        objectives = [objective_of(one) for one in folded.products] + ([clients[1]] if clients else [])
-        weights = [one.weight for one in folded.products] + ([clients[0]] if clients else [])
-        return merge_objective(rule, together(objectives, weights), start, start)
+        return merge_products(rule, folded.products, clients and clients[:2], start)

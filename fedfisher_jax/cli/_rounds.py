@@ -27,6 +27,7 @@ from ..federate import (
     scores_at_clients,
 )
 from ..federate._one_shot import Result, train_pooled
+from ..federate._over_devices import require_same_everywhere
 from ..federate._variants import Variant
 from ..merge import Merged, Rule, Update, exchanges
 from ..report._measure import ACCURACY, measure_of
@@ -84,7 +85,9 @@ def run_over_rounds(
     corrected = variant(settings.local, settings.strength, settings)
     server = server_step(settings)
     if settings.overwrite:
-        _forget(out / "rounds")
+        if jax.process_index() == 0:
+            _forget(out / "rounds")
+        require_same_everywhere(True, "overwrite: expected it on all hosts")  # and no host looks before
     with bars(console) as progress:
         setting = Setting(settings, here, everyone, corrected, server, out / "rounds", progress, on_record)
         count = settings.warm_up_rounds

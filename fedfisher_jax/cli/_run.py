@@ -24,7 +24,7 @@ from ..report._records import as_csv, as_json_lines, rows_of, rule_of
 from ..report.trackers import OnRecord
 from ..silos import _model_file as model_file
 from ._finished import TRAINED, finished
-from ._hosts import inside, joined, watch
+from ._hosts import inside, joined, watch, who_is_here
 from ._names import file_name
 from ._progress import bars, stage
 from ._rounds import run_over_rounds
@@ -44,7 +44,10 @@ def run(settings: RunSettings) -> dict[str, Any]:
         return {}
     with joined() if settings.distributed else contextlib.nullcontext():
         first = jax.process_index() == 0
-        record, again = run_in(settings, Console(stderr=True, quiet=not first))
+        console = Console(stderr=True, quiet=not first)
+        if settings.distributed:
+            console.print(who_is_here(), markup=False)
+        record, again = run_in(settings, console)
     if first:
         Console().print(report.result_table(record))
         if again:

@@ -16,11 +16,14 @@ class JoinSettings:
     """A silo's first letter: keys for one sum, and the scales of what it will add. Mail it to everybody."""
 
     payload: Annotated[Path, Positional]
-    """This silo's payload file, from `fedfisher measure`; it stays here. Its --silo is from 1 to --silos."""
+    """This silo's payload file, from `fedfisher measure`, or a region (`fedfisher fold`); it stays here."""
     round: str
     """Name of this sum, the same at all silos and of no other sum."""
     silos: int
-    """How many silos may take part."""
+    """How many silos may take part; regions count as one."""
+    number: int | None = None
+    """This silo's number in the sum, from 1 to --silos and no other's; by default that of `measure --silo`. A region
+    needs one."""
     threshold: int | None = None
     """How many must stay to the end, more than half; by default two thirds."""
     start: Path = Path("start.safetensors")
@@ -55,7 +58,7 @@ class MaskSettings:
     files: Annotated[tuple[Path, ...], Positional]
     """Everybody's second letters, or a folder of them."""
     payload: Path
-    """This silo's payload file, as in the first step."""
+    """This silo's payload file or region, as in the first step."""
     fingerprint: str
     """The fingerprint that another silo told you, not the server."""
     start: Path = Path("start.safetensors")

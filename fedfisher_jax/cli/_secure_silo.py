@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import _files
-from ..merge._one_by_one import add_payload, require_adding
+from ..merge._exact_sums import Sums
+from ..merge._one_by_one import require_adding
 from ..payload import Limits, PayloadError
 from ..payload import _files_of_a_merge as files_of
 from ..payload._header import require_same
@@ -16,15 +17,17 @@ from ..privacy import _secure_state as states
 from ..privacy._one_story import fingerprint, require_client, story
 from ..privacy._secure_letters import Announced, Letter, by_silo, digest_of, round_of
 from ..privacy._secure_merge import resolution, scales, to_vector
-from ._gather import gather, paths_of, prepared
+from ._fold import template_of
+from ._fold_files import fold_files
+from ._gather import gather, paths_of
 from ._secure import JoinSettings, MaskSettings, RevealSettings, ShareSettings
 
 
 class Own(NamedTuple):
-    """What a silo adds to the sum, and what it says of that."""
+    """What a silo, or a region, adds to the sum, and what it says of that."""
 
-    silo: int
-    contribution: Any  # a tree of float64
+    silo: int | None  # its number; a region has none
+    sums: Sums
     template: dict[str, Any]
 
 
@@ -33,17 +36,20 @@ def join(settings: JoinSettings) -> None:
     agreed = round_of(settings.round, settings.silos, settings.threshold)
     _files.require_file(settings.out, [settings.payload, settings.start, settings.state])
     own = _own(settings.payload, settings.start, settings.model)
-    if not 1 <= own.silo <= agreed.clients:
-        raise ValueError(f"payload: got silo {own.silo}, expected a number from 1 to {agreed.clients}")
+    number = own.silo if settings.number is None else settings.number
+    if number is None:
+        raise ValueError(f"number: {settings.payload} is a region, which has none, expected --number with one")
+    if not 1 <= number <= agreed.clients:
+        raise ValueError(f"number: got silo {number}, expected 1 to {agreed.clients}")
     with _files.only_writer(settings.state.parent):
         states.require_new(settings.state)
-        said = scales(own.contribution, str(settings.payload))
-        secrets, keys = client.join(own.silo, digest_of(own.template, said))
+        said = scales(own.sums.high, str(settings.payload))
+        secrets, keys = client.join(number, digest_of(own.template, said))
         states.save(settings.state, states.State(settings.round, agreed, secrets))
         announced = Announced(keys, own.template, said)
-        letter = Letter(str(settings.out), letters.KEYS, settings.round, agreed, own.silo, announced)
+        letter = Letter(str(settings.out), letters.KEYS, settings.round, agreed, number, announced)
         letters.write(settings.out, letter)
-    print(f"{settings.out}: silo {own.silo} joins {settings.round!r}: mail it to everybody, and keep {settings.state}")
+    print(f"{settings.out}: silo {number} joins {settings.round!r}: mail it to everybody, and keep {settings.state}")
 
 
 def share(settings: ShareSettings) -> None:
@@ -85,9 +91,9 @@ def mask(settings: MaskSettings) -> None:
             raise ValueError(f"files: the second letters of silos {sorted(odd)} are missing, or of silos without keys")
         client.require_sealed(state.settings, state.secrets, state.keys, inbox)
         own = _own(settings.payload, settings.start, settings.model)
-        bits = resolution([state.scales[n] for n in sorted(state.scales)], len(state.keys), own.contribution)
-        values = fixed_point.encode(to_vector(own.contribution), len(state.keys), bits)
-        words = client.mask(state.settings, state.secrets, state.keys, values)
+        bits = resolution([state.scales[n] for n in sorted(state.scales)], len(state.keys), own.sums.high)
+        high, low = (fixed_point.encode(to_vector(part), len(state.keys), bits) for part in own.sums)
+        words = client.mask(state.settings, state.secrets, state.keys, high + low)  # modulo 2^64, as all of it
         state = state._replace(inbox=inbox)
         states.save(settings.state, state)
         letters.write(settings.out, _letter(state, settings.out, letters.MASKED)._replace(words=words))
@@ -130,12 +136,18 @@ def require_alike(there: Mapping[int, Letter]) -> None:
 def _own(path: Path, start: Path, model: str | None) -> Own:
     gathered = gather([path], start, model=model, rule_name=None, max_bytes=Limits().file_bytes)
     require_adding(gathered.rule)
+    sums = fold_files(gathered).sums
+    assert sums is not None  # of a rule that adds
     (part,) = gathered.parts
+<<<<<<< HEAD
     ((sent, header),) = files_of.payloads_of(part, gathered.terms)
     sums = add_payload(gathered.rule, None, prepared(gathered, sent), gathered.start.sent)
     raw, _ = files_of.stored(part, gathered.terms)
+=======
+    number = part.silos[0].header.about.silo if part.holds == files_of.PAYLOAD else None
+>>>>>>> h37
     quiet = {"name": "", "compression": "none", "codecs": [], "encoded": {}, "examples": 1, "silo": 0}
-    return Own(header.about.silo, sums.high, {**raw, **quiet})
+    return Own(number, sums, {**template_of(gathered), **quiet})
 
 
 def _shared(path: Path) -> states.State:

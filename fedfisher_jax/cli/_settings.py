@@ -142,8 +142,6 @@ def check(settings: RunSettings) -> None:
         if given:
             raise ValueError(f"rounds: got 1, which is one shot, expected at least 2 with {', '.join(given)}")
         return
-    if settings.distributed:
-        raise ValueError("distributed: is for one shot; leave it out with --rounds")
     if (settings.warm_up is None) != (settings.warm_up_rounds == 0):
         raise ValueError("warm_up, warm_up_rounds: expected both or neither")
     if settings.warm_up_rounds >= settings.rounds:

@@ -1,5 +1,6 @@
 """Rounds that survive being killed: checkpoints, a line of metrics per round, and progress while they run."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import optax
 
 from .._files import content, only_writer, plain, read_json_lines, require_same_run, write_atomically
 from ._cohort import Cohort
+from ._over_devices import from_first
 from .rounds import DIVERGED, Federation, State, step
 
 
@@ -31,6 +33,8 @@ def run_rounds(
     **how: Any,
 ) -> tuple[State, list[dict[str, Any]]]:
     """Run until `rounds` rounds are done, going on from the last checkpoint in `folder`.
+
+    Of several hosts, all of which call it, the first one writes, and the others begin from what it read.
 
     Args:
         federation: the settings.
@@ -54,11 +58,12 @@ def run_rounds(
     for name, value in (("rounds", rounds), ("every", every)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
-    folder = Path(folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, first = Path(folder).resolve(), jax.process_index() == 0
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
     identity = _identity(federation, state, cohort, how.get("epochs"))
-    with only_writer(folder):
-        require_same_run(folder, identity)
+    with only_writer(folder) if first else contextlib.nullcontext():
+        require_same_run(folder, identity, write=first)
         return _go_on(federation, state, cohort, rounds, folder, every, evaluate, on_record, how)
 
 
@@ -73,20 +78,17 @@ def _go_on(
     on_record: Callable[[dict[str, Any]], None] | None,
     how: dict[str, Any],
 ) -> tuple[State, list[dict[str, Any]]]:
-    import orbax.checkpoint as orbax  # here, since it costs more than the rest of this library's import
-
-    log = folder / "rounds.jsonl"
-    options = orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    with orbax.CheckpointManager(folder / "checkpoints", options=options) as manager:
-        latest = manager.latest_step()
-        if latest is not None:
-            like = jax.tree.map(orbax.utils.to_shape_dtype_struct, _storable(state))
-            state = _restored(manager.restore(latest, args=orbax.args.StandardRestore(like)), state)
+    log, first = folder / "rounds.jsonl", jax.process_index() == 0
+    with _checkpoints(folder) if first else contextlib.nullcontext() as manager:
+        if manager is not None:
+            state = _latest(manager, state)
+        state = _restored(from_first(_storable(state)), state)
         number = int(state.round)
         if number > rounds:
             raise ValueError(f"rounds: got {rounds}, but {folder} holds {number}; delete it to start over")
         lines = [line for line in read_lines(log) if line["round"] <= number]
-        write_atomically(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        if first:
+            write_atomically(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
         while number < rounds:
             state, metrics = step(federation, state, cohort, **how)
             number += 1
@@ -98,13 +100,47 @@ def _go_on(
                 line |= evaluate(state.params)
             line = plain(jax.device_get(line))
             lines.append(line)
-            with open(log, "a") as file:
-                file.write(json.dumps(line) + "\n")
-            if noted:  # after its line, so that no checkpoint lacks one
-                manager.save(number, args=orbax.args.StandardSave(_storable(state)))
+            if first:
+                with open(log, "a") as file:
+                    file.write(json.dumps(line) + "\n")
+            if noted and manager is not None:  # after its line, so that no checkpoint lacks one
+                _keep(manager, number, state)
             if on_record is not None:
                 on_record(line)
     return state, lines
+
+
+def _checkpoints(folder: Path) -> Any:
+    """Orbax's manager of the checkpoints in a folder, which waits for no other host."""
+    import orbax.checkpoint as orbax  # here, since it costs more than the rest of this library's import
+
+    options: dict[str, Any] = {"max_to_keep": 2, "enable_async_checkpointing": False}
+    if jax.process_count() > 1:
+        alone = {"primary_host": 0, "active_processes": {0}, "barrier_sync_key_prefix": "first"}
+        options["multiprocessing_options"] = orbax.options.MultiprocessingOptions(**alone)
+        options["create"] = False  # which orbax refuses where some hosts are left out
+        (folder / "checkpoints").mkdir(exist_ok=True)
+    return orbax.CheckpointManager(folder / "checkpoints", options=orbax.CheckpointManagerOptions(**options))
+
+
+def _latest(manager: Any, state: State) -> State:
+    """The state of the last checkpoint; `state` itself where there is none."""
+    import orbax.checkpoint as orbax
+
+    latest = manager.latest_step()
+    if latest is None:
+        return state
+    like = jax.tree.map(orbax.utils.to_shape_dtype_struct, _storable(state))
+    return _restored(manager.restore(latest, args=orbax.args.StandardRestore(like)), state)
+
+
+def _keep(manager: Any, number: int, state: State) -> None:
+    import orbax.checkpoint as orbax
+
+    stored = _storable(state)
+    if jax.process_count() > 1:  # orbax stores no arrays of one host among several, but NumPy's
+        stored = jax.device_get(stored)
+    manager.save(number, args=orbax.args.StandardSave(stored))
 
 
 def _identity(federation: Federation, state: State, cohort: Cohort, epochs: Any) -> dict[str, str]:

@@ -151,6 +151,8 @@ def sum_clients(
     if strategy == "sequential":
         return *_running_sum(function, shared, clients, valid), 1
     workers = min(cores() if strategy == "threads" else jax.device_count(), group)
+    if strategy == "devices" and jax.process_count() > 1:
+        workers = jax.device_count()  # a host without a device in the mesh could not take part
     deal = np.arange(-(-group // workers) * workers).reshape(-1, workers).T  # [workers, rows]: like cards
     back = np.argsort(deal.ravel())[:group]
     real = jnp.asarray(deal < group) & valid[np.minimum(deal, group - 1)]

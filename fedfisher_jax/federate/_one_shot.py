@@ -106,9 +106,13 @@ def compare(
     """
     cohort, count, epochs = simulation.cohort, len(simulation.cohort.sizes), simulation.training.epochs
     reads_squares = any(rule.squares for rule in rules.values())
-    training = dataclasses.replace(simulation.training, on_epoch=stage("train", count * epochs), squares=reads_squares)
+    tell = stage("train", count * epochs)
+    alone = jax.process_count() == 1  # epochs are seen on the host where they run, groups of clients on all hosts
+    training = dataclasses.replace(simulation.training, on_epoch=tell if alone else None, squares=reads_squares)
     began = time.perf_counter()
     how: dict[str, Any] = {"strategy": strategy, "checkpoint": checkpoint}
+    if tell and not alone:
+        how["done"] = lambda clients: tell(clients * epochs)
     trained, ran = train_clients(training, simulation.start, cohort, key.train, **how)
     seconds = time.perf_counter() - began
     before, after = own_scores(simulation.training, simulation.start, trained.params, cohort, strategy=strategy)

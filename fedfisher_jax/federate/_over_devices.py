@@ -46,6 +46,20 @@ def require_same_everywhere(value: Any, otherwise: str) -> None:
             raise ValueError(otherwise)
 
 
+def from_first(tree: PyTree) -> PyTree:
+    """Give all hosts the first one's arrays, to the bit; on every host they have the same shapes and types."""
+    if jax.process_count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    leaves, treedef = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    mine = np.concatenate([np.frombuffer(leaf.tobytes(), np.uint8) for leaf in leaves])
+    bytes_ = np.asarray(multihost_utils.broadcast_one_to_all(mine)).astype(np.uint8)
+    pieces = np.split(bytes_, np.cumsum([leaf.nbytes for leaf in leaves])[:-1])
+    pairs = zip(pieces, leaves, strict=True)
+    return treedef.unflatten([jnp.asarray(np.frombuffer(b.tobytes(), x.dtype).reshape(x.shape)) for b, x in pairs])
+
+
 def this_copy(tree: PyTree) -> PyTree:
     """This host's first copy of replicated arrays, as ordinary arrays."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)

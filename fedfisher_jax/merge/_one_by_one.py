@@ -1,6 +1,6 @@
 """Merging payloads as they come: memory is that of a sum or of a solver's vectors, and of a few payloads."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from .._compat import standard_promotion
 from ..solve._objective import Objective
 from ..solve._passes import Clients, Passes, objective_by_passes
+from ..solve._products import Products, objective_of, together
 from ._exact_sums import Sums, added, nothing, removed, rounded
 from ._fold import check_payload, lift, merge_summary, require_squares
 from ._rule import Merged, Rule, exchanges
@@ -108,6 +109,24 @@ def passes_of(rule: Rule, begin: Callable[[], Iterable[Any]], start: PyTree = No
 def merge_objective(rule: Rule, objective: Objective, params: PyTree, start: PyTree = None) -> Merged:
     """Merge by a stacking rule with `passes` from the objective of the contributions, in the types of `params`."""
     return merge_summary(rule, objective, params, start)
+
+
+def merge_products(
+    rule: Rule, products: Sequence[Products], clients: tuple[float, Objective] | None, start: PyTree
+) -> Merged:
+    """Merge regions whose curvature was cut, see `solve._products`, and further clients, in the types of the start.
+
+    The objective is no sum of squares, and may end below zero.
+
+    Args:
+        rule: a stacking rule with `passes`.
+        products: what each region kept.
+        clients: the examples of the clients whose payloads are there, and their objective; None where there are none.
+        start: the model that all were sent.
+    """
+    objectives = [objective_of(one) for one in products] + ([clients[1]] if clients else [])
+    weights = [one.weight for one in products] + ([clients[0]] if clients else [])
+    return merge_objective(rule, together(objectives, weights), start, start)
 
 
 def _stacks(payloads: Iterable[Any]) -> Iterator[tuple[Any, np.ndarray]]:

@@ -88,6 +88,13 @@ def payloads_of(part: Part, terms: Terms = Terms(), sound: bool = False) -> Iter
     if part.holds not in APART:
         raise PayloadError(f"{part.path}: holds the sum of {len(part.silos)} silos, expected their payloads")
     raw, arrays = _again(part, terms) if sound else stored(part, terms)
+    return payloads_in(part, raw, arrays, terms, sound)
+
+
+def payloads_in(
+    part: Part, raw: dict[str, Any], arrays: dict[str, np.ndarray], terms: Terms, sound: bool = False
+) -> Iterator[tuple[Payload, Header]]:
+    """Decode the payloads of a file by its JSON header and its arrays as they are stored; else as `payloads_of`."""
     each = ((raw, arrays),) if part.holds == PAYLOAD else region.members(raw, arrays)
     headers = {silo.header.about.silo: silo.header for silo in part.silos}
     for said, own in sorted(each, key=lambda one: one[0]["silo"]):
@@ -102,7 +109,11 @@ def sums_of(part: Part, shape: PyTree, terms: Terms) -> Sums:
     Raises:
         PayloadError: an array is refused, or the file has changed.
     """
-    _, arrays = stored(part, terms)
+    return sums_in(part, stored(part, terms)[1], shape)
+
+
+def sums_in(part: Part, arrays: dict[str, np.ndarray], shape: PyTree) -> Sums:
+    """Check the arrays of a region that adds; else as `sums_of`."""
     examples = sum(silo.header.examples for silo in part.silos)
     try:
         return region.sums_of(arrays, shape, part.silos[0].header, examples)
@@ -116,7 +127,11 @@ def products_of(part: Part, terms: Terms) -> Products:
     Raises:
         PayloadError: an array is refused, or the file has changed.
     """
-    raw, arrays = stored(part, terms)
+    return products_in(part, *stored(part, terms), terms)
+
+
+def products_in(part: Part, raw: dict[str, Any], arrays: dict[str, np.ndarray], terms: Terms) -> Products:
+    """Check the header and the arrays of a region that holds Kronecker products; else as `products_of`."""
     try:
         return products_file.unpacked(raw, arrays, part.silos, terms.like)
     except (ValueError, np.linalg.LinAlgError) as error:
@@ -184,11 +199,21 @@ def _opened(path: str, terms: Terms, first: Header | None) -> tuple[Part, dict[s
     """Check a file's header; the header of another file of the merge, where it is equal, is kept once."""
     data = container.read_bytes(path, terms.limits)
     stamp = _stamp(path)
+    part, raw, arrays = opened(data, path, terms)
+    return part._replace(silos=tuple(_lean(part.silos, first)), stamp=stamp), raw, arrays
+
+
+def opened(data: bytes, path: str, terms: Terms = Terms()) -> tuple[Part, dict[str, Any], dict[str, np.ndarray]]:
+    """Check the header of a file's bytes, which messages call `path`; with its JSON and its arrays as they are stored.
+
+    Raises:
+        PayloadError: it is refused.
+    """
     raw, arrays = container.unpack(data, terms.limits, path)
     options = {"layers": terms.layers, "limits": terms.limits, "start": terms.start}
     if not region.is_region(raw):
-        silos = [Silo(checked(raw, len(data), terms.like, file=path, **options), "")]
-        return Part(path, tuple(_lean(silos, first)), PAYLOAD, stamp), raw, arrays
+        silo = Silo(checked(raw, len(data), terms.like, file=path, **options), "")
+        return Part(path, (silo,), PAYLOAD), raw, arrays
     try:
         silos = region.silos_of(raw, arrays, terms.limits)
     except (ValueError, OverflowError) as error:
@@ -197,8 +222,7 @@ def _opened(path: str, terms: Terms, first: Header | None) -> tuple[Part, dict[s
     for one, silo in zip(said, silos, strict=False):
         checked(one, silo.header.bits // 8, terms.like, file=path, **options)
         require_same(silo.header, silos[0].header, path, path)
-    ordered = sorted(_lean(silos, first), key=lambda silo: silo.header.about.silo)
-    return Part(path, tuple(ordered), raw["holds"], stamp), raw, arrays
+    return Part(path, tuple(sorted(silos, key=lambda silo: silo.header.about.silo)), raw["holds"]), raw, arrays
 
 
 def _lean(silos: Sequence[Silo], first: Header | None) -> list[Silo]:

@@ -54,6 +54,19 @@ class Silo(NamedTuple):
     plan: Callable[[Any, payload.About], payload.Plan] | None = None
 
 
+class Region(NamedTuple):
+    """A node that answers for silos of its own, where the server takes regions.
+
+    Attributes:
+        like: parameters of the model, or their shapes.
+        folded: (start, Flower's round from 1) → the bytes of a region file (`fedfisher fold`) of its silos' payloads,
+            which were measured from that start.
+    """
+
+    like: PyTree
+    folded: Callable[[PyTree, int], bytes]
+
+
 def to_record(params: PyTree) -> ArrayRecord:
     """Write a parameter tree as Flower's arrays, named by their paths."""
     described = payload.leaves(params)
@@ -97,13 +110,13 @@ def exchange_of(rule: Rule, number: int) -> tuple[Rule, bool]:
     return parts[(number - 1) % len(parts)], (number - 1) % len(parts) == 0
 
 
-def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
+def client_app(silo_of: Callable[[Context], Silo | Region]) -> ClientApp:
     """Make a ClientApp that trains, measures and sends a payload, and evaluates the model that it is sent.
 
     What fails in it is told by the node's own log; the server is told the error's class.
 
     Args:
-        silo_of: context → the node's `Silo`; `context.node_config` has what the node was started with.
+        silo_of: context → the node's `Silo`, or `Region`; `context.node_config` has what the node was started with.
     """
     app = ClientApp()
 
@@ -115,28 +128,23 @@ def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
         number = message.content.config_records["config"]["server-round"]
         if not isinstance(number, int) or number < 1:
             raise ValueError(f"config: server-round: got {number!r}, expected a number from 1")
-        rule, first = exchange_of(node.rule, number)
-        mine = silo_cohort(node.x, node.y, node.number, node.training.batch_size)
-        training = node.training if first and rule.trains else None
-        sent = train_and_measure(training, rule, start, mine, round_keys(node.seed, number))
-        about = payload.About(
-            rule=rule.name,
-            likelihood=node.training.likelihood.name,
-            start=payload.fingerprint(start),
-            kind=None if sent.kind is None else sent.kind.name,
-            silo=node.number,
-            compression="none" if node.plan is None else "planned",
-        )
-        data = payload.dumps(sent, about, None if node.plan is None else node.plan(sent, about))
+        data = node.folded(start, number) if isinstance(node, Region) else _trained(node, start, number)
         carried = ArrayRecord({"payload": Array("uint8", (len(data),), STYPE, data)})
-        metrics = MetricRecord({"num-examples": len(node.x), "bits": 8 * len(data)})
+        numbers = {} if isinstance(node, Region) else {"num-examples": len(node.x)}
+        metrics = MetricRecord({**numbers, "bits": 8 * len(data)})
         return Message(content=RecordDict({"arrays": carried, "metrics": metrics}), reply_to=message)
 
     @app.evaluate()
     @_keeping_its_errors
     def score(message: Message, context: Context) -> Message:
         node = silo_of(context)
+<<<<<<< HEAD
         params = model_of(from_record(message.content.array_records["arrays"], node.like))
+=======
+        if isinstance(node, Region):
+            raise ValueError("region: a node that answers for silos has no examples here to evaluate on")
+        params = from_record(message.content.array_records["arrays"], node.like)
+>>>>>>> h37
         found = evaluate(
             node.training.apply, node.training.likelihood, params, jnp.asarray(node.x), jnp.asarray(node.y)
         )
@@ -144,6 +152,23 @@ def client_app(silo_of: Callable[[Context], Silo]) -> ClientApp:
         return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
 
     return app
+
+
+def _trained(node: Silo, start: PyTree, number: int) -> bytes:
+    """The payload file of a silo that trains and measures in Flower's round `number`."""
+    rule, first = exchange_of(node.rule, number)
+    mine = silo_cohort(node.x, node.y, node.number, node.training.batch_size)
+    training = node.training if first and rule.trains else None
+    sent = train_and_measure(training, rule, start, mine, round_keys(node.seed, number))
+    about = payload.About(
+        rule=rule.name,
+        likelihood=node.training.likelihood.name,
+        start=payload.fingerprint(start),
+        kind=None if sent.kind is None else sent.kind.name,
+        silo=node.number,
+        compression="none" if node.plan is None else "planned",
+    )
+    return payload.dumps(sent, about, None if node.plan is None else node.plan(sent, about))
 
 
 def _keeping_its_errors(answer: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:

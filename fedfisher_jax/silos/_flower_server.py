@@ -45,6 +45,7 @@ class FedFisher(FedAvg):
         wait: float = 300.0,
         done: Callable[[int, PyTree], None] | None = None,
         fraction_evaluate: float = 0.0,
+        regions: bool = False,
         **options: Any,
     ) -> None:
         """Make the strategy.
@@ -54,12 +55,14 @@ class FedFisher(FedAvg):
             like: parameters of the model, or their shapes.
             layers: the model's, from `capture`; payloads' layers must be among them.
             limits: caps on payloads.
-            quorum: fewest payloads that are merged; with fewer a round leaves the model as it was.
+            quorum: fewest nodes whose payloads are merged; with fewer a round leaves the model as it was.
             wait: seconds that a round waits for `min_available_nodes`; then it goes on with the nodes that are there,
                 or, where they are fewer than the quorum, is left out. The wait for answers is `timeout` of `start`.
             done: (round, parameters) → nothing, called after every round that changed the model: it writes the model,
                 say, so that no later round can lose it.
             fraction_evaluate: share of nodes that evaluate after each round.
+            regions: whether a node may send a region (`fedfisher fold`), and so answer for several silos; it takes no
+                number from a silo that answers itself.
             options: options of Flower's FedAvg: fraction_train, min_train_nodes, min_available_nodes …
 
         Raises:
@@ -71,7 +74,7 @@ class FedFisher(FedAvg):
             raise ValueError(f"wait: got {wait}, expected seconds from 0")
         super().__init__(fraction_evaluate=fraction_evaluate, **options)
         self.rule, self.like, self.layers, self.limits, self.quorum = rule, like, layers, limits, quorum
-        self.wait, self.done = wait, done
+        self.wait, self.done, self.regions = wait, done, regions
         self.start_of_round: PyTree = None
         self.asked: list[Metadata] = []  # of this round's messages; sending fills in their identifiers
         self.left_out: dict[int, dict[int, str]] = {}  # round → node → why
@@ -110,7 +113,7 @@ class FedFisher(FedAvg):
             except Exception as error:  # whatever it is that a node sent
                 words = str(error) if isinstance(error, PayloadError) else f"no message ({type(error).__name__})"
                 left_out[node] = f"node {node}: {words}"
-        how = {"layers": self.layers, "limits": self.limits, "quorum": self.quorum}
+        how = {"layers": self.layers, "limits": self.limits, "quorum": self.quorum, "regions": self.regions}
         merged, headers, refused = merge_replies(rule, self.start_of_round, sent, **how)
         self.left_out[server_round] = left_out | refused
         for reason in self.left_out[server_round].values():
@@ -119,7 +122,8 @@ class FedFisher(FedAvg):
             LOG.warning("round %s: fewer payloads than %s can be merged: no merge", server_round, self.quorum)
             return None, None
         self.diagnostics[server_round] = merged.diagnostics
-        metrics = MetricRecord({"payloads": len(headers), "bits": sum(header.bits for header in headers.values())})
+        silos, bits = sum(map(len, headers.values())), sum(8 * len(sent[node]) for node in headers)
+        metrics = MetricRecord({"payloads": silos, "bits": bits})
         for name, value in merged.diagnostics.items():
             if jnp.ndim(value) == 0:
                 metrics[name] = float(value)

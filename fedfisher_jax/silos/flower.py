@@ -6,6 +6,7 @@ named. No node can stop a round, nor make the server wait beyond `wait` and `tim
 """
 
 from ._flower_node import STYPE as STYPE
+from ._flower_node import Region as Region
 from ._flower_node import Silo as Silo
 from ._flower_node import client_app as client_app
 from ._flower_node import exchange_of as exchange_of
