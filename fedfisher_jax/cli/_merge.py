@@ -17,12 +17,8 @@ from .._trees import stack
 from ..federate import merge_clients
 from ..merge import Merged, Payload, robust
 from ..merge._fold import require_squares
-<<<<<<< HEAD
-from ..merge._one_by_one import merge_objective, merge_sums, passes_of
-from ..merge._sent import model_of
-=======
 from ..merge._one_by_one import merge_objective, merge_products, merge_sums, passes_of
->>>>>>> h37
+from ..merge._sent import model_of
 from ..payload import Limits
 from ..payload import _container as container
 from ..payload._files_of_a_merge import APART, PAYLOAD

@@ -139,13 +139,7 @@ def _own(path: Path, start: Path, model: str | None) -> Own:
     sums = fold_files(gathered).sums
     assert sums is not None  # of a rule that adds
     (part,) = gathered.parts
-<<<<<<< HEAD
-    ((sent, header),) = files_of.payloads_of(part, gathered.terms)
-    sums = add_payload(gathered.rule, None, prepared(gathered, sent), gathered.start.sent)
-    raw, _ = files_of.stored(part, gathered.terms)
-=======
     number = part.silos[0].header.about.silo if part.holds == files_of.PAYLOAD else None
->>>>>>> h37
     quiet = {"name": "", "compression": "none", "codecs": [], "encoded": {}, "examples": 1, "silo": 0}
     return Own(number, sums, {**template_of(gathered), **quiet})
 

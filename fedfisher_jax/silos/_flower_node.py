@@ -138,13 +138,9 @@ def client_app(silo_of: Callable[[Context], Silo | Region]) -> ClientApp:
     @_keeping_its_errors
     def score(message: Message, context: Context) -> Message:
         node = silo_of(context)
-<<<<<<< HEAD
-        params = model_of(from_record(message.content.array_records["arrays"], node.like))
-=======
         if isinstance(node, Region):
             raise ValueError("region: a node that answers for silos has no examples here to evaluate on")
-        params = from_record(message.content.array_records["arrays"], node.like)
->>>>>>> h37
+        params = model_of(from_record(message.content.array_records["arrays"], node.like))
         found = evaluate(
             node.training.apply, node.training.likelihood, params, jnp.asarray(node.x), jnp.asarray(node.y)
         )

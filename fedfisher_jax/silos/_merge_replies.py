@@ -12,12 +12,9 @@ from ..federate import merge_clients
 from ..merge import Merged, Payload, Rule
 from ..merge._exact_sums import Sums, joined
 from ..merge._fold import require_taken
-<<<<<<< HEAD
-from ..merge._sent import model_of
-=======
 from ..merge._one_by_one import add_payload, contribution_shape, merge_products, merge_sums, passes_of
->>>>>>> h37
-from ..payload import Header, Limits, PayloadError
+from ..merge._sent import model_of
+from ..payload import Header, Limits, PayloadError, fingerprint
 from ..payload import _files_of_a_merge as files_of
 from ..payload import _region as region
 from ..payload._files_of_a_merge import Part, Terms
@@ -61,36 +58,21 @@ def merge_replies(
 
     Args:
         rule: one exchange.
-<<<<<<< HEAD
         start: what the nodes were sent: a model, or more between exchanges.
-        replies: node → the bytes of a payload file.
-=======
-        start: the model that the nodes were sent.
         replies: node → the bytes of a payload file, or of a region.
->>>>>>> h37
         layers: the model's, from `capture`; payloads' layers must be among them.
         limits: caps on payloads.
         quorum: fewest nodes whose payloads are merged.
         regions: whether nodes may send regions, and so stand for several silos.
     """
-<<<<<<< HEAD
-    how = {"layers": layers, "limits": limits, "start": payload.fingerprint(start)}
-    model = model_of(start)
-=======
-    terms = Terms(start, layers, limits)
->>>>>>> h37
+    terms = Terms(model_of(start), layers, limits, start=fingerprint(start))
     left_out: dict[int, str] = {}
     parts: dict[int, Part] = {}
     for node in sorted(replies):
         try:
-<<<<<<< HEAD
-            headers[node] = payload.header_of(replies[node], model, file=f"node {node}", **how)
-            _require_rule(headers[node], rule, node)
-=======
             part, _, _ = files_of.opened(replies[node], f"node {node}", terms)
             _require_taken(part, rule, regions)
             parts[node] = part
->>>>>>> h37
         except Exception as error:  # whatever it is that a node sent
             left_out[node] = _why(node, error)
     kinds: dict[Any, list[int]] = {}
@@ -100,11 +82,7 @@ def merge_replies(
         sent: dict[int, Sent] = {}
         for node in nodes:
             try:
-<<<<<<< HEAD
-                opened[node] = _taken(node, rule, payload.loads(replies[node], model, file=f"node {node}", **how)[0])
-=======
-                sent[node] = _decoded(node, replies[node], rule, terms)
->>>>>>> h37
+                sent[node] = _decoded(node, replies[node], rule, start, terms)
             except Exception as error:
                 left_out[node] = _why(node, error)
         doubles = _doubles({node: parts[node] for node in sent})
@@ -165,7 +143,7 @@ def _together(rule: Rule, start: PyTree, sent: Iterable[Sent]) -> Merged:
     return merge_sums(rule, total, shape, None, start)
 
 
-def _decoded(node: int, data: bytes, rule: Rule, terms: Terms) -> Sent:
+def _decoded(node: int, data: bytes, rule: Rule, start: PyTree, terms: Terms) -> Sent:
     """What a node sent, if the rule can merge it."""
     part, raw, arrays = files_of.opened(data, f"node {node}", terms)
     if part.holds in files_of.APART:
@@ -173,7 +151,7 @@ def _decoded(node: int, data: bytes, rule: Rule, terms: Terms) -> Sent:
         return Sent({header.about.silo: _taken(node, rule, payload) for payload, header in found})
     like = _taken(node, rule, region.payload_shape(_first(part), terms.like))
     if part.holds == region.SUMS:
-        shape = contribution_shape(rule, like, terms.like)
+        shape = contribution_shape(rule, like, start)
         return Sent({}, files_of.sums_in(part, arrays, shape), shape)
     return Sent({}, products=files_of.products_in(part, raw, arrays, terms))
 
