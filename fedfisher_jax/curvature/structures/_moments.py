@@ -29,7 +29,7 @@ class Moments(Statistic):
         features: static; pairs of a weight's leaf number and how many inputs of its layer are among φ, one after the
             other.
         constant: static; whether a last feature is constantly one.
-        example: static; shape and type of one example.
+        example: static; see `example_of`.
         leaves: static; the model's parameters.
     """
 
@@ -43,7 +43,7 @@ class Moments(Statistic):
     totals: Any
     features: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})
     constant: bool = dataclasses.field(metadata={"static": True})
-    example: tuple[tuple[int, ...], str] = dataclasses.field(metadata={"static": True})
+    example: tuple = dataclasses.field(metadata={"static": True})
     leaves: tuple[Leaf, ...] = dataclasses.field(metadata={"static": True})
 
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
@@ -53,12 +53,11 @@ class Moments(Statistic):
 
     def static(self) -> dict[str, Any]:
         """Which activations these are, as JSON."""
-        shape, dtype = self.example
         return {
             "features": [[int(leaf), int(units)] for leaf, units in self.features],
             "constant": self.constant,
             "outputs": int(self.totals.shape[-1]),
-            "example": [[int(size) for size in shape], dtype],
+            "example": _to_json(self.example),
         }
 
     @classmethod
@@ -77,13 +76,10 @@ class Moments(Statistic):
                 raise ValueError(f"features: got {str(units)[:40]!r} inputs, expected 1 to {leaves[leaf].size}")
         if type(constant) is not bool or not _is_size(outputs):
             raise ValueError("constant, outputs: expected a truth value and a number from 1")
-        good = isinstance(example, list) and len(example) == 2 and isinstance(example[0], list)
-        if not good or len(example[0]) > MAX_AXES or not all(map(_is_size, example[0])) or example[1] not in TYPES:
-            raise ValueError(f"example: got {str(example)[:80]}, expected a shape and a type of numbers")
         width = sum(units for _, units in features) + constant
         arrays = shaped(width, width), shaped(width, outputs), shaped(outputs)
         kept = tuple((leaf, units) for leaf, units in features)
-        return cls(*arrays, kept, constant, (tuple(example[0]), example[1]), tuple(leaves))
+        return cls(*arrays, kept, constant, _from_json(example), tuple(leaves))
 
 
 @jax.tree_util.register_dataclass
@@ -119,6 +115,48 @@ class NoisyMoments(Moments):
 
 
 TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float64", "float32", "float16", "bfloat16")
+
+
+def example_of(x: Any) -> tuple:
+    """Tell shape and type of one example of inputs x [n, ...], or of a dictionary of such: pairs of a name and these.
+
+    Raises:
+        ValueError: another tree of inputs.
+    """
+    if isinstance(x, Mapping):
+        return tuple((name, example_of(x[name])) for name in sorted(x))
+    if not hasattr(x, "dtype"):
+        raise ValueError(f"data: got inputs of type {type(x).__name__}, expected one array or a dictionary of arrays")
+    return tuple(x.shape[1:]), x.dtype.name
+
+
+def inputs_like(example: tuple) -> Any:
+    """Make the outline of inputs of one example, from what `example_of` tells."""
+    if _is_named(example):
+        return {name: inputs_like(each) for name, each in example}
+    shape, dtype = example
+    return jax.ShapeDtypeStruct((1, *shape), dtype)
+
+
+def _is_named(example: tuple) -> bool:
+    return not (len(example) == 2 and isinstance(example[1], str))
+
+
+def _to_json(example: tuple) -> Any:
+    if _is_named(example):
+        return {name: _to_json(each) for name, each in example}
+    shape, dtype = example
+    return [[int(size) for size in shape], dtype]
+
+
+def _from_json(value: Any) -> tuple:
+    """Read what `_to_json` wrote, from a file that nobody vouches for."""
+    if isinstance(value, dict) and value and all(isinstance(each, list) for each in value.values()):
+        return tuple((name, _from_json(each)) for name, each in sorted(value.items()))
+    good = isinstance(value, list) and len(value) == 2 and isinstance(value[0], list)
+    if not good or len(value[0]) > MAX_AXES or not all(map(_is_size, value[0])) or value[1] not in TYPES:
+        raise ValueError(f"example: got {str(value)[:80]}, expected a shape and a type of numbers")
+    return tuple(value[0]), value[1]
 
 
 def _is_size(number: Any) -> bool:
