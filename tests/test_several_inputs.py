@@ -67,6 +67,19 @@ def test_layers_are_captured_behind_several_inputs():
     assert sorted(layer.weight for layer in found.layers) == [0, 1] and not found.fallback
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_heads_of_several_inputs_are_those_of_one_array(way):
+    def head_of(apply, x):
+        rule = ff.merge.recalibrate(apply, ff.categorical())
+        sent = rule.measure(ff.Update(None, PARAMS), ff.examples(x, LABELS), KEY)
+        file = ff.payload.dumps(sent, ff.payload.About(rule.name, "categorical", ff.payload.fingerprint(PARAMS)))
+        return ff.merge_payloads(rule, [ff.payload.loads(file, PARAMS)[0]], PARAMS).params["w"]
+
+    found = head_of(*WAYS[way])
+    agree(found, head_of(joined, ONE))
+    assert not np.allclose(found, PARAMS["w"])
+
+
 @pytest.mark.parametrize(
     ("x", "words"),
     [

@@ -189,10 +189,13 @@ def require_room(place: Place, leaves: Sequence[Any]) -> None:
 
 
 def _drawn(example: Any, random: np.random.Generator) -> jax.Array:
-    """Draw random inputs [scales, ...] like an example [1, ...]; whole numbers are 0 or 1."""
+    """Draw random inputs [scales, ...] like an example [1, ...]; whole numbers are 0 or 1, and not all of a mask 0."""
     scales = np.asarray(SCALES).reshape(-1, *[1] * (len(example.shape) - 1))
     draws = scales * random.normal(size=(len(SCALES), *example.shape[1:]))
-    return jnp.asarray(draws if jnp.issubdtype(example.dtype, jnp.floating) else draws > 0, example.dtype)
+    if jnp.issubdtype(example.dtype, jnp.floating):
+        return jnp.asarray(draws, example.dtype)
+    draws.reshape(len(SCALES), -1)[:, 0] = 1
+    return jnp.asarray(draws > 0, example.dtype)
 
 
 @partial(jax.jit, static_argnums=0)

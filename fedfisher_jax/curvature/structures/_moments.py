@@ -118,41 +118,45 @@ TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float64", "float32
 
 
 def example_of(x: Any) -> tuple:
-    """Tell shape and type of one example of inputs x [n, ...], or of a dictionary of such: pairs of a name and these.
+    """Tell shape and type of one example of inputs x [n, ...]; of a dictionary or a tuple of such, (key, these) pairs.
 
     Raises:
         ValueError: another tree of inputs.
     """
     if isinstance(x, Mapping):
         return tuple((name, example_of(x[name])) for name in sorted(x))
+    if isinstance(x, tuple):
+        return tuple(enumerate(map(example_of, x)))
     if not hasattr(x, "dtype"):
-        raise ValueError(f"data: got inputs of type {type(x).__name__}, expected one array or a dictionary of arrays")
+        raise ValueError(f"data: got inputs of type {type(x).__name__}, expected arrays, in a dictionary or a tuple")
     return tuple(x.shape[1:]), x.dtype.name
 
 
 def inputs_like(example: tuple) -> Any:
     """Make the outline of inputs of one example, from what `example_of` tells."""
-    if _is_named(example):
-        return {name: inputs_like(each) for name, each in example}
-    shape, dtype = example
-    return jax.ShapeDtypeStruct((1, *shape), dtype)
+    if _is_one(example):
+        shape, dtype = example
+        return jax.ShapeDtypeStruct((1, *shape), dtype)
+    by_key = {key: inputs_like(each) for key, each in example}
+    return tuple(by_key.values()) if 0 in by_key else by_key
 
 
-def _is_named(example: tuple) -> bool:
-    return not (len(example) == 2 and isinstance(example[1], str))
+def _is_one(example: tuple) -> bool:
+    return len(example) == 2 and isinstance(example[1], str)
 
 
-def _to_json(example: tuple) -> Any:
-    if _is_named(example):
-        return {name: _to_json(each) for name, each in example}
-    shape, dtype = example
-    return [[int(size) for size in shape], dtype]
+def _to_json(example: tuple) -> list[Any]:
+    if _is_one(example):
+        return [[int(size) for size in example[0]], example[1]]
+    return [[key, _to_json(each)] for key, each in example]
 
 
 def _from_json(value: Any) -> tuple:
     """Read what `_to_json` wrote, from a file that nobody vouches for."""
-    if isinstance(value, dict) and value and all(isinstance(each, list) for each in value.values()):
-        return tuple((name, _from_json(each)) for name, each in sorted(value.items()))
+    if isinstance(value, list) and value and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        keys = [key for key, _ in value]
+        if keys == list(range(len(keys))) or (all(type(key) is str for key in keys) and keys == sorted(set(keys))):
+            return tuple((key, _from_json(each)) for key, each in value)
     good = isinstance(value, list) and len(value) == 2 and isinstance(value[0], list)
     if not good or len(value[0]) > MAX_AXES or not all(map(_is_size, value[0])) or value[1] not in TYPES:
         raise ValueError(f"example: got {str(value)[:80]}, expected a shape and a type of numbers")
