@@ -117,16 +117,18 @@ def dare(updates: np.ndarray, scale: float, drop: float, seed: int) -> np.ndarra
     return task_arithmetic(np.where(kept, updates / (1 - drop), 0), scale)
 
 
-def candidates(updates: np.ndarray, seed: int) -> dict[str, dict[str, Callable[[], np.ndarray]]]:
+def candidates(
+    updates: np.ndarray, seed: int, scales: tuple[float, ...] = SCALES
+) -> dict[str, dict[str, Callable[[], np.ndarray]]]:
     """Make updates by method and setting; the first setting is the published one, or what stands for it."""
     return {
         "average": {"": lambda: updates.mean(0)},
-        "task arithmetic": {f"scale {s}": lambda s=s: task_arithmetic(updates, s) for s in first(0.4, SCALES)},
-        "ties": {f"scale {s}": lambda s=s: ties(updates, s) for s in first(1.0, (*SCALES, 1.5, 2.0))},
+        "task arithmetic": {f"scale {s}": lambda s=s: task_arithmetic(updates, s) for s in first(0.4, scales)},
+        "ties": {f"scale {s}": lambda s=s: ties(updates, s) for s in first(1.0, (*scales, 1.5, 2.0))},
         "dare": {
             f"drop {p}, scale {s}": lambda p=p, s=s: dare(updates, s, p, seed)
             for p in first(0.9, (0.5,))
-            for s in first(0.4, SCALES)
+            for s in first(0.4, scales)
         },
     }
 
@@ -136,11 +138,11 @@ def first(value: float, others: tuple[float, ...]) -> tuple[float, ...]:
     return (value, *(other for other in others if other != value))
 
 
-def others(trained: Trained, seed: int) -> Iterator[tuple[str, Ways]]:
+def others(trained: Trained, seed: int, scales: tuple[float, ...] = SCALES) -> Iterator[tuple[str, Ways]]:
     """Merged parameters by method and setting, of methods that know the updates alone."""
     flat, unravel = ravel_pytree(trained.start)
     updates = np.stack([np.asarray(ravel_pytree(params)[0] - flat, np.float64) for params in trained.tuned])
-    for method, by_setting in candidates(updates, seed).items():
+    for method, by_setting in candidates(updates, seed, scales).items():
         made = lambda make: lambda: unravel(flat + jnp.asarray(make(), flat.dtype))  # noqa: E731
         yield method, {name: made(make) for name, make in by_setting.items()}
 
@@ -195,8 +197,10 @@ def accuracies(trained: Trained, params: Any, which: str) -> list[float]:
     return [float(evaluate(trained.apply, categorical(), params, x, y, batch_size=64).accuracy) for x, y in each]
 
 
-def scored(trained: Trained, seed: int, measured: int, kind: str, key: jax.Array) -> dict[str, Any]:
-    """Merge in every way, and score; arguments as in `ours`, and the seed of random drops."""
+def scored(
+    trained: Trained, seed: int, measured: int, kind: str, key: jax.Array, scales: tuple[float, ...] = SCALES
+) -> dict[str, Any]:
+    """Merge in every way, and score; arguments as in `ours`, the seed of random drops, and the updates' scales."""
     cross = [accuracies(trained, params, "test") for params in trained.tuned]
     result: dict[str, Any] = {
         "modules": [part.name for part in trained.parts],
@@ -209,7 +213,7 @@ def scored(trained: Trained, seed: int, measured: int, kind: str, key: jax.Array
         "chosen": {},
         "settings": {},
     }
-    for method, by_setting in (*others(trained, seed), *ours(trained, measured, kind, key)):
+    for method, by_setting in (*others(trained, seed, scales), *ours(trained, measured, kind, key)):
         made = {name: make() for name, make in by_setting.items()}
         published = next(iter(made))
         result["published"][method] = accuracies(trained, made[published], "test")
