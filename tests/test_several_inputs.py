@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import fedfisher_jax as ff
+from fedfisher_jax.merge.catalogue import named_rule
 
 RNG = np.random.default_rng(0)
 TOKENS, MASK = RNG.integers(0, 7, (12, 6)), np.arange(6) < RNG.integers(2, 7, (12, 1))
@@ -78,6 +79,13 @@ def test_heads_of_several_inputs_are_those_of_one_array(way):
     found = head_of(*WAYS[way])
     agree(found, head_of(joined, ONE))
     assert not np.allclose(found, PARAMS["w"])
+
+
+@pytest.mark.parametrize("name", ["otfusion", "pfnm", "dense", "pseudo-data"])
+def test_rules_that_look_at_one_array_say_so(name):
+    rule = named_rule(name, of_dict, ff.categorical())
+    with pytest.raises(ValueError, match="got a dict of inputs, expected one array"):
+        rule.measure(ff.Update(PARAMS), ff.examples(WAYS["dict"][1], LABELS), KEY)
 
 
 @pytest.mark.parametrize(

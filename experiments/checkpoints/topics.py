@@ -24,12 +24,11 @@ from fedfisher_jax import data
 
 LENGTH, CLIENTS, VOCABULARY = 32, 4, 2000
 UNKNOWN = 1  # 0 is padding, which there is none of
-TOPICS = {
+TOPICS = {  # those whose text is spread over enough files for two halves
     "data types": "datetime _strptime calendar collections heapq bisect weakref _weakrefset types copy pprint reprlib"
     " enum graphlib zoneinfo _collections_abc",
-    "numbers": "numbers decimal _pydecimal fractions random statistics",
     "files": "pathlib fileinput stat filecmp tempfile glob fnmatch linecache shutil posixpath ntpath genericpath",
-    "archives": "gzip bz2 lzma zipfile tarfile _compression zipapp zipimport",
+    "archives": "gzip bz2 lzma zipfile tarfile _compression zipapp",
     "operating system": "os io _pyio argparse getopt optparse logging getpass curses platform ctypes",
     "concurrency": "threading multiprocessing concurrent subprocess sched queue contextvars _threading_local",
     "networking": "asyncio socket ssl selectors",
@@ -40,6 +39,7 @@ TOPICS = {
     "development": "pydoc doctest unittest typing bdb pdb timeit trace tracemalloc cProfile profile pstats",
     "language": "ast symtable token keyword tokenize tabnanny pyclbr py_compile compileall dis pickletools opcode"
     " inspect",
+    "importing": "importlib pkgutil modulefinder runpy zipimport distutils ensurepip venv",
 }
 
 

@@ -29,7 +29,7 @@ from ..solve._objective import Objective, Solver
 from ..tracing._convolution import for_loops
 from ._fedfisher import DAMPING, stacked
 from ._measure import MeasureFisher, require_options
-from ._outline import like
+from ._outline import like, one_input
 from ._rule import Kind, Merged, Payload, Rule, Takes, Update
 
 PyTree = Any
@@ -75,12 +75,13 @@ class MeasureInputs:
 
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload."""
+        inputs = one_input(data)
         payload = self.fisher(update, data, key)
-        one = jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype)
+        one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
         shape = jax.eval_shape(self.fisher.apply, update.params, one)
-        if len(shape.shape) != 2 or not jnp.issubdtype(data.x.dtype, jnp.floating):
-            raise ValueError(f"apply: got outputs {shape.shape} and inputs {data.x.dtype}, expected classes and floats")
-        matrix = basis(data.x.shape[1:], self.coefficients)
+        if len(shape.shape) != 2 or not jnp.issubdtype(inputs.dtype, jnp.floating):
+            raise ValueError(f"apply: got outputs {shape.shape} and inputs {inputs.dtype}, expected classes and floats")
+        matrix = basis(inputs.shape[1:], self.coefficients)
 
         def sums(batch: Batch) -> list[jax.Array]:
             real = batch.mask[:, None]
@@ -91,7 +92,7 @@ class MeasureInputs:
 
         counts, totals, seconds = mean_over_batches(sums, data, 256)
         real = data.indices[jnp.clip(jnp.arange(data.indices.shape[0]), 0, data.size - 1)]
-        x = data.x[real]
+        x = inputs[real]
         moments = ClassMoments(counts, totals, seconds, jnp.min(x), jnp.max(x), like(data))
         return payload._replace(statistics={"fisher": payload.statistics, "inputs": moments}, kind=Kind(INPUTS))
 
