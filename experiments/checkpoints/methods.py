@@ -44,6 +44,7 @@ LABELS = {
     "fedfisher-diag": "FedFisher, diagonal",
     "regmean": "RegMean",
     "fedfisher-kfac": "FedFisher, K-FAC",
+    "average recalibrated": "average; head recalibrated",
     "recalibrated": "FedFisher, K-FAC; head recalibrated",
 }
 Data = tuple[Any, Any]  # inputs [n, ...] and targets [n, ...]
@@ -182,10 +183,15 @@ def ours(trained: Trained, measured: int, kind: str, key: jax.Array) -> Iterator
     yield "fedfisher-diag", damped(diagonals, "fedfisher-diag", (0.01, 0.1, 1.0))
     yield "regmean", {f"off-diagonal {v}": merged(moments, "regmean", off_diagonal=v) for v in first(0.9, (0.5, 1.0))}
     yield "fedfisher-kfac", damped(factors, "fedfisher-kfac", (0.3, 0.03, 3.0))
-    middle = merged(factors, "fedfisher-kfac")()
     head = jax.jit(rule("recalibrate").measure)
-    sums = [head(Update(None, middle), mine, key) for mine in data]
-    yield "recalibrated", {"": lambda: merge_payloads(rule("recalibrate"), sums, middle).params}
+
+    def recalibrated(middle: Any) -> Any:
+        sums = [head(Update(None, middle), mine, key) for mine in data]
+        return merge_payloads(rule("recalibrate"), sums, middle).params
+
+    average = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trained.tuned)
+    yield "average recalibrated", {"": lambda: recalibrated(average)}
+    yield "recalibrated", {"": lambda: recalibrated(merged(factors, "fedfisher-kfac")())}
 
 
 # ---- scores and the report ------------------------------
