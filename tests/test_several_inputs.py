@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import fedfisher_jax as ff
+from fedfisher_jax.merge.catalogue import named_rule
 
 RNG = np.random.default_rng(0)
 TOKENS, MASK = RNG.integers(0, 7, (12, 6)), np.arange(6) < RNG.integers(2, 7, (12, 1))
@@ -65,6 +66,26 @@ def test_a_dictionary_or_a_tuple_is_measured_trained_and_evaluated_as_one_array_
 def test_layers_are_captured_behind_several_inputs():
     found = ff.capture(of_dict, PARAMS, WAYS["dict"][1])
     assert sorted(layer.weight for layer in found.layers) == [0, 1] and not found.fallback
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_heads_of_several_inputs_are_those_of_one_array(way):
+    def head_of(apply, x):
+        rule = ff.merge.recalibrate(apply, ff.categorical())
+        sent = rule.measure(ff.Update(None, PARAMS), ff.examples(x, LABELS), KEY)
+        file = ff.payload.dumps(sent, ff.payload.About(rule.name, "categorical", ff.payload.fingerprint(PARAMS)))
+        return ff.merge_payloads(rule, [ff.payload.loads(file, PARAMS)[0]], PARAMS).params["w"]
+
+    found = head_of(*WAYS[way])
+    agree(found, head_of(joined, ONE))
+    assert not np.allclose(found, PARAMS["w"])
+
+
+@pytest.mark.parametrize("name", ["otfusion", "pfnm", "dense", "pseudo-data"])
+def test_rules_that_look_at_one_array_say_so(name):
+    rule = named_rule(name, of_dict, ff.categorical())
+    with pytest.raises(ValueError, match="got a dict of inputs, expected one array"):
+        rule.measure(ff.Update(PARAMS), ff.examples(WAYS["dict"][1], LABELS), KEY)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from ..curvature import Capture, capture
 from ..curvature._cotangents import KINDS
 from ..federate import run_keys
 from ..merge import Payload, Update, catalogue
+from ..merge._options import plain_name
 from ..payload import Limits
 from ..payload._files_of_a_merge import Terms, parts_of, payloads_of
 from ._measure_settings import HF, MeasureSettings
@@ -114,7 +115,8 @@ def merge_folder(settings: Any, files: list[Path], limits: Limits) -> None:
     terms = Terms(mine, limits=limits, start=fingerprint)
     headers: list[Any] = []
     name = settings.rule or about.rule
-    if name not in torch.RULES:
+    plain = plain_name(name) if settings.rule is not None else name  # a file's own words choose no options
+    if plain not in torch.RULES:
         raise ValueError(f"rule: got {name[:80]!r}, expected one of {', '.join(torch.RULES)}")
     offers = {"kind": about.kind} if about.kind in KINDS else {}
     rule = catalogue.named_rule(name, whole.apply, categorical(), offers=offers)

@@ -21,7 +21,7 @@ from .._likelihood import Likelihood
 from .._trees import weighted_sum
 from ..models._generator import Generator
 from ..tracing._convolution import for_loops
-from ._outline import BOUNDS, TAKES_ANY, outline
+from ._outline import BOUNDS, TAKES_ANY, one_input, outline
 from ._rule import Merged, Payload, Rule, Takes, Update
 
 PyTree = Any
@@ -77,7 +77,7 @@ class MeasureBounds:
         params = update.params
         if self.given:
             return outline(params, data)
-        rows = data.x[data.indices]
+        rows = one_input(data)[data.indices]
         valid = (jnp.arange(rows.shape[0]) < data.size).reshape(-1, *[1] * (rows.ndim - 1))
         low, high = jnp.min(jnp.where(valid, rows, jnp.inf)), jnp.max(jnp.where(valid, rows, -jnp.inf))
         return outline(params, data, low=low, high=high)

@@ -161,13 +161,11 @@ def require_exact(place: Place, old: Sequence[Any], head: Any) -> tuple[list[Any
         ValueError: it does not compute φW.
     """
     program = place.captured.program
-    cast = [jnp.asarray(leaf, program.avals[v].dtype) for leaf, v in zip(old, program.inputs[:-1], strict=True)]
-    new = place.write(cast, head)
-    example, random = program.avals[program.inputs[-1]], np.random.default_rng(0)
-    scales = np.asarray(SCALES).reshape(-1, *[1] * (len(example.shape) - 1))
-    draws = scales * random.normal(size=(len(SCALES), *example.shape[1:]))
-    x = draws if jnp.issubdtype(example.dtype, jnp.floating) else draws > 0
-    gap = float(_gap(place, cast, new, jnp.asarray(head), jnp.asarray(x, example.dtype)))
+    leaves, inputs = program.inputs[: len(old)], program.inputs[len(old) :]
+    cast = [jnp.asarray(leaf, program.avals[v].dtype) for leaf, v in zip(old, leaves, strict=True)]
+    new, random = place.write(cast, head), np.random.default_rng(0)
+    x = [_drawn(program.avals[variable], random) for variable in inputs]
+    gap = float(_gap(place, cast, new, jnp.asarray(head), x))
     precisions = [8 * float(jnp.finfo(leaf.dtype).eps) for leaf in cast]
     if not gap <= max(ROUNDING, *precisions):
         raise ValueError(
@@ -190,11 +188,23 @@ def require_room(place: Place, leaves: Sequence[Any]) -> None:
         require_exact(place, drawn, jnp.asarray(random.normal(size=(width, place.outputs[-1])), dtype))
 
 
+def _drawn(example: Any, random: np.random.Generator) -> jax.Array:
+    """Draw random inputs [scales, ...] like an example [1, ...]; whole numbers are 0 or 1, and not all of a mask 0."""
+    scales = np.asarray(SCALES).reshape(-1, *[1] * (len(example.shape) - 1))
+    draws = scales * random.normal(size=(len(SCALES), *example.shape[1:]))
+    if jnp.issubdtype(example.dtype, jnp.floating):
+        return jnp.asarray(draws, example.dtype)
+    draws.reshape(len(SCALES), -1)[:, 0] = 1
+    return jnp.asarray(draws > 0, example.dtype)
+
+
 @partial(jax.jit, static_argnums=0)
-def _gap(place: Place, old: list[Any], new: list[Any], head: Any, x: Any) -> jax.Array:
-    def one(example: Any) -> jax.Array:
+def _gap(place: Place, old: list[Any], new: list[Any], head: Any, x: list[Any]) -> jax.Array:
+    def one(example: list[Any]) -> jax.Array:
         rows = place.rows(old, example).astype(head.dtype)
-        outputs = evaluate(place.captured.program, [*new, example[None]])[0].reshape(-1, place.outputs[-1])
+        outputs = evaluate(place.captured.program, [*new, *[leaf[None] for leaf in example]])[0].reshape(
+            -1, place.outputs[-1]
+        )
         size = jnp.abs(rows) @ jnp.abs(head)
         return jnp.max(jnp.abs(outputs - rows @ head) / (size + jnp.finfo(size.dtype).tiny))
 

@@ -20,7 +20,7 @@ from .._likelihood import Likelihood
 from .._trees import scaled, widened
 from ..curvature import Capture, Moments, capture
 from ..curvature._leaves import leaves as leaves_of
-from ..curvature.structures._moments import NoisyMoments
+from ..curvature.structures._moments import NoisyMoments, example_of, inputs_like
 from ..curvature.structures._signs import nearest_semidefinite
 from ._head_place import Place, find_place, require_exact, require_room, widest_place
 from ._measure import require_options
@@ -86,8 +86,7 @@ class MeasureMoments:
             ]
 
         second, cross, totals = mean_over_batches(sums, data, self.batch_size)
-        example = (tuple(data.x.shape[1:]), data.x.dtype.name)
-        moments = Moments(second, cross, totals, place.features, place.constant, example, described)
+        moments = Moments(second, cross, totals, place.features, place.constant, example_of(data.x), described)
         return Payload(jnp.asarray(data.size, jnp.result_type(float)), None, moments, Kind(self.kind))
 
     def place(self, params: PyTree, x: Any) -> tuple[Place, Any]:
@@ -216,10 +215,9 @@ def _heads(
 
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         moments = summary["moments"]
-        shape, dtype = moments.example
         model = measure.model(start)
         old, treedef = jax.tree.flatten(model)
-        place, _ = measure.place(model, jax.ShapeDtypeStruct((1, *shape), dtype))
+        place, _ = measure.place(model, inputs_like(moments.example))
         if (place.features, place.constant) != (moments.features, moments.constant):
             raise ValueError(f"payloads: measured features {moments.features}, expected {place.features}")
         head, shift = head_of(moments, ridge)

@@ -15,9 +15,21 @@ from ._rule import Kind, Payload, Takes
 PyTree = Any
 
 
+def one_input(data: Examples) -> jax.Array:
+    """Give the inputs [n, ...] of a client, for rules that look at them as at one array.
+
+    Raises:
+        ValueError: they are several arrays.
+    """
+    if not hasattr(data.x, "dtype"):
+        raise ValueError(f"data: got a {type(data.x).__name__} of inputs, expected one array, which this rule looks at")
+    return data.x
+
+
 def like(data: Examples) -> jax.Array:
     """Make an array without entries, [0, ...], that carries shape and type of an example through a fold at no cost."""
-    return jnp.zeros((0, *data.x.shape[1:]), data.x.dtype)
+    x = one_input(data)
+    return jnp.zeros((0, *x.shape[1:]), x.dtype)
 
 
 EXAMPLE, COUNTS, BOUNDS = "example", "example, counts", "example, low, high"  # kinds: names of what is measured

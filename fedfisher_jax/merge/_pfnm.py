@@ -18,7 +18,7 @@ from .._examples import Examples, known
 from .._likelihood import Likelihood
 from ..curvature import Capture
 from ..curvature._chain import Chain, Units
-from ._outline import COUNTS, chain_of, models, outline
+from ._outline import COUNTS, chain_of, models, one_input, outline
 from ._rule import Merged, Payload, Rule, Takes, Update
 
 PyTree = Any
@@ -122,8 +122,8 @@ class MeasureCounts:
     def __call__(self, update: Update, data: Examples, key: Any) -> Payload:
         """One client's payload."""
         del key
-        params = update.params
-        outputs = jax.eval_shape(self.apply, params, jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype))
+        params, x = update.params, one_input(data)
+        outputs = jax.eval_shape(self.apply, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
         counts = jnp.full(outputs.shape[-1], data.size, jnp.result_type(float))
         if self.likelihood.name == "categorical":
             classes = known(data.y)[data.indices]  # [n], or [n, T] for sequences

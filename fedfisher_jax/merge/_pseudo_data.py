@@ -24,12 +24,14 @@ from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import widened
 from ..curvature.structures._class_moments import ClassMoments
+from ..curvature.structures._moments import example_of
 from ..models._starts import by_frequency, cosines
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Objective, Solver
 from ..tracing._convolution import for_loops
 from ._fedfisher import DAMPING, stacked
 from ._measure import MeasureFisher, require_options
+from ._outline import one_input
 from ._rule import Kind, Merged, Payload, Rule, Takes, Update
 
 PyTree = Any
@@ -64,12 +66,13 @@ class MeasureInputs:
 
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload."""
+        inputs = one_input(data)
         payload = self.fisher(update, data, key)
-        one = jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype)
+        one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
         shape = jax.eval_shape(self.fisher.apply, update.params, one)
-        if len(shape.shape) != 2 or not jnp.issubdtype(data.x.dtype, jnp.floating):
-            raise ValueError(f"apply: got outputs {shape.shape} and inputs {data.x.dtype}, expected classes and floats")
-        matrix = basis(data.x.shape[1:], self.coefficients)
+        if len(shape.shape) != 2 or not jnp.issubdtype(inputs.dtype, jnp.floating):
+            raise ValueError(f"apply: got outputs {shape.shape} and inputs {inputs.dtype}, expected classes and floats")
+        matrix = basis(inputs.shape[1:], self.coefficients)
 
         def sums(batch: Batch) -> list[jax.Array]:
             real = batch.mask[:, None]
@@ -80,12 +83,11 @@ class MeasureInputs:
 
         counts, totals, seconds = mean_over_batches(sums, data, 256)
         real = data.indices[jnp.clip(jnp.arange(data.indices.shape[0]), 0, data.size - 1)]
-        x = data.x[real]
+        x = inputs[real]
         dtype = jnp.result_type(*jax.tree.leaves(payload.statistics))  # files hold one type beside parameters
         bounds = jnp.stack([jnp.min(x), jnp.max(x)])
         share, first, second, bounds = (a.astype(dtype) for a in (counts, totals, seconds, bounds))
-        example = (tuple(data.x.shape[1:]), data.x.dtype.name)
-        measured = ClassMoments(payload.statistics, share, first, second, bounds, example)
+        measured = ClassMoments(payload.statistics, share, first, second, bounds, example_of(inputs))
         return payload._replace(statistics=measured, kind=Kind(INPUTS))
 
 

@@ -1,11 +1,16 @@
 """The merge of fine-tuned checkpoints' payloads."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
+
 from .._compat import standard_promotion
+from .._trees import stack
+from ..curvature import Kronecker
+from ..federate import merge_clients
 from ..merge import Merged, Payload, Rule, merge_payloads
-from ..merge._fold import check_payload, combine, lift, merge_summary, require_squares
+from ..merge._fold import check_payload, combine, lift, merge_summary, require_squares, require_taken
 
 PyTree = Any
 RULES = (
@@ -42,7 +47,8 @@ def merge(rule: Rule, payloads: Iterable[Payload], start: PyTree = None) -> Merg
         raise ValueError(f"rule: got {rule.name}, expected one of {', '.join(RULES)}")
     if rule.combine != "add":
         sent = list(payloads)
-        merged = merge_payloads(rule, sent, start)
+        apart = sent and all(isinstance(payload.statistics, Kronecker) for payload in sent)
+        merged = _layer_by_layer(rule, sent) if apart else merge_payloads(rule, sent, start)
         return merged if len(sent) > 1 else merged._replace(params=sent[0].params)
     first = total = None
     count = 0
@@ -57,3 +63,28 @@ def merge(rule: Rule, payloads: Iterable[Payload], start: PyTree = None) -> Merg
         raise ValueError("payloads: expected at least one, got none")
     merged = require_squares(rule, merge_summary(rule, total, first.params, start))
     return merged if count > 1 else merged._replace(params=first.params)
+
+
+def _layer_by_layer(rule: Rule, payloads: Sequence[Payload]) -> Merged:
+    """Merge Kronecker factors as `merge_payloads` does, but that no solver's vector is longer than a layer.
+
+    Layers do not couple, so the minimiser is the same. Of diagnostics, objectives are sums, and the others the worst.
+    """
+    for number, payload in enumerate(payloads):
+        require_taken(rule, payload)
+        check_payload(payload, payloads[0], f"payloads[{number}]")
+    each = [jax.tree.leaves(payload.params) for payload in payloads]
+    merged, found = list(each[0]), []
+    for parts in zip(*[payload.statistics.parts() for payload in payloads], strict=True):
+        numbers = parts[0][0]
+        some = [
+            payload._replace(params=tuple(leaves[n] for n in numbers), statistics=part)
+            for payload, leaves, (_, part) in zip(payloads, each, parts, strict=True)
+        ]
+        params, diagnostics, *_ = merge_clients(rule, stack(some))
+        for n, value in zip(numbers, params, strict=True):
+            merged[n] = value
+        found.append(diagnostics)
+    worst = {"objective_start": sum, "objective_end": sum, "converged": all}
+    diagnostics = {name: worst.get(name, max)(one[name] for one in found) for name in found[0]}
+    return Merged(jax.tree.structure(payloads[0].params).unflatten(merged), diagnostics)

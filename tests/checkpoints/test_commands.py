@@ -131,6 +131,11 @@ def test_a_head_alone_is_measured_and_merged_and_the_rest_is_the_bases(tmp_path,
         "classifier.bias",  # K-FAC moves what is in a layer
         "classifier.weight",
     }
+    sent, out = [str(tmp_path / f"{number}.safetensors") for number in range(2)], tmp_path / "damped"
+    main(["merge", *sent, "--base", str(base), "--out", str(out), "--rule", "fedfisher-kfac,damping=1e6"])
+    after = read(out).state_dict()  # the average, since one million times the mean curvature holds it there
+    torch.testing.assert_close(after["classifier.weight"], before["classifier.weight"] + 1.5)
+    assert "fedfisher-kfac,damping=1e6" in (out / "README.md").read_text()
     with pytest.raises(SystemExit):
         commands(tmp_path, base, [whole], measure="--where ^classifier")
     assert "is not the start's, and --where leaves it out" in capsys.readouterr().err

@@ -78,6 +78,16 @@ def test_one_clients_payload_merged_alone_is_its_checkpoint_bit_for_bit(tmp_path
     assert list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_factors_are_merged_layer_by_layer_as_all_at_once(tmp_path):
+    rule, payloads = measured(fine_tuned(tmp_path), "fedfisher-kfac")
+    found, expected = merge(rule, payloads), ff.merge_payloads(rule, payloads)
+    for key, value in expected.params.items():
+        np.testing.assert_allclose(found.params[key], value, atol=1e-6, err_msg=key)
+    assert found.diagnostics["converged"] and found.diagnostics["iterations"] == expected.diagnostics["iterations"]
+    for name in ("objective_start", "objective_end"):
+        np.testing.assert_allclose(found.diagnostics[name], expected.diagnostics[name], rtol=1e-4)
+
+
 def test_running_averages_are_averaged_by_examples():
     modules = [tiny.convolutional(), tiny.convolutional()]
     modules[1][1].running_mean.add_(1)

@@ -162,6 +162,18 @@ def test_a_dense_matrix_of_narrow_numbers_has_every_entry():
     np.testing.assert_array_equal(found.astype(float), np.eye(400))
 
 
+@pytest.mark.parametrize("name", ["kronecker", "kronecker_and_rest"])
+def test_parts_are_the_blocks_of_the_whole(name):
+    fisher, leaves = build(name), [zoo.normal(n, *shape) for n, shape in enumerate(SHAPES)]
+    expected = jax.tree.leaves(fisher.matvec(TREEDEF.unflatten(leaves)))
+    seen = []
+    for numbers, part in fisher.parts():
+        seen += numbers
+        for n, value in zip(numbers, part.matvec(tuple(leaves[n] for n in numbers)), strict=True):
+            np.testing.assert_allclose(value, expected[n], rtol=1e-12)
+    assert sorted(seen) == list(range(len(SHAPES)))
+
+
 def test_the_nearest_product_of_a_sum_has_its_traces_with_tables_too():
     """A table's input factor is a diagonal, kept as such; each factor gets 1 % of its mean diagonal entry."""
     params = {"head": zoo.normal(0, 4, 3), "table": zoo.normal(1, 5, 4)}

@@ -9,7 +9,7 @@ import jax
 from .._layers import MAX_SIZE
 from .._leaves import Leaf
 from ._kronecker import Kronecker
-from ._moments import example_from_json, example_to_json
+from ._moments import example_from_json, example_to_json, is_one_array
 from ._protocol import Statistic, require_static, shaped
 from ._signs import Sign
 
@@ -71,4 +71,7 @@ class ClassMoments(Statistic):
         classes, width = sizes
         arrays = shaped(classes), shaped(classes, width), shaped(classes, width, width), shaped(2)
         fisher = Kronecker.outline({"layers": static["layers"]}, leaves, treedef)
-        return cls(fisher, *arrays, example_from_json(static["example"]))
+        example = example_from_json(static["example"])
+        if not is_one_array(example):
+            raise ValueError(f"example: got {str(example)[:80]}, expected one array's shape and type")
+        return cls(fisher, *arrays, example)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -118,6 +118,19 @@ class Kronecker(Structure):
             factors = _reciprocal(left, damping)[..., :, None] * _reciprocal(right, damping)[..., None, :]
             parts.append((u, factors, w))
         return self._turned(parts, rest)
+
+    def parts(self) -> Iterator[tuple[tuple[int, ...], "Kronecker"]]:
+        """Take F apart into layers, and what is in none: numbers of leaves, and F's block of them, over their tuple.
+
+        F is block-diagonal between the parts, and so is a sum of such Fishers: its minimiser is found part by part.
+        """
+        for layer, a, g in zip(self.layers, self.inputs, self.outputs, strict=True):
+            alone = dataclasses.replace(layer, weight=0, bias=None if layer.bias is None else 1)
+            yield layer.leaves, Kronecker((a,), (g,), {}, (alone,), jax.tree.structure((0,) * len(layer.leaves)))
+        if self.rest:
+            numbers = tuple(sorted(self.rest))
+            rest = {n: self.rest[leaf] for n, leaf in enumerate(numbers)}
+            yield numbers, Kronecker((), (), rest, (), jax.tree.structure((0,) * len(numbers)))
 
     def _turned(self, parts: Sequence[tuple], rest: Mapping[int, Any]) -> Callable[[PyTree], PyTree]:
         """The map that multiplies by factors in the factors' eigenvectors, (u, factors, w) for each layer.

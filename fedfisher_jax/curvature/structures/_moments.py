@@ -29,7 +29,7 @@ class Moments(Statistic):
         features: static; pairs of a weight's leaf number and how many inputs of its layer are among φ, one after the
             other.
         constant: static; whether a last feature is constantly one.
-        example: static; shape and type of one example.
+        example: static; see `example_of`.
         leaves: static; the model's parameters.
     """
 
@@ -43,7 +43,7 @@ class Moments(Statistic):
     totals: Any
     features: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})
     constant: bool = dataclasses.field(metadata={"static": True})
-    example: tuple[tuple[int, ...], str] = dataclasses.field(metadata={"static": True})
+    example: tuple = dataclasses.field(metadata={"static": True})
     leaves: tuple[Leaf, ...] = dataclasses.field(metadata={"static": True})
 
     def names(self, leaves: Sequence[Leaf]) -> tuple[str, ...]:
@@ -117,22 +117,56 @@ class NoisyMoments(Moments):
 TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float64", "float32", "float16", "bfloat16")
 
 
-def example_to_json(example: tuple[tuple[int, ...], str]) -> list[Any]:
-    """Write an example's shape and type as JSON."""
-    shape, dtype = example
-    return [[int(size) for size in shape], dtype]
-
-
-def example_from_json(said: Any) -> tuple[tuple[int, ...], str]:
-    """Read an example's shape and type from JSON that nobody vouches for.
+def example_of(x: Any) -> tuple:
+    """Tell shape and type of one example of inputs x [n, ...]; of a dictionary or a tuple of such, (key, these) pairs.
 
     Raises:
-        ValueError: it is none.
+        ValueError: another tree of inputs.
     """
-    good = isinstance(said, list) and len(said) == 2 and isinstance(said[0], list)
-    if not good or len(said[0]) > MAX_AXES or not all(map(_is_size, said[0])) or said[1] not in TYPES:
-        raise ValueError(f"example: got {str(said)[:80]}, expected a shape and a type of numbers")
-    return tuple(said[0]), said[1]
+    if isinstance(x, Mapping):
+        return tuple((name, example_of(x[name])) for name in sorted(x))
+    if isinstance(x, tuple):
+        return tuple(enumerate(map(example_of, x)))
+    if not hasattr(x, "dtype"):
+        raise ValueError(f"data: got inputs of type {type(x).__name__}, expected arrays, in a dictionary or a tuple")
+    return tuple(x.shape[1:]), x.dtype.name
+
+
+def inputs_like(example: tuple) -> Any:
+    """Make the outline of inputs of one example, from what `example_of` tells."""
+    if is_one_array(example):
+        shape, dtype = example
+        return jax.ShapeDtypeStruct((1, *shape), dtype)
+    by_key = {key: inputs_like(each) for key, each in example}
+    return tuple(by_key.values()) if 0 in by_key else by_key
+
+
+def is_one_array(example: tuple) -> bool:
+    """Whether `example_of` told of one array, not of several."""
+    return len(example) == 2 and isinstance(example[1], str)
+
+
+def example_to_json(example: tuple) -> list[Any]:
+    """Write what `example_of` tells as JSON."""
+    if is_one_array(example):
+        return [[int(size) for size in example[0]], example[1]]
+    return [[key, example_to_json(each)] for key, each in example]
+
+
+def example_from_json(value: Any) -> tuple:
+    """Read what `example_to_json` wrote, from a file that nobody vouches for.
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+    if isinstance(value, list) and value and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        keys = [key for key, _ in value]
+        if keys == list(range(len(keys))) or (all(type(key) is str for key in keys) and keys == sorted(set(keys))):
+            return tuple((key, example_from_json(each)) for key, each in value)
+    good = isinstance(value, list) and len(value) == 2 and isinstance(value[0], list)
+    if not good or len(value[0]) > MAX_AXES or not all(map(_is_size, value[0])) or value[1] not in TYPES:
+        raise ValueError(f"example: got {str(value)[:80]}, expected a shape and a type of numbers")
+    return tuple(value[0]), value[1]
 
 
 def _is_size(number: Any) -> bool:
