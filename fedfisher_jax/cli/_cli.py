@@ -11,6 +11,7 @@ import tyro
 from .. import __version__
 from ..federate._over_threads import HANDS
 from ._commands import COMMANDS
+from ._compile_cache import keep_compiled_programs
 from ._hosts import Ended, inside
 from ._one_line import Terminated, fit_terminal, listening, one_line
 from ._sweep_file import with_file
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         except BaseException as error:
             _leave(error, debug)
         try:
+            keep_compiled_programs()
             _do(command)
         except BaseException as error:  # of whatever kind: code that users name may raise anything
             _leave(error, debug)
