@@ -10,6 +10,8 @@ import safetensors
 import fedfisher_jax as ff
 from fedfisher_jax import payload as files
 from fedfisher_jax.curvature import Diagonal, Full, Gram, Kronecker, Layer, LowRank
+from fedfisher_jax.curvature.structures._class_moments import ClassMoments
+from fedfisher_jax.curvature.structures._gradient import Gradient, Quadratic
 from fedfisher_jax.payload import _container as container
 
 SHAPES = {"conv": {"kernel": (2, 3, 4)}, "fc": {"bias": (3,), "kernel": (4, 3)}, "scale": (5,)}
@@ -63,6 +65,17 @@ def payload(structure, seed=0, dtype=jnp.float32):
         ),
     }[structure]()
     return ff.Payload(jnp.asarray(12.0 + seed, jnp.result_type(float)), tree, fisher)
+
+
+def beside_factors(seed=0):
+    """Payloads of what rules of several exchanges, and training on draws, send beside or in the place of parameters."""
+    sent = payload("kronecker", seed)
+    leaves, draw = files.leaves(sent.params), np.random.default_rng(seed)
+    single = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)  # noqa: E731
+    moments = single(3), single(3, 4), jnp.stack([psd([seed, n], 4) for n in range(3)]), single(2)
+    inputs = ClassMoments(sent.statistics, jnp.abs(moments[0]), *moments[1:], ((4,), "float32"))
+    steps = [Gradient(single(), params(seed), sent.statistics, leaves), Quadratic(single(5), psd([seed, 5], 5), leaves)]
+    return [sent._replace(statistics=inputs), *(sent._replace(params=None, statistics=one) for one in steps)]
 
 
 RULES = {None: "fedavg", "diagonal": "fisher-merge", "full": "fedfisher-full", "kronecker": "fedfisher-kfac"}

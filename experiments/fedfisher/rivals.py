@@ -1,9 +1,10 @@
 """Natural-gradient steps against FedAvg, FedProx and SCAFFOLD over rounds, at equal exchanges and at equal bits.
 
-The rivals train from the usual start; a round of theirs is one exchange, of the parameters, or for SCAFFOLD of twice as
-much. Their learning rate and number of local epochs, and FedProx's strength at FedAvg's best of these, are those of the
-best validation accuracy after the last round on tuning seeds, by a part of the training examples that nobody trains on
-there; then they are fixed. Natural-gradient steps have the library's settings, which were chosen likewise before.
+All begin at the same start, for LeNet the designed one. A round of the rivals is one exchange, of the parameters, or of
+twice as much for SCAFFOLD. Their learning rate and number of local epochs, and FedProx's strength at FedAvg's best of
+these, are those of the best validation accuracy after the last round on tuning seeds, by a part of the training
+examples that nobody trains on there; then they are fixed. Natural-gradient steps have the library's settings, which
+were chosen likewise before. Only what clients send is counted.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import optax
 
 from experiments.fedfisher import natural_gradient
 from experiments.lib import cells, common
-from fedfisher_jax import Cohort, Federation, LocalTraining, categorical, cohort, data, evaluate, rounds
+from fedfisher_jax import Cohort, Federation, LocalTraining, categorical, cohort, data, evaluate, models, rounds
 from fedfisher_jax.federate import fedprox, run_keys, scaffold
 from fedfisher_jax.merge import fedavg
 
@@ -86,9 +87,16 @@ def run(method: str, world: dict[str, Any], seed: int, held: bool, many: int, **
         return natural_gradient.columns(natural_gradient.followed(here, seed, who, judged, many, {}))
     federation, key = federation_of(dataset, method, clients, **chosen), run_keys(seed)
     start = here.network.init(key.init)
+    start = models.designed(start) if "conv1" in start else start
     state, found = rounds.init(federation, start, clients, key.train), []
-    for _ in range(many):
-        state, _ = rounds.step(federation, state, who)
+    for number in range(many):
+        try:
+            state, _ = rounds.step(federation, state, who)
+        except ValueError as error:
+            if "NaN or infinity" not in str(error):
+                raise
+            found += [0.0] * (many - number)  # it diverged
+            break
         found.append(float(evaluate(here.network.apply, categorical(), state.params, *judged).accuracy))
     size = 32 * sum(leaf.size for leaf in jax.tree.leaves(start)) * RIVALS[method]
     return {"accuracy": found, "bits": [size * (number + 1) for number in range(many)]}
@@ -143,16 +151,13 @@ def main() -> None:
     text += "\n" + table("at most, MB", [f"{bits[n] / 8e6:.2f}" for n in shown], within)
     for method, found in choices.items():
         words = [f"{one['rate']:g}, {one['epochs']}, {one['mu']:g}: {accuracy:.1f}" for one, accuracy in found]
-        text += f"\n{method}, validation accuracy in % by rate, local epochs, μ: {'; '.join(words)}.\n"
-    summary = {
-        method: {
-            "by_exchanges": {str(n + 1): 100 * accuracy[:, n].mean() for n in shown},
-            "within_megabytes": {
-                f"{bits[n] / 8e6:.2f}": one[0].mean() for n, one in zip(shown, within[method], strict=True) if one
-            },
-        }
-        for method, (accuracy, _) in curves.items()
-    }
+        about = "validation accuracy in % by rate, local epochs, μ (0 where it diverged)"
+        text += f"\n{method}, {about}: {'; '.join(words)}.\n"
+    summary: dict[str, Any] = {}
+    for method, (accuracy, _) in curves.items():
+        by_bits = {f"{bits[n] / 8e6:.2f}": one[0].mean() for n, one in zip(shown, within[method], strict=True) if one}
+        by_exchanges = {str(n + 1): 100 * accuracy[:, n].mean() for n in shown}
+        summary[method] = {"by_exchanges": by_exchanges, "within_megabytes": by_bits}
     common.report(settings.out, text, {"accuracy": summary}, figure(curves, shown))
 
 

@@ -108,7 +108,7 @@ def loads(
     Args:
         data: the bytes.
         like: the starting model (arrays) or None. With it the file's tree, shapes, types and fingerprint must be its
-            own, and the payload has its tree structure; without it trees are nested dictionaries.
+            own, and the payload has its tree structure; without it trees are nested dictionaries, gradients lists.
         layers: the model's layers, from `capture`; with them a file's layers must be among them.
         limits: caps on what is read.
         file: what messages call it.

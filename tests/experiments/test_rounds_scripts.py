@@ -61,3 +61,21 @@ def test_pretrained(script):
     assert len(all_lines) == 2 * len(lines)  # other weights are other runs
     assert summary["accuracy"]["scratch"] == longer["accuracy"]["scratch"]
     assert summary["accuracy"]["pre-trained"] != longer["accuracy"]["pre-trained"]
+
+
+@pytest.mark.slow
+def test_rivals_of_natural_gradient_steps(script):
+    """Each rival's settings are the best by validation, and it has as many rounds as its share of the bits allows."""
+    flags = ("--quick", "--examples", "200", "--clients", "2", "--epochs", "1", "--rates", "0.01", "0.1")
+    table, summary, lines = script("fedfisher.rivals", *flags)
+    ours, averages = (
+        [line for line in lines if line["settings"]["method"] == name and not line["settings"]["held"]]
+        for name in ("natural gradient", "FedAvg")
+    )
+    room, sent = ours[0]["result"]["bits"][-1], averages[0]["result"]["bits"]
+    assert len(sent) == max(3, room // sent[0])
+    tried = [line for line in lines if line["settings"]["method"] == "FedAvg" and line["settings"]["held"]]
+    best = max(tried, key=lambda line: line["result"]["accuracy"][-1])
+    assert len(tried) == 2 and averages[0]["settings"]["rate"] == best["settings"]["rate"]
+    after = 100 * averages[0]["result"]["accuracy"][2]
+    assert summary["accuracy"]["FedAvg"]["by_exchanges"]["3"] == pytest.approx(after) and f"{after:.1f} (" in table

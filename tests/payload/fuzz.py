@@ -73,6 +73,9 @@ def originals():
     for structure in samples.STRUCTURES:
         sent, said = samples.payload(structure), samples.about(structure)
         found += [files.dumps(sent, said), files.dumps(sent, said, plan.fit(sent, said, 100.0))]
+    for sent in samples.beside_factors():
+        said = samples.about("kronecker")
+        found += [files.dumps(sent, said), files.dumps(sent, said, plan.fit(sent, said, 100.0))]
     sent = samples.payload("kronecker")
     return [*found, files.dumps(sent, samples.about("kronecker"), plan.authors(sent))]
 
@@ -276,7 +279,7 @@ def run(count, seed=0):
     draw, outcomes, slowest = np.random.default_rng(seed), collections.Counter(), 0.0
     pool = []
     for number, data in enumerate(originals()):
-        got, _ = files.loads(data)
+        got, _ = files.loads(data, samples.START if number % 2 else None)
         pool.append(
             {"data": data, "leaves": jax.tree.leaves(got), "tree": jax.tree.structure(got), "known": number % 2}
         )
