@@ -1,9 +1,6 @@
 """One network at many widths and seeds: the runs behind the laws of width (2403.12329), for any `apply`.
 
-from fedfisher_jax.theory import inputs, scaling, widths
-
-runs = widths.over_widths(widths.two_layers(jax.nn.tanh), draw, (64, 128, 256), seeds=range(4), steps=500)
-scaling.loglog_slope(np.array([64, 128, 256]), np.stack([run.errors["full"].laplace for run in runs.values()]))
+Slopes of their errors are of `scaling`; docs/theory.md has an example.
 """
 
 import math
