@@ -150,7 +150,7 @@ def gallery() -> str:
         folder = ROOT / RESULTS / where
         if not folder.is_dir():
             continue
-        run = command if command.startswith("fedfisher run") else f"python -m experiments.{command}"
+        run = command if command.startswith("fedfisher ") else f"python -m experiments.{command}"
         time = minutes if minutes == "not measured" else f"{minutes} minutes"
         parts.append(f"## {title[0].upper()}{title[1:]}\n\n`{run}`, {time}")
         for file in ("table.md", "README.md"):

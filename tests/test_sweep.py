@@ -40,6 +40,25 @@ def test_means_spreads_and_paired_differences_by_hand():
     assert [float(row["mean"]) for row in rows if row["name"] == "a_rule"] == pytest.approx([75, 30])
 
 
+def test_runs_over_rounds_are_shown_at_rounds_1_2_4_and_the_last():
+    def over(seed, *accuracies, first=1):
+        lines = [{"round": first + n, "accuracy": a, "loss": 9.0, "test_loss": 1 - a} for n, a in enumerate(accuracies)]
+        rules = {"fedavg": {"accuracy": accuracies[-1], "loss": 1 - accuracies[-1], "rounds": lines}}
+        return {"varied": "accuracy", "seed": seed, "rules": rules, "references": {"pooled": {"accuracy": 0.9}}}
+
+    cells = [over(0, 0.1, 0.2, 0.3, 0.4, 0.5), over(1, 0.3, 0.4, 0.5, 0.6, 0.7)]
+    found = report.summarise(report.by_round(cells), None)
+    assert found.columns == ["round 1", "round 2", "round 4", "round 5"]
+    assert [one.mean for one in found.rules["fedavg"]] == pytest.approx([20, 30, 50, 60])
+    assert [one and one.mean for one in found.references["pooled"]] == [None, None, None, 90]
+    assert [one["rules"]["fedavg"]["loss"] for one in report.by_round(cells)[:2]] == [0.9, 0.7]  # on the test examples
+    warm = report.by_round([over(0, 0.1, 0.2, first=17)])
+    assert [one["varied"] for one in warm] == ["round 17", "round 18"]
+    mixed = [over(0, 0.1, 0.2), over(0, 0.1, 0.2) | {"varied": "another"}]
+    for others in (mixed, [over(0, 0.1)], [over(0, 0.1, 0.2), over(1, 0.1)], [cell("α 1", 0, 0.5, 0.6)], []):
+        assert report.by_round(others) is others
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep")

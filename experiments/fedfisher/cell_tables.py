@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.lib import common
-from experiments.lib.cells import Cell, Outcome, Settings, run_cells
+from experiments.lib.cells import Outcome, Settings
 
 REFERENCES = {
     "best_local": "best local (oracle)",
@@ -15,9 +15,6 @@ REFERENCES = {
     "ensemble_by_class": "ensemble by class share",
     "pooled": "pooled training",
 }
-DASHES = {"best_local": ":", "ensemble": "--", "pooled": "-."} | dict.fromkeys(
-    ("ensemble_weighted", "ensemble_by_class"), (0, (5, 1))
-)
 
 
 def spread_note(settings: Settings) -> str:
@@ -160,32 +157,3 @@ def dots(axis: Any, outcomes: Sequence[Outcome], rules: Sequence[str]) -> None:
     axis.set_yticks(range(len(methods)), [label(method) for method in methods])
     axis.invert_yaxis()
     axis.set(xlabel="test accuracy (%)", xlim=(0, 100))
-
-
-def curves(axis: Any, columns: Mapping[int, Sequence[Outcome]], rules: Sequence[str]) -> None:
-    """Mean accuracy of every method against the columns' number, with its std over seeds."""
-    x = list(columns)
-    methods = methods_of(columns, rules)
-    for method in methods:
-        found = 100 * np.stack([values(outcomes, method) for outcomes in columns.values()])
-        mean, std = found.mean(1), found.std(1, ddof=1) if found.shape[1] > 1 else np.zeros(len(x))
-        style = {"marker": "o"} if method in rules else {"linestyle": DASHES[method], "color": common.COLOURS[6]}
-        (line,) = axis.plot(x, mean, label=label(method), **style)
-        axis.fill_between(x, mean - std, mean + std, alpha=0.12, linewidth=0, color=line.get_color())
-    axis.set(ylabel="test accuracy (%)", xscale="log")
-    axis.set_xticks(x, [f"{value:g}" for value in x])
-    axis.minorticks_off()
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))  # curves cross everywhere
-
-
-def report_curves(settings: Settings, grids: Mapping[int, Sequence[Cell]], what: str, title: str) -> None:
-    """Run the cells at each of some numbers, and report accuracy against that number."""
-    outcomes = iter(run_cells(settings.out, [cell for grid in grids.values() for cell in grid], settings.rules))
-    found = {number: [next(outcomes) for _ in grid] for number, grid in grids.items()}
-    columns = {f"{number} {what}": each for number, each in found.items()}
-    text = f"{title}.\n\n" + accuracy_table(columns, settings.rules, settings)
-    text += difference_table(columns, settings.rules, settings)
-    fig, axes = common.figure(width=5.8)
-    curves(axes[0, 0], found, settings.rules)
-    axes[0, 0].set(xlabel=what, title=title)
-    common.report(settings.out, text, summary(columns, settings.rules, settings), fig)

@@ -2,7 +2,7 @@
 
 Two-layer ReLU networks in NTK scaling, M = 2 clients with n = 10 unit inputs each, full-batch gradient descent to
 nearly zero local loss; the full Fisher is exact, in sample space. Then the same on real inputs, two classes: digits and
-Fashion-MNIST.
+Fashion-MNIST. Flags take other sizes, activations and networks; give these an --out of their own.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ import numpy as np
 
 from experiments.lib import common
 from fedfisher_jax import data
-from fedfisher_jax.theory import decomposition, inputs, merges, scaling, two_layer
+from fedfisher_jax._users_code import import_function
+from fedfisher_jax.theory import decomposition, inputs, matrix_free, merges, scaling, two_layer, widths
 
-CLIENTS, EXAMPLES, INPUTS, STEP_SIZE = 2, 10, 5, 0.5
 PREDICTED = {"laplace": -1.0, "movement": -0.5}
 LABELS = {
     "full": "FedFisher, full",
@@ -38,6 +38,12 @@ class Settings(common.Settings):
         real_widest: log₂ of the largest width of the real inputs; below 7 leaves them out.
         steps: Gradient steps K.
         octaves: Slopes are fitted over this many widest octaves.
+        clients: Number of clients.
+        examples: Examples of each client.
+        inputs: Number of inputs, where they are Gaussian.
+        step_size: Of gradient descent; where the network is not relu, in units of 1/λ_max of its tangent kernel.
+        network: Two layers with this activation of jax.nn, or your own as module:function, function(width, input_shape)
+            → (init, apply) with init(key) → params and apply(params, x [n, ...]) → [n, 1].
     """
 
     seeds: int = 16
@@ -45,6 +51,14 @@ class Settings(common.Settings):
     real_widest: int = 12
     steps: int = 3000
     octaves: int = 5
+    clients: int = 2
+    examples: int = 10
+    inputs: int = 5
+    step_size: float = 0.5
+    network: str = "relu"
+
+
+VARIED = ("clients", "examples", "inputs", "step_size", "network")
 
 
 def real_images(source: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -57,35 +71,63 @@ def real_images(source: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
 
 
 @partial(jax.jit, static_argnames=("width", "steps"))
-def runs(keys: jax.Array, clients: two_layer.ClientData, width: int, steps: int) -> decomposition.Run:
+def runs(keys: jax.Array, clients: two_layer.ClientData, width: int, steps: int, step_size: float) -> decomposition.Run:
     """All seeds of one width, one after the other, in one program."""
 
     def seed(args: tuple[jax.Array, two_layer.ClientData]) -> decomposition.Run:
         start = two_layer.init(args[0], args[1].x.shape[-1], width, args[1].x.dtype)
-        return decomposition.diagnose(start, args[1], steps, STEP_SIZE)
+        return decomposition.diagnose(start, args[1], steps, step_size)
 
     return jax.lax.map(seed, (keys, clients))
 
 
-def run(source: str, width: int, steps: int, first_seed: int, seeds: int) -> dict[str, Any]:
-    """Trains, merges and measures `seeds` repetitions of one width; arrays over seeds."""
-    keys = jax.vmap(jax.random.key)(jnp.arange(first_seed, first_seed + seeds))
+def draw(key: jax.Array, source: str, how: Settings) -> two_layer.ClientData:
+    """The clients of a seed."""
     if source == "gaussian":
-        clients = jax.vmap(lambda k: inputs.gaussian(k, CLIENTS, EXAMPLES, INPUTS, dtype=jnp.float64))(keys)
-    else:
-        x, y, classes = real_images(source)
-        each = [inputs.images(k, x, y, classes, CLIENTS, EXAMPLES) for k in keys]
-        clients = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    init_keys = jax.vmap(lambda k: jax.random.fold_in(k, width))(keys)
-    program = runs.lower(init_keys, clients, width, steps).compile()
-    memory = program.memory_analysis()
+        return inputs.gaussian(key, how.clients, how.examples, how.inputs, dtype=jnp.float64)
+    return inputs.images(key, *real_images(source), how.clients, how.examples)
+
+
+def network_of(name: str) -> widths.Network:
+    """A user's network, or two layers with an activation of jax.nn.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if ":" in name:
+        return import_function("network", name)
+    if not callable(activation := getattr(jax.nn, name, None)):
+        raise ValueError(f"network: got {name!r}, expected an activation of jax.nn, such as tanh, or module:function")
+    return widths.two_layers(activation)
+
+
+def run(source: str, width: int, steps: int, first_seed: int, seeds: int, **varied: Any) -> dict[str, Any]:
+    """Trains, merges and measures `seeds` repetitions of one width; arrays over seeds."""
+    how, memory, numbers = Settings(**varied), None, range(first_seed, first_seed + seeds)
     start = time.perf_counter()
-    found = jax.block_until_ready(program(init_keys, clients))
+    if how.network == "relu":
+        keys = jax.vmap(jax.random.key)(jnp.arange(numbers.start, numbers.stop))
+        clients = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[draw(key, source, how) for key in keys])
+        init_keys = jax.vmap(lambda k: jax.random.fold_in(k, width))(keys)
+        program = runs.lower(init_keys, clients, width, steps, how.step_size).compile()
+        memory, start = program.memory_analysis(), time.perf_counter()
+        found = jax.block_until_ready(program(init_keys, clients, how.step_size))
+    else:
+        found = widths.over_widths(
+            network_of(how.network),
+            partial(draw, source=source, how=how),
+            [width],
+            seeds=numbers,
+            steps=steps,
+            step_size=how.step_size,
+            further={"kfac": matrix_free.kfac},
+        )[width]
     result = {name: value for name, value in found._asdict().items() if name not in ("errors", "eigenvalues", "target")}
     for rule, error in found.errors.items():
         result |= {f"{rule}_{name}": value for name, value in error._asdict().items() if name != "test_loss"}
     result["run_seconds"] = time.perf_counter() - start
-    result["memory_mib"] = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20 if memory else float("nan")
+    if memory:
+        result["memory_mib"] = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20
     return result
 
 
@@ -103,7 +145,8 @@ def fits(records: list[dict[str, Any]], octaves: int) -> dict[str, scaling.Slope
     """Slopes against m over the widest octaves, seed by seed; `mean_laplace` fits the mean over seeds."""
     last, x = records[-octaves - 1 :], widths_of(records)[-octaves - 1 :]
     names = [f"{rule}_{what}" for what in ("laplace", "loss") for rule in merges.RULES]
-    found = {n: scaling.loglog_slope(x, values(last, n)) for n in [*names, "local_movement", "local_flipped"]}
+    names += [name for name in ("local_movement", "local_flipped") if name in last[0]["result"]]
+    found = {n: scaling.loglog_slope(x, values(last, n)) for n in names}
     return found | {"mean_laplace": scaling.curve_slope(x, values(last, "full_laplace"))}
 
 
@@ -121,7 +164,7 @@ def table(by_source: dict[str, list[dict[str, Any]]], fitted: dict[str, dict[str
             cells = [common.mean_std(common.column([r], n)[0], 4) for n in [*names, "full_laplace"]]
             small = [f"{common.column([r], n)[0].mean():.1e}" for n in ("local_loss", "ntk_min")]
             moved = common.mean_std(common.column([r], "local_movement")[0], 3)
-            cost = [f"{r['result']['run_seconds']:.1f}", f"{r['result']['memory_mib']:.1f}"]
+            cost = [f"{r['result']['run_seconds']:.1f}", f"{r['result'].get('memory_mib', np.nan):.1f}"]
             rows.append([source, r["settings"]["width"], *cells, *small, moved, *cost])
     header = "inputs|m|full|K-FAC|diagonal|average|pooled|Laplace error|local loss|NTK min|movement|s|MiB".split("|")
     text = "Mean ± std over seeds; s and MiB are for all seeds of a width.\n\n" + common.markdown_table(header, rows)
@@ -173,7 +216,7 @@ def figure(by_source: dict[str, list[dict[str, Any]]], fitted: dict[str, dict[st
     ntk.set(title="smallest NTK eigenvalue at the start")
     for name, label in (("run_seconds", "seconds, all seeds"), ("memory_mib", "MiB of working memory")):
         records = by_source["gaussian"]
-        cost.plot(widths_of(records), [r["result"][name] for r in records], marker="o", label=label)
+        cost.plot(widths_of(records), [r["result"].get(name, np.nan) for r in records], marker="o", label=label)
     cost.set(title="cost (Gaussian)")
     for axis in axes.flat:
         axis.set(yscale="log", xlabel="width m")
@@ -191,7 +234,8 @@ def main() -> None:
         settings = dataclasses.replace(settings, seeds=4, widest=11, real_widest=8, steps=500)
     exponents = {"gaussian": settings.widest, "digits": settings.real_widest, "fashion_mnist": settings.real_widest}
     exponents = {s: top for s, top in exponents.items() if top > 6}
-    shared = {"steps": settings.steps, "first_seed": settings.seed, "seeds": settings.seeds}
+    varied = {name: getattr(settings, name) for name in VARIED if getattr(settings, name) != getattr(Settings, name)}
+    shared = {"steps": settings.steps, "first_seed": settings.seed, "seeds": settings.seeds, **varied}
     grid = [{"source": s, "width": 2**e, **shared} for s, top in exponents.items() for e in range(6, top + 1)]
     records = common.run_all(settings.out, grid, run, "widths")
     by_source = {s: [r for r in records if r["settings"]["source"] == s] for s in exponents}

@@ -49,13 +49,13 @@ def sweep(settings: Any) -> None:
 
 def _write_tables(settings: Any, out: Path, cells: list[tuple[str, Any]], against: str) -> None:
     found = _run_all(out, cells)
-    summary = report.summarise(found, against)
+    summary = report.summarise(report.by_round(found), against)
     caption = _caption(settings, cells, summary)
     _files.write_atomically(out / "table.md", report.markdown(summary, caption))
     _files.write_atomically(out / "table.tex", report.latex(summary, caption))
     _files.write_atomically(out / "table.csv", report.comma_separated(summary))
     for name in ("figure.png", "figure.pdf"):
-        report.plot_summary(summary, found, out / name)
+        report.plot_summary(report.summarise(found, against), found, out / name)
     Console().print(report.summary_table(summary, caption))
     print(f"{out}/results.jsonl, table.md, table.csv, table.tex, figure.png, figure.pdf, cells/")
 

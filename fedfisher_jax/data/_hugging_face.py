@@ -1,7 +1,7 @@
 """Data sets of Hugging Face: "hf:FOLDER", as `save_to_disk` leaves it, or "hf:NAME" of the hub.
 
-A hub name is loaded by the `datasets` package, which may use the network; a configuration stands after a colon,
-"hf:glue:sst2".
+A hub name is loaded by the `datasets` package, which downloads it once and then has it in its cache (HF_HUB_OFFLINE=1
+asks no network); a configuration stands after a colon, "hf:glue:sst2".
 """
 
 import dataclasses
@@ -60,19 +60,35 @@ def _parts(name: str) -> dict[str, Any]:
     """The split to train on and, where there is one, to test on; of a set without splits all of it."""
     loaded = package(name)
     path, _, configuration = name.removeprefix(PREFIX).partition(":")
+    folder = expanded(path)
     try:
-        folder = expanded(path)
-        found = (
-            loaded.load_from_disk(str(folder)) if folder.is_dir() else loaded.load_dataset(path, configuration or None)
-        )
+        if folder.is_dir():
+            found = loaded.load_from_disk(str(folder))
+        elif path.startswith((".", "~", "/")) or path.count("/") > 1:
+            raise ValueError(f"got no folder {folder}, expected one that save_to_disk wrote, or OWNER/NAME of the hub")
+        else:
+            found = loaded.load_dataset(path, configuration or None)
     except Exception as error:  # of the hub, its cache, or files: of many kinds
-        raise ValueError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"{name} cannot be loaded: {_why(loaded, error)}") from error
     if not isinstance(found, Mapping):
         return {"train": found}
     if "train" not in found:
         raise ValueError(f"{name}: got the splits {', '.join(found)}, expected train among them")
     test = next((split for split in _TESTS if split in found), None)
     return {"train": found["train"]} | ({} if test is None else {"test": found[test]})
+
+
+def _why(loaded: Any, error: Exception) -> str:
+    """What is wrong and what helps, in words; the package says neither where its cache is nor what a login is."""
+    if isinstance(error, loaded.exceptions.DatasetNotFoundError):
+        return "the hub has no data set of this name, or shows it to its members alone (hf auth login)"
+    if isinstance(error, ConnectionError):
+        cache = loaded.config.HF_DATASETS_CACHE
+        return (
+            f"the hub cannot be reached, and there is no copy in {cache}; load it once where there is a network, or "
+            "bring a folder that save_to_disk wrote, as hf:FOLDER"
+        )
+    return " ".join(str(error).split())[:300]
 
 
 def _is_array(feature: Any) -> bool:

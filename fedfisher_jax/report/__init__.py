@@ -6,6 +6,7 @@ from ._figures import plot_summary as plot_summary
 from ._page import page as page
 from ._summary import Spread as Spread
 from ._summary import Summary as Summary
+from ._summary import by_round as by_round
 from ._summary import comma_separated as comma_separated
 from ._summary import latex as latex
 from ._summary import markdown as markdown
@@ -19,6 +20,7 @@ from ._words import words_on_training as words_on_training
 __all__ = [
     "Spread",
     "Summary",
+    "by_round",
     "colours_of",
     "comma_separated",
     "latex",

@@ -76,6 +76,26 @@ def summarise(cells: Sequence[Mapping[str, Any]], against: str | None) -> Summar
     )
 
 
+def by_round(cells: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Make cells of runs over rounds, where all have one column, into a column for rounds 1, 2, 4, … and the last.
+
+    Other cells are returned as they are.
+    """
+    curves = [rule.get("rounds") or [] for cell in cells for rule in cell["rules"].values()]
+    (count, *others) = {len(curve) for curve in curves} or {0}
+    if others or count < 2 or len({cell["varied"] for cell in cells}) > 1:
+        return cells
+    shown = [2**power for power in range(count.bit_length()) if 2**power < count]
+
+    def after(cell: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+        lines = {name: rule["rounds"][number - 1] for name, rule in cell["rules"].items()}
+        rules = {name: {**line, "loss": line.get("test_loss")} for name, line in lines.items()}
+        return {**cell, "varied": f"round {next(iter(lines.values()))['round']}", "rules": rules, "references": {}}
+
+    last = [{**after(cell, count), "rules": cell["rules"], "references": cell["references"]} for cell in cells]
+    return [after(cell, number) for number in shown for cell in cells] + last
+
+
 def spread(values: Sequence[float], factor: float = 100.0) -> Spread | None:
     """Spread of scores times a factor; None where one is missing (NaN)."""
     found = factor * np.asarray(values, float)

@@ -6,7 +6,7 @@
     run = decomposition.diagnose(two_layer.init(key, 5, width), data, steps=3000, step_size=0.5)
     run.errors["full"].laplace
 
-docs/theory.md derives what the modules compute; `matrix_free` is the same for any network.
+docs/theory.md derives what the modules compute; `matrix_free` is the same for any network, `widths` at many widths.
 """
 
 from . import decomposition as decomposition
@@ -17,6 +17,7 @@ from . import rows as rows
 from . import sample_space as sample_space
 from . import scaling as scaling
 from . import two_layer as two_layer
+from . import widths as widths
 
 __all__ = [
     "decomposition",
@@ -27,4 +28,5 @@ __all__ = [
     "sample_space",
     "scaling",
     "two_layer",
+    "widths",
 ]

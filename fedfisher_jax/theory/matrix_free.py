@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float
 
 from .._examples import examples
 from .._likelihood import gaussian
 from .._trees import pick
 from ..curvature import capture, fisher
-from ..solve import conjugate_gradients, objective
+from ..solve import objective
 from . import sample_space
 from .two_layer import ClientData as ClientData
 from .two_layer import hide_padding, pool, real
@@ -130,11 +131,11 @@ def diagonal(apply: Apply, local: Any, data: ClientData, chunk: int = 8) -> Any:
 
 
 def kfac(apply: Apply, local: Any, data: ClientData, iterations: int = 1000) -> Any:
-    """Merge by FedFisher with a Kronecker block per layer (2403.12329), undamped, by conjugate gradients from θ̄.
+    """Merge by FedFisher with a Kronecker block per layer (2403.12329), undamped: the minimiser nearest the average θ̄.
 
-    Layers are found in `apply` (`curvature.capture`); parameters that are in none have the diagonal of their Fisher. In
-    float64: undamped blocks are nearly singular. Examples of a client count alike, whatever their weights, but those of
-    weight 0, which do not count.
+    Conjugate gradients are plain: preconditioned ones move null spaces away from θ̄. Layers are found in `apply`
+    (`curvature.capture`); parameters that are in none have the diagonal of their Fisher. In float64: undamped blocks
+    are nearly singular. Examples of a client count alike, whatever their weights, but those of weight 0, which do not.
     """
     shape = jax.ShapeDtypeStruct((1, *data.x.shape[2:]), data.x.dtype)
     captured = capture(apply, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), local), shape)
@@ -145,7 +146,8 @@ def kfac(apply: Apply, local: Any, data: ClientData, iterations: int = 1000) -> 
 
     fishers = jax.lax.map(client, (local, data.x, data.y, data.weights))
     problem = objective(fishers, local, data.weights.sum(axis=1))
-    return conjugate_gradients(damping=0.0, iterations=iterations, tolerance=1e-12)(problem).params
+    step, _ = cg(problem.curvature.matvec, problem.pull, tol=1e-12, maxiter=iterations)
+    return jax.tree.map(jnp.add, problem.anchor, step)
 
 
 def train(apply: Apply, params: Any, data: ClientData, steps: int | Array, step_size: float | Array) -> Any:

@@ -3,6 +3,12 @@
 import re
 from pathlib import Path
 
+import tyro
+
+from fedfisher_jax.cli._settings import check
+from fedfisher_jax.cli._sweep_file import with_file
+from fedfisher_jax.cli._sweep_settings import SweepSettings, cells_of
+
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 ROWS = re.findall(r"^\| (.*) \| (.*) \| (.*) \| (.*) \|$", (FOLDER / "README.md").read_text(), re.MULTILINE)[2:]
 
@@ -14,6 +20,18 @@ def test_every_script_is_in_the_index():
         if "__main__" in path.read_text()
     }
     assert {name for _, command, _, _ in ROWS for name in re.findall(r"`(\w+\.\w+)", command)} == scripts
+
+
+def test_every_file_of_settings_is_in_the_index_and_is_read():
+    files = sorted(FOLDER.glob("*/*.toml"))
+    files = [path for path in files if path.name != "pyproject.toml"]
+    named = {name for _, command, _, _ in ROWS for name in re.findall(r"--file experiments/(\S+\.toml)", command)}
+    assert named == {str(path.relative_to(FOLDER)) for path in files} and files
+    for path in files:
+        settings = tyro.cli(SweepSettings, args=with_file(["sweep", "--file", str(path)], SweepSettings)[1:])
+        assert str(settings.out) == f"experiments/results/{path.relative_to(FOLDER).with_suffix('')}"
+        for _, cell in cells_of(settings):
+            check(cell)
 
 
 def test_every_folder_of_results_is_in_the_index_once():

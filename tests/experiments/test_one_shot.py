@@ -78,17 +78,6 @@ def test_seeds_of_split_and_training_vary_separately(script):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "axis", "numbers"), [("number_of_clients", "clients", (3, 5)), ("local_epochs", "epochs", (1, 2))]
-)
-def test_curves(script, name, axis, numbers):
-    flags = [f"--{axis}", *map(str, numbers)] + ([] if axis == "epochs" else ["--epochs", "1"])
-    _, summary, lines = script(f"fedfisher.{name}", *TINY, *flags)
-    assert len(summary["accuracy"]) == 2
-    assert {line["settings"][axis] for line in lines if line["settings"]["method"] == "fedavg"} == set(numbers)
-
-
-@pytest.mark.slow
 def test_synthetic(script):
     table, summary, lines = script("fedfisher.synthetic_binary", *TINY, "--epochs", "1", "--examples", "400")
     assert summary["fedavg"] == summary["accuracy"]["α=0.1"]["fedavg"]

@@ -5,16 +5,6 @@ import pytest
 
 
 @pytest.mark.slow
-def test_few_rounds(script):
-    flags = ("--quick", "--rounds", "2", "--epochs", "2", "--participation", "0.6", "--seeds", "2")
-    table, summary, lines = script("fedfisher.few_rounds", *flags)
-    assert "fedfisher-kfac − fedavg" in table and "participation 0.6" in table
-    kfac = [line["result"]["accuracy"] for line in lines if line["settings"]["rule"] == "fedfisher-kfac"]
-    assert summary["accuracy"]["fedfisher-kfac"]["2"] == pytest.approx(100 * np.mean(kfac, axis=0)[1])
-    assert len(script("fedfisher.few_rounds", *flags)[2]) == len(lines)  # nothing runs again
-
-
-@pytest.mark.slow
 def test_fedfish_images(script):
     flags = (
         "--quick",
