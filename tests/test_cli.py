@@ -191,12 +191,8 @@ def test_list(capsys):
         assert name in printed
 
 
-@pytest.mark.slow
-def test_two_hosts_of_a_slurm_step(record, tmp_path):
-    """The same command on each host, two devices each; one dies, and both begin again where they were.
-
-    The variables are those that Slurm sets.
-    """
+def two_hosts(*flags):
+    """The same command on each of two hosts, two devices each; the variables are those that Slurm sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -206,28 +202,32 @@ def test_two_hosts_of_a_slurm_step(record, tmp_path):
         "SLURM_NTASKS": "2",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
     }
-    call = [sys.executable, "-m", "fedfisher_jax.cli", *QUICK, "--distributed", "--out", str(tmp_path)]
+    call = [sys.executable, "-m", "fedfisher_jax.cli", *QUICK, "--distributed", *map(str, flags)]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    each = [slurm | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in range(2)]
+    return [subprocess.Popen(call, env=devices.environment(2) | mine, **how) for mine in each]
 
-    def begun():
-        return [
-            subprocess.Popen(
-                call,
-                env=devices.environment(2) | slurm | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for number in range(2)
-        ]
 
-    first, second = begun()
-    while not (kept := tmp_path / "trained.npz").exists() and first.poll() is None:
+def one_dies(hosts, when):
+    """The second host is killed as soon as something is there; what the first one says."""
+    first, second = hosts
+    while not when() and first.poll() is None:
         time.sleep(0.05)
     second.kill()
-    assert first.communicate(timeout=60)[1].splitlines()[-1].startswith("fedfisher: another host of this run is gone")
+    said = first.communicate(timeout=60)[1].splitlines()
+    assert said[-1].startswith("fedfisher: another host of this run is gone")
     second.communicate(timeout=60)  # its process that computed has ended, too
     assert (first.returncode, second.returncode) == (75, -9)
-    hosts = begun()
+    return said
+
+
+@pytest.mark.slow
+def test_two_hosts_of_a_slurm_step(record, tmp_path):
+    """One of them dies, and both begin again where they were."""
+    kept = tmp_path / "trained.npz"
+    said = one_dies(two_hosts("--out", tmp_path), kept.exists)
+    assert "2 hosts, 4 devices: " in " ".join(said)
+    hosts = two_hosts("--out", tmp_path)
     outputs = [host.communicate(timeout=600) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], outputs
     assert outputs[1] == ("", "")
@@ -236,3 +236,20 @@ def test_two_hosts_of_a_slurm_step(record, tmp_path):
     assert result["cohort"]["strategy"] == "devices" and not kept.exists()
     for name, rule in record[0]["rules"].items():  # two test examples may flip: float32 here, float64 there
         assert result["rules"][name]["accuracy"] == pytest.approx(rule["accuracy"], abs=0.006)
+
+
+@pytest.mark.slow
+def test_two_hosts_go_on_with_the_round_that_one_died_in(tmp_path):
+    """Three clients, so that a device has nobody; rounds are those of one process, to the rounding of their sums."""
+    flags = "--rounds", 6, "--rules", "fedavg", "--out"
+    command(*QUICK, *flags, tmp_path / "alone")
+    lines = [tmp_path / who / "rounds" / "rules" / "fedavg" / "rounds.jsonl" for who in ("alone", "hosts")]
+    one_dies(two_hosts(*flags, tmp_path / "hosts"), lambda: lines[1].exists() and lines[1].read_text())
+    begun = lines[1].read_text().splitlines()
+    hosts = two_hosts(*flags, tmp_path / "hosts")
+    outputs = [host.communicate(timeout=600) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    found = lines[1].read_text().splitlines()
+    assert 0 < len(begun) < 6 and found[: len(begun) - 1] == begun[:-1]  # the last may not have had its checkpoint
+    for ours, theirs in zip(map(json.loads, found), map(json.loads, lines[0].read_text().splitlines()), strict=True):
+        assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-3)

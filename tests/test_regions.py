@@ -258,6 +258,19 @@ def test_who_comes_late_and_who_leaves_later_need_their_own_files_alone(rule, fo
     assert record["merged"] == [{"file": "all.safetensors", "sha256": before["region"]}]
 
 
+@pytest.mark.parametrize("rule", ["fedfisher-diag", pytest.param("fedfisher-kfac", marks=pytest.mark.slow)])
+def test_a_silo_leaves_one_of_three_regions(rule, folder, tmp_path):
+    numbers = {"north": (0, 5), "south": (1, 3, 6), "west": (2, 4)}
+    three = [fold(folder, files(folder, rule, *own), tmp_path / f"{name}.safetensors") for name, own in numbers.items()]
+    out = tmp_path / "g.safetensors"
+    equal(merged(folder, three, out)[0], merged(folder, files(folder, rule), tmp_path / "all.safetensors")[0])
+    own = () if rule == "fedfisher-kfac" else ("--payloads", *files(folder, rule, 3))
+    more = "--start", folder / "start.safetensors", "--out", out, "--record", tmp_path / "left.json"
+    command("leave", three[1], "--silo", 3, *own, *more)
+    never = merged(folder, files(folder, rule, 0, 1, 2, 4, 5, 6), tmp_path / "never.safetensors")[0]
+    equal(merged(folder, three, out)[0], never)
+
+
 def test_who_cannot_leave_a_sum_is_told_why(folder, tmp_path, capsys):
     region = fold(folder, files(folder, "fedavg", 0, 3), tmp_path / "r.safetensors")
     start = ["--start", folder / "start.safetensors", "--out", tmp_path / "g.safetensors"]

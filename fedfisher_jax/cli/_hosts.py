@@ -113,4 +113,5 @@ def who_is_here() -> str:
     names = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
     devices = Counter(device.process_index for device in jax.devices())
     each = ", ".join(f"{name} with {devices[number]}" for number, name in enumerate(names))
-    return f"{len(names)} hosts, {jax.device_count()} devices: {each}; bars count what all of them have done"
+    words = "1 host" if len(names) == 1 else f"{len(names)} hosts"
+    return f"{words}, {jax.device_count()} devices: {each}; bars count what all of them have done"

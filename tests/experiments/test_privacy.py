@@ -67,3 +67,15 @@ def test_heads_with_privacy_of_every_example(script):
     assert found["whitened", "distributed", 8.0]["accuracy"] > found["whitened", "distributed", 0.5]["accuracy"]
     assert set(summary["points_lost_digits_usual"]) >= {"whitened, distributed", "plain, local, 5 silos"}
     assert f"{100 * plain:.1f}" in table
+
+
+@pytest.mark.slow
+def test_what_leaving_takes_away(script):
+    """After one exchange the model is that of training again; after two the first exchange is still in it."""
+    table, summary, (line,) = script("privacy.leaving", "--quick", "--rules", "fedavg", "--epochs", "10", figure=False)
+    for one in line["result"]["silos"]:
+        found = one["models"]
+        assert one["gap"] == 0 and found["left"]["own"] == found["again"]["own"] and found["with"] != found["left"]
+        assert found["left, 2"] != found["again, 2"] and 0 <= found["left"]["auc of both"] <= 1
+    own = [summary[f"fedavg, {model}: own"] for model in ("file", "with", "left")]
+    assert own[0] > own[1] > own[2] and f"| {own[1]:.1f} |" in table
