@@ -99,5 +99,5 @@ endef
 # where one is: PIP_EXTRA_INDEX_URL=...
 .venv/torch/installed: pyproject.toml
 	$(call environment,$(PYTHON),.venv/torch)
-	.venv/torch/bin/pip install --quiet "torch==2.13.0" -e ".[tests,torch]"
+	.venv/torch/bin/pip install --quiet "torch==2.13.0" -e ".[tests,torch,parquet]"
 	touch $@

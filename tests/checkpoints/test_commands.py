@@ -156,6 +156,17 @@ def test_rows_become_padded_inputs(tmp_path):
         read_rows(tmp_path / "data.txt", base)
 
 
+def test_a_parquet_file_is_read_as_the_same_rows_of_jsonl(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    base, *_ = folders(tmp_path, tiny.bert, 0)
+    lines = [json.loads(line) for line in rows(tmp_path, 0).read_text().splitlines()]
+    columns = {"words": [line["text"] for line in lines], "topic": [line["label"] for line in lines]}
+    parquet.write_table(pytest.importorskip("pyarrow").table(columns), tmp_path / "data.parquet")
+    x, y = read_rows(tmp_path / "data.parquet", base, "words", "topic")
+    expected, labels = read_rows(tmp_path / "data0.jsonl", base)
+    assert all((x[name] == value).all() for name, value in expected.items()) and (y == labels).all()
+
+
 def test_settings_and_files_that_do_not_fit_are_refused(tmp_path, capsys):
     base, tuned = folders(tmp_path, tiny.bert, 1)
     data = rows(tmp_path, 0, labels=False)
