@@ -244,7 +244,7 @@ INIT = "init", "--data", "digits", "--out", "new"
     ("arguments", "words"),
     [
         (["init", "--out", "new"], "input_shape: got none, expected sizes of an example"),
-        (["init", "--input-shape", "3", "--likelihood", "gaussian", "--out", "new"], "outputs: got none, expected how many"),
+        (["init", "--input-shape", "3", "--likelihood", "gaussian", "--out", "new"], "outputs: got none, expected"),
         ([*INIT, "--model", "nothing"], "name: got 'nothing'"),
         ([*INIT, "--model", "no_such:net"], "model: cannot import"),
         ([*INIT, "--model", "math:remainder"], "model: math:remainder"),
