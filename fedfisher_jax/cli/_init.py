@@ -84,7 +84,7 @@ def init(settings: InitSettings) -> None:
     if not shape or min(shape) < 1:
         raise ValueError(f"input_shape: got {list(shape) or 'none'}, expected sizes of an example, or --data to read")
     if outputs is None or outputs < 1:
-        what = "the number of classes" if settings.likelihood == "categorical" else "how many numbers an example has"
+        what = "the number of classes" if settings.likelihood == "categorical" else "how many numbers a target has"
         raise ValueError(f"outputs: got {'none' if outputs is None else outputs}, expected {what}, or --data to read")
     kind = model_file.Kind(settings.model, tuple(shape), outputs, settings.bias, settings.likelihood)
     require_sizes(kind.input_shape, kind.outputs)
