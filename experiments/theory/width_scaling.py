@@ -96,7 +96,8 @@ def network_of(name: str) -> widths.Network:
     """
     if ":" in name:
         return import_function("network", name)
-    if not callable(activation := getattr(jax.nn, name, None)):
+    activation: Any = getattr(jax.nn, name, None)
+    if not callable(activation):
         raise ValueError(f"network: got {name!r}, expected an activation of jax.nn, such as tanh, or module:function")
     return widths.two_layers(activation)
 
