@@ -243,7 +243,8 @@ INIT = "init", "--data", "digits", "--out", "new"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["init", "--out", "new"], "input_shape, outputs: expected"),
+        (["init", "--out", "new"], "input_shape: got none, expected sizes of an example"),
+        (["init", "--input-shape", "3", "--likelihood", "gaussian", "--out", "new"], "outputs: got none, expected"),
         ([*INIT, "--model", "nothing"], "name: got 'nothing'"),
         ([*INIT, "--model", "no_such:net"], "model: cannot import"),
         ([*INIT, "--model", "math:remainder"], "model: math:remainder"),

@@ -78,7 +78,7 @@ def server_of(settings: Settings, rule: str, epochs: int) -> str:
 @cache
 def federation_of(dataset: str, rule: str, epochs: int, sampled: int, server: str, learning_rate: float) -> Federation:
     """One object for all seeds, so that it is compiled once."""
-    here = cells.world(dataset, cells.MODELS.get(dataset, cells.ELSEWHERE))
+    here = cells.world(dataset, cells.model_of(dataset))
     apply, likelihood = here.network.apply, categorical()
     training = LocalTraining(apply, likelihood, optax.sgd(learning_rate), epochs, BATCH)
     named = catalogue.named_rule(rule, apply, likelihood, offers={"captured": here.captured})
@@ -88,7 +88,7 @@ def federation_of(dataset: str, rule: str, epochs: int, sampled: int, server: st
 def run(rule: str, epochs: int, num_rounds: int, server: str, seed: int, **world: Any) -> dict[str, Any]:
     """One federation and its personalisation."""
     dataset, clients = world["dataset"], world["clients"]
-    here = cells.world(dataset, cells.MODELS.get(dataset, cells.ELSEWHERE))
+    here = cells.world(dataset, cells.model_of(dataset))
     apply, (x, y, test_x, test_y) = here.network.apply, here.arrays
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(len(y))[: world["examples"] or len(y)]

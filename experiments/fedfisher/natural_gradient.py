@@ -71,7 +71,7 @@ def after_each(rule: Rule, start: Any, who: Any, judge: Any, key: jax.Array) -> 
 
 def run(dataset: str, alpha: float, clients: int, steps: int, seed: int) -> dict[str, Any]:
     """Test accuracy, loss and bits after every exchange."""
-    here = cells.world(dataset, cells.MODELS.get(dataset, cells.ELSEWHERE))
+    here = cells.world(dataset, cells.model_of(dataset))
     parts = data.split("dirichlet-client", here.dataset.train_y, clients, seed=seed, alpha=alpha)
     x, y, *test = here.arrays
     return columns(followed(here, seed, cohort(x, y, parts, length=len(y)), test, steps, {}))
@@ -80,7 +80,7 @@ def run(dataset: str, alpha: float, clients: int, steps: int, seed: int) -> dict
 def choose(choice: str, candidate: str, dataset: str, steps: int, seed: int) -> dict[str, Any]:
     """The same on validation examples, of one client with some of the others."""
     del choice
-    here = cells.world(dataset, cells.MODELS.get(dataset, cells.ELSEWHERE))
+    here = cells.world(dataset, cells.model_of(dataset))
     x, y, *_ = here.arrays
     order = np.random.default_rng(seed).permutation(len(y))
     held, kept = order[:VALIDATION], order[VALIDATION:][:EXAMPLES]

@@ -18,7 +18,7 @@ class Settings(cells.Settings):
         alphas: Concentrations of the Dirichlet split over clients' mixtures of classes.
         clients: Number of clients.
         epochs: Local epochs.
-        model: Of all data sets; by default LeNet for MNIST-like images, an MLP for digits, elsewhere the paper's CNN.
+        model: Of all data sets; by default LeNet for MNIST-like images, the paper's CNN for others, else an MLP.
     """
 
     datasets: tuple[str, ...] = ("fashion_mnist",)
@@ -36,7 +36,7 @@ def main() -> None:
     settings = common.command_line(Settings, __doc__, quick=QUICK)
     columns = {}
     for dataset in settings.datasets:
-        model = settings.model or cells.MODELS.get(dataset, cells.ELSEWHERE)
+        model = settings.model or cells.model_of(dataset)
         for alpha in settings.alphas:
             fixed = {"dataset": dataset, "model": model, "clients": settings.clients, "alpha": alpha}
             grid = [{**fixed, "epochs": settings.epochs, **seeds} for seeds in cells.seed_pairs(settings)]

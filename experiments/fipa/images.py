@@ -134,7 +134,7 @@ def federation_of(rule: str, server: str, options: tuple[tuple[str, Any], ...], 
 
 def world_of(dataset: str) -> cells.World:
     """Data and network."""
-    return cells.world(dataset, cells.MODELS.get(dataset, cells.ELSEWHERE))
+    return cells.world(dataset, cells.model_of(dataset))
 
 
 def bits_sent(federation: Federation, params: Any, here: cells.World) -> int:

@@ -33,7 +33,6 @@ ALL_RULES = (*ALPHA_RULES, "fedlpa", "regmean", "regmean-kron", "otfusion", "pfn
 LOCAL = ("best_local", "ensemble")
 MORE = ("ensemble_weighted", "ensemble_by_class")  # noted where clients are trained; older results have none
 MODELS = {"digits": "mlp", "mnist": "lenet", "fashion_mnist": "lenet"}
-ELSEWHERE = "cnn"
 BATCH_SIZE = 64
 OPTIMIZER = optax.sgd(0.01, 0.9)
 
@@ -64,6 +63,14 @@ class World(NamedTuple):
     arrays: tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # x, y, test x, test y
     network: models.Network
     captured: Capture
+
+
+@cache
+def model_of(dataset: str) -> str:
+    """The network of a data set: the paper's CNN for images, an MLP for other inputs, unless `MODELS` has another."""
+    if dataset in MODELS:
+        return MODELS[dataset]
+    return "cnn" if data.load(dataset).train_x.ndim == 4 else "mlp"
 
 
 def world(dataset: str, model: str) -> World:

@@ -96,10 +96,9 @@ def network_of(name: str) -> widths.Network:
     """
     if ":" in name:
         return import_function("network", name)
-    activation: Any = getattr(jax.nn, name, None)
-    if not callable(activation):
+    if not callable(getattr(jax.nn, name, None)):
         raise ValueError(f"network: got {name!r}, expected an activation of jax.nn, such as tanh, or module:function")
-    return widths.two_layers(activation)
+    return widths.two_layers(getattr(jax.nn, name))
 
 
 def run(source: str, width: int, steps: int, first_seed: int, seeds: int, **varied: Any) -> dict[str, Any]:

@@ -81,8 +81,11 @@ def init(settings: InitSettings) -> None:
         if scaling is None and ours and settings.inputs == "standardised" and is_own(settings.data):
             scaling = scaling_of(describe(x))
     shape = tuple(int(size) for size in shape)
-    if not shape or outputs is None or outputs < 1 or min(shape) < 1:
-        raise ValueError("input_shape, outputs: expected positive sizes, or data to read them from")
+    if not shape or min(shape) < 1:
+        raise ValueError(f"input_shape: got {list(shape) or 'none'}, expected sizes of an example, or --data to read")
+    if outputs is None or outputs < 1:
+        what = "the number of classes" if settings.likelihood == "categorical" else "how many numbers a target has"
+        raise ValueError(f"outputs: got {'none' if outputs is None else outputs}, expected {what}, or --data to read")
     kind = model_file.Kind(settings.model, tuple(shape), outputs, settings.bias, settings.likelihood)
     require_sizes(kind.input_shape, kind.outputs)
     network = network_of(kind.model, kind.input_shape, kind.outputs, kind.bias)

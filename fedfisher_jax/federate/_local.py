@@ -90,6 +90,7 @@ def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Arra
 
     Pure; jit it, vmap it over clients. The result does not depend on padding in `data`: step counts follow `data.size`,
     and random draws follow places: the order of an epoch those in the client's row, augmentation those in that order.
+    The network gets no key and keeps no state: dropout and running averages need a loop of yours (docs/your-model.md).
 
     Args:
         training: the settings.
