@@ -44,6 +44,7 @@ LABELS = {
     "fedfisher-diag": "FedFisher, diagonal",
     "regmean": "RegMean",
     "fedfisher-kfac": "FedFisher, K-FAC",
+    "pretrained recalibrated": "pre-trained; head recalibrated",
     "average recalibrated": "average; head recalibrated",
     "recalibrated": "FedFisher, K-FAC; head recalibrated",
 }
@@ -190,6 +191,7 @@ def ours(trained: Trained, measured: int, kind: str, key: jax.Array) -> Iterator
         return merge_payloads(rule("recalibrate"), sums, middle).params
 
     average = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trained.tuned)
+    yield "pretrained recalibrated", {"": lambda: recalibrated(start)}
     yield "average recalibrated", {"": lambda: recalibrated(average)}
     yield "recalibrated", {"": lambda: recalibrated(merged(factors, "fedfisher-kfac")())}
 
