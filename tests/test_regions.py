@@ -175,11 +175,15 @@ def test_a_file_that_changes_between_passes_is_refused(folder, tmp_path):
         again()
 
 
-def test_the_order_of_grouping_changes_no_byte_of_a_region(folder, tmp_path):
-    one = fold(folder, files(folder, "fedfisher-diag"), tmp_path / "one.safetensors")
-    first = fold(folder, files(folder, "fedfisher-diag", 3, 6, 2), tmp_path / "first.safetensors")
-    rest = fold(folder, files(folder, "fedfisher-diag", 0, 1, 4, 5), tmp_path / "rest.safetensors")
-    two = fold(folder, [rest, first], tmp_path / "two.safetensors")
+def test_the_order_of_grouping_changes_no_byte_of_a_region(folder, tmp_path, capsys):
+    one = fold(folder, files(folder, "fedfisher-diag"), tmp_path / "one.safetensors", "--names")
+    command("inspect", one, "--start", folder / "start.safetensors")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "sum of silos' contributions" in printed and "0 silo 0, 1 silo 1, " in printed
+    assert f"examples │ {sum(range(10, 10 + SILOS))} " in printed and "high/weight" in printed
+    first = fold(folder, files(folder, "fedfisher-diag", 3, 6, 2), tmp_path / "first.safetensors", "--names")
+    rest = fold(folder, files(folder, "fedfisher-diag", 0, 1, 4, 5), tmp_path / "rest.safetensors", "--names")
+    two = fold(folder, [rest, first], tmp_path / "two.safetensors", "--names")
     assert one.read_bytes() == two.read_bytes()
 
 

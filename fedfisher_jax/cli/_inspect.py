@@ -14,6 +14,8 @@ from .. import payload
 from ..payload import Limits
 from ..payload import _container as container
 from ..payload import _file as file
+from ..payload import _files_of_a_merge as files_of
+from ..payload import _region as region
 from ..silos import _model_file as model_file
 
 MOST_SHOWN = 2000  # characters of what a file says
@@ -21,7 +23,7 @@ MOST_SHOWN = 2000  # characters of what a file says
 
 @dataclasses.dataclass(frozen=True)
 class InspectSettings:
-    """Show what a payload or model file holds, after the same checks as before a merge."""
+    """Show what a payload or model file holds, after the same checks as before a merge; of a region its header's."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """The file to show."""
@@ -34,7 +36,8 @@ class InspectSettings:
 def inspect(settings: InspectSettings) -> None:
     """Print the header and a line per entry."""
     console = Console()
-    header, arrays = container.unpack(container.read_bytes(settings.file, Limits()), Limits(), str(settings.file))
+    data, named = container.read_bytes(settings.file, Limits()), str(settings.file)
+    header, arrays = container.unpack(data, Limits(), named)
     if "model" in header:
         said = {key: value for key, value in header.items() if key != "format"}
         rows = [(name, array, "raw", 8 * array.nbytes) for name, array in sorted(arrays.items())]
@@ -42,7 +45,12 @@ def inspect(settings: InspectSettings) -> None:
         return
     start = None if settings.start is None else model_file.read(settings.start, settings.model)
     like, made_from = (None, None) if start is None else (start.params, start.fingerprint)
-    sent, found = payload.read(settings.file, like, start=made_from)
+    if region.is_region(header):
+        part, _, _ = files_of.opened(data, named, files_of.Terms(like, start=made_from))
+        rows = [(name, array, "as stored", 8 * array.nbytes) for name, array in sorted(arrays.items())]
+        console.print(_facts(settings.file, _said(part)), _entries(rows))
+        return
+    sent, found = payload.loads(data, like, file=named, start=made_from)
     size = sum(leaf.size for leaf in found.leaves)
     promised = found.about.privacy or {"": None}
     said = {
@@ -57,6 +65,20 @@ def inspect(settings: InspectSettings) -> None:
     decoded = file.entries(sent)
     rows = [(name, decoded[name], str(found.plan.get(name, "raw")), 8 * arrays[name].nbytes) for name in decoded]
     console.print(_facts(settings.file, said), _entries(rows))
+
+
+def _said(part: files_of.Part) -> dict[str, Any]:
+    """What a region says of its silos."""
+    headers = [silo.header for silo in part.silos]
+    about = headers[0].about
+    return {
+        "holds": part.holds,
+        **{name: getattr(about, name) for name in ("rule", "likelihood", "start", "kind")},
+        "structure": headers[0].structure,
+        "silos": ", ".join(f"{header.about.silo} {header.about.name}".rstrip() for header in headers),
+        "examples": sum(header.examples for header in headers),
+        "private": ", ".join(str(header.about.silo) for header in headers if header.about.privacy) or None,
+    }
 
 
 def _facts(path: Path, said: dict[str, Any]) -> Table:
