@@ -13,8 +13,8 @@ Whom one has to trust is a choice:
   less those who may collude.
 - "local": each client adds all of it, and trusts nobody.
 
-Noise is drawn as float64 and sums are float32, so the promise is that of real numbers: what rounding may tell is not
-counted.
+Here noise is drawn as float64 and sums are float32, so the promise is that of real numbers: what rounding may tell is
+not counted. Of the mechanisms only that of secure sums by mail is one of integers, see `_integer_noise`.
 """
 
 import dataclasses
