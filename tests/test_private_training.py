@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 import fedfisher_jax as ff
 from fedfisher_jax import payload
@@ -87,6 +88,39 @@ def test_the_promise_is_kept_by_other_accountants():
         found.places < 400
         and dp_training.promise(2.0, 1e-5, 3, batch_size=64, epochs=1, clip_gradients=1.0).places == 3
     )
+
+
+def audit(private, batch_size, epochs, delta, runs=4000):
+    """A lower end, but for one in a thousand, of the ε that an attacker sees who knows all but whether one took part.
+
+    The canary alone moves the first parameter, by its clip whenever it is taken; the attacker says that it took part
+    where the parameter moved by more than 1.3 times what is expected, fixed beforehand. (ε, δ) allows a rate of right
+    answers of e^ε times that of wrong ones, and δ (Jagielski, Ullman and Oprea, arXiv 2006.07709, with Clopper and
+    Pearson's ends of both rates).
+    """
+    x, y = np.zeros((N, 3)), np.ones((N, 1))
+    x[1:, 1:], y[0] = np.random.default_rng(5).normal(size=(N - 1, 2)), 1e3
+    settings = ff.LocalTraining(linear, ff.gaussian(), optax.sgd(1.0), epochs, batch_size, private=private)
+    run = jax.jit(
+        jax.vmap(lambda key, x: ff.train(settings, jnp.zeros((3, 1)), ff.examples(x, y), key).params[0, 0], (0, None))
+    )
+    expected = private.clip * epochs * -(-N // batch_size) / N
+    said = []
+    for number, canary in enumerate((1.0, 0.0)):  # of a gradient far beyond the clip, or of none
+        x[0, 0] = canary
+        moved = np.asarray(run(jax.random.split(jax.random.key(number), runs), jnp.asarray(x)))
+        said.append(int((moved > 1.3 * expected).sum()))
+    right = stats.beta.ppf(5e-4, said[0], runs - said[0] + 1)
+    wrong = stats.beta.ppf(1 - 5e-4, said[1] + 1, runs - said[1])
+    return np.log(max(right - delta, 1e-9) / wrong)
+
+
+@pytest.mark.slow
+def test_an_audit_finds_no_more_than_promised_and_more_with_half_of_the_noise():
+    promised = dp_training.promise(2.0, 0.1, N, batch_size=12, epochs=4, clip_gradients=0.5)
+    kept = promised.private
+    assert 0 < audit(kept, 12, 4, 0.1) <= 2.0
+    assert audit(kept._replace(noise=kept.noise / 2), 12, 4, 0.1) > 2.0
 
 
 def test_what_private_training_refuses():

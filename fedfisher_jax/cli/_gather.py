@@ -69,6 +69,7 @@ def gather(
     without: tuple[int, ...] = (),
     leaving: Sequence[Path] = (),
     damping: float | None = None,
+    secure: bool = False,
 ) -> Gathered:
     """Look at all files, and find their rule.
 
@@ -81,6 +82,7 @@ def gather(
         without: numbers of silos to leave out.
         leaving: payload files of those among them that are within a sum.
         damping: the damping of the rule's solver, where it has one.
+        secure: whether the files are for a secure sum, which alone takes those whose noise is divided among silos.
 
     Raises:
         ValueError: a file is refused, the rule takes other files, or a silo to leave out is not there or within a sum.
@@ -88,7 +90,7 @@ def gather(
     start = model_file.read(start_path, model)
     example = jax.ShapeDtypeStruct((1, *start.kind.input_shape), jnp.float32)
     captured = layers_of(start.network.apply, start.params, example)
-    terms = Terms(start.params, captured.layers, limits_of(max_bytes), start=start.fingerprint)
+    terms = Terms(start.params, captured.layers, limits_of(max_bytes), start=start.fingerprint, secure=secure)
     parts = files_of.parts_of(paths, terms)
     about = parts[0].silos[0].header.about
     if about.likelihood != start.kind.likelihood:

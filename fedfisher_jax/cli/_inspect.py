@@ -16,6 +16,7 @@ from ..payload import _container as container
 from ..payload import _file as file
 from ..payload import _files_of_a_merge as files_of
 from ..payload import _region as region
+from ..payload._header import owes_noise
 from ..silos import _model_file as model_file
 
 MOST_SHOWN = 2000  # characters of what a file says
@@ -56,6 +57,7 @@ def inspect(settings: InspectSettings) -> None:
     said = {
         **{name: value for name, value in dataclasses.asdict(found.about).items() if name != "privacy"},
         **{f"privacy {name}".rstrip(): value for name, value in promised.items()},
+        **({"for": "fedfisher secure alone: its noise is divided among silos"} if owes_noise(promised) else {}),
         "structure": found.structure,
         "examples": found.examples,
         "library": found.library,

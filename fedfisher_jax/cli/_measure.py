@@ -105,13 +105,16 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
             private=private,
         )
     mine = silo_cohort(x, y, settings.silo, settings.batch_size)
-    sent = train_and_measure(training, rule, start.sent, mine, key, params=params)
+    if isinstance(guarantee, Promise) and guarantee.trust == "distributed":
+        sent = example_noise.exact(rule, start.sent, examples(x, y), key.measure)
+    else:
+        sent = train_and_measure(training, rule, start.sent, mine, key, params=params)
     if sent.params is not None:
         _tell(settings, start, sent, mine, rule.name)
     if settings.local is not None:
         own = jax.tree.map(np.asarray, sent.params)
         model_file.write(settings.local, start.kind, own, f"silo {settings.silo}", start.scaling, start.classes)
-    if isinstance(guarantee, Promise):
+    if isinstance(guarantee, Promise) and guarantee.trust == "local":
         sent = example_noise.noisy(sent, guarantee)
     elif isinstance(guarantee, noise.Guarantee):
         print(f"for this silo only: {noise.losses(sent, start.params, guarantee)}")
@@ -119,6 +122,8 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
     bits = _write(settings, start.kind.likelihood, start.fingerprint, sent, guarantee)
     size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
     print(f"{settings.out}: silo {settings.silo}, {len(x)} examples, {bits / 32 / size:.3f} × FedAvg's bits")
+    if settings.trust == "distributed":
+        print("it has no noise yet: give it to fedfisher secure, and to nobody else")
 
 
 def _require_near_one(settings: MeasureSettings, start: model_file.Model, x: np.ndarray) -> None:
@@ -171,14 +176,19 @@ def _guarantee(settings: MeasureSettings) -> Guarantee | None:
             what = "gradients" if settings.rule == PRIVATELY_TRAINED else "features"
             raise ValueError(f"{given}: of examples the {what} are clipped, see clip_{what}")
         if settings.rule == PRIVATELY_TRAINED:
+            if given := changed(settings, ("trust", "sharers")):
+                raise ValueError(f"{given}: {PRIVATELY_TRAINED} adds its noise while it trains, expected local")
             if given := changed(settings, ("clip_features", "checkpoint")):
                 raise ValueError(f"{given}: {PRIVATELY_TRAINED} with privacy of examples trains, see clip_gradients")
             return None  # it depends on the number of examples
         if given := changed(settings, ("clip_gradients",)):
             raise ValueError(f"{given}: {settings.rule} reads no gradients, expected fedavg")
+        if settings.trust == "distributed" and (given := changed(settings, ("budget", "compression"))):
+            raise ValueError(f"{given}: with noise inside a secure sum files are exact, expected none")
         asked = {"clip_features": settings.clip_features, "releases": settings.rounds}
+        asked |= {"trust": settings.trust, "sharers": settings.sharers}
         return example_noise.promise(settings.epsilon, settings.delta, **asked)
-    if given := changed(settings, ("clip_features", "clip_gradients")):
+    if given := changed(settings, ("clip_features", "clip_gradients", "trust", "sharers")):
         raise ValueError(f"{given}: needs unit example")
     clips = {"clip_params": settings.clip_params, "clip_fisher": settings.clip_fisher}
     return noise.noise_for(settings.epsilon, settings.delta, rounds=settings.rounds, **clips)

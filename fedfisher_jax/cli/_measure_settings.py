@@ -11,7 +11,9 @@ from ._ranges import require_ranges
 
 HF = "hf:"  # how --model names a folder of transformers
 TRAINING = ("epochs", "learning_rate", "momentum", "augment")  # settings that a checkpoint leaves no use for
-PRIVATE = ("delta", "rounds", "unit", "clip_params", "clip_fisher", "clip_features", "clip_gradients")  # of epsilon
+PRIVATE = (  # of epsilon
+    "delta", "rounds", "unit", "clip_params", "clip_fisher", "clip_features", "clip_gradients", "trust", "sharers",
+)  # fmt: skip
 PRIVATELY_TRAINED = "fedavg"  # what it sends is the trained parameters, and nothing that is not private
 
 
@@ -79,6 +81,12 @@ class MeasureSettings:
     """With epsilon of examples: largest norm of an example's features; all silos should have the same."""
     clip_gradients: float = 1.0
     """With epsilon of examples and fedavg: largest norm of an example's gradient while training."""
+    trust: Literal["local", "distributed"] = "local"
+    """With epsilon of examples: who adds noise, this silo all of it, or all silos a share inside `fedfisher secure`,
+    which alone takes such a file; it has no noise yet, and stays here."""
+    sharers: int = 1
+    """With --trust distributed: among how many silos the noise is divided; at most as many as must stay to the end
+    (`secure join --threshold`), less those that may tell the server their share."""
     model: str | None = None
     """module:function, where the start is of a network of your own; or hf:FOLDER, a fine-tuned model of transformers or
     an adapter of peft that is only measured, with --start the folder of the model that all fine-tuned

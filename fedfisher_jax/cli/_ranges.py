@@ -27,7 +27,7 @@ COUNT = Range(f"a number from 1 to {MOST_COUNT}", 1, MOST_COUNT)
 SEED = Range(f"a whole number from 0 to {MOST_SEED}", 0, MOST_SEED)
 POSITIVE = Range("a positive number", 0, math.inf, with_least=False, with_most=False)
 RANGES = {
-    **dict.fromkeys(("clients", "epochs", "batch_size", "samples", "rounds", "sampled"), COUNT),
+    **dict.fromkeys(("clients", "epochs", "batch_size", "samples", "rounds", "sampled", "sharers"), COUNT),
     **dict.fromkeys(("seed", "data_seed"), SEED),
     **dict.fromkeys(("learning_rate", "server_learning_rate", "server_clip", "budget"), POSITIVE),
     **dict.fromkeys(("warm_up_rounds", "personalise"), Range(f"a number from 0 to {MOST_COUNT}", 0, MOST_COUNT)),

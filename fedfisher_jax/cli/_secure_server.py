@@ -1,6 +1,7 @@
 """The server's step of `fedfisher secure`: it unmasks the sum of those who stayed, and merges that."""
 
 import hashlib
+import math
 from typing import Any
 
 import jax
@@ -9,16 +10,19 @@ import numpy as np
 
 from .. import _files, report
 from ..curvature import capture
+from ..curvature.structures._moments import NoisyMoments
 from ..merge._exact_sums import Sums
 from ..merge._one_by_one import contribution_shape, merge_sums
 from ..payload import Header, Limits, PayloadError, leaves
 from ..payload import _files_of_a_merge as files_of
 from ..payload import _region as region
 from ..privacy import _fixed_point as fixed_point
+from ..privacy import _integer_noise as integer_noise
 from ..privacy import _secure_letters as letters
+from ..privacy._example_promise import Promise, spent
 from ..privacy._one_story import fingerprint, story
 from ..privacy._secure_letters import Letter, by_silo
-from ..privacy._secure_merge import resolution
+from ..privacy._secure_merge import resolution, shaped
 from ..privacy._secure_server import unmask
 from ..silos import _model_file as model_file
 from ._gather import paths_of, rule_for
@@ -56,10 +60,15 @@ def merge(settings: SumSettings) -> dict[str, Any]:
     rule = rule_for(start, captured, header.about.rule, header.about.kind)
     sent = region.payload_shape(header, start.params)._replace(kind=None)
     shape = contribution_shape(rule, sent, start.sent)
-    bits = resolution([one.scales for one in announced], len(keys), shape)
+    said = [one.scales for one in announced]
+    bits, owed = resolution(said, len(keys), shape), integer_noise.owed(header)
+    share = None if owed is None else integer_noise.share_of(owed, said, len(keys), shape)
     if {len(words) for words in masked.values()} != {len(bits)}:
         raise PayloadError(f"files: masked numbers are not as many as {rule.name} adds, {len(bits)}")
     summed = fixed_point.decode(unmask(agreed, keys, masked, revealed), bits)
+    summed = shaped(summed, shape)
+    if share is not None:
+        summed, shape = (integer_noise.told(tree, share, len(masked)) for tree in (summed, shape))
     sums, examples = _sums(summed, shape, header)
     merged = merge_sums(rule, sums, shape, None, start.sent)
     for leaf, value in zip(leaves(merged.params), jax.tree.leaves(merged.params), strict=True):
@@ -79,6 +88,7 @@ def merge(settings: SumSettings) -> dict[str, Any]:
         "fingerprint": fingerprint(agreed, keys),
         "examples": None if examples is None else int(examples),
         "largest_step": float(np.ldexp(1.0, -int(bits.min()))),
+        "every_example": None if owed is None else _kept(owed, summed["moments"], len(masked)),
         "privacy": {str(n): one.template["privacy"] for n, one in zip(keys, announced, strict=True)},
         "diagnostics": merged.diagnostics,
         "versions": report.versions(),
@@ -105,14 +115,23 @@ def _require_one_story(found: dict[str, dict[int, Letter]], told: bytes) -> None
                 raise PayloadError(f"{letter.path}: its silo was shown other keys than are here")
 
 
-def _sums(summed: np.ndarray, shape: Any, header: Header) -> tuple[Sums, float | None]:
+def _kept(owed: Promise, moments: NoisyMoments, silos: int) -> dict[str, Any]:
+    """What is promised about every example in the sum, and the noise that is in it."""
+    multiplier = owed.noise_multiplier * math.sqrt(silos / owed.sharers)
+    stds = np.sqrt(moments.variances)
+    return {
+        **{name: getattr(owed, name) for name in ("epsilon", "delta", "releases", "unit", "sharers")},
+        "silos_with_noise": silos,
+        "epsilon_if_all_keep_theirs": spent([multiplier] * owed.releases, owed.delta),
+        "noise": {name: float(std) for name, std in zip(integer_noise.NAMES, stds, strict=True)},
+    }
+
+
+def _sums(summed: Any, shape: Any, header: Header) -> tuple[Sums, float | None]:
     """The sum that a region of these silos would hold, checked as that is, and the examples of all where it tells."""
-    keyed = jax.tree.leaves_with_path(shape)
-    pieces = np.split(summed, np.cumsum([leaf.size for _, leaf in keyed])[:-1])
     arrays = {}
-    for (path, leaf), piece in zip(keyed, pieces, strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        arrays |= {f"high/{name}": piece.reshape(leaf.shape), f"low/{name}": np.zeros(leaf.shape)}
+    for name, leaf in region.named_leaves(summed):
+        arrays |= {f"high/{name}": leaf, f"low/{name}": np.zeros(leaf.shape)}
     examples = float(arrays["high/weight"]) if "high/weight" in arrays else None
     if examples is not None and not (examples >= 1 and examples == int(examples)):
         raise ValueError(f"sum: got {examples} examples, expected a whole number")

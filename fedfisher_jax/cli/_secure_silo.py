@@ -1,19 +1,26 @@
 """A silo's steps of `fedfisher secure`. Each writes the silo's state before its letter, see `privacy._secure_state`."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .. import _files
 from ..merge._exact_sums import Sums
 from ..merge._one_by_one import require_adding
-from ..payload import Limits, PayloadError
+from ..payload import Header, Limits, PayloadError
 from ..payload import _files_of_a_merge as files_of
 from ..payload._header import require_same
 from ..privacy import _fixed_point as fixed_point
+from ..privacy import _integer_noise as integer_noise
 from ..privacy import _secure_client as client
 from ..privacy import _secure_letters as letters
 from ..privacy import _secure_state as states
+from ..privacy._agreement import KEY_BYTES
+from ..privacy._example_promise import Promise
+from ..privacy._masks import derived
 from ..privacy._one_story import fingerprint, require_client, story
 from ..privacy._secure_letters import Announced, Letter, by_silo, digest_of, round_of
 from ..privacy._secure_merge import resolution, scales, to_vector
@@ -29,6 +36,8 @@ class Own(NamedTuple):
     silo: int | None  # its number; a region has none
     sums: Sums
     template: dict[str, Any]
+    scales: list[int]
+    owed: Promise | None  # the noise that it adds its share of
 
 
 def join(settings: JoinSettings) -> None:
@@ -41,12 +50,15 @@ def join(settings: JoinSettings) -> None:
         raise ValueError(f"number: {settings.payload} is a region, which has none, expected --number with one")
     if not 1 <= number <= agreed.clients:
         raise ValueError(f"number: got silo {number}, expected 1 to {agreed.clients}")
+    if own.owed is not None and own.owed.sharers > agreed.threshold:
+        raise ValueError(
+            f"threshold: got {agreed.threshold}, and the noise is divided among {own.owed.sharers} silos, who must stay"
+        )
     with _files.only_writer(settings.state.parent):
         states.require_new(settings.state)
-        said = scales(own.sums.high, str(settings.payload))
-        secrets, keys = client.join(number, digest_of(own.template, said))
-        states.save(settings.state, states.State(settings.round, agreed, secrets))
-        announced = Announced(keys, own.template, said)
+        secrets, keys = client.join(number, digest_of(own.template, own.scales))
+        states.save(settings.state, states.State(settings.round, agreed, secrets, noise=os.urandom(KEY_BYTES)))
+        announced = Announced(keys, own.template, own.scales)
         letter = Letter(str(settings.out), letters.KEYS, settings.round, agreed, number, announced)
         letters.write(settings.out, letter)
     print(f"{settings.out}: silo {number} joins {settings.round!r}: mail it to everybody, and keep {settings.state}")
@@ -91,9 +103,9 @@ def mask(settings: MaskSettings) -> None:
             raise ValueError(f"files: the second letters of silos {sorted(odd)} are missing, or of silos without keys")
         client.require_sealed(state.settings, state.secrets, state.keys, inbox)
         own = _own(settings.payload, settings.start, settings.model)
-        bits = resolution([state.scales[n] for n in sorted(state.scales)], len(state.keys), own.sums.high)
-        high, low = (fixed_point.encode(to_vector(part), len(state.keys), bits) for part in own.sums)
-        words = client.mask(state.settings, state.secrets, state.keys, high + low)  # modulo 2^64, as all of it
+        if digest_of(own.template, own.scales) != state.secrets.announced:
+            raise ValueError(f"payload: {settings.payload} is not what this silo announced when it joined")
+        words = client.mask(state.settings, state.secrets, state.keys, _integers(own, state))
         state = state._replace(inbox=inbox)
         states.save(settings.state, state)
         letters.write(settings.out, _letter(state, settings.out, letters.MASKED)._replace(words=words))
@@ -129,19 +141,43 @@ def require_alike(there: Mapping[int, Letter]) -> None:
             headers[number] = files_of.checked(letter.announced.template, 0, file=letter.path)
             first = next(iter(there))
             require_same(headers[number], headers[first], letter.path, there[first].path)
+            owed = [_owed(headers[n], there[n].path) for n in (number, first)]
+            if not integer_noise.is_same(*owed):
+                raise PayloadError(f"{letter.path}: privacy: another promise than in {there[first].path}")
             if len(letter.announced.scales) != len(there[first].announced.scales):  # pyright: ignore[reportOptionalMemberAccess]
                 raise PayloadError(f"{letter.path}: scales: of another number of arrays than in {there[first].path}")
 
 
 def _own(path: Path, start: Path, model: str | None) -> Own:
-    gathered = gather([path], start, model=model, rule_name=None, max_bytes=Limits().file_bytes)
+    gathered = gather([path], start, model=model, rule_name=None, max_bytes=Limits().file_bytes, secure=True)
     require_adding(gathered.rule)
     sums = fold_files(gathered).sums
     assert sums is not None  # of a rule that adds
     (part,) = gathered.parts
-    number = part.silos[0].header.about.silo if part.holds == files_of.PAYLOAD else None
+    header = part.silos[0].header
+    number = header.about.silo if part.holds == files_of.PAYLOAD else None
+    owed = _owed(header, str(path))
+    said = scales(sums.high if owed is None else integer_noise.bounds(sums.high, owed), str(path))
     quiet = {"name": "", "compression": "none", "codecs": [], "encoded": {}, "examples": 1, "silo": 0}
-    return Own(number, sums, {**template_of(gathered), **quiet})
+    return Own(number, sums, {**template_of(gathered), **quiet}, said, owed)
+
+
+def _owed(header: Header, file: str) -> Promise | None:
+    try:
+        return integer_noise.owed(header)
+    except ValueError as error:
+        raise PayloadError(f"{file}: {error}") from error
+
+
+def _integers(own: Own, state: states.State) -> np.ndarray:
+    """What this silo adds, modulo 2^64, with its share of the noise: the same whenever it is asked for."""
+    announced, clients = [state.scales[n] for n in sorted(state.scales)], len(state.keys)
+    bits = resolution(announced, clients, own.sums.high)
+    high, low = (fixed_point.encode(to_vector(part), clients, bits) for part in own.sums)
+    if own.owed is None:
+        return high + low
+    share = integer_noise.share_of(own.owed, announced, clients, own.sums.high)
+    return high + low + integer_noise.drawn(share, derived(state.settings, state.noise, b"noise"))
 
 
 def _shared(path: Path) -> states.State:

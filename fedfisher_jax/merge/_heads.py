@@ -75,6 +75,7 @@ class MeasureMoments:
             if self.basis is not None:
                 rows = rows @ jnp.asarray(self.basis.matrix, rows.dtype)
             if self.clip is not None:
+                rows = rows.astype(jnp.result_type(float))  # float64 where JAX has it, see `example_noise.exact`
                 size = jnp.linalg.norm(rows.reshape(len(rows), -1), axis=-1)
                 rows = rows * jnp.minimum(1, self.clip / jnp.maximum(size, self.clip * 1e-30))[:, None, None]
             targets = jax.vmap(lambda y: regressed(self.likelihood, place.outputs, y))(batch.y).astype(rows.dtype)

@@ -15,7 +15,7 @@ from . import _products_file as products_file
 from . import _region as region
 from ._container import Limits, PayloadError
 from ._file import checked, filled
-from ._header import Header, require_same
+from ._header import Header, owes_noise, require_same
 from ._region import Silo
 
 PyTree = Any
@@ -40,6 +40,7 @@ class Terms(NamedTuple):
     limits: Limits = Limits()
     parity: bool = False  # leave the authors' U S Vᵀ as it is
     start: str | None = None  # fingerprint that a file must name, where it is not that of `like` alone
+    secure: bool = False  # whether the files are for a secure sum, which alone takes those that owe noise
 
 
 def parts_of(paths: Sequence[str | os.PathLike[str]], terms: Terms = Terms()) -> list[Part]:
@@ -213,6 +214,7 @@ def opened(data: bytes, path: str, terms: Terms = Terms()) -> tuple[Part, dict[s
     options = {"layers": terms.layers, "limits": terms.limits, "start": terms.start}
     if not region.is_region(raw):
         silo = Silo(checked(raw, len(data), terms.like, file=path, **options), "")
+        _require_its_noise([silo], path, terms)
         return Part(path, (silo,), PAYLOAD), raw, arrays
     try:
         silos = region.silos_of(raw, arrays, terms.limits)
@@ -222,7 +224,13 @@ def opened(data: bytes, path: str, terms: Terms = Terms()) -> tuple[Part, dict[s
     for one, silo in zip(said, silos, strict=False):
         checked(one, silo.header.bits // 8, terms.like, file=path, **options)
         require_same(silo.header, silos[0].header, path, path)
+    _require_its_noise(silos, path, terms)
     return Part(path, tuple(sorted(silos, key=lambda silo: silo.header.about.silo)), raw["holds"]), raw, arrays
+
+
+def _require_its_noise(silos: Sequence[Silo], path: str, terms: Terms) -> None:
+    if not terms.secure and any(owes_noise(silo.header.about.privacy) for silo in silos):
+        raise PayloadError(f"{path}: privacy: its noise is divided among silos, so only fedfisher secure may take it")
 
 
 def _lean(silos: Sequence[Silo], first: Header | None) -> list[Silo]:

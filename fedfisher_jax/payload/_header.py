@@ -135,6 +135,11 @@ def require_facts(raw: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}: expected a whole number of at least {least}, got {str(raw[key])[:80]}")
 
 
+def owes_noise(privacy: Mapping[str, Any] | None) -> bool:
+    """Tell whether the noise that was promised is divided among silos, so that their sum alone may be seen."""
+    return privacy is not None and privacy.get("trust") == "distributed"
+
+
 def require_flat(privacy: Any) -> None:
     """Refuse what is no object of names and single values, as `privacy.noise.Guarantee` is.
 

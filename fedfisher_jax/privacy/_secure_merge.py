@@ -23,15 +23,17 @@ def to_vector(contribution: PyTree) -> np.ndarray:
 
 def from_vector(vector: np.ndarray, like: PyTree) -> PyTree:
     """Undo `to_vector`, in the shapes and types of `like`."""
-    leaves, treedef = jax.tree.flatten(like)
-    ends = np.cumsum([leaf.size for leaf in leaves])
-    pieces = np.split(vector, ends[:-1])
     with np.errstate(over="ignore"):  # beyond a narrow type is infinite
-        shaped = [
-            jnp.asarray(x.reshape(leaf.shape).astype(jax.dtypes.canonicalize_dtype(leaf.dtype)))
-            for x, leaf in zip(pieces, leaves, strict=True)
-        ]
-    return treedef.unflatten(shaped)
+        return jax.tree.map(
+            lambda x, leaf: jnp.asarray(x.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))), shaped(vector, like), like
+        )
+
+
+def shaped(vector: np.ndarray, like: PyTree) -> PyTree:
+    """Undo `to_vector` in float64, in the shapes of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    pieces = np.split(vector, np.cumsum([leaf.size for leaf in leaves])[:-1])
+    return treedef.unflatten([piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)])
 
 
 def total(contributions: Sequence[PyTree], **options: Any) -> PyTree:

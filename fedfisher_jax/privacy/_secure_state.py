@@ -17,7 +17,7 @@ from ..payload import _container as container
 from ._agreement import MaskingKeys, Round, Secrets
 from ._secure_letters import hexed, round_of, unhexed
 
-FORMAT, HOLDS = 1, "secure sum: a silo's secrets, for nobody else"
+FORMAT, HOLDS = 2, "secure sum: a silo's secrets, for nobody else"
 
 
 class State(NamedTuple):
@@ -30,6 +30,7 @@ class State(NamedTuple):
     scales: dict[int, list[int]] = {}  # everybody's
     sealed: dict[int, bytes] = {}  # what this silo sealed, by the silo that it is for
     inbox: dict[int, bytes] = {}  # what others sealed for it
+    noise: bytes = b""  # 32 that its noise is drawn from; shared with nobody, as the seed of its mask is
 
 
 def save(path: str | os.PathLike[str], state: State) -> None:
@@ -55,6 +56,7 @@ def save(path: str | os.PathLike[str], state: State) -> None:
         "masking": secrets.masking.private_bytes_raw().hex(),
         "channel": secrets.channel.private_bytes_raw().hex(),
         "seed": secrets.seed.hex(),
+        "noise": state.noise.hex(),
         "announced": secrets.announced.hex(),
         "answered": {question: answered[question](told) for question, told in secrets.answered.items()},
         "keys": {str(number): [part.hex() for part in keys.parts] for number, keys in state.keys.items()},
@@ -103,6 +105,7 @@ def load(path: str | os.PathLike[str]) -> State:
         {int(number): scales for number, scales in raw["scales"].items()},
         {int(number): unhexed(text) for number, text in raw["sealed"].items()},
         {int(number): unhexed(text) for number, text in raw["inbox"].items()},
+        unhexed(raw["noise"]),
     )
 
 

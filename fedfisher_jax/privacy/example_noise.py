@@ -13,8 +13,8 @@ Whom one has to trust is a choice:
   less those who may collude.
 - "local": each client adds all of it, and trusts nobody.
 
-Noise is drawn as float64 and sums are float32, so the promise is that of real numbers: what rounding may tell is not
-counted.
+Here noise is drawn as float64 and sums are float32, so the promise is that of real numbers: what rounding may tell is
+not counted. Of the mechanisms only that of secure sums by mail is one of integers, see `_integer_noise`.
 """
 
 import dataclasses
@@ -77,12 +77,32 @@ def noisy(payload: Payload, promised: Promise, draw: Callable[[tuple[int, ...]],
     moments = payload.statistics
     if type(moments) is not Moments:
         raise ValueError(f"payload.statistics: got {type(moments).__name__}, expected Moments without noise")
-    for name in ("second", "cross", "totals"):
-        if not np.isfinite(np.asarray(getattr(moments, name))).all():
-            raise ValueError(f"payload: {name}: got NaN or infinity, expected finite numbers: others cannot be clipped")
+    _require_clippable(moments)
     if promised.trust == "central":
         return payload
     return payload._replace(statistics=_with_noise(moments, payload.weight, promised, draw))
+
+
+def exact(rule: Rule, sent: PyTree, data: Examples, key: jax.Array) -> Payload:
+    """Measure clipped moments without noise, added up in float64: what rounding does is counted in `_integer_noise`.
+
+    Args:
+        rule: from `clipped`.
+        sent: the model that the client was sent.
+        data: its examples.
+        key: random key.
+
+    Returns:
+        The payload, in the types that JAX has outside of this function.
+
+    Raises:
+        ValueError: numbers that are not finite.
+    """
+    with jax.enable_x64(True):
+        wide = jax.jit(lambda *given: rule.measure(*given))(Update(None, sent), data, key)
+    payload = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, jnp.result_type(float))), wide)
+    _require_clippable(payload.statistics)
+    return payload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +178,12 @@ def measure_of(rule: Rule) -> MeasureMoments:
     if not isinstance(rule.measure, MeasureMoments):
         raise ValueError(f"rule: got {rule.name}, expected one that measures sums over examples: analytic, recalibrate")
     return rule.measure
+
+
+def _require_clippable(moments: Moments) -> None:
+    for name in ("second", "cross", "totals"):
+        if not np.isfinite(np.asarray(getattr(moments, name))).all():
+            raise ValueError(f"payload: {name}: got NaN or infinity, expected finite numbers: others cannot be clipped")
 
 
 def _with_noise(moments: Moments, examples: Any, promised: Promise, draw: Callable) -> NoisyMoments:

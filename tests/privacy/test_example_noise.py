@@ -352,3 +352,22 @@ def test_silos_measure_with_noise_and_a_merge_knows_it(tmp_path, capsys, monkeyp
     with pytest.raises(SystemExit):
         command("measure", *mine, *how, "--clip-params", 2)
     assert "clip_params: of examples the features are clipped" in capsys.readouterr().err
+
+
+def test_exact_sums_lose_no_more_than_is_counted_also_in_float32():
+    """With JAX's default types, of 3,000 examples: half a unit in the last place, where plain sums lose more."""
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(3000, D)).astype(np.float32), draw.integers(0, C, 3000)
+    wide = x.astype(np.float64)
+    rows = wide * np.minimum(1, CLIP / np.linalg.norm(wide, axis=1))[:, None]
+    targets = np.eye(C)[y]
+    want = [rows.T @ rows / 3000, rows.T @ targets / 3000, targets.mean(0)]
+    with jax.enable_x64(False):
+        rule = example_noise.clipped(RULE, PROMISE)
+        start, data = jnp.zeros((D, C), jnp.float32), ff.examples(x, y)
+        sent = example_noise.exact(rule, start, data, jax.random.key(0)).statistics
+        plain = rule.measure(ff.Update(None, start), data, jax.random.key(0)).statistics
+        for name, sums in zip(("second", "cross", "totals"), want, strict=True):
+            assert getattr(sent, name).dtype == np.float32
+            np.testing.assert_array_less(np.abs(getattr(sent, name) - sums), 1.001 * 2.0**-24 * np.abs(sums) + 1e-30)
+        assert (np.abs(plain.second - want[0]) > 1.001 * 2.0**-24 * np.abs(want[0])).any()
