@@ -72,7 +72,7 @@ def dealt(here: cells.World, examples: int, clients: int, alpha: float, seed: in
 @cache
 def federation_of(dataset: str, method: str, clients: int, rate: float, epochs: int, mu: float) -> Federation:
     """One object for all seeds, so that it is compiled once."""
-    here = cells.world(dataset, cells.MODELS.get(dataset, cells.ELSEWHERE))
+    here = cells.world(dataset, cells.model_of(dataset))
     training = LocalTraining(here.network.apply, categorical(), optax.sgd(rate), epochs, BATCH)
     variant = {"FedAvg": None, "FedProx": fedprox(mu), "SCAFFOLD": scaffold(rate)}[method]
     return Federation(training, fedavg(here.network.apply, categorical()), clients, variant=variant)
@@ -81,7 +81,7 @@ def federation_of(dataset: str, method: str, clients: int, rate: float, epochs: 
 def run(method: str, world: dict[str, Any], seed: int, held: bool, many: int, **chosen: Any) -> dict[str, Any]:
     """Accuracy and bits a client has sent, after every exchange; `many` are steps of ours, or rounds."""
     dataset, clients = world["dataset"], world["clients"]
-    here = cells.world(dataset, cells.MODELS.get(dataset, cells.ELSEWHERE))
+    here = cells.world(dataset, cells.model_of(dataset))
     who, judged = dealt(here, world["examples"], clients, world["alpha"], seed, held)
     if method == OURS:
         return natural_gradient.columns(natural_gradient.followed(here, seed, who, judged, many, {}))
@@ -126,7 +126,7 @@ def main() -> None:
     ours = [fixed | {"method": OURS, "seed": seed, "held": False, "many": settings.steps} for seed in seeds]
     records = {OURS: common.run_all(settings.out, ours, run, OURS)}
     bits = np.asarray(records[OURS][0]["result"]["bits"])
-    here = cells.world(settings.dataset, cells.MODELS.get(settings.dataset, cells.ELSEWHERE))
+    here = cells.world(settings.dataset, cells.model_of(settings.dataset))
     size = 32 * sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(here.network.init, jax.random.key(0))))
     best, choices = None, {}
     for method, times in RIVALS.items():
