@@ -123,7 +123,7 @@ def test_a_head_alone_is_measured_and_merged_and_the_rest_is_the_bases(tmp_path,
     tuned = [tmp_path / "head0", tmp_path / "head1"]
     for number, folder in enumerate(tuned):
         module = tiny.bert()
-        module.classifier.weight.data.add_(number + 1)
+        module.classifier.weight.data.add_((number + 1) * torch.arange(tiny.CLASSES)[:, None])
         module.save_pretrained(folder)
     merged = commands(tmp_path, base, tuned, measure="--where ^classifier")
     before, after = (read(folder).state_dict() for folder in (base, merged))
@@ -134,7 +134,7 @@ def test_a_head_alone_is_measured_and_merged_and_the_rest_is_the_bases(tmp_path,
     sent, out = [str(tmp_path / f"{number}.safetensors") for number in range(2)], tmp_path / "damped"
     main(["merge", *sent, "--base", str(base), "--out", str(out), "--rule", "fedfisher-kfac,damping=1e6"])
     after = read(out).state_dict()  # the average, since one million times the mean curvature holds it there
-    torch.testing.assert_close(after["classifier.weight"], before["classifier.weight"] + 1.5)
+    torch.testing.assert_close(after["classifier.weight"], before["classifier.weight"] + 1.5 * torch.arange(3)[:, None])
     assert "fedfisher-kfac,damping=1e6" in (out / "README.md").read_text()
     with pytest.raises(SystemExit):
         commands(tmp_path, base, [whole], measure="--where ^classifier")

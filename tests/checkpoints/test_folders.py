@@ -79,11 +79,12 @@ def test_one_clients_payload_merged_alone_is_its_checkpoint_bit_for_bit(tmp_path
 
 
 def test_factors_are_merged_layer_by_layer_as_all_at_once(tmp_path):
-    rule, payloads = measured(fine_tuned(tmp_path), "fedfisher-kfac")
+    solver = ff.conjugate_gradients(tolerance=1e-6)
+    rule, payloads = measured(fine_tuned(tmp_path), "fedfisher-kfac", solver=solver)
     found, expected = merge(rule, payloads), ff.merge_payloads(rule, payloads)
     for key, value in expected.params.items():
-        np.testing.assert_allclose(found.params[key], value, atol=1e-6, err_msg=key)
-    assert found.diagnostics["converged"] and found.diagnostics["iterations"] == expected.diagnostics["iterations"]
+        np.testing.assert_allclose(found.params[key], value, rtol=0, atol=1e-6, err_msg=key)
+    assert found.diagnostics["converged"] and expected.diagnostics["converged"]
     for name in ("objective_start", "objective_end"):
         np.testing.assert_allclose(found.diagnostics[name], expected.diagnostics[name], rtol=1e-4)
 

@@ -281,8 +281,9 @@ def _nearest(layer: Layer, a: Any, g: Any, weights: Any, floor: float) -> tuple[
 
     def mean(factor: Any, trace: Any, unit: Any) -> Any:
         known = jnp.where(trace > 0, shares / jnp.where(trace > 0, trace, 1), 0)
-        known = known.reshape(*known.shape, *[1] * (factor.ndim - known.ndim))
-        return jnp.sum(known * factor, axis=0) + floor / factor.shape[-1] * unit.astype(factor.dtype)
+        rows = known.reshape(len(known), -1), factor.reshape(len(known), known[0].size, -1)
+        total = jnp.einsum("mg,mgk->gk", *rows)  # as a sum of products XLA takes n³ steps for it on a CPU
+        return total.reshape(factor.shape[1:]) + floor / factor.shape[-1] * unit.astype(factor.dtype)
 
     unit = jnp.ones(a.shape[-1]) if layer.lookup else jnp.eye(a.shape[-1])
     return mean(a, traces[0], unit), total[..., None, None] * mean(g, traces[1], jnp.eye(g.shape[-1]))
