@@ -19,6 +19,9 @@ from fedfisher_jax.cli import _secure_server as server  # noqa: E402
 from fedfisher_jax.cli import _secure_silo as silo  # noqa: E402
 from fedfisher_jax.merge import _heads as heads  # noqa: E402
 from fedfisher_jax.merge._one_by_one import merge_sums  # noqa: E402
+from fedfisher_jax.payload import PayloadError  # noqa: E402
+from fedfisher_jax.payload import _files_of_a_merge as files_of  # noqa: E402
+from fedfisher_jax.privacy import _integer_noise as integer_noise  # noqa: E402
 from fedfisher_jax.privacy import _secure_letters as letters  # noqa: E402
 from fedfisher_jax.privacy import example_noise  # noqa: E402
 from fedfisher_jax.silos import _model_file as model_file  # noqa: E402
@@ -124,8 +127,26 @@ def test_such_a_file_goes_nowhere_else(summed, monkeypatch, tmp_path, capsys):
     for step in ("merge", "fold"):
         refused("so only fedfisher secure may take it", capsys, step, "p1.safetensors")
     assert "fedfisher secure alone" in " ".join(command("inspect", "p1.safetensors").split())
+    with pytest.raises(PayloadError, match="so only fedfisher secure may take it"):
+        files_of.opened(Path("p1.safetensors").read_bytes(), "node 1")  # what Flower's server reads replies by
     measure(Path(), 1, sharers=4)
     refused("threshold: got 3, and the noise is divided among 4", capsys, *documented("join", 1, **{"secure.state": 0}))
+
+
+def test_scales_that_no_silo_can_have_are_refused(summed):
+    """A silo in league with the server could else announce numbers beside which those of others round to nothing."""
+    root, _ = summed
+    sent, _ = payload.read(root / "2" / "p2.safetensors")
+    like = {"moments": sent.statistics, "weight": np.asarray(float(EXAMPLES))}
+    said = letters.read(root / "2" / "keys2.safetensors").announced.scales
+    share = integer_noise.share_of(PROMISE, [said] * 4, 4, like)
+    assert min(variance for variance in share.variances if variance) > 2**80 and share.variances[-1] == 0
+    for place, exponent in ((0, 900), (1, 60), (2, 1024), (3, 60), (3, 1024)):
+        lie = [*said[:place], exponent, *said[place + 1 :]]
+        with pytest.raises(ValueError, match="that no silo of this promise can have"):
+            integer_noise.share_of(PROMISE, [said, lie, said], 3, like)
+    with pytest.raises(ValueError, match="steps of the sum, expected at least"):
+        integer_noise.share_of(PROMISE, [said, [50, *said[1:]], said], 3, like)
 
 
 def test_silos_of_other_promises_are_refused(summed, monkeypatch, tmp_path, capsys):

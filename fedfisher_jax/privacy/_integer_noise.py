@@ -6,7 +6,7 @@ bounded for the integers that are added up, not for real numbers: float32 and th
 
 Two steps lie between this and the Gaussian mechanism that `promise` computes with. A sum of n discrete Gaussians of
 standard deviation s is not one, but its probabilities are within a factor exp(10 Σ_{k<n} exp(−2π²s² k/(k+1))) of one's
-(lemma 5 there). And one number of a discrete Gaussian is, z standard deviations from the middle, as probable as a
+(τ there). And one number of a discrete Gaussian is, z standard deviations from the middle, as probable as a
 rounded real one within a factor exp((z² + 1)/24s²). With s of at least `LEAST` both are nothing: for a million numbers
 and z = 10 the second changes ε by 1e-5, and s is usually above 2^30.
 """
@@ -83,7 +83,7 @@ def bounds(contribution: PyTree, promised: Promise) -> PyTree:
         A tree of the same arrays, one bound each, of which the silo announces the scales.
     """
     examples = float(contribution["weight"])
-    noise = _deviations(promised, sensitivity() + 2 * LOST * 2 * examples + 1)  # 1 is for steps, see `share_of`
+    noise = _deviations(promised, sensitivity() + 2 * LOST * 2 * examples + 1)  # the most that `share_of` allows
     most = [examples * unit + ROOM * std for unit, std in zip(_units(promised), noise, strict=True)]
     arrays = {name: np.asarray(value) for name, value in zip(NAMES, most, strict=True)}
     return {**contribution, "moments": dataclasses.replace(contribution["moments"], **arrays)}
@@ -103,15 +103,18 @@ def share_of(promised: Promise, announced: Sequence[Sequence[int]], clients: int
         like: a contribution, or shapes in the place of its arrays.
 
     Raises:
-        ValueError: the sum has too few digits for so little noise.
+        ValueError: scales that no honest silo announces, or too few digits for so little noise.
     """
     bits = resolution(announced, clients, like)
     steps = np.ldexp(1.0, -bits)
-    most = math.ldexp(1.0, finest(0, clients) - int(bits[-1]))  # examples: the weight is the last number
     units = [unit / math.sqrt(w) for unit, w in zip(_units(promised), SHARES, strict=True)]
     inverse = _per_number(like, [1 / unit for unit in units])
-    moved = sensitivity() + 2 * LOST * most + float(np.linalg.norm(inverse * steps))
-    stds = _per_number(like, _deviations(promised, moved)) / steps
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite, and refused
+        most = float(np.ldexp(1.0, finest(0, clients) - bits[-1]))  # examples: the weight is the last number
+        rounded = float(np.linalg.norm(inverse * steps))
+        stds = _per_number(like, _deviations(promised, sensitivity() + 2 * LOST * most + rounded)) / steps
+    if not (rounded <= 1 and ROOM * stds.max() <= 2.0**63 / clients):
+        raise ValueError("scales: got numbers, or numbers of examples, that no silo of this promise can have")
     if not stds[stds > 0].min() >= LEAST:
         raise ValueError(f"privacy: noise of {stds[stds > 0].min():g} steps of the sum, expected at least {LEAST}")
     return Share(bits, [math.ceil(variance) for variance in (stds**2).tolist()])
@@ -121,7 +124,7 @@ def drawn(share: Share, key: bytes) -> np.ndarray:
     """Draw a silo's noise, uint64 [n] modulo 2^64, from a secret key of 32 bytes that is used for nothing else."""
     below = below_from(key)
     noise = [discrete_gaussian(variance, below) if variance else 0 for variance in share.variances]
-    return np.asarray(noise, np.int64).view(np.uint64)
+    return np.asarray([one % 2**64 for one in noise], np.uint64)
 
 
 def told(summed: PyTree, share: Share, silos: int) -> PyTree:
