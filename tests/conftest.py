@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads wait by spinning, and there is a worker per core
 # Most time goes into compiling programs that run once: without LLVM's optimisation, and by XLA's older code for fusions
 # where it has one (an unknown flag aborts), that takes half. XLA_FLAGS= keeps what users run.
 os.environ.setdefault(
@@ -22,7 +23,7 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-gc.set_threshold(50_000, 20, 100)  # looking for cycles in what JAX and its libraries hold took a seventh of the time
+gc.set_threshold(50_000, 20, 10)  # looking for cycles in what JAX and its libraries hold took a seventh of the time
 jax.config.update("jax_enable_x64", True)
 hook = install_import_hook("fedfisher_jax", "beartype.beartype")
 hook.__enter__()
