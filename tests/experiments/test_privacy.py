@@ -49,11 +49,13 @@ def test_what_privacy_costs(script):
     table, summary, (line,) = script("privacy.costs", "--quick", figure=False)
     for rule, found in line["result"].items():
         assert found["noise 8"] > found["noise 100"] > 3 * found["move"] > 0
-        assert found["8"] < found["plain"] - 10
         assert f"{found['plain']:.1f}" in table and summary[f"{rule}: 100"] == found["100"]
         assert ("sum" in found) == (rule != "fedfisher-kfac")  # its payloads are stacked
         if "sum" in found:
             assert found["gap"] < 1e-3 and abs(found["sum"] - found["plain"]) < 0.5
+    # Noise has no seed, and a model of noise alone guesses now 5 %, now 20.
+    plain, private = (np.mean([found[how] for found in line["result"].values()]) for how in ("plain", "8"))
+    assert private < plain - 30
 
 
 @pytest.mark.slow
