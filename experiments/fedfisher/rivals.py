@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from matplotlib.ticker import MaxNLocator
 
 from experiments.fedfisher import natural_gradient
 from experiments.lib import cells, common
@@ -190,6 +191,7 @@ def figure(curves: dict[str, Any], shown: Sequence[int]) -> Any:
         for axis, x in zip(axes[0], ([n + 1 for n in places], [sent[0, n] / 8e6 for n in places]), strict=True):
             axis.errorbar(x, [100 * accuracy[:, n].mean() for n in places], fmt="o-", label=method)
     axes[0, 0].set(xlabel="exchanges", ylabel="test accuracy (%)")
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 1].set(xlabel="megabytes that a client has sent")
     axes[0, 0].legend()
     return fig
