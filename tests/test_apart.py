@@ -72,6 +72,7 @@ DOORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXED)
 def test_what_mixes_is_refused_by_name(name):
     apply, params, complaint = MIXED[name]

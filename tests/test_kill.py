@@ -19,6 +19,7 @@ def test_killed_commands_leave_whole_files(tmp_path, monkeypatch):
     assert sum(found.values()) == 4 and {name for name, *_ in found} == {"again.safetensors", "global.safetensors"}
 
 
+@pytest.mark.slow
 def test_a_report_behind_its_model_is_told_by_the_fingerprint(tmp_path, monkeypatch):
     """A merge that ends between its two files, as if it was killed there."""
     monkeypatch.chdir(tmp_path)

@@ -68,6 +68,7 @@ def test_with_as_many_products_as_clients_regions_of_regions_lose_nothing(client
     assert west.weight == 8 and np.all(west.dropped < 1e-10) and np.all(west.shifts < 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_what_is_cut_is_as_far_off_as_said_and_not_indefinite(clients, rank):
     everyone = ff.solve.objective(clients.fishers, clients.params, clients.weights)

@@ -216,6 +216,7 @@ def test_rules_that_change_the_network_cannot_be_repeated(problem):
 # FedFish.
 
 
+@pytest.mark.slow
 def test_fedfish_is_fisher_merge_without_eps(problem):
     """One round, the merged model taken as it is; the exact Fisher."""
     fish = merge.fedfish(NETWORK.apply, LIKELIHOOD, eps=0.0)

@@ -43,6 +43,7 @@ def test_table(script):
             assert f"{gaps.mean():+.1f}±{np.std(gaps, ddof=1):.1f} ({(gaps > 0).sum()}/2)" in table
 
 
+@pytest.mark.slow
 def test_a_users_rule_is_in_the_table_and_in_the_command(script, tmp_path, monkeypatch):
     assert len(OWN_RULE.splitlines()) < 40
     (tmp_path / "somebodys.py").write_text(OWN_RULE)

@@ -110,6 +110,7 @@ def test_one_client_returns_its_model_where_the_span_reaches_and_everywhere_with
     np.testing.assert_allclose(step_of(one), basis.T @ (basis @ RANDOM[0]), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_rank_is_the_subspaces_unless_it_is_given():
     ranks = {None: 3, 2: 2}
     for given, expected in ranks.items():

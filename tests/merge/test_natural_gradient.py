@@ -76,12 +76,14 @@ def dense_steps(squares):
     return unravel(flat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("squares", [True, False])
 def test_steps_are_those_of_dense_matrices(squares):
     found = run(rule(squares), [np.arange(40)])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), found, dense_steps(squares))
 
 
+@pytest.mark.slow
 def test_the_result_is_the_same_for_every_split_and_order():
     made, pooled = rule(), dense_steps(True)
     for parts in (PARTS, PARTS[::-1]):

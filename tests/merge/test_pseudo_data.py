@@ -101,6 +101,7 @@ def test_training_lowers_what_it_is_said_to_minimise(sent):
     assert float(problem.value(free)) > float(problem.value(merged))  # the clients' curvature holds it back
 
 
+@pytest.mark.slow
 def test_order_does_not_matter_beyond_rounding(sent):
     forwards, backwards = ff.merge_payloads(RULE, sent).params, ff.merge_payloads(RULE, sent[::-1]).params
     accuracies = [float(ff.evaluate(apply, LIKELIHOOD, p, X, jnp.asarray(Y)).accuracy) for p in (forwards, backwards)]
