@@ -2,10 +2,10 @@
 
 LeNet, Fashion-MNIST dealt out evenly to 100 clients, 10 of which train one epoch of plain SGD in a round. A round's
 time is taken inside each process, from the end of the first round on, without starting and compiling; both are in the
-seconds of 100 rounds, which count from the start of a fresh process. Every side reaches the same accuracy to
-about a point, or it does other work. BlazeFL's best arrangement counts: one client after the other with one thread or
-all, or as many clients at a time as there are cores. "training" is the part of a round that clients' training takes;
-ours is timed by itself, in the same rounds.
+seconds of 100 rounds, which count from the start of a fresh process. Accuracies tell that all sides train; starts and
+samples of clients are each side's own, so they differ by some points in few rounds. BlazeFL's best arrangement
+counts: one client after the other with one thread or all, or as many clients at a time as there are cores. "training"
+is the part of a round that clients' training takes; ours is timed by itself, in the same rounds.
 """
 
 import dataclasses
