@@ -45,10 +45,7 @@ def require(*modules: str) -> None:
     """Ends the script with what to install unless all modules can be imported."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise SystemExit(
-            f"{', '.join(missing)} missing: pip install torch==2.13.0 (a CPU build will do) and "
-            "pip install --no-deps nngeometry==0.3"
-        )
+        raise SystemExit(f"{', '.join(missing)} missing: experiments/benchmarks/README.md says what to install")
 
 
 def cores() -> int:

@@ -27,10 +27,10 @@ class Settings(common.Settings):
         windows: A client's training windows, at most; an eighth more validate.
         tested: A client's test windows, at most.
         measured: Training windows on which a client measures.
-        first_windows: Of each module for the pre-training, at most.
-        first_epochs: Of the pre-training.
-        epochs: Of the clients.
-        width: Of the transformer's stream.
+        first_windows: Windows of each module for the pre-training, at most.
+        first_epochs: Epochs of the pre-training.
+        epochs: Epochs of the clients.
+        width: Width of the transformer's stream.
         seeds: Each draws halves, start and training.
     """
 

@@ -50,9 +50,9 @@ class Settings(common.Settings):
     Attributes:
         windows: Training windows of each topic, of the pre-training and of its client; an eighth more validate.
         tested: Test windows of each topic.
-        first_epochs: Of the pre-training.
-        epochs: Of the clients.
-        width: Of BERT's stream.
+        first_epochs: Epochs of the pre-training.
+        epochs: Epochs of the clients.
+        width: Width of BERT's stream.
         seeds: Each draws halves, topics of clients, start and training.
     """
 

@@ -16,7 +16,7 @@ CPU = Path("/proc/cpuinfo")
 
 
 def cache_folder() -> Path:
-    """Name this machine's folder: a program of another processor or compiler may crash, and JAX does not look."""
+    """Name this machine's folder: a program that another processor or compiler made may crash here."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     flags = next((line for line in _cpu().splitlines() if line.startswith(("flags", "Features"))), "")
     words = (jax.__version__, version.__version__, platform.machine(), platform.processor(), flags)
@@ -45,12 +45,16 @@ def keep_compiled_programs() -> None:
 
 
 def _forget_the_oldest(folder: Path) -> None:
-    files = sorted(((file.stat(), file) for file in folder.iterdir()), key=lambda one: one[0].st_mtime)
+    files = []
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # here and below: another command was faster
+            files.append((file.stat(), file))
+    files.sort(key=lambda one: one[0].st_mtime)
     total = sum(stat.st_size for stat, _ in files)
     for stat, file in files:
         if total <= MOST_BYTES:
             return
-        with contextlib.suppress(FileNotFoundError):  # another command was faster
+        with contextlib.suppress(FileNotFoundError):
             file.unlink()
         total -= stat.st_size
 

@@ -24,7 +24,7 @@ MOST_SHOWN = 2000  # characters of what a file says
 
 @dataclasses.dataclass(frozen=True)
 class InspectSettings:
-    """Show what a payload or model file holds, after the same checks as before a merge; of a region its header's."""
+    """Show what a payload or model file holds, checked as before a merge; of a region only the header is checked."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """The file to show."""
