@@ -1,9 +1,9 @@
 """Time and peak memory against the number of clients and the width of the model, a fresh process for every run.
 
 Clients of 60 Fashion-MNIST examples train LeNet for one epoch, measure their Fisher information and are folded:
-`ff.fold_clients`, 64 at a time. "gathered" trains and measures all clients before they are merged, for comparison. The
-whole training set lies in memory in every run, so the process holds the same before it begins ("idle") whatever the
-number of clients.
+`ff.fold_clients`, 64 at a time. "gathered" trains and measures all clients before they are merged, for comparison; "one
+large" gives the first client 60,000 examples, a thousand times as many as each of the others. The whole training set
+lies in memory in every run, so the process holds the same before it begins ("idle") whatever the number of clients.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from fedfisher_jax.federate import _simulate as simulate
 from fedfisher_jax.federate._simulate import TrainClient
 from fedfisher_jax.merge import Rule, catalogue
 
-EXAMPLES, BATCH, GROUP = 60, 64, 64
+EXAMPLES, BATCH, GROUP, LARGE = 60, 64, 64, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +70,17 @@ def work(clients: int, width: int, rule: str, how: str, seed: int) -> dict[str, 
     dataset = data.load("fashion_mnist")
     net = models.build("lenet", (28, 28, 1), 10, width=width)
     x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
-    rows = np.random.default_rng(seed).integers(len(x), size=(clients, EXAMPLES))
+    rows = list(np.random.default_rng(seed).integers(len(x), size=(clients, EXAMPLES)))
+    if how == "one large":
+        rows[0] = np.arange(LARGE * EXAMPLES) % len(x)
     init_key, key = jax.random.split(jax.random.key(seed))
-    start, who = net.init(init_key), cohort(x, y, list(rows))
+    start, who = net.init(init_key), cohort(x, y, rows)
     likelihood = categorical()
     chosen = catalogue.named_rule(rule, net.apply, likelihood, captured=capture(net.apply, start, x))
     training = LocalTraining(net.apply, likelihood, optax.sgd(0.01, momentum=0.9), epochs=1, batch_size=BATCH)
     jax.block_until_ready((x, start))
     idle, began = peak_bytes(), time.perf_counter()
-    if how == "streamed":
+    if how != "gathered":
         shared, each = simulate.Shared(who.shared, key, start), OneShot(training, chosen)
         summary, report = fold_clients(each, shared, who.members, combine=chosen.combine, group=GROUP)
         params = jax.jit(lambda s: chosen.solve(s, start).params)(summary)
@@ -100,14 +102,21 @@ def run(**one: Any) -> dict[str, Any]:
 def grid_of(quick: bool, seed: int) -> list[dict[str, Any]]:
     """Runs: numbers of clients, the same gathered, widths, and Kronecker factors."""
     sizes, gathered, widths = (10, 50, 100, 200, 500, 1000, 2000), (10, 50, 200, 500, 1000), (1, 2, 4)
-    wide, kronecker = 50, (50, 1000)
+    wide, kronecker, large = 50, (50, 1000), (10, 200, 2000)
     if quick:
-        sizes, gathered, widths, wide, kronecker = (5, 20), (5, 20), (1, 2), 5, (5,)
+        sizes, gathered, widths, wide, kronecker, large = (5, 20), (5, 20), (1, 2), 5, (5,), (5,)
     one = {"width": 1, "rule": "fedfisher-diag", "how": "streamed", "seed": seed}
     grid = [one | {"clients": n} for n in sizes] + [one | {"clients": n, "how": "gathered"} for n in gathered]
+    grid += [one | {"clients": n, "how": "one large"} for n in large]
     grid += [one | {"clients": wide, "width": w} for w in widths]
     grid += [one | {"clients": n, "rule": "fedfisher-kfac"} for n in kronecker]
     return [run for place, run in enumerate(grid) if run not in grid[:place]]
+
+
+def milliseconds_each(found: dict[int, dict[str, Any]]) -> dict[int, float]:
+    """What a client costs beyond the smallest run, so without compilation and the large client."""
+    few = min(found)
+    return {n: 1e3 * (found[n]["seconds"] - found[few]["seconds"]) / (n - few) for n in sorted(found) if n > few}
 
 
 def main() -> None:
@@ -128,6 +137,7 @@ def main() -> None:
     series = {
         "streamed": {"rule": "fedfisher-diag", "how": "streamed", "width": 1},
         "gathered": {"rule": "fedfisher-diag", "how": "gathered", "width": 1},
+        "one large": {"rule": "fedfisher-diag", "how": "one large", "width": 1},
         "K-FAC, streamed": {"rule": "fedfisher-kfac", "how": "streamed", "width": 1},
     }
     for label, where in series.items():
@@ -153,9 +163,14 @@ def main() -> None:
 
     text = f"Clients of {EXAMPLES} examples, one epoch; seconds include compilation; memory in MiB.\n\n"
     text += common.markdown_table(["rule", "how", "width", "clients", "seconds", "peak", "above idle"], rows)
-    streamed = {
-        r["settings"]["clients"]: r["result"] for r in records if series["streamed"].items() <= r["settings"].items()
-    }
+    streamed, uneven = (
+        {r["settings"]["clients"]: r["result"] for r in records if series[how].items() <= r["settings"].items()}
+        for how in ("streamed", "one large")
+    )
+    each = {how: milliseconds_each(found) for how, found in (("streamed", streamed), ("one large", uneven))}
+    for how, found in each.items():
+        cells = ", ".join(f"{value:.0f} up to {clients}" for clients, value in found.items())
+        text += f"\nMilliseconds for a client more than {min(streamed)}, {how}: {cells}.\n" if found else ""
     few, many = (5, 20) if settings.quick else (50, 1000)
     kronecker = [r for r in records if r["settings"]["rule"] == "fedfisher-kfac"][-1]
     summary = {
@@ -163,6 +178,7 @@ def main() -> None:
         "memory_above_idle_ratio": (streamed[many]["peak_bytes"] - streamed[many]["idle_bytes"])
         / (streamed[few]["peak_bytes"] - streamed[few]["idle_bytes"]),
         f"kfac_{kronecker['settings']['clients']}_clients_peak_gib": kronecker["result"]["peak_bytes"] / 2**30,
+        "milliseconds_each": each,
         "all_finite": all(r["result"]["finite"] for r in records),
     }
     common.report(settings.out, text, summary, fig)
