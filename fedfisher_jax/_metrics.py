@@ -13,7 +13,7 @@ from ._compat import Tracer, standard_promotion
 from ._doors import applying, require_arrays, require_likelihood
 from ._likelihood import Likelihood, check_targets
 from ._trees import arrays, count_rows, outline, pick, widened
-from .tracing import require_apart
+from .tracing import for_training, require_apart
 
 Apply = Callable[[Any, Any], Any]
 
@@ -67,6 +67,13 @@ def evaluate(
         >>> print(f"{scores.loss:.4f} nats, {scores.accuracy:.0%} right")
         0.0067 nats, 100% right
     """
+    return _scores(apply, likelihood, params, x, y, None, batch_size, mask)
+
+
+def _scores(
+    apply: Apply, likelihood: Likelihood, params: Any, x: Any, y: Any, weights: Any, batch_size: int, mask: Any
+) -> Scores:
+    """Check, then score the model, or with weights [m] or [m, c] the ensemble of the m models in `params`."""
     require_likelihood(likelihood)
     require_arrays(params)
     x, y = arrays(x), jnp.asarray(y)
@@ -81,14 +88,27 @@ def evaluate(
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x, y, mask))):
         counted = slice(None) if mask is None else np.asarray(mask)
         with applying(x):
-            outputs = jax.eval_shape(apply, params, outline(x, n)).shape
+            outputs = jax.eval_shape(apply, _one_of(params, weights), outline(x, n)).shape
         check_targets(likelihood, (*np.empty(n)[counted].shape, *outputs[1:]), np.asarray(y)[counted])
-    return _evaluate(apply, likelihood, params, x, y, batch_size, mask)
+    return _evaluate(apply, likelihood, params, x, y, weights, batch_size, mask)
+
+
+def _one_of(params: Any, weights: Any) -> Any:
+    """The shapes of a model: of the only one, or of one of an ensemble."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
+    if weights is None:
+        return shapes
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes)
 
 
 @partial(jax.jit, static_argnames=("apply", "likelihood", "batch_size"))
-def _evaluate(apply: Apply, likelihood: Likelihood, params: Any, x: Any, y: Any, batch_size: int, mask: Any) -> Scores:
-    require_apart(apply, params, x)  # once for each compilation
+def _evaluate(
+    apply: Apply, likelihood: Likelihood, params: Any, x: Any, y: Any, weights: Any, batch_size: int, mask: Any
+) -> Scores:
+    require_apart(apply, _one_of(params, weights), x)  # once for each compilation
+    model = for_training(apply)  # the same to rounding, and on CPU up to four times as fast
+    if weights is not None:
+        model = ensemble_apply(model, likelihood, weights)
     n = y.shape[0]
     size = min(batch_size, n)
     rows = jnp.arange(-(-n // size) * size).reshape(-1, size)
@@ -96,7 +116,7 @@ def _evaluate(apply: Apply, likelihood: Likelihood, params: Any, x: Any, y: Any,
 
     def sums(batch):
         counts = (batch < n) & valid[batch % n]
-        outputs, targets = wide_outputs(apply, params, pick(x, batch % n)), y[batch % n]
+        outputs, targets = wide_outputs(model, params, pick(x, batch % n)), y[batch % n]
         scores = (likelihood.nll, likelihood.correct) if likelihood.correct else (likelihood.nll,)
         return [jnp.sum(jax.vmap(score)(outputs, targets), where=counts) for score in scores]
 
@@ -127,9 +147,14 @@ def predict(apply: Apply, params: Any, x: Any, *, batch_size: int = 1000) -> np.
         Outputs [n, ...].
     """
     n = count_rows("x", x)
-    size, run = min(batch_size, n), jax.jit(apply)
+    size = min(batch_size, n)
     rows = [np.minimum(np.arange(first, first + size), n - 1) for first in range(0, n, size)]  # one shape for all
-    return np.concatenate([np.asarray(run(params, pick(x, batch))) for batch in rows])[:n]
+    return np.concatenate([np.asarray(_outputs(apply, params, pick(x, batch))) for batch in rows])[:n]
+
+
+@partial(jax.jit, static_argnames="apply")
+def _outputs(apply: Apply, params: Any, x: Any) -> Any:
+    return for_training(apply)(params, x)
 
 
 def ensemble_apply(
@@ -166,7 +191,6 @@ def ensemble_apply(
 
 
 @standard_promotion
-@partial(jax.jit, static_argnames=("apply", "likelihood", "batch_size"))
 def ensemble(
     apply: Apply,
     likelihood: Likelihood,
@@ -195,13 +219,14 @@ def ensemble(
         >>> print(f"{scores.loss:.4f}")  # log 2
         0.6931
     """
+    require_arrays(stacked_params)
     members = jax.tree.leaves(stacked_params)[0].shape[0]
-    if weights is not None and (weights.ndim > 2 or weights.shape[0] != members):
+    weights = jnp.ones(members) if weights is None else jnp.asarray(weights)
+    if weights.ndim not in (1, 2) or weights.shape[0] != members:
         raise ValueError(
             f"weights: got shape {weights.shape}, expected ({members},), one for each member, or ({members}, classes)"
         )
-    joint = ensemble_apply(apply, likelihood, weights)
-    return evaluate(joint, likelihood, stacked_params, x, y, batch_size=batch_size, mask=mask)
+    return _scores(apply, likelihood, stacked_params, x, y, weights, batch_size, mask)
 
 
 def as_numbers(scores: Scores) -> dict[str, float]:

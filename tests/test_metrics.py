@@ -167,3 +167,28 @@ def test_scores_are_of_the_outputs_of_16_bits_that_the_model_gives():
     np.testing.assert_allclose(ff.ensemble(linear, ff.categorical(), w[None], *data).accuracy, expected, rtol=1e-6)
     scores = client_scores(linear, ff.categorical(), w, ff.examples(*data))
     np.testing.assert_allclose(scores[1], expected, rtol=1e-6)
+
+
+def test_scores_of_a_convolutional_model_are_those_of_its_plain_outputs():
+    network = ff.models.build("lenet", (28, 28, 1), 10)
+    keys = jax.random.split(jax.random.key(0), 3)
+    params, x = network.init(keys[0]), jax.random.normal(keys[1], (7, 28, 28, 1))
+    y, outputs = jax.random.randint(keys[2], (7,), 0, 10), np.asarray(network.apply(params, x))
+    expected = np.mean(np.log(np.exp(outputs).sum(1)) - outputs[np.arange(7), np.asarray(y)])
+    scores = ff.evaluate(network.apply, ff.categorical(), params, x, y, batch_size=3)
+    np.testing.assert_allclose(scores.loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics.predict(network.apply, params, x, batch_size=3), outputs, rtol=1e-5, atol=1e-8)
+
+
+def test_an_ensemble_of_equal_weights_and_one_by_size_are_one_program():
+    traced, members = [], jnp.stack([jnp.eye(2), 2 * jnp.eye(2)])
+
+    def apply(params, x):
+        traced.append(x.shape)
+        return x @ params
+
+    counts = []
+    for weights in (None, jnp.asarray([0.3, 0.7])):
+        ff.ensemble(apply, ff.categorical(), members, jnp.eye(2), jnp.asarray([0, 1]), weights=weights)
+        counts.append(len(traced))
+    assert counts[0] == counts[1]

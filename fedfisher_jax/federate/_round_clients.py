@@ -13,6 +13,7 @@ from .._likelihood import Likelihood
 from .._metrics import wide_outputs
 from .._trees import difference
 from ..merge import Rule, Update, exchanges, lift
+from ..tracing import for_training
 from ._cohort import Client, with_examples
 from ._federation import Federation
 from ._simulate import MeasureClient, Shared, TrainClient
@@ -99,9 +100,10 @@ def client_scores(
     apply: Callable, likelihood: Likelihood, params: PyTree, data: Examples, batch_size: int = 256
 ) -> jax.Array:
     """Score a model on one client's examples: mean [loss in nats, accuracy]; accuracy is NaN where there is none."""
+    model = for_training(apply)
 
     def sums(batch: Any) -> jax.Array:
-        outputs = wide_outputs(apply, params, batch.x)
+        outputs = wide_outputs(model, params, batch.x)
         rows = [jax.vmap(likelihood.nll)(outputs, batch.y)]
         if likelihood.correct:
             rows.append(jax.vmap(likelihood.correct)(outputs, batch.y).astype(rows[0].dtype))
