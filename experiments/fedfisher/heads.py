@@ -44,7 +44,7 @@ class Settings(cells.Settings):
     """Flags.
 
     Attributes:
-        dataset: A name of `fedfisher list`; the rules name layers of LeNet.
+        dataset: A name of `fedfisher list`, or a path to an .npz file; the rules name layers of LeNet and the CNN.
         alphas: Concentrations of the Dirichlet split over clients' mixtures of classes.
         clients: Numbers of clients.
         epochs: Local epochs.
@@ -71,16 +71,16 @@ def main() -> None:
     if settings.choose:
         print(choice_table(choices(settings)))
         return
-    columns = {}
+    columns, model = {}, cells.model_of(settings.dataset)
     for clients in settings.clients:
         for alpha in settings.alphas:
-            fixed = {"dataset": settings.dataset, "model": "lenet", "clients": clients, "alpha": alpha}
+            fixed = {"dataset": settings.dataset, "model": model, "clients": clients, "alpha": alpha}
             fixed |= {} if settings.start == "usual" else {"start": settings.start}
             grid = [{**fixed, "epochs": settings.epochs, **seeds} for seeds in cells.seed_pairs(settings)]
             columns[f"{clients} clients, α={alpha:g}"] = grid
     outcomes = iter(cells.run_cells(settings.out, [cell for grid in columns.values() for cell in grid], settings.rules))
     found = {name: [next(outcomes) for _ in grid] for name, grid in columns.items()}
-    rules, here = settings.rules, cells.world(settings.dataset, "lenet")
+    rules, here = settings.rules, cells.world(settings.dataset, model)
     exchanges = {rule: cells.count_exchanges(here, rule) for rule in rules}
     text = "\n".join(cell_tables.accuracy_table(each, rules, settings) for each in _by_clients(found, settings))
     text += cell_tables.difference_table(found, rules, settings) + cell_tables.cost_table(found, rules, exchanges)
