@@ -1,11 +1,12 @@
-"""FedAvg over rounds: `rounds.step` against Flower's simulation and BlazeFL, both on PyTorch, side by side.
+"""FedAvg over rounds: `rounds.step` against Flower's simulation and BlazeFL, on PyTorch, and fedjax, side by side.
 
 LeNet, Fashion-MNIST dealt out evenly to 100 clients, 10 of which train one epoch of plain SGD in a round. A round's
 time is taken inside each process, from the end of the first round on, without starting and compiling; both are in the
 seconds of 100 rounds, which count from the start of a fresh process. Accuracies tell that all sides train; starts and
 samples of clients are each side's own, so they differ by some points in few rounds. BlazeFL's best arrangement
-counts: one client after the other with one thread or all, or as many clients at a time as there are cores. "training"
-is the part of a round that clients' training takes; ours is timed by itself, in the same rounds.
+counts: one client after the other with one thread or all, or as many clients at a time as there are cores. fedjax runs
+one after the other, each step with all threads. "training" is the part of a round that clients' training takes; ours is
+timed by itself, in the same rounds.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ from fedfisher_jax import (
     rounds,
 )
 
-OURS, ALONE, FLOWER = "ours", "ours, training alone", "Flower, an actor per core"
+OURS, ALONE, FLOWER, FEDJAX = "ours", "ours, training alone", "Flower, an actor per core", "fedjax"
 RATE, BATCH = 0.05, 50
 
 
@@ -117,6 +118,7 @@ def contenders(task: Task, length: int) -> dict[str, tuple[str, tuple[Any, ...],
         ALONE: ("rounds:alone", (task, length), None),
         f"{OURS}, a device per core": ("rounds:ours", (task, length, "devices"), devices),
         FLOWER: ("peers:flower", (task, length, cores), {**one, "FLWR_TELEMETRY_ENABLED": "0"}),
+        FEDJAX: ("peer_fedjax:rounds", (task, length), None),
         "BlazeFL, 1 thread": ("peers:blazefl", (task, length, 0, 1), one),
         "BlazeFL, all threads": ("peers:blazefl", (task, length, 0, cores), None),
         "BlazeFL, clients in threads": ("peers:blazefl", (task, length, cores, 1), one),
@@ -163,8 +165,9 @@ def run(clients: int, sampled: int, length: int, repeats: int, whole_rounds: int
         results = contest(task, length, repeats)
         seconds = {name: [one["seconds"] for one in runs] for name, runs in results.items()}
         blazefl = side_by_side.fastest(seconds, [name for name in seconds if name.startswith("BlazeFL")])
-        from_start = whole(task, whole_rounds, (OURS, FLOWER, blazefl))
-    ratios = {rival: side_by_side.ratio(seconds, OURS, rival) for rival in (FLOWER, blazefl)}
+        rivals = (FLOWER, FEDJAX, blazefl)
+        from_start = whole(task, whole_rounds, (OURS, *rivals))
+    ratios = {rival: side_by_side.ratio(seconds, OURS, rival) for rival in rivals}
     training = {name: median(runs, "training") for name, runs in results.items() if "training" in runs[0]}
     ours_alone = [a / b for a, b in zip(seconds.pop(ALONE), seconds[OURS], strict=True)]
     return {
@@ -185,7 +188,7 @@ def median(runs: Sequence[Found], name: str) -> float:
 
 def main() -> None:
     """Runs what is missing and reports."""
-    side_by_side.require("torch", "flwr", "ray", "blazefl")
+    side_by_side.require("torch", "flwr", "ray", "blazefl", "fedjax")
     settings = common.command_line(Settings, __doc__)
     if settings.quick:
         settings = dataclasses.replace(settings, **QUICK)
@@ -213,6 +216,7 @@ def main() -> None:
     summary = {
         "vs_flower": found["ratios"][FLOWER]["median"],
         "vs_blazefl": found["ratios"][found["blazefl_best"]]["median"],
+        "vs_fedjax": found["ratios"][FEDJAX]["median"],
         "rounds_per_second": {name: 1 / statistics.median(seconds) for name, seconds in found["seconds"].items()},
         "training": found["training"],
         "accuracy": found["accuracy"],
