@@ -105,10 +105,13 @@ def _of_function(settings: MeasureSettings) -> Brought:
         print(f"there is no {settings.start}: the start is the module as {settings.model} makes it")
         start = made.params
     model = made if settings.checkpoint is None else torch.from_module(torch.load(module, settings.checkpoint))
-    return Brought(model, start, None, *_rows(settings))
+    x, y = _rows(settings)
+    own = jnp.result_type(*(value.dtype for value in model.params.values()))  # PyTorch mixes no types of floats
+    x = jax.tree.map(lambda part: jnp.asarray(part, own if part.dtype.kind == "f" else None), x)
+    return Brought(model, start, None, x, y)
 
 
-def _rows(settings: MeasureSettings) -> tuple[Any, np.ndarray]:
+def _rows(settings: MeasureSettings) -> tuple[Any, np.ndarray | None]:
     """Read a .npz file of the module's arguments by name and labels, or examples as for any other network."""
     from .. import torch
 
@@ -117,10 +120,8 @@ def _rows(settings: MeasureSettings) -> tuple[Any, np.ndarray]:
         with zipfile.ZipFile(path) as held:
             by_name = "labels.npy" in held.namelist()
         if by_name:
-            x, y = torch.read_rows(path, ".")
-            return x, np.asarray(y)
-    x, y = silo_data.read(settings.data, "train", columns=Columns(settings.label, None, settings.ignore))
-    return x, y
+            return torch.read_rows(path, ".")
+    return silo_data.read(settings.data, "train", columns=Columns(settings.label, None, settings.ignore))
 
 
 def _outputs(model: Any, x: Any, source: str) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ def make(name: str) -> Any:
         name: module:function; the module is looked for on Python's path, then in the current folder.
 
     Raises:
-        ValueError: no such function, it fails, or returns no `torch.nn.Module` whose state is tensors alone.
+        ValueError: no such function, it fails, or returns no `torch.nn.Module` with parameters and tensors alone.
     """
     function = import_function("model", name)
     try:
@@ -31,6 +31,8 @@ def make(name: str) -> Any:
         raise ValueError(f"model: {name}() failed: {in_few_words(error)}") from error
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"model: {name}() returned {type(module).__name__}, expected a torch.nn.Module")
+    if next(module.parameters(), None) is None:
+        raise ValueError(f"model: {name}() has no parameters, expected some")
     for key, value in module.state_dict().items():
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"model: {name}(): {key} is a {type(value).__name__}, expected a state of tensors alone")

@@ -27,9 +27,12 @@ class Tied(torch.nn.Module):
     def forward(self, ids, shift):
         return self.head(torch.relu(self.inner(self.table(ids) + shift[..., None])))
 
-class Odd(torch.nn.Module):
+class Odd(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+
     def forward(self, x):
-        return torch.special.airy_ai(x)
+        return torch.special.airy_ai(super().forward(x))
 
 def network():
     torch.manual_seed(0)
@@ -47,7 +50,7 @@ def line():
 def fails():
     raise OSError("no such file of mine")
 
-odd, number = Odd, lambda: 3
+odd, empty, number = Odd, torch.nn.ReLU, lambda: 3
 """
 
 
@@ -85,6 +88,7 @@ def data(number, path):
     np.savez(path, x=random.normal(size=(6, 4)).astype(np.float32), y=np.arange(6) % 3)
 
 
+@pytest.mark.slow
 def test_two_silos_checkpoints_become_a_state_dict_that_loads(here, capsys):
     first, second = tuned("network", 0), tuned("network", 1)
     second[1].running_mean.add_(1)
@@ -133,6 +137,7 @@ def test_two_silos_checkpoints_become_a_state_dict_that_loads(here, capsys):
     assert [one["examples"] for one in record["contributors"]] == [6, 3] and record["rule"] == "fisher-merge"
 
 
+@pytest.mark.slow
 def test_one_silo_alone_gives_its_checkpoint_bit_for_bit_with_tied_weights_in_their_own_type(here):
     module = tuned("tied", 0)
     state = {name: value for name, value in module.state_dict().items() if name != "head.weight"}
@@ -170,6 +175,7 @@ def test_what_does_not_work_is_refused_in_one_line(here, capsys):
     for name, words in (
         ("none", "cannot import 'their_modules:none': AttributeError"),
         ("number", "their_modules:number() returned int, expected a torch.nn.Module"),
+        ("empty", "their_modules:empty() has no parameters"),
         ("fails", "their_modules:fails() failed: OSError: no such file of mine"),
         ("odd", "airy_ai"),
         ("line", "rows.npz: the model cannot take them"),
