@@ -117,7 +117,7 @@ def _shell(module: Any) -> Any:
     }
     shell = copy.deepcopy(module, empty).eval()
     for part in shell.modules():
-        config = getattr(part, "config", None)
+        config: Any = getattr(part, "config", None)
         if getattr(config, "_experts_implementation", None) == "grouped_mm":  # torchax has no products of groups
             config._experts_implementation = "batched_mm"
         if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None:
