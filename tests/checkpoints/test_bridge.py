@@ -110,7 +110,9 @@ def test_layers_hold_nearly_all_parameters_outside_of_embeddings(name):
 @pytest.mark.slow
 def test_experts_are_no_tables_of_rows():
     """A row's factor would have the square of an expert's numbers."""
-    model = from_module(tiny.mixtral())
+    module = tiny.mixtral()
+    model = from_module(module)
+    assert module.config._experts_implementation == "grouped_mm"  # its own stays
     found = ff.capture(model.apply, model.params, in_jax(inputs("mixtral"))).fallback
     assert {name: why for name, why in found.items() if "norm" not in name} == {
         f"['model.layers.0.mlp.experts.{name}']": "read by a gather of matrices, as of experts"
