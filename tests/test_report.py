@@ -179,17 +179,34 @@ def test_no_name_is_cut_in_eighty_columns():
     assert name in joined and "fedfisher-diag" in said and "…" not in said and "123456.79" in said
 
 
-def test_no_name_of_a_sweep_is_cut_in_eighty_columns():
+def shown(columns, names, width):
+    """Lines of a sweep's table, and the texts of their first column."""
+    rules = {name: {"accuracy": 0.5 + 0.1 * n} for n, name in enumerate(names)}
+    references = {"best_local": {"accuracy": 0.4}}
+    cells = [{"varied": one, "seed": n, "rules": rules, "references": references} for one in columns for n in (0, 1)]
+    console = rich.console.Console(width=width, file=io.StringIO(), force_terminal=False)
+    console.print(report.summary_table(report.summarise(cells, names[0]), "A caption.", width))
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].rstrip() == "A caption." and max(map(len, lines)) <= width and "…" not in "".join(lines)
+    return lines, [line.split("│")[1].strip() for line in lines if line.startswith("│")]
+
+
+def test_no_name_or_number_of_a_sweep_is_broken_in_eighty_columns():
+    names = ("fedavg", "fisher-merge", "fedfisher-kfac", "regmean")
+    lines, first = shown([f"α {alpha}" for alpha in (0.01, 0.05, 0.1, 0.5, 1)], names, 80)
+    rows = [*names, "best local", *(f"{name} − fedavg" for name in names[1:])]
+    assert first == rows * 2 and [line.count("60.0 ± 0.0") for line in lines if "fisher-merge " in line][::2] == [4, 1]
+    assert sum(line.count("α ") for line in lines) == 5
+
+
+def test_long_names_go_on_between_words_and_break_only_where_nothing_else_helps():
     name = "fedfisher-kfac,damping=1+recalibrate@fc1"
-    rules = {"fedavg": {"accuracy": 0.5}, name: {"accuracy": 0.6}}
     columns = [f"α {alpha}, learning rate {rate}" for alpha in (0.05, 0.1, 0.5) for rate in (0.01, 0.05)]
-    cells = [{"varied": one, "seed": n, "rules": rules, "references": {}} for one in columns for n in (0, 1)]
-    console = rich.console.Console(width=80, file=io.StringIO(), force_terminal=False)
-    console.print(report.summary_table(report.summarise(cells, "fedavg"), "Caption."))
-    said = console.file.getvalue()
-    joined = "".join(line.split("│")[1].strip() for line in said.splitlines() if line.startswith("│"))
-    assert name in joined and "…" not in said and said.count("60.0") == 6
-    assert all(line.rstrip().endswith("│") for line in said.splitlines() if line.startswith("│"))  # the last column
+    lines, first = shown(columns, ("fedavg", name), 80)
+    assert [text for text in first if text] == ["fedavg", name, "best local", name, "− fedavg"] * 3
+    assert "".join(lines).count("60.0 ± 0.0") == 6
+    lines, first = shown(columns, ("fedavg", name), 40)
+    assert name in "".join(first) and "".join(lines).count("60.0 ± 0.0") == 6
 
 
 def test_words_on_rules_are_unchanged_by_those_on_diagnostics():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from fedfisher_jax.payload import plan
 from fedfisher_jax.silos import _model_file as model_file
 
 EPOCHS, RULE = "3", "fedfisher-kfac"
+NEEDS_TORCH = "math:prod() failed" if find_spec("torchax") else "needs pip install 'fedfisher-jax[torch]'"
 
 
 def command(*arguments):
@@ -282,6 +284,9 @@ INIT = "init", "--data", "digits", "--out", "new"
             ["measure", "--data", "data.npz", "--checkpoint", "folder", "--learning-rate", "1", "--momentum", "0"],
             "learning_rate, momentum: with a checkpoint",
         ),
+        (["measure", "--data", "data.npz", "--likelihood", "gaussian"], "likelihood: expected it with --model hf:"),
+        (["measure", "--data", "data.npz", "--model", "torch:math:prod"], NEEDS_TORCH),
+        (["merge", "one.safetensors", "--model", "torch:math:prod"], NEEDS_TORCH),
         (["measure", "--data", "data.npz", "--silo", "-1"], "silo"),
         (["measure", "--data", "data.npz", "--budget", "0"], "budget: got 0"),
         (["measure", "--data", "data.npz", "--budget", "1", "--compression", "authors"], "give one of them"),

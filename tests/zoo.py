@@ -375,6 +375,18 @@ def table_of_blocks():
 
 
 @case
+def experts_that_are_chosen():
+    """Every position takes a matrix of its own out of a stack."""
+
+    def apply(p, x):
+        chosen = p["experts"][jnp.argmax(x @ p["router"], -1)]
+        return jnp.tanh(jnp.einsum("...d,...dh->...h", x, chosen)).mean(1) @ p["w"]
+
+    params = {"router": normal(0, 4, 3), "experts": normal(1, 3, 4, 5), "w": normal(2, 5, 3)}
+    return Case(apply, params, normal(3, 5, 6, 4), {"['experts']": "gather of matrices"})
+
+
+@case
 def bias_times_one():
     """As PyTorch's `addmm` writes it."""
     params = {"w": normal(0, 4, 5), "b": normal(1, 5), "v": normal(2, 5, 3)}

@@ -22,7 +22,16 @@ from ..silos import _silo_data as silo_data
 from ..silos import silo_cohort, train_and_measure
 from ..silos._network import likelihood_of, outputs_of
 from . import _checkpoints as checkpoints
-from ._measure_settings import HF, PRIVATE, PRIVATELY_TRAINED, TRAINING, MeasureSettings, changed, check, each_of
+from ._measure_settings import (
+    PRIVATE,
+    PRIVATELY_TRAINED,
+    TRAINING,
+    MeasureSettings,
+    changed,
+    check,
+    each_of,
+    of_pytorch,
+)
 from ._once import layers_of, optimizer_of, rule_of, scoring
 from ._one_line import say
 
@@ -36,8 +45,8 @@ def measure(settings: MeasureSettings) -> None:
         ValueError: data, start, checkpoint or settings that do not work, named.
     """
     check(settings)
-    if (settings.model or "").startswith(HF):
-        return _folder(settings)
+    if of_pytorch(settings):
+        return _of_pytorch(settings)
     each = each_of(settings)
     inputs = [settings.start, *(expanded(path) for one in each for path in (one.data, one.checkpoint) if path)]
     for one in each:
@@ -50,12 +59,10 @@ def measure(settings: MeasureSettings) -> None:
         _one(one, start, guarantee)
 
 
-def _folder(settings: MeasureSettings) -> None:
-    """Write the payload of one fine-tuned folder."""
-    unused = (*TRAINING, *PRIVATE, "checkpoint", "batch_size", "unscaled", "epsilon")
-    if given := changed(settings, unused):
-        raise ValueError(f"{given}: with a model of transformers nothing is trained, and no noise added")
-    _files.require_file(settings.out, [expanded(settings.data)])
+def _of_pytorch(settings: MeasureSettings) -> None:
+    """Write the payload of one fine-tuned model of PyTorch."""
+    inputs = [expanded(settings.data), settings.start, *([settings.checkpoint] if settings.checkpoint else [])]
+    _files.require_file(settings.out, inputs)
     sent, likelihood, start = checkpoints.measured(settings)
     bits = _write(settings, likelihood, start, sent, None)
     size = sum(leaf.size for leaf in jax.tree.leaves(sent.params))

@@ -9,7 +9,8 @@ from ..models import weights
 from ..payload._header import MOST_TEXT
 from ._ranges import require_ranges
 
-HF = "hf:"  # how --model names a folder of transformers
+HF, TORCH = "hf:", "torch:"  # how --model names a folder of transformers, and a function that makes a module
+OF_TEXTS = ("text_column", "label_column", "length")
 TRAINING = ("epochs", "learning_rate", "momentum", "augment")  # settings that a checkpoint leaves no use for
 PRIVATE = (  # of epsilon
     "delta", "rounds", "unit", "clip_params", "clip_fisher", "clip_features", "clip_gradients", "trust", "sharers",
@@ -88,9 +89,12 @@ class MeasureSettings:
     """With --trust distributed: among how many silos the noise is divided; at most as many as must stay to the end
     (`secure join --threshold`), less those that may tell the server their share."""
     model: str | None = None
-    """module:function, where the start is of a network of your own; or hf:FOLDER, a fine-tuned model of transformers or
-    an adapter of peft that is only measured, with --start the folder of the model that all fine-tuned
-    (docs/checkpoints.md)."""
+    """module:function, where the start is of a network of your own. Or a fine-tuned model that is only measured
+    (docs/checkpoints.md): hf:FOLDER, of transformers or an adapter of peft, with --start the folder of the model that
+    all fine-tuned; or torch:module:function, where function() returns a PyTorch module. --start and --checkpoint are
+    its state dicts then; where there is none, the numbers are as the function makes them."""
+    likelihood: Literal["categorical", "bernoulli", "gaussian"] = "categorical"
+    """With torch: what the outputs are fitted with."""
     text_column: str = "text"
     """With hf: column of the texts in a .jsonl or .parquet file."""
     label_column: str = "label"
@@ -98,8 +102,8 @@ class MeasureSettings:
     length: int = 128
     """With hf: tokens of a text at most."""
     where: str | None = None
-    """With hf: a regular expression; only parameters in whose names it is found are measured and sent, and the others
-    must be the start's. ^classifier is a head, ^(?!.*embeddings) everything but embeddings."""
+    """With hf: or torch: a regular expression; only parameters in whose names it is found are measured and sent, and
+    the others must be the start's. ^classifier is a head, ^(?!.*embeddings) everything but embeddings."""
 
 
 def each_of(settings: MeasureSettings) -> list[MeasureSettings]:
@@ -133,6 +137,11 @@ def changed(settings: MeasureSettings, names: tuple[str, ...]) -> str:
     return ", ".join(name for name in names if getattr(settings, name) != getattr(MeasureSettings, name))
 
 
+def of_pytorch(settings: MeasureSettings) -> bool:
+    """Tell whether the model is one of PyTorch, which is only measured."""
+    return (settings.model or "").startswith((HF, TORCH))
+
+
 def check(settings: MeasureSettings) -> None:
     """Refuse settings that do not go together, before any work.
 
@@ -142,13 +151,23 @@ def check(settings: MeasureSettings) -> None:
     require_ranges(settings)
     if settings.checkpoint is not None and (given := changed(settings, TRAINING)):
         raise ValueError(f"{given}: with a checkpoint nothing is trained")
-    if settings.local is not None and (settings.checkpoint is not None or (settings.model or "").startswith(HF)):
+    if settings.local is not None and (settings.checkpoint is not None or of_pytorch(settings)):
         raise ValueError("local: with a checkpoint nothing is trained")
     if len(settings.name) > MOST_TEXT or not settings.name.isprintable():
         raise ValueError(f"name: got {settings.name[:40]!r}, expected at most {MOST_TEXT} printable characters")
     if settings.budget is not None and settings.compression != "none":
         raise ValueError("budget, compression: give one of them")
-    if settings.where is not None and not (settings.model or "").startswith(HF):
-        raise ValueError(f"where: got {settings.where!r}, expected it with --model hf:FOLDER alone")
+    _check_model(settings)
     if settings.stochastic and settings.budget is None:
         raise ValueError("stochastic: needs a budget")
+
+
+def _check_model(settings: MeasureSettings) -> None:
+    """Refuse settings that a model of its kind has no use for."""
+    if not of_pytorch(settings):
+        if given := changed(settings, ("where", "likelihood", *OF_TEXTS)):
+            raise ValueError(f"{given}: expected it with --model hf:FOLDER or torch:module:function alone")
+        return
+    unused = OF_TEXTS if (settings.model or "").startswith(TORCH) else ("checkpoint", "likelihood", "label", "ignore")
+    if given := changed(settings, (*TRAINING, *PRIVATE, "batch_size", "unscaled", "epsilon", *unused)):
+        raise ValueError(f"{given}: {settings.model} is only measured, and has no use for it")

@@ -26,11 +26,12 @@ from ..report import words_on_rule
 from ..silos import _model_file as model_file
 from ..solve._conjugate_gradients import ITERATIONS
 from ..solve._passes import objective_by_passes
-from . import _checkpoints as checkpoints
+from . import _merge_checkpoints as checkpoints
 from ._fold import region_of
 from ._fold_files import MANY, Folded, again, clients_of, fold_files, shape_of
 from ._gather import Gathered, gather, limits_of, needs_passes, paths_of
 from ._leaving import record_of, sha256_of
+from ._measure_settings import TORCH
 from ._merge_report import left_of, moved_though_agreed, report_of, table_of, words_on
 from ._one_line import say
 from ._progress import bars, stage
@@ -73,10 +74,12 @@ class MergeSettings:
     """Bytes of all payloads together up to which a rule that stacks (fedfisher-kfac) holds them; where they are more,
     it reads the files again for each step of its solver."""
     model: str | None = None
-    """module:function, where the start is of a network of your own."""
+    """module:function, where the start is of a network of your own; or torch:module:function, where the payloads are
+    of such a module: --out is a state dict then, .safetensors or PyTorch's .pt, that `load_state_dict` takes."""
     base: Path | None = None
     """Folder of the model that all fine-tuned, where the payloads are of --model hf:FOLDER; --out is a folder then, as
-    `from_pretrained` loads it (docs/checkpoints.md)."""
+    `from_pretrained` loads it (docs/checkpoints.md). Of torch:module:function, the state dict that all fine-tuned; by
+    default its numbers are as the function makes them."""
     adapter: Path | None = None
     """With a base, where the payloads are of adapters: the folder of one of the same shapes, such as a client's, for
     its config. --out is an adapter, too."""
@@ -89,13 +92,30 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
         ValueError: a file is refused (file, entry and reason), or settings do not work.
     """
     require_ranges(settings)
-    if settings.base is not None:
-        if any(given is not None for given in (settings.damping, settings.into, settings.model, settings.robust)):
-            raise ValueError("damping, into, model, robust: with a base they are not taken")
-        return checkpoints.merge_folder(settings, paths_of(settings.files), limits_of(settings.max_bytes))
-    if settings.adapter is not None:
-        raise ValueError("adapter: expected it with --base alone")
-    return merge_files(settings)
+    module = (settings.model or "").startswith(TORCH)
+    if settings.adapter is not None and (settings.base is None or module):
+        raise ValueError("adapter: expected it with --base FOLDER alone")
+    if settings.base is None and not module:
+        return merge_files(settings)
+    refused = (
+        "start",
+        "damping",
+        "into",
+        "names",
+        "robust",
+        "faulty",
+        "cap",
+        "without",
+        *(() if module else ("model",)),
+    )
+    if given := [name for name in refused if getattr(settings, name) != getattr(MergeSettings, name)]:
+        raise ValueError(f"{', '.join(given)}: with a model of PyTorch not taken; --rule takes options, rule,damping=3")
+    files, limits = paths_of(settings.files), limits_of(settings.max_bytes)
+    if not module:
+        return checkpoints.merge_folder(settings, files, limits)
+    taken = files if settings.base is None else [*files, settings.base]
+    _require_free(settings.out, settings.out.with_suffix(".json"), taken)
+    return checkpoints.merge_state(settings, files, limits)
 
 
 def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = ()) -> dict[str, Any]:

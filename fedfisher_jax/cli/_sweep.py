@@ -56,7 +56,8 @@ def _write_tables(settings: Any, out: Path, cells: list[tuple[str, Any]], agains
     _files.write_atomically(out / "table.csv", report.comma_separated(summary))
     for name in ("figure.png", "figure.pdf"):
         report.plot_summary(report.summarise(found, against), found, out / name)
-    Console().print(report.summary_table(summary, caption))
+    console = Console()
+    console.print(report.summary_table(summary, caption, console.width))
     print(f"{out}/results.jsonl, table.md, table.csv, table.tex, figure.png, figure.pdf, cells/")
 
 

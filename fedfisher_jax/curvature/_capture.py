@@ -120,6 +120,8 @@ def _table(program: Program, layer: Layer, position: int, variable: int) -> Site
     axis = table_axis(equation, shape) if equation.name == "gather" and equation.inputs[0] == variable else None
     if axis is None or position == -1:
         return "read by a gather of other things than whole rows"
+    if sum(n > 1 for n in (*shape[:axis], *shape[axis + 1 :])) > 1:
+        return "read by a gather of matrices, as of experts"  # a factor of all their numbers would be their square
     steps = layer.steps + product_steps(shape, (axis,))
     return Site(dataclasses.replace(layer, steps=steps), position, equation.outputs[0], 1, ())
 

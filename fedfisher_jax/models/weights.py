@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ COUNTERS = ".num_batches_tracked"  # of batch norm, which say nothing of the mod
 _SHARD = re.compile(r"(?P<name>.*?)-?(?P<number>\d{5})-of-(?P<count>\d{5})")
 
 
-_KINDS = (".safetensors", ".pt", ".pth")
+_KINDS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def checkpoints(files: Iterable[Path]) -> dict[str, list[Path]]:
@@ -56,10 +56,10 @@ def read(path: str | Path, template: Any, *, keep: Sequence[str] = ()) -> Any:
     """Parameters of a network from a state dict in PyTorch's names and layout.
 
     Args:
-        path: a .safetensors file, or .pt/.pth if PyTorch is installed (tensors only: nothing in the file is executed);
-            or a folder of one checkpoint's shards, "model-00001-of-00002.safetensors" and so on. A dictionary's entry
-            "state_dict" or "model" is opened; a prefix of every name, as "module.", and counters of batch norm are
-            dropped.
+        path: a .safetensors file, or .bin/.pt/.pth if PyTorch is installed (tensors only: nothing in the file is
+            executed); or a folder of one checkpoint's shards, "model-00001-of-00002.safetensors" and so on. A
+            dictionary's entry "state_dict" or "model" is opened; a prefix of every name, as "module.", and counters of
+            batch norm are dropped.
         template: params of the network, which give shapes and types; or `jax.ShapeDtypeStruct`s if nothing is kept.
         keep: beginnings of PyTorch names, like "final." for the new head of a pre-trained network, whose parameters
             stay as in `template`; the file need not have them, and where it does they are not read.
@@ -69,20 +69,7 @@ def read(path: str | Path, template: Any, *, keep: Sequence[str] = ()) -> Any:
         ImportError: a .pt or .pth file without PyTorch.
         ValueError: another kind of file, a broken one, or names and shapes that are not the network's, each named.
     """
-    path = Path(path)
-    if path.suffix in _KINDS and not path.exists():
-        raise FileNotFoundError(f"path: there is no file {path}")
-    if path.is_dir():
-        found = checkpoints(file for file in path.iterdir() if file.suffix in _KINDS)
-        if len(found) != 1:
-            raise ValueError(f"path: got a folder of {len(found)} checkpoints, expected the shards of one: {path}")
-        files = next(iter(found.values()))
-    elif path.suffix in _KINDS:
-        files = [path]
-    else:
-        raise ValueError(f"path: got {path.name}, expected a .safetensors, .pt or .pth file")
-    state = joined((_safetensors(file) if file.suffix == ".safetensors" else _torch(file) for file in files), str(path))
-    state = tidied(state, _named(template))
+    state = state_of(path, _named(template), lambda file: _safetensors(file) if _is_safe(file) else _torch(file))
     if keep and any(map(_abstract, jax.tree.leaves(template))):
         raise ValueError("template: expected arrays to keep, got shapes alone")
     own = {name: value for name, value in _named(template).items() if name.startswith(tuple(keep))}
@@ -107,6 +94,33 @@ def joined(parts: Iterable[Mapping[str, Any]], file: str) -> dict[str, Any]:
             raise ValueError(f"{file}: {twice[0][:80]!r} is in two shards")
         state |= part
     return state
+
+
+def state_of(path: str | Path, expected: Collection[str], load: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    """Read the state dict that a file holds, or the shards of one in a folder, `tidied`.
+
+    Args:
+        path: as for `read`.
+        expected: names that the network's own state dict has.
+        load: reads one file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, several checkpoints in a folder, or shards that do not fit together.
+    """
+    path = Path(path)
+    if path.suffix in _KINDS and not path.exists():
+        raise FileNotFoundError(f"path: there is no file {path}")
+    if path.is_dir():
+        found = checkpoints(file for file in path.iterdir() if file.suffix in _KINDS)
+        if len(found) != 1:
+            raise ValueError(f"path: got a folder of {len(found)} checkpoints, expected the shards of one: {path}")
+        files = next(iter(found.values()))
+    elif path.suffix in _KINDS:
+        files = [path]
+    else:
+        raise ValueError(f"path: got {path.name}, expected a .safetensors, .bin, .pt or .pth file")
+    return tidied(joined(map(load, files), str(path)), expected)
 
 
 def write(path: str | Path, params: Any) -> None:
@@ -138,7 +152,23 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"{path}: not a safetensors file that numpy can hold: {error}") from error
 
 
+def _is_safe(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
 def _torch(path: Path) -> Mapping[str, Any]:
+    loaded = tensors(path)
+    floats = {name: value.float() if value.is_floating_point() else value for name, value in loaded.items()}
+    return {name: value.numpy() for name, value in floats.items()}
+
+
+def tensors(path: Path) -> Mapping[str, Any]:
+    """Read a file of PyTorch's own, by which nothing is executed: tensors by name.
+
+    Raises:
+        ImportError: PyTorch is not installed.
+        ValueError: it holds more than tensors, or no state dict.
+    """
     try:
         torch: Any = importlib.import_module("torch")  # type checkers would take the room of that name for it
     except ImportError as error:
@@ -154,5 +184,4 @@ def _torch(path: Path) -> Mapping[str, Any]:
         loaded = loaded.get(entry, loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise ValueError(f"{path}: expected a state dict, names with tensors")
-    floats = {name: value.float() if value.is_floating_point() else value for name, value in loaded.items()}
-    return {name: value.numpy() for name, value in floats.items()}
+    return loaded

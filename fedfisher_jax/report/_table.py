@@ -1,13 +1,17 @@
 """The tables at the end of a run and of a sweep, in which nothing is cut, however narrow a terminal is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from ._measure import measure_of_record, megabits
 from ._summary import Summary, best_of
+
+BORDER, PADDING = 1, 3  # characters of a table beside its columns, and of each column beside its text
 
 
 def result_table(record: Mapping[str, Any]) -> Table:
@@ -37,19 +41,59 @@ def result_table(record: Mapping[str, Any]) -> Table:
     return table
 
 
-def summary_table(summary: Summary, caption: str) -> Table:
-    """The table at the end of a sweep: rules, with the best in bold, references, and differences."""
-    table = Table(title=caption, title_justify="left", header_style="bold")
-    table.add_column("", overflow="fold")
-    for column in summary.columns:
-        table.add_column(Text(column), justify="right", overflow="fold")
+def summary_table(summary: Summary, caption: str, width: int) -> Group:
+    """The table at the end of a sweep: rules, with the best in bold, references, and differences.
+
+    It is as many tables one below the other as columns need, so that no name and no number is broken.
+
+    Args:
+        summary: the rows.
+        caption: what stands above.
+        width: characters in a line.
+    """
     best, form = best_of(summary), summary.measure.form
-    text = lambda value: "–" if value is None else value.text(form)  # noqa: E731
-    for name, row in summary.rules.items():
-        cells = (Text(text(v), style="bold" if name in names else "") for v, names in zip(row, best, strict=True))
-        table.add_row(Text(name), *cells)
-    for rows in (summary.references, summary.differences):
-        table.add_section()
-        for name, row in rows.items():
-            table.add_row(Text(name.replace("_", " ") if rows is summary.references else name), *map(text, row))
-    return table
+    text = lambda value, style="": Text("–" if value is None else value.text(form), style)  # noqa: E731
+    rules = {
+        name: [text(value, "bold" if name in names else "") for value, names in zip(row, best, strict=True)]
+        for name, row in summary.rules.items()
+    }
+    references = {name.replace("_", " "): [*map(text, row)] for name, row in summary.references.items()}
+    sections = [rules, references, {name: [*map(text, row)] for name, row in summary.differences.items()}]
+    cells = [row for rows in sections for row in rows.values()]
+    wide = [
+        min(max(_longest_word(column), *(row[place].cell_len for row in cells)), width // 2)
+        for place, column in enumerate(summary.columns)
+    ]
+    names = [name for rows in sections for name in rows]
+    first = max(map(cell_len, names))
+    if 2 * first > width:  # "rule − other rule" goes on in the next line, and a name only where nothing else helps
+        first = min(max(map(_longest_word, names)), width - BORDER - 2 * PADDING - max(wide))
+    tables = []
+    for places in _fitting(wide, width - BORDER - PADDING - first):
+        table = Table(header_style="bold")
+        table.add_column("", width=first, overflow="fold")
+        for place in places:
+            table.add_column(Text(summary.columns[place]), justify="right", width=wide[place], overflow="fold")
+        for rows in sections:
+            for name, row in rows.items():
+                table.add_row(Text(name), *(row[place] for place in places))
+            table.add_section()
+        tables.append(table)
+    return Group(Text(caption, style="italic"), *tables)
+
+
+def _longest_word(text: str) -> int:
+    return max(map(cell_len, text.split()), default=0)
+
+
+def _fitting(wide: Sequence[int], room: int) -> list[list[int]]:
+    """Deal places of columns out to tables, in order, as many to each as its room takes, and at least one."""
+    found: list[list[int]] = []
+    left = 0
+    for place, width in enumerate(wide):
+        if not found or left < width + PADDING:
+            found.append([])
+            left = room
+        found[-1].append(place)
+        left -= width + PADDING
+    return found

@@ -16,6 +16,9 @@ from ._folders import read as read
 from ._folders import write as write
 from ._merge import RULES as RULES
 from ._merge import merge as merge
+from ._modules import load as load
+from ._modules import make as make
+from ._modules import write_state as write_state
 from ._rows import IGNORED as IGNORED
 from ._rows import next_tokens as next_tokens
 from ._rows import read_rows as read_rows
@@ -28,6 +31,8 @@ __all__ = [
     "card",
     "from_module",
     "is_adapter",
+    "load",
+    "make",
     "merge",
     "next_tokens",
     "read",
@@ -36,4 +41,5 @@ __all__ = [
     "to_jax",
     "to_torch",
     "write",
+    "write_state",
 ]

@@ -117,6 +117,9 @@ def _shell(module: Any) -> Any:
     }
     shell = copy.deepcopy(module, empty).eval()
     for part in shell.modules():
+        config: Any = getattr(part, "config", None)
+        if getattr(config, "_experts_implementation", None) == "grouped_mm":  # torchax has no products of groups
+            config._experts_implementation = "batched_mm"
         if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None:
             part.register_forward_hook(_without_gradient(part.padding_idx))
             part.padding_idx = None  # torchax's own way stands behind a custom derivative, where no layer is found

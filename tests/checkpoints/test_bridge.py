@@ -12,7 +12,7 @@ from fedfisher_jax.torch import _torchax as bridge
 from fedfisher_jax.torch import from_module, state_dict, to_jax, to_torch
 
 NAMES = ("bert", "gpt2", "llama", "vit", "convolutional")
-SEQUENCES = ("gpt2", "llama")
+SEQUENCES = ("gpt2", "llama", "mixtral")
 EMBEDDINGS = ("embed", "wte", "wpe", "cls_token")
 
 
@@ -40,7 +40,7 @@ def targets(name, x):
     return torch.cat([following, torch.full((len(ids), 1), -100)], 1)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "adapted"])
+@pytest.mark.parametrize("name", [*NAMES, "adapted", "mixtral"])
 def test_logits_equal_pytorchs(name):
     module, x = getattr(tiny, name)(), inputs(name)
     model = from_module(module)
@@ -75,7 +75,7 @@ def pytorchs_diagonal(module, x, y):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "mixtral"])
 def test_the_diagonal_fisher_equals_pytorchs(name):
     module, x = getattr(tiny, name)(), inputs(name, 2)
     y = targets(name, x)
@@ -105,6 +105,19 @@ def test_layers_hold_nearly_all_parameters_outside_of_embeddings(name):
     assert share >= 0.95
     scales = {path for path, part in module.named_modules() if "Norm" in type(part).__name__}
     assert {key.rpartition(".")[0] for key in set(outside) - captured} <= scales
+
+
+@pytest.mark.slow
+def test_experts_are_no_tables_of_rows():
+    """A row's factor would have the square of an expert's numbers."""
+    module = tiny.mixtral()
+    model = from_module(module)
+    assert module.config._experts_implementation == "grouped_mm"  # its own stays
+    found = ff.capture(model.apply, model.params, in_jax(inputs("mixtral"))).fallback
+    assert {name: why for name, why in found.items() if "norm" not in name} == {
+        f"['model.layers.0.mlp.experts.{name}']": "read by a gather of matrices, as of experts"
+        for name in ("gate_up_proj", "down_proj")
+    }
 
 
 def test_the_row_of_padding_gets_no_fisher_where_it_is_read():

@@ -171,7 +171,7 @@ def test_settings_and_files_that_do_not_fit_are_refused(tmp_path, capsys):
     base, tuned = folders(tmp_path, tiny.bert, 1)
     data = rows(tmp_path, 0, labels=False)
     for more, words in (
-        (["--epochs", "3"], "epochs: with a model of transformers nothing is trained"),
+        (["--epochs", "3"], "tuned0 is only measured, and has no use for it"),
         ([], "got no labels, expected them"),
         (["--rule", "dense"], "got no labels"),
     ):
@@ -184,9 +184,9 @@ def test_settings_and_files_that_do_not_fit_are_refused(tmp_path, capsys):
         main(["measure", "--data", str(data), "--model", f"hf:{tuned}", "--start", str(other)])
     assert "other names, shapes or types than the start's" in capsys.readouterr().err
     for words, reason in (
-        (["measure", "--data", str(data), "--where", "x"], "expected it with --model hf:FOLDER alone"),
+        (["measure", "--data", str(data), "--where", "x"], "where: expected it with --model hf:FOLDER or torch:"),
         (["measure", "--data", str(data), "--where", "(", "--model", f"hf:{tuned}"], "expected a regular expression"),
-        (["merge", str(data), "--adapter", str(tuned)], "adapter: expected it with --base alone"),
+        (["merge", str(data), "--adapter", str(tuned)], "adapter: expected it with --base FOLDER alone"),
     ):
         with pytest.raises(SystemExit):
             main(words)

@@ -64,6 +64,19 @@ def test_the_merged_folder_loads_and_gives_the_merged_logits(tmp_path):
     np.testing.assert_allclose(merged.params["classifier.weight"], (f * a + g * b) / (f + g), atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama, tiny.vit])
+def test_folders_of_other_shapes_load_and_give_the_merged_logits(tmp_path, make):
+    folders, x = fine_tuned(tmp_path, make=make), {"pixel_values": tiny.images(3)} if make is tiny.vit else tiny.text()
+    model, other = (from_module(read(folder)) for folder in folders)
+    average = {name: (value + other.params[name]) / 2 for name, value in model.params.items()}
+    write(tmp_path / "merged", folders[0], average)
+    expected = model.apply(average, jax.tree.map(lambda t: jnp.asarray(t.numpy()), x))
+    with torch.no_grad():
+        found = type(make()).from_pretrained(tmp_path / "merged").eval()(**x).logits
+    seen = slice(None) if make is tiny.vit else x["attention_mask"].numpy().astype(bool)
+    np.testing.assert_allclose(found.numpy()[seen], np.asarray(expected)[seen], atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "fisher-merge", "fedfisher-kfac", "regmean"])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])

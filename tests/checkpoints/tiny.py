@@ -37,6 +37,21 @@ def llama():
     return made(tf.LlamaForCausalLM, config)
 
 
+def mixtral():
+    config = tf.MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
+    return made(tf.MixtralForCausalLM, config)
+
+
 def vit():
     config = tf.ViTConfig(
         hidden_size=16,

@@ -65,7 +65,7 @@ def test_wrong_files_are_refused(tmp_path):
     broken.write_bytes(b"not a header")
     with pytest.raises(ValueError, match="w.safetensors: not a safetensors file"):
         weights.read(broken, template)
-    with pytest.raises(ValueError, match=r"got w.npz, expected a .safetensors, .pt or .pth file"):
+    with pytest.raises(ValueError, match=r"got w.npz, expected a .safetensors, .bin, .pt or .pth file"):
         weights.read(tmp_path / "w.npz", template)
     with pytest.raises(ValueError, match="got w.pt, expected a .safetensors file"):
         weights.write(tmp_path / "w.pt", params)
