@@ -99,6 +99,25 @@ def test_settings_go_together():
     assert cells[0][0] == "α 1, epochs 1, rounds: 20" and len({cell.out for _, cell in cells}) == 4
 
 
+def test_cells_of_many_settings_have_folders_of_their_own():
+    long = "some_module_with_a_long_name:and_a_function_with_a_name_that_is_long_as_well,with-an-option="
+    flags = [
+        "--warm-up",
+        f"{long}1",
+        f"{long}2",
+        "--model",
+        "x" * 100,
+        "--warm-up-rounds",
+        "1",
+        "--rounds",
+        "2",
+        "--seeds",
+        "2",
+    ]
+    names = [cell.out.name for _, cell in cells_of(tyro.cli(SweepSettings, args=flags))]
+    assert len(set(names)) == 4 and max(map(len, names)) <= 200 and names[1].endswith(",seed=1")
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep")

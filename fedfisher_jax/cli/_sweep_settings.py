@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import hashlib
 import inspect
 import itertools
 import textwrap
@@ -34,6 +35,7 @@ NOT_VARIED = (  # what is the same in all cells
     *("pooled", "barrier", "bias"),
 )
 NOT_TAKEN = ("distributed",)
+LONGEST = 200  # name of a cell's folder
 ON = (
     f"{KINDS}; Slurm's options are {', '.join(SLURM).replace('_', '-')} (time in minutes, memory in GB for each cell). "
     "OUT is on a file system that all machines share. By default cells run in this process, one after the other."
@@ -103,10 +105,18 @@ def cells_of(settings: Any) -> list[tuple[str, RunSettings]]:
         chosen = {name: value for part in parts for name, value in part.items()}
         column = ", ".join(_said(name, value) for name, value in chosen.items() if len(given[name]) > 1)
         for seed in seeds_of(settings):
-            named = ",".join(f"{name}={value}" for name, value in {**chosen, "seed": seed}.items())
-            folder = settings.out / "cells" / named.replace("/", "_")[:200]
+            folder = settings.out / "cells" / _folder_name(chosen, seed)
             found.append((column or alone, RunSettings(**{**same, **chosen, "seed": seed, "out": folder})))
     return found
+
+
+def _folder_name(chosen: dict[str, Any], seed: int) -> str:
+    """The settings and the seed; where these are too long for a name of files, the rest of the settings is a hash."""
+    named = ",".join(f"{name}={value}" for name, value in chosen.items()).replace("/", "_")
+    whole = ",".join([named] * bool(named) + [f"seed={seed}"])
+    if len(whole) <= LONGEST:
+        return whole
+    return f"{named[: LONGEST - 40]},{hashlib.sha256(named.encode()).hexdigest()[:12]},seed={seed}"
 
 
 def _axes(given: dict[str, tuple], together: tuple[str, ...]) -> list[list[dict[str, Any]]]:
