@@ -178,7 +178,7 @@ def _helps(cls: type) -> dict[str, str]:
         if not (isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)):
             continue
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            texts[field.target.id] = str(said.value.value)
+            texts[field.target.id] = " ".join(str(said.value.value).split())
     return texts
 
 
