@@ -12,14 +12,14 @@ JUDGED = 0.2  # share of a client's examples by which its fine-tuned model is ju
 Pair = tuple[np.ndarray, np.ndarray]  # rows to fine-tune on, rows to be judged by
 
 
-class Clients(NamedTuple):
-    """The clients' rows of the training examples."""
+class Split(NamedTuple):
+    """Who holds which rows of the training examples."""
 
     parts: list[np.ndarray]  # of those that train
     held_out: list[Pair]
 
 
-def clients_of(settings: Any, dataset: Dataset, labels: np.ndarray, seed: int) -> Clients:
+def split_of(settings: Any, dataset: Dataset, labels: np.ndarray, seed: int) -> Split:
     """Draw examples, split them over clients, and hold some of the clients out, whose examples are cut into halves.
 
     Args:
@@ -50,7 +50,7 @@ def clients_of(settings: Any, dataset: Dataset, labels: np.ndarray, seed: int) -
     )
     parts = [drawn[part] for part in split]
     if settings.held_out is None:
-        return Clients(parts, [])
+        return Split(parts, [])
     left = len(parts) - count_held_out(settings, len(parts))
     parts = [parts[place] for place in rng.permutation(len(parts))]
     if min(map(len, parts[left:])) < 2:
@@ -58,7 +58,7 @@ def clients_of(settings: Any, dataset: Dataset, labels: np.ndarray, seed: int) -
             "held_out: a client has one example, expected at least 2, one to fine-tune on, one to judge by"
         )
     halves = [np.array_split(rng.permutation(part), 2) for part in parts[left:]]
-    return Clients(parts[:left], [(mine, judged) for mine, judged in halves])
+    return Split(parts[:left], [(mine, judged) for mine, judged in halves])
 
 
 def count_held_out(settings: Any, clients: int) -> int:

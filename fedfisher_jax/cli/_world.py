@@ -19,7 +19,7 @@ from ..merge._options import named
 from ..merge._rule import Rule
 from ..silos import _model_file as model_file
 from ..silos._network import likelihood_of, template_of
-from ._clients import Pair, clients_of
+from ._clients import Pair, split_of
 from ._once import layers_of, network_of, optimizer_of, rule_of
 from ._servers import without_server
 from ._settings import RunSettings
@@ -60,7 +60,7 @@ def world(settings: RunSettings) -> World:
     )
     strata = data.strata(settings.likelihood, dataset.train_y)
     data_seed = settings.seed if settings.data_seed is None else settings.data_seed
-    clients = clients_of(settings, dataset, strata.labels, data_seed)
+    split = split_of(settings, dataset, strata.labels, data_seed)
     shape = dataset.train_x.shape[1:]
     network = network_of(settings.model, shape, dataset.num_classes, settings.bias)
     captured = layers_of(network.apply, template_of(network), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
@@ -76,8 +76,8 @@ def world(settings: RunSettings) -> World:
         dataset,
         data_seed,
         strata,
-        clients.parts,
-        clients.held_out,
+        split.parts,
+        split.held_out,
         network,
         likelihood,
         training,
