@@ -11,8 +11,9 @@ import pytest
 import fedfisher_jax as ff
 from fedfisher_jax import data
 from fedfisher_jax.cli import _cli as cli
-from fedfisher_jax.cli import _rounds
+from fedfisher_jax.cli import _rounds, _servers
 from fedfisher_jax.cli._local_training import optimizer, rate
+from fedfisher_jax.cli._settings import RunSettings
 from fedfisher_jax.federate import fedprox, rounds, run_keys
 from fedfisher_jax.merge import catalogue
 
@@ -106,11 +107,44 @@ def test_warm_up_personalisation_and_a_servers_optimiser(tmp_path):
     told = [line["diagnostics"] for line in rules["fipa@last,memory"]["rounds"][1:]]
     assert told[0]["past_dropped_trace"] >= 0 and 0 < told[0]["joint_rank"] <= told[1]["joint_rank"]
     assert [line["round"] for line in rules["fedfish"]["rounds"]] == [1, 2, 3]
+    assert rules["fedavg"]["rounds"][1]["loss"] == rules["fedfish"]["rounds"][1]["loss"]  # by the same clients
     assert rules["fedavg"]["rounds"][1] != rules["fedfish"]["rounds"][1]
     assert np.shape(rules["fedfish"]["personalised"]["accuracy"]) == (4,)
     assert result(out)["references"]["pooled"]["accuracy"] > 0.1
     command(*ROUNDS, "--rounds", "2", "--out", out, "--overwrite")
     assert [len(rule["rounds"]) for rule in result(out)["rules"].values()] == [2, 2]
+
+
+@pytest.mark.slow
+def test_clients_are_held_out_and_rules_have_servers_of_their_own(tmp_path):
+    """By hand: 300 examples over 6 clients, 2 of them held out, who fine-tune on one half of theirs."""
+    names = "fedavg,server-optimizer=none", "fedavg"
+    flags = "--examples 300 --clients 6 --held-out 0.3 --personalise 2 --personalise-learning-rate 0.02 --shots 5"
+    server = "--server-optimizer sgd --server-learning-rate 0.5"
+    command(*ROUNDS[:-3], *flags.split(), *server.split(), "--rules", *names, "--seed", "7", "--out", tmp_path)
+    plain, half = (result(tmp_path)["rules"][name] for name in names)
+    assert plain["rounds"][0]["moved"] == pytest.approx(2 * half["rounds"][0]["moved"], rel=1e-5)
+
+    dataset, rng = data.load("digits"), np.random.default_rng(7)
+    drawn = rng.permutation(len(dataset.train_y))[:300]
+    split = data.split("dirichlet-client", dataset.train_y[drawn], 6, seed=7, alpha=1.0)
+    parts = [drawn[split[place]] for place in rng.permutation(6)]
+    halves = [np.array_split(rng.permutation(part), 2) for part in parts[4:]]
+    cohorts = [ff.cohort(dataset.train_x, dataset.train_y, [pair[side] for pair in halves]) for side in (0, 1)]
+    network, key = ff.models.build("mlp", (8, 8, 1), 10), run_keys(7)
+    training = ff.LocalTraining(network.apply, ff.categorical(), optax.sgd(0.01, 0.9), 1, 64)
+    federation = ff.Federation(training, ff.fedavg(network.apply, ff.categorical()), 2)
+    state = rounds.init(federation, network.init(key.init), 4, key.train)
+    everyone = ff.cohort(dataset.train_x, dataset.train_y, parts[:4])
+    for _ in range(3):
+        state, _ = rounds.step(federation, state, everyone, strategy="sequential")
+    scores = ff.evaluate(network.apply, ff.categorical(), state.params, dataset.test_x, jnp.asarray(dataset.test_y))
+    assert plain["loss"] == pytest.approx(float(scores.loss), rel=1e-4)
+    tuning = ff.LocalTraining(network.apply, ff.categorical(), optax.sgd(0.02, 0.9), 2, 64)
+    for name, shots in (("personalised", None), ("personalised_few", 5)):
+        found = ff.personalise(tuning, state.params, *cohorts, key.measure, shots=shots, strategy="sequential")
+        np.testing.assert_allclose(plain[name]["loss"], found.loss, rtol=1e-4)
+        np.testing.assert_allclose(plain[name]["loss_before"], found.loss_before, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +174,22 @@ def test_warm_up_personalisation_and_a_servers_optimiser(tmp_path):
         (["--rules", "fedfisher-kfac,dampin=1"], "got the option 'dampin', expected one of batch_size, damping"),
         (["--rounds", "2", "--server-momentum", "0.1"], "server_momentum: got 0.1"),
         (["--rounds", "2", "--server-clip", "0"], "server_clip: got 0.0"),
+        (["--examples", "99999"], "examples: got 99999, expected at most 1442, as digits has"),
+        (["--held-out", "0.2"], "expected at least 2 with held_out"),
+        (["--rounds", "2", "--held-out", "0.2", "--shots", "3"], "held_out, shots: expected --personalise with it"),
+        (["--rounds", "2", "--held-out", "0.95", "--personalise", "1"], "held_out: got 0.95 of 5 clients"),
+        (
+            ["--rounds", "2", "--held-out", "0.2", "--personalise", "1", "--sampled", "5"],
+            "sampled: got 5, expected 1 to 4",
+        ),
+        (["--rules", "fedavg,server-clip=1"], "expected at least 2 with fedavg,server-clip=1, server_clip"),
+        (["--rounds", "2", "--rules", "fedavg,server-clip=x"], "server_clip: got 'x', expected a number"),
+        (["--rounds", "2", "--rules", "fedavg,server-clip=-1"], "server_clip: got -1.0, expected a positive number"),
+        (["--rounds", "2", "--rules", "fedavg,server-learning-rate=1"], "expected a --server-optimizer with it"),
+        (
+            ["--rounds", "2", "--rules", "fedfish,server-clip=1+fedavg,server-clip=2"],
+            "got server_clip twice, expected one server",
+        ),
         (["--rounds", "2", "--rules", "fipa@first"], "expected one or some that fit of last, memory"),
         (["--rounds", "2", "--rules", "fipa@paper,public"], "expected one or some that fit of last, memory"),
     ],
@@ -150,6 +200,20 @@ def test_settings_that_do_not_go_together(arguments, words, tmp_path, capsys):
         command("run", "--out", tmp_path, *arguments)
     assert stop.value.code == 2 and words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_server_of_a_rule_is_one_object_for_the_same_words():
+    flags = RunSettings(server_optimizer="sgd", server_learning_rate=0.25, server_momentum=0.5, seed=3)
+    own = _servers.server_of(flags, "fedavg,server-learning-rate=0.1")
+    step, _ = own.update(jnp.ones(1), own.init(jnp.zeros(1)))
+    assert float(step[0]) == pytest.approx(-0.1)
+    assert own is _servers.server_of(
+        RunSettings(), "fedavg,server-optimizer=sgd,server-learning-rate=0.1,server-momentum=0.5"
+    )
+    assert _servers.server_of(flags, "fedfish,server-optimizer=none,scale=mean") is None
+    composed = "fedavg,server-clip=1+recalibrate,ridge=2,server-learning-rate=1@fc1"
+    assert _servers.without_server(composed) == "fedavg+recalibrate,ridge=2@fc1"
+    assert _servers.server_words(composed) == {"server_clip": "1", "server_learning_rate": "1"}
 
 
 def test_optimisers_by_name():

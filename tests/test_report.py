@@ -126,7 +126,8 @@ def test_curves_over_rounds_and_megabytes(monkeypatch):
     lines = [{"round": n, "accuracy": 0.1 * n} for n in (1, 2, 3)]
     rules = {"fipa": {"accuracy": 0.3, "loss": 1.0, "bits_up": 4e6, "bits_up_warm_up": 2e6, "rounds": lines}}
     rules["fipa"]["personalised"] = {"accuracy_before": [0.1, 0.5], "accuracy": [0.2, 0.4]}
-    settings = record()["settings"] | {"rounds": 3, "warm_up_rounds": 1}
+    rules["fipa"]["personalised_few"] = {"accuracy_before": [0.1, 0.5], "accuracy": [0.2, 0.6]}
+    settings = record()["settings"] | {"rounds": 3, "warm_up_rounds": 1, "shots": 5}
     drawn = []
     real = svg.curve
     monkeypatch.setattr(
@@ -135,7 +136,8 @@ def test_curves_over_rounds_and_megabytes(monkeypatch):
     page = checked(report.page([("r", record(rules=rules, settings=settings))]))
     assert page.count["svg"] == 4
     np.testing.assert_allclose(drawn, [[1, 2, 3], [0.5, 1.5, 2.5]])  # 2 clients, 2 Mbit and then 4 Mbit each
-    assert "1 of 2" in " ".join(page.text)
+    said = " ".join(page.text)
+    assert "1 of 2" in said and "fipa, accuracy, 5 examples" in said and "2 of 2" in said
 
 
 def test_rules_have_colours_of_their_own():

@@ -343,6 +343,20 @@ def test_a_killed_run_goes_on_to_the_same_parameters(problem, tmp_path):
     assert lines[0] == lines[1] and [line["round"] for line in lines[0]] == list(range(1, 11))
 
 
+def test_rounds_go_on_from_a_state_that_has_some_behind_it(problem, tmp_path):
+    """A warm-up in a folder of its own, and the rest in another, are the rounds of one run."""
+    start, who = problem
+    plan = plan_of(FEDAVG)
+    state = rounds.init(plan, start, len(SIZES), jax.random.key(1))
+    run = lambda state, count, name: resume.run_rounds(plan, state, who, count, tmp_path / name, strategy="sequential")  # noqa: E731
+    whole, lines = run(state, 3, "whole")
+    warm, first = run(state, 1, "warm")
+    for count in (2, 3, 3):  # the rest is interrupted after a round, and then begun once more where it is done
+        rest, others = run(warm, count, "rest")
+    assert [*first, *others] == lines and int(rest.round) == 3
+    jax.tree.map(np.testing.assert_array_equal, rest.params, whole.params)
+
+
 def test_too_few_rounds_are_refused(problem, tmp_path):
     start, who = problem
     plan = plan_of(FEDAVG)

@@ -5,10 +5,12 @@ import json
 
 import numpy as np
 import pytest
+import tyro
 
 from fedfisher_jax import report
 from fedfisher_jax.cli import _cli as cli
 from fedfisher_jax.cli import _sweep
+from fedfisher_jax.cli._sweep_settings import SweepSettings, cells_of
 
 QUICK = ("sweep", "--epochs", "1", "--clients", "2", "--rules", "fedavg", "fisher-merge", "--strategy", "sequential")
 
@@ -57,6 +59,63 @@ def test_runs_over_rounds_are_shown_at_rounds_1_2_4_and_the_last():
     mixed = [over(0, 0.1, 0.2), over(0, 0.1, 0.2) | {"varied": "another"}]
     for others in (mixed, [over(0, 0.1)], [over(0, 0.1, 0.2), over(1, 0.1)], [cell("α 1", 0, 0.5, 0.6)], []):
         assert report.by_round(others) is others
+
+
+def test_means_of_last_rounds_and_what_else_rounds_tell():
+    def over(seed, barriers):
+        lines = [{"round": n, "accuracy": 0.1 * n, "test_loss": n, "barrier_loss": b} for n, b in enumerate(barriers)]
+        personal = {"accuracy_before": [0.2, 0.4], "accuracy": [0.5, 0.7], "loss_before": [1, 1], "loss": [1, 1]}
+        rule = {"accuracy": 0.2, "loss": 2, "rounds": lines, "personalised": personal}
+        rules = {"fedavg": rule, "fedfish": rule | {"personalised_few": personal}}
+        settings = {"warm_up_rounds": 1, "shots": 3}
+        return {"varied": "accuracy", "seed": seed, "settings": settings, "rules": rules, "references": {}}
+
+    cells = [over(0, [9, 1, 2]), over(1, [9, 3, 4])]
+    (row,) = report.summarise(report.mean_of_last(cells, 2), "fedavg").rules["fedavg"]
+    assert row == pytest.approx((15, 0, 2))
+    found = [
+        report.summarise(values, "fedavg", one)
+        for one, values in report.further(cells, report.summarise(cells, None).measure)
+    ]
+    before, after, few, barrier = found
+    assert before.rules["fedavg"][0].mean == pytest.approx(30) and after.rules["fedavg"][0].mean == pytest.approx(60)
+    assert few.rules["fedavg"] == [None] and few.rules["fedfish"][0].mean == pytest.approx(60)
+    assert "by 3 examples each" in few.measure.said and few.differences == {"fedfish − fedavg": [None]}
+    assert barrier.rules["fedfish"][0] == pytest.approx((2.5, np.sqrt(2), 2))  # without the warm-up's
+    rows = list(csv.DictReader(report.comma_separated(found[0], found[1:]).splitlines()))
+    assert [float(row["mean"]) for row in rows if row["what"] == "barrier"] == pytest.approx([2.5, 2.5])
+    assert not report.further([cell("α 1", 0, 0.5, 0.6)], report.summarise([cell("α 1", 0, 0.5, 0.6)], None).measure)
+
+
+def test_settings_go_together():
+    flags = "--alpha 1 2 --epochs 1 4 --rounds 20 20 --together epochs rounds --seeds 1".split()
+    cells = cells_of(tyro.cli(SweepSettings, args=flags))
+    assert [(cell.alpha, cell.epochs, cell.rounds) for _, cell in cells] == [
+        (1, 1, 20),
+        (1, 4, 20),
+        (2, 1, 20),
+        (2, 4, 20),
+    ]
+    assert cells[0][0] == "α 1, epochs 1, rounds: 20" and len({cell.out for _, cell in cells}) == 4
+
+
+def test_cells_of_many_settings_have_folders_of_their_own():
+    long = "some_module_with_a_long_name:and_a_function_with_a_name_that_is_long_as_well,with-an-option="
+    flags = [
+        "--warm-up",
+        f"{long}1",
+        f"{long}2",
+        "--model",
+        "x" * 100,
+        "--warm-up-rounds",
+        "1",
+        "--rounds",
+        "2",
+        "--seeds",
+        "2",
+    ]
+    names = [cell.out.name for _, cell in cells_of(tyro.cli(SweepSettings, args=flags))]
+    assert len(set(names)) == 4 and max(map(len, names)) <= 200 and names[1].endswith(",seed=1")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +186,15 @@ def test_a_file_says_what_flags_say(swept, tmp_path, capsys):
         (["--seeds", "0"], "seeds: got 0"),
         (["--against", "fedfish"], "against: got fedfish"),
         (["--rounds", "1", "--sampled", "1"], "rounds: got 1"),
+        (["--last", "2"], "last: got 2, expected 1 to 1"),
+        (
+            ["--alpha", "1", "2", "--together", "alpha", "min-size"],
+            "together: got numbers of values alpha 2, min_size 0",
+        ),
+        (
+            ["--alpha", "1", "1", "--seed", "1", "--min-size", "2", "2", "--together", "alpha", "min-size"],
+            "values that differ",
+        ),
     ],
 )
 def test_bad_sweeps_are_one_line(arguments, words, tmp_path, capsys):

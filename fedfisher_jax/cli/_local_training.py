@@ -58,26 +58,34 @@ def rate(what: str, learning_rate: float, schedule: str | None) -> Any:
     return made(**given)  # pyright: ignore[reportOptionalCall]
 
 
-def server_step(settings: Any) -> Any:
-    """The server's optimiser over rounds by a run's flags, None where the merged model is taken as it is.
+def server_step(
+    name: str | None, given: float | None, schedule: str | None, momentum: float, clip: float | None
+) -> Any:
+    """Make the server's optimiser over rounds; None where the merged model is taken as it is.
+
+    Args:
+        name: its name.
+        given: its learning rate; by default 0.01 for server-adam, 1 for others.
+        schedule: the rate's schedule, as `rate` takes it.
+        momentum: momentum of sgd.
+        clip: the longest step, see `clip_to_clients`.
 
     Raises:
         ValueError: an unknown optimiser, a rate without one, or momentum of another one than sgd.
     """
-    name, given, momentum = settings.server_optimizer, settings.server_learning_rate, settings.server_momentum
-    if name is None and (given is not None or settings.server_schedule is not None):
+    if name is None and (given is not None or schedule is not None):
         raise ValueError("server_learning_rate, server_schedule: expected a --server-optimizer with it")
     if momentum and name != "sgd":
         raise ValueError(f"server_momentum: got {momentum}, expected --server-optimizer sgd with it")
     usual = SERVER_RATE if name == SERVER_ADAM else 1.0
-    at = rate("server_schedule", usual if given is None else given, settings.server_schedule)
+    at = rate("server_schedule", usual if given is None else given, schedule)
     if name == SERVER_ADAM:
         step = server_adam(at)
     else:
         step = None if name is None else optimizer("server_optimizer", name, at, momentum)
-    if settings.server_clip is None:
+    if clip is None:
         return step
-    return optax.chain(clip_to_clients(settings.server_clip), optax.sgd(1.0) if step is None else step)
+    return optax.chain(clip_to_clients(clip), optax.sgd(1.0) if step is None else step)
 
 
 def variant(name: str, strength: float | None, settings: Any) -> Variant | None:

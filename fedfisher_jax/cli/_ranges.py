@@ -27,9 +27,13 @@ COUNT = Range(f"a number from 1 to {MOST_COUNT}", 1, MOST_COUNT)
 SEED = Range(f"a whole number from 0 to {MOST_SEED}", 0, MOST_SEED)
 POSITIVE = Range("a positive number", 0, math.inf, with_least=False, with_most=False)
 RANGES = {
-    **dict.fromkeys(("clients", "epochs", "batch_size", "samples", "rounds", "sampled", "sharers"), COUNT),
+    **dict.fromkeys(
+        ("clients", "examples", "epochs", "batch_size", "samples", "rounds", "sampled", "shots", "sharers"), COUNT
+    ),
     **dict.fromkeys(("seed", "data_seed"), SEED),
     **dict.fromkeys(("learning_rate", "server_learning_rate", "server_clip", "budget"), POSITIVE),
+    "personalise_learning_rate": POSITIVE,
+    "held_out": Range("a share above 0 and below 1", 0, 1, with_least=False, with_most=False),
     **dict.fromkeys(("warm_up_rounds", "personalise"), Range(f"a number from 0 to {MOST_COUNT}", 0, MOST_COUNT)),
     "max_bytes": Range("at least 1", 1, math.inf),
     "rank": Range("a number from 1 to 4096", 1, 4096),

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -32,14 +31,15 @@ from ..federate._variants import Variant
 from ..merge import Merged, Rule, Update, exchanges
 from ..report._measure import ACCURACY, measure_of
 from ..report.trackers import OnRecord
-from ._local_training import server_step, variant
+from ._clients import Pair, judged_apart
+from ._local_training import variant
 from ._names import file_name
+from ._once import optimizer_of
 from ._one_line import Terminated
 from ._progress import bars
+from ._servers import server_of
 from ._settings import RunSettings, sampled_of
 from ._world import World, rules_of, with_rmse
-
-HELD_OUT = 0.2  # of a client's examples, where the model is personalised
 
 
 class Setting(NamedTuple):
@@ -49,19 +49,18 @@ class Setting(NamedTuple):
     here: World
     everyone: Cohort
     variant: Variant | None
-    server: Any  # optimiser
     folder: Path
     progress: Progress
     on_record: OnRecord
 
-    def federation(self, rule: Rule) -> Federation:
-        """The federation of a rule."""
-        sampled = sampled_of(self.settings, len(self.here.parts))
-        return Federation(self.here.training, rule, sampled, self.server, self.variant, self.settings.barrier)
+    def federation(self, name: str, rule: Rule) -> Federation:
+        """The federation of a rule by its name, where its server may stand."""
+        sampled, server = sampled_of(self.settings, len(self.here.parts)), server_of(self.settings, name)
+        return Federation(self.here.training, rule, sampled, server, self.variant, self.settings.barrier)
 
-    def state(self, rule: Rule) -> rounds.State:
+    def start(self, federation: Federation) -> rounds.State:
         """The state before the first round."""
-        return rounds.init(self.federation(rule), self.here.start, len(self.here.parts), self.here.key.train)
+        return rounds.init(federation, self.here.start, len(self.here.parts), self.here.key.train)
 
 
 def run_over_rounds(
@@ -80,33 +79,33 @@ def run_over_rounds(
         ValueError: as `run_rounds`; a rule that makes another network.
         KeyboardInterrupt: the user's; it says how to go on.
     """
-    mine, held_out = _held_out(settings, here)
+    mine, judged = here.parts, here.held_out
+    if settings.personalise and settings.held_out is None:
+        judged = judged_apart(here.parts, here.data_seed)
+        mine = [train for train, _ in judged]
     everyone = cohort(here.x, here.y, mine)
     corrected = variant(settings.local, settings.strength, settings)
-    server = server_step(settings)
     if settings.overwrite:
         if jax.process_index() == 0:
             _forget(out / "rounds")
         require_same_everywhere(True, "overwrite: expected it on all hosts")  # and no host looks before
     with bars(console) as progress:
-        setting = Setting(settings, here, everyone, corrected, server, out / "rounds", progress, on_record)
-        count = settings.warm_up_rounds
-        warm = _warm_up(setting) if settings.warm_up is not None else None
+        setting = Setting(settings, here, everyone, corrected, out / "rounds", progress, on_record)
+        warm, before = _warm_up(setting) if settings.warm_up is not None else (None, {"rounds": []})
         for name, rule in rules.items():
-            state, before = setting.state(rule), {"rounds": []}
-            if warm is not None:  # from there on its own count of rounds, and so its own draws
-                key = jax.random.fold_in(warm[0].key, count)
-                fresh = {"round": jnp.zeros((), jnp.int32), "key": key, "carried": state.carried}
-                state, before = warm[0]._replace(**fresh), warm[1]
-            left = settings.rounds - count
-            state, lines = _go_on(setting, name, rule, state, left, f"rules/{file_name(name)}", count)
-            lines = [line | {"round": line["round"] + count} for line in lines]
+            federation = setting.federation(name, rule)
+            state = setting.start(federation)
+            if warm is not None:
+                state = _after(warm, state, server_of(settings, str(settings.warm_up)) is federation.optimizer)
+            state, lines = _go_on(setting, name, federation, state, settings.rounds, f"rules/{file_name(name)}")
             value = before | {"rounds": [*before["rounds"], *lines], "diagnostics": lines[-1]["diagnostics"]}
             value |= _scores(here, state.params) | {"bits_up": _bits(rule, corrected, here)}
             at = scores_at_clients(here.training, state.params, everyone, strategy=settings.strategy)
             value["clients"] = at._asdict()
             if settings.personalise:
-                value["personalised"] = _personalised(settings, here, state.params, everyone, held_out)
+                value["personalised"] = _personalised(settings, here, state.params, judged, None)
+            if settings.shots is not None:
+                value["personalised_few"] = _personalised(settings, here, state.params, judged, settings.shots)
             keep(name, Merged(state.params, {}))
             note(Result("rule", name, value))
     if settings.pooled:
@@ -117,21 +116,26 @@ def _warm_up(setting: Setting) -> tuple[rounds.State, dict[str, Any]]:
     """The state after the warm-up, and what every rule's result begins with."""
     settings, here = setting.settings, setting.here
     ((name, rule),) = rules_of(settings, here, (str(settings.warm_up),)).items()
-    count = settings.warm_up_rounds
-    state, lines = _go_on(setting, f"warm-up by {name}", rule, setting.state(rule), count, "warm-up")
+    federation, count = setting.federation(name, rule), settings.warm_up_rounds
+    state, lines = _go_on(setting, f"warm-up by {name}", federation, setting.start(federation), count, "warm-up")
     return state, {"bits_up_warm_up": _bits(rule, setting.variant, here), "rounds": lines}
 
 
+def _after(warm: rounds.State, fresh: rounds.State, same_server: bool) -> rounds.State:
+    """The state after the warm-up for a rule: what the rule and another server keep between rounds begins afresh."""
+    return warm._replace(carried=fresh.carried, optimizer=warm.optimizer if same_server else fresh.optimizer)
+
+
 def _go_on(
-    setting: Setting, name: str, rule: Rule, state: rounds.State, count: int, folder: str, before: int = 0
+    setting: Setting, name: str, federation: Federation, state: rounds.State, count: int, folder: str
 ) -> tuple[rounds.State, list[dict[str, Any]]]:
-    task = setting.progress.add_task(name, total=count)
+    task = setting.progress.add_task(name, total=count, completed=int(state.round))
 
     def done(line: dict[str, Any]) -> None:
         measure = measure_of([line])
         words = f"{name[:17]} {measure.text(line[measure.key]):>5}{' %' * (measure is ACCURACY)}"
         setting.progress.update(task, completed=line["round"], description=words)
-        setting.on_record({"kind": "round", "name": name, **line, "round": line["round"] + before})
+        setting.on_record({"kind": "round", "name": name, **line})
 
     how: dict[str, Any] = {
         "evaluate": lambda params: _of_test(_scores(setting.here, params)),
@@ -139,7 +143,6 @@ def _go_on(
         "strategy": setting.settings.strategy,
     }
     try:
-        federation = setting.federation(rule)
         found = run_rounds(federation, state, setting.everyone, count, setting.folder / folder, **how)
     except KeyboardInterrupt as stop:
         kind = Terminated if isinstance(stop, Terminated) else KeyboardInterrupt
@@ -158,24 +161,16 @@ def _of_test(scores: dict[str, float]) -> dict[str, float]:
     return {"test_loss" if name == "loss" else name: value for name, value in scores.items()}
 
 
-def _held_out(settings: RunSettings, here: World) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Each client's rows to train on, and those to judge its personalised model by; all to train on without one."""
-    if not settings.personalise:
-        return here.parts, []
-    if min(map(len, here.parts)) < 2:
-        raise ValueError("personalise: a client has one example, expected at least 2 of each, one of them held out")
-    drawn = [np.random.default_rng((here.data_seed, n)).permutation(part) for n, part in enumerate(here.parts)]
-    counts = [max(1, round(HELD_OUT * len(part))) for part in drawn]
-    pairs = [(part[count:], part[:count]) for part, count in zip(drawn, counts, strict=True)]
-    return [train for train, _ in pairs], [test for _, test in pairs]
-
-
 def _personalised(
-    settings: RunSettings, here: World, params: Any, everyone: Cohort, held_out: list[np.ndarray]
+    settings: RunSettings, here: World, params: Any, judged: list[Pair], shots: int | None
 ) -> dict[str, Any]:
     tuning = dataclasses.replace(here.training, epochs=settings.personalise)
-    tests, key = cohort(here.x, here.y, held_out), jax.random.fold_in(here.key.train, 1)
-    return personalise(tuning, params, everyone, tests, key, strategy=settings.strategy)._asdict()
+    if settings.personalise_learning_rate is not None:
+        step = optimizer_of(settings.optimizer, settings.personalise_learning_rate, settings.momentum)
+        tuning = dataclasses.replace(tuning, optimizer=step)
+    mine, tests = (cohort(here.x, here.y, [pair[side] for pair in judged]) for side in (0, 1))
+    how = {"shots": shots, "strategy": settings.strategy}
+    return personalise(tuning, params, mine, tests, here.key.measure, **how)._asdict()
 
 
 def _pooled(settings: RunSettings, here: World, everyone: Cohort) -> dict[str, float]:

@@ -7,8 +7,10 @@ from typing import Literal
 
 from ..federate import rounds
 from ..merge import catalogue
-from ._local_training import rate, server_step, variant
+from ._clients import count_held_out
+from ._local_training import rate, variant
 from ._ranges import require_ranges
+from ._servers import server_of, server_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +23,8 @@ class RunSettings:
     """A name of `fedfisher list`, or your own as module:function: function(input_shape, classes) → (init, apply)."""
     clients: int = 5
     """Number of clients."""
+    examples: int | None = None
+    """Training examples that are drawn for all clients together; default all there are."""
     partition: str = "dirichlet-client"
     """How examples are split over clients: a name of `fedfisher list`."""
     alpha: float = 0.1
@@ -28,7 +32,8 @@ class RunSettings:
     epochs: int = 30
     """Local epochs, in every round."""
     rules: tuple[str, ...] = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
-    """Merge rules, or your own as module:function; options stand after commas: fedfisher-kfac,damping=1."""
+    """Merge rules, or your own as module:function; options stand after commas: fedfisher-kfac,damping=1. Over rounds
+    also those of the rule's own server: fedavg,server-learning-rate=0.1 (-optimizer, -momentum, -clip)."""
     seed: int = 0
     """Seed of initialisation, training and Monte-Carlo draws."""
     data_seed: int | None = None
@@ -66,6 +71,12 @@ class RunSettings:
     """How many of --rounds are by --warm-up."""
     personalise: int = 0
     """Epochs for which every client at last fine-tunes the model; a fifth of its examples is held out to judge it."""
+    held_out: float | None = None
+    """Share of the clients that take part in no round; they alone --personalise, on half of their examples."""
+    shots: int | None = None
+    """Personalise by so many examples of each client as well."""
+    personalise_learning_rate: float | None = None
+    """Learning rate of that fine-tuning; default the clients'."""
     barrier: bool = False
     """Measure in every round how much worse the merged model is on a client's data than its own (FedFish)."""
     optimizer: str = "sgd"
@@ -118,6 +129,7 @@ class RunSettings:
 OVER_ROUNDS = (
     *("sampled", "participation", "local", "strength", "server_optimizer", "server_learning_rate", "server_schedule"),
     *("server_momentum", "server_clip", "warm_up", "warm_up_rounds", "personalise", "barrier"),
+    *("held_out", "shots", "personalise_learning_rate"),
 )
 """The settings that have no meaning for one shot."""
 
@@ -141,6 +153,11 @@ def check(settings: RunSettings) -> None:
         given = [name for name in OVER_ROUNDS if getattr(settings, name) != defaults[name]]
         if given:
             raise ValueError(f"rounds: got 1, which is one shot, expected at least 2 with {', '.join(given)}")
+        for name in settings.rules:
+            if words := server_words(name):
+                raise ValueError(
+                    f"rounds: got 1, which is one shot, expected at least 2 with {name}, {', '.join(words)}"
+                )
         return
     if (settings.warm_up is None) != (settings.warm_up_rounds == 0):
         raise ValueError("warm_up, warm_up_rounds: expected both or neither")
@@ -148,11 +165,14 @@ def check(settings: RunSettings) -> None:
         given = f"{settings.warm_up_rounds} of {settings.rounds} rounds"
         raise ValueError(f"warm_up_rounds: got {given}, expected some left for --rules")
     variant(settings.local, settings.strength, settings)
-    server_step(settings)
+    given = [name for name in ("held_out", "shots", "personalise_learning_rate") if getattr(settings, name) is not None]
+    if given and not settings.personalise:
+        raise ValueError(f"{', '.join(given)}: expected --personalise with it")
     for name in (*settings.rules, *([settings.warm_up] if settings.warm_up else [])):
+        server_of(settings, name)
         if not catalogue.goes_on(name):
             raise ValueError(f"rules: got {name}, which makes another network, from which no round can start")
-    sampled_of(settings, settings.clients)
+    sampled_of(settings, settings.clients - count_held_out(settings, settings.clients))
 
 
 def sampled_of(settings: RunSettings, registered: int) -> int:

@@ -33,6 +33,7 @@ def sweep(settings: Any) -> None:
     cells = cells_of(settings)
     for _, cell in cells:
         check(cell)
+        _require_last(settings.last, cell)
     if settings.status:
         show_status(cells)
         return
@@ -49,15 +50,19 @@ def sweep(settings: Any) -> None:
 
 def _write_tables(settings: Any, out: Path, cells: list[tuple[str, Any]], against: str) -> None:
     found = _run_all(out, cells)
-    summary = report.summarise(report.by_round(found), against)
-    caption = _caption(settings, cells, summary)
-    _files.write_atomically(out / "table.md", report.markdown(summary, caption))
-    _files.write_atomically(out / "table.tex", report.latex(summary, caption))
-    _files.write_atomically(out / "table.csv", report.comma_separated(summary))
+    shown = report.by_round(found) if settings.last == 1 else report.mean_of_last(found, settings.last)
+    summary = report.summarise(shown, against)
+    tables = [(_caption(settings, cells, summary), summary)]
+    for measure, values in report.further(found, summary.measure):
+        tables.append((f"{_capital(measure.said)}.", report.summarise(values, against, measure)))
+    for name, write in (("table.md", report.markdown), ("table.tex", report.latex)):
+        _files.write_atomically(out / name, "\n".join(write(one, caption) for caption, one in tables))
+    _files.write_atomically(out / "table.csv", report.comma_separated(summary, [one for _, one in tables[1:]]))
     for name in ("figure.png", "figure.pdf"):
-        report.plot_summary(report.summarise(found, against), found, out / name)
+        report.plot_summary(report.summarise(found if settings.last == 1 else shown, against), found, out / name)
     console = Console()
-    console.print(report.summary_table(summary, caption, console.width))
+    for caption, one in tables:
+        console.print(report.summary_table(one, caption, console.width))
     print(f"{out}/results.jsonl, table.md, table.csv, table.tex, figure.png, figure.pdf, cells/")
 
 
@@ -102,5 +107,15 @@ def _caption(settings: Any, cells: list[tuple[str, Any]], summary: report.Summar
     how = "one shot" if rounds == "1" else f"{rounds} rounds"
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     paired = "; differences are paired by seed" if len(settings.rules) > 1 else ""
-    said = summary.measure.said[0].upper() + summary.measure.said[1:]
-    return f"{said}, {data}, {model}, {one.clients} clients, {how}: {spread}{paired}."
+    last = f", mean of the last {settings.last}" if settings.last > 1 else ""
+    return f"{_capital(summary.measure.said)}, {data}, {model}, {one.clients} clients, {how}{last}: {spread}{paired}."
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _require_last(last: int, cell: Any) -> None:
+    own = cell.rounds - cell.warm_up_rounds
+    if not 1 <= last <= own:
+        raise ValueError(f"last: got {last}, expected 1 to {own}, the rounds of every rule")

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import hashlib
 import inspect
 import itertools
 import textwrap
@@ -34,17 +35,22 @@ NOT_VARIED = (  # what is the same in all cells
     *("pooled", "barrier", "bias"),
 )
 NOT_TAKEN = ("distributed",)
+LONGEST = 200  # name of a cell's folder
 ON = (
     f"{KINDS}; Slurm's options are {', '.join(SLURM).replace('_', '-')} (time in minutes, memory in GB for each cell). "
     "OUT is on a file system that all machines share. By default cells run in this process, one after the other."
+)
+TOGETHER = (
+    "Settings whose values go together, the first of one with the first of the others, and not in every combination: "
+    "--epochs 1 4 --rounds 20 5 --together epochs rounds."
 )
 
 
 def several(cls: type) -> type:
     """Make the dataclass of a sweep from that of a run: each setting takes several values, none being the default.
 
-    Its fields are those of `cls`, with tuples of values in the place of one, and `seeds`, `against`, `file`, `on` and
-    `status`.
+    Its fields are those of `cls`, with tuples of values in the place of one, and `seeds`, `against`, `file`, `on`,
+    `together`, `last` and `status`.
     """
     helps, hints = _helps(cls), get_type_hints(cls)
     fields: list[Any] = []
@@ -65,12 +71,16 @@ def several(cls: type) -> type:
         word = tyro.conf.arg(help=said, help_behavior_hint=hint)
         fields.append((field.name, Annotated[kind, word], dataclasses.field(default=default)))
     seeds = Annotated[int | None, tyro.conf.arg(help="How many seeds, from --seed on (default: 3).")]
+    together = Annotated[tuple[str, ...], tyro.conf.arg(help=TOGETHER)]
+    last = Annotated[int, tyro.conf.arg(help="Rounds over whose scores tables take the mean, the last ones.")]
     against = Annotated[str | None, tyro.conf.arg(help="Rule that differences are taken against; default the first.")]
     file = Annotated[Path | None, tyro.conf.arg(help="A TOML file of these settings, its keys the flags' names.")]
     on = Annotated[str | None, tyro.conf.arg(help=f"Where cells run, each as a process: {ON}")]
     status = Annotated[bool, tyro.conf.arg(help="Run nothing: say how far the cells are, and why some failed.")]
     more = {"seeds": seeds, "against": against, "file": file, "on": on}
     fields += [(name, kind, dataclasses.field(default=None)) for name, kind in more.items()]
+    fields.append(("together", together, dataclasses.field(default=())))
+    fields.append(("last", last, dataclasses.field(default=1)))
     fields.append(("status", status, dataclasses.field(default=False)))
     doc = "Run every combination of settings, which take several values each, on every seed; make tables and a figure."
     return dataclasses.make_dataclass("SweepSettings", fields, frozen=True, namespace={"__doc__": doc})
@@ -82,26 +92,50 @@ def cells_of(settings: Any) -> list[tuple[str, RunSettings]]:
     Folders are named by all settings that were given, so that a sweep of more values finds what is there.
 
     Raises:
-        ValueError: a value twice.
+        ValueError: a value twice; settings that cannot go together.
     """
     given = {
         field.name: getattr(settings, field.name)
         for field in dataclasses.fields(RunSettings)
         if field.name not in (*NOT_VARIED, *NOT_TAKEN) and getattr(settings, field.name)
     }
-    for name, values in given.items():
-        if len(set(values)) != len(values):
-            raise ValueError(f"{name}: got {' '.join(map(str, values))}, expected values that differ")
     same = {name: getattr(settings, name) for name in NOT_VARIED if name != "out"}
     found, alone = [], "RMSE" if settings.likelihood == "gaussian" else "accuracy"
-    for values in itertools.product(*given.values()):
-        chosen = dict(zip(given, values, strict=True))
+    for parts in itertools.product(*_axes(given, settings.together)):
+        chosen = {name: value for part in parts for name, value in part.items()}
         column = ", ".join(_said(name, value) for name, value in chosen.items() if len(given[name]) > 1)
         for seed in seeds_of(settings):
-            named = ",".join(f"{name}={value}" for name, value in {**chosen, "seed": seed}.items())
-            folder = settings.out / "cells" / named.replace("/", "_")[:200]
+            folder = settings.out / "cells" / _folder_name(chosen, seed)
             found.append((column or alone, RunSettings(**{**same, **chosen, "seed": seed, "out": folder})))
     return found
+
+
+def _folder_name(chosen: dict[str, Any], seed: int) -> str:
+    """The settings and the seed; where these are too long for a name of files, the rest of the settings is a hash."""
+    named = ",".join(f"{name}={value}" for name, value in chosen.items()).replace("/", "_")
+    whole = ",".join([named] * bool(named) + [f"seed={seed}"])
+    if len(whole) <= LONGEST:
+        return whole
+    return f"{named[: LONGEST - 40]},{hashlib.sha256(named.encode()).hexdigest()[:12]},seed={seed}"
+
+
+def _axes(given: dict[str, tuple], together: tuple[str, ...]) -> list[list[dict[str, Any]]]:
+    """The settings that vary by themselves, those that go together as one: all values of each, by their names."""
+    joined = [name.replace("-", "_") for name in together]
+    for name in joined:
+        if len(given.get(name, ())) < 2 or len(given[name]) != len(given[joined[0]]) or len(joined) < 2:
+            counts = ", ".join(f"{name} {len(given.get(name, ()))}" for name in joined)
+            raise ValueError(f"together: got numbers of values {counts}, expected several settings, as many of each")
+    groups = [joined] * bool(joined) + [[name] for name in given if name not in joined]
+    groups.sort(key=lambda names: list(given).index(names[0]))
+    axes = []
+    for names in groups:
+        axis = list(zip(*(given[name] for name in names), strict=True))
+        if len(set(axis)) != len(axis):
+            values = " ".join(", ".join(map(str, one)) for one in axis)
+            raise ValueError(f"{', '.join(names)}: got {values}, expected values that differ")
+        axes.append([dict(zip(names, one, strict=True)) for one in axis])
+    return axes
 
 
 def seeds_of(settings: Any) -> list[int]:
@@ -144,7 +178,7 @@ def _helps(cls: type) -> dict[str, str]:
         if not (isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)):
             continue
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            texts[field.target.id] = str(said.value.value)
+            texts[field.target.id] = " ".join(str(said.value.value).split())
     return texts
 
 

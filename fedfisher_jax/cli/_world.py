@@ -19,7 +19,9 @@ from ..merge._options import named
 from ..merge._rule import Rule
 from ..silos import _model_file as model_file
 from ..silos._network import likelihood_of, template_of
+from ._clients import Pair, split_of
 from ._once import layers_of, network_of, optimizer_of, rule_of
+from ._servers import without_server
 from ._settings import RunSettings
 
 
@@ -30,6 +32,7 @@ class World(NamedTuple):
     data_seed: int
     strata: data.Strata  # of the training examples
     parts: list[np.ndarray]  # each client's rows
+    held_out: list[Pair]  # those of clients that take part in no round
     network: models.Network
     likelihood: Likelihood
     training: LocalTraining
@@ -57,16 +60,7 @@ def world(settings: RunSettings) -> World:
     )
     strata = data.strata(settings.likelihood, dataset.train_y)
     data_seed = settings.seed if settings.data_seed is None else settings.data_seed
-    parts = data.split(
-        settings.partition,
-        strata.labels,
-        settings.clients,
-        seed=data_seed,
-        alpha=settings.alpha,
-        classes_per_client=settings.classes_per_client,
-        min_size=settings.min_size,
-        groups=dataset.groups,
-    )
+    split = split_of(settings, dataset, strata.labels, data_seed)
     shape = dataset.train_x.shape[1:]
     network = network_of(settings.model, shape, dataset.num_classes, settings.bias)
     captured = layers_of(network.apply, template_of(network), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
@@ -82,7 +76,8 @@ def world(settings: RunSettings) -> World:
         dataset,
         data_seed,
         strata,
-        list(parts),
+        split.parts,
+        split.held_out,
         network,
         likelihood,
         training,
@@ -109,7 +104,7 @@ def rules_of(settings: RunSettings, here: World, names: tuple[str, ...]) -> Mapp
         taken = catalogue.takes(name)  # rules that take no fresh starts are the same for all seeds
         return rule_of(name, apply, here.likelihood, tuple(one for one in offers.items() if one[0] in taken))
 
-    return {name: catalogue.composed(name, part) for name in names}
+    return {name: catalogue.composed(without_server(name), part) for name in names}
 
 
 def _released(settings: RunSettings, here: World, names: tuple[str, ...]) -> Mapping[str, Rule]:
@@ -128,7 +123,7 @@ def _released(settings: RunSettings, here: World, names: tuple[str, ...]) -> Map
     def part(name: str) -> Rule:
         return catalogue.named_rule(name, apply, likelihood, offers=offers, rules=catalogue.RELEASED)
 
-    return {name: catalogue.composed(name, part) for name in names}
+    return {name: catalogue.composed(without_server(name), part) for name in names}
 
 
 def with_rmse(here: World, scores: dict[str, Any]) -> dict[str, Any]:

@@ -38,9 +38,10 @@ def run_rounds(
 
     Args:
         federation: the settings.
-        state: the state before the first round; a checkpoint must have its shapes.
+        state: the state to begin from, before the first round or after some that are kept elsewhere (a warm-up's); a
+            checkpoint must have its shapes.
         cohort: all registered clients.
-        rounds: number of rounds in total, those of earlier calls included.
+        rounds: number of rounds in total, those of earlier calls and of `state` included.
         folder: where `checkpoints/` (orbax) and `rounds.jsonl`, a line per round, are kept. Delete it to start over.
         evaluate: params → scores of the server's model, noted every `every` rounds and after the last.
         every: rounds between evaluations and checkpoints.
@@ -78,7 +79,7 @@ def _go_on(
     on_record: Callable[[dict[str, Any]], None] | None,
     how: dict[str, Any],
 ) -> tuple[State, list[dict[str, Any]]]:
-    log, first = folder / "rounds.jsonl", jax.process_index() == 0
+    log, first, before = folder / "rounds.jsonl", jax.process_index() == 0, int(state.round)
     with _checkpoints(folder) if first else contextlib.nullcontext() as manager:
         if manager is not None:
             state = _latest(manager, state)
@@ -86,7 +87,7 @@ def _go_on(
         number = int(state.round)
         if number > rounds:
             raise ValueError(f"rounds: got {rounds}, but {folder} holds {number}; delete it to start over")
-        lines = [line for line in read_lines(log) if line["round"] <= number]
+        lines = [line for line in read_lines(log, before) if line["round"] <= number]
         if first:
             write_atomically(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
         while number < rounds:
@@ -190,17 +191,17 @@ def _program_of(optimizer: Any, params: Any) -> str:
     return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode()).hexdigest()[:12]
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the whole lines of a `rounds.jsonl`; a torn last one is left out.
+def read_lines(path: Path, before: int = 0) -> list[dict[str, Any]]:
+    """Read the whole lines of a `rounds.jsonl` that begins after `before` rounds; a torn last one is left out.
 
     Raises:
         ValueError: a line is damaged or missing; it is named by its number.
     """
     lines = read_json_lines(path, "round")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=before + 1):
         if type(line["round"]) is not int or line["round"] != number:
             raise ValueError(
-                f"{path}: line {number}: got round {line['round']!s:.40}, expected {number}; mend or delete it"
+                f"{path}: line {number - before}: got round {line['round']!s:.40}, expected {number}; mend or delete it"
             )
     return lines
 

@@ -123,9 +123,9 @@ def arguments_of(
     return found
 
 
-def records(constructor: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Make records of arguments that are given by their fields, over the fields that the constructor has itself."""
-    fixed: dict[str, Any] = {}
+def records(constructor: Callable[..., Any], arguments: dict[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
+    """Make records of arguments that are given by their fields, over those of a variant or of the constructor."""
+    fixed = dict(variant)
     while isinstance(constructor, partial):
         fixed, constructor = {**constructor.keywords, **fixed}, constructor.func
     made = dict(arguments)

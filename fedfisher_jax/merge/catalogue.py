@@ -4,6 +4,7 @@ Some rules take more than the model and its likelihood: its captured layers, say
 models. A run offers what it has, by name, and a rule gets those offers that it takes.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial, reduce, wraps
 from typing import Any
@@ -57,7 +58,8 @@ def _fipa(
         return fipa(apply, likelihood, **options)
     if captured is None or not captured.layers:
         raise ValueError("rules: got fipa@last, expected a model with a layer that was captured")
-    return fipa(apply, likelihood, subspace=Subspace(where=captured.layers[-1].leaves), **options)
+    effort = dataclasses.replace(options.pop("subspace", Subspace()), where=captured.layers[-1].leaves)
+    return fipa(apply, likelihood, subspace=effort, **options)
 
 
 @wraps(fedfish)
@@ -190,8 +192,8 @@ def named_rule(
     given = {key: value for key, value in (offers or {}).items() if key in entry.takes}
     more = options_after_at(name, entry, after) if after else {}
     try:
-        said = records(entry.constructor, chosen)
-        return entry.constructor(apply, likelihood, **given | options | said | more)
+        said = records(entry.constructor, chosen, more)
+        return entry.constructor(apply, likelihood, **given | options | more | said)
     except (TypeError, ValueError) as error:
         if words and isinstance(error, ValueError):  # a value that the rule refuses
             raise ValueError(f"rules: {name}: {error}") from error

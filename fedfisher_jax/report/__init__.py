@@ -3,6 +3,8 @@
 from ._colours import colours_of as colours_of
 from ._figures import plot_accuracy as plot_accuracy
 from ._figures import plot_summary as plot_summary
+from ._further_scores import further as further
+from ._further_scores import mean_of_last as mean_of_last
 from ._page import page as page
 from ._summary import Spread as Spread
 from ._summary import Summary as Summary
@@ -23,8 +25,10 @@ __all__ = [
     "by_round",
     "colours_of",
     "comma_separated",
+    "further",
     "latex",
     "markdown",
+    "mean_of_last",
     "page",
     "plot_accuracy",
     "plot_summary",

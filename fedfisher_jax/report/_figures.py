@@ -78,7 +78,8 @@ def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str
             where = places - 0.4 + width * (number + 0.5)
             means, errors = ([np.nan if v is None else part(v) for v in row] for part in (_mean, _std))
             axes.bar(where, means, 0.92 * width, yerr=errors, capsize=2, color=own[name], label=name)
-        axes.set_xticks(places, summary.columns if len(summary.columns) > 1 else [""])
+        labels = [column.replace(", ", "\n") for column in summary.columns]
+        axes.set_xticks(places, labels if len(labels) > 1 else [""])
         axes.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=min(4, len(summary.rules)), frameon=False, fontsize=8)
     write_figure(figure, path)

@@ -154,14 +154,15 @@ def _by_class(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _personalised(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    rows = []
+    rows, few = [], f", {record['settings'].get('shots')} examples"
     for name, rule in record["rules"].items():
-        if one := rule.get("personalised"):
-            key, form = ("accuracy", _percent) if one["accuracy"][0] is not None else ("loss", "{:.4g}".format)
-            before, after = np.asarray(one[f"{key}_before"]), np.asarray(one[key])
-            better, worst = (after > before, after.min()) if key == "accuracy" else (after < before, after.max())
-            gains = f"{int(better.sum())} of {len(after)}"
-            rows.append([f"{name}, {key}", form(before.mean()), form(after.mean()), form(worst), gains])
+        for kind, said in (("personalised", ""), ("personalised_few", few)):
+            if one := rule.get(kind):
+                key, form = ("accuracy", _percent) if one["accuracy"][0] is not None else ("loss", "{:.4g}".format)
+                before, after = np.asarray(one[f"{key}_before"]), np.asarray(one[key])
+                better, worst = (after > before, after.min()) if key == "accuracy" else (after < before, after.max())
+                gains = f"{int(better.sum())} of {len(after)}"
+                rows.append([f"{name}, {key}{said}", form(before.mean()), form(after.mean()), form(worst), gains])
     if not rows:
         return None
     return {

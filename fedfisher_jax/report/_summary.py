@@ -43,17 +43,19 @@ class Summary(NamedTuple):
     measure: Measure = ACCURACY
 
 
-def summarise(cells: Sequence[Mapping[str, Any]], against: str | None) -> Summary:
+def summarise(cells: Sequence[Mapping[str, Any]], against: str | None, measure: Measure | None = None) -> Summary:
     """Summarise cells {"varied": name of the column, "seed", "rules", "references"}, whose order is that of columns.
 
     Args:
         cells: the runs.
         against: the rule whose scores are taken from those of all others on the same seeds; None takes none.
+        measure: the score; by default accuracy, or what there is in its place.
     """
     columns = list(dict.fromkeys(cell["varied"] for cell in cells))
     names = list(dict.fromkeys(name for cell in cells for name in cell["rules"]))
 
-    measure = measure_of(result for cell in cells for kind in ("rules", "references") for result in cell[kind].values())
+    results = (result for cell in cells for kind in ("rules", "references") for result in cell[kind].values())
+    measure = measure_of(results) if measure is None else measure
 
     def row(kind: str, name: str, minus: str | None = None) -> list[Spread | None]:
         found: list[Spread | None] = []
@@ -136,12 +138,17 @@ def latex(summary: Summary, caption: str) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def comma_separated(summary: Summary) -> str:
-    """The same as numbers: a line for each row and column, with mean, spread and number of seeds."""
+def comma_separated(summary: Summary, further: Sequence[Summary] = ()) -> str:
+    """The same as numbers: a line for each row and column, with mean, spread and number of seeds.
+
+    Lines of further summaries have the name of their measure for what they are.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["what", "name", "settings", "mean", "std", "n"])
-    parts = ("rule", summary.rules), ("reference", summary.references), ("difference", summary.differences)
+    parts = [("rule", summary.rules), ("reference", summary.references), ("difference", summary.differences)]
+    for one in further:
+        parts += [(one.measure.key, one.rules), (f"{one.measure.key} difference", one.differences)]
     for what, rows in parts:
         for name, values in rows.items():
             for column, value in zip(summary.columns, values, strict=True):

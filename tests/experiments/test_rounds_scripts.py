@@ -1,33 +1,8 @@
 """The scripts over rounds, at sizes of seconds."""
 
-import numpy as np
 import pytest
 
-
-@pytest.mark.slow
-def test_fedfish_images(script):
-    flags = (
-        "--quick",
-        "--rounds",
-        "2",
-        "--epochs",
-        "1",
-        "--seeds",
-        "2",
-        "--rules",
-        "fedavg",
-        "fedfish",
-        "fedfish-kfac",
-    )
-    table, summary, lines = script("fedfish.images", *flags)
-    assert "1 epochs: FedFish, K-FAC − FedAvg" in table and "1 epochs, 2 rounds: FedAvg, adam-0.005" in table
-    assert all(len(line["result"]["barrier_loss"]) == 2 for line in lines)
-    by_rule = [[x["result"]["accuracy"] for x in lines if x["settings"]["rule"] == r] for r in ("fedavg", "fedfish")]
-    assert summary["gain_by_epochs"]["1"] == pytest.approx(100 * np.mean(np.subtract(by_rule[1], by_rule[0])))
-    barriers = [
-        [x["result"]["barrier_loss"] for x in lines if x["settings"]["rule"] == r] for r in ("fedavg", "fedfish")
-    ]
-    assert summary["barrier_by_epochs"]["1"] == pytest.approx(np.mean(np.subtract(barriers[1], barriers[0])))
+from experiments.lib import cells
 
 
 @pytest.mark.slow
@@ -51,6 +26,15 @@ def test_pretrained(script):
     assert len(all_lines) == 2 * len(lines)  # other weights are other runs
     assert summary["accuracy"]["scratch"] == longer["accuracy"]["scratch"]
     assert summary["accuracy"]["pre-trained"] != longer["accuracy"]["pre-trained"]
+
+
+@pytest.mark.slow
+def test_the_last_layer():
+    """By the order of layers, not of names."""
+    for model, names in (("lenet", ("fc3",)), ("resnet18_pretrained", ("final",)), ("mlp", ("fc3",))):
+        network, captured = cells.captured_network(model, (32, 32, 3) if model != "mlp" else (64,), 10)
+        world = cells.World(None, (), network, captured)
+        assert cells.last_layer(world) == names
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Options as words after a rule's name."""
 
+import dataclasses
+import functools
 import sys
 import types
 
@@ -43,6 +45,25 @@ def test_an_option_is_the_constructors_argument():
     assert catalogue.named_rule("fisher-merge,kind=empirical", *LINEAR, offers={"kind": "exact"}).measure.kind == (
         "empirical"
     )
+
+
+def test_an_option_counts_over_those_of_a_variant():
+    seen = {}
+
+    @functools.wraps(ff.fipa)
+    def spy(apply, likelihood, **options):
+        seen.update(options)
+        return ff.fipa(apply, likelihood)
+
+    rules = {"fipa": catalogue.RULES["fipa"]._replace(constructor=spy)}
+    catalogue.named_rule("fipa,rho=2,tau=0.5@memory,public", *LINEAR, rules=rules)
+    assert seen["past"] == ff.merge.PastFishers(rho=2.0)
+    assert seen["step"] == dataclasses.replace(ff.merge.public_fipa_step(), tau=0.5)
+    found = ff.capture(
+        lambda w, x: x @ w["b"] @ w["a"], {"a": np.zeros((2, 3)), "b": np.zeros((4, 2))}, np.zeros((1, 4))
+    )
+    last = catalogue.named_rule("fipa,oversampling=5@last", *LINEAR, offers={"captured": found}).measure.subspace
+    assert (last.oversampling, last.where) == (5, (0,))
 
 
 def test_every_rule_takes_its_own_options():
