@@ -76,14 +76,18 @@ def _merged(known: Agreement, sent: Mapping[int, bytes], ask: Ask, left_out: dic
     told = story(agreed, {silo: one.keys for silo, one in announced.items()})
     bits = sum(8 * len(sent[node]) for node in first)
 
+    def without(found: dict[int, Letter], bad: Callable[[int, Letter], bool], why: str) -> None:
+        for node in [node for node, letter in found.items() if bad(node, letter)]:
+            left_out[node] = f"node {node}: {why}"
+            del found[node]
+
     def step(name: str, nodes: Collection[int], given: Mapping[int, bytes], holds: str, stayed: Any = ()) -> tuple:
         nonlocal bits
         answers, silent = ask(name, nodes, given, list(stayed))
         left_out.update({node: f"{words} ({name})" for node, words in silent.items()})
         found = _read(known, answers, holds, left_out)
-        for node in [node for node, one in found.items() if (one.story, one.silo) != (told, first[node].silo)]:
-            left_out[node] = f"node {node}: its silo was shown other keys, or is another one ({name})"
-            del found[node]
+        strange = lambda node, one: (one.story, one.silo) != (told, first[node].silo)  # noqa: E731
+        without(found, strange, f"its silo was shown other keys, or is another one ({name})")
         bits += sum(8 * len(answers[node]) for node in found)
         return found, {node: answers[node] for node in found}
 
@@ -93,13 +97,13 @@ def _merged(known: Agreement, sent: Mapping[int, bytes], ask: Ask, left_out: dic
     terms = Terms(known.rule, next(iter(headers.values())), model_of(known.start), known.start)
     masked, _ = step("mask", first, sealed, letters.MASKED)
     count = sum(leaf.size for leaf in jax.tree.leaves(terms.shape))
-    for node in [node for node, one in masked.items() if one.words is None or len(one.words) != count]:
-        left_out[node] = f"node {node}: its masked numbers are not as many as {known.rule.name} adds, {count}"
-        del masked[node]
+    why = f"its masked numbers are not as many as {known.rule.name} adds, {count}"
+    without(masked, lambda _, one: one.words is None or len(one.words) != count, why)
     words = {one.silo: one.words for one in masked.values() if one.words is not None}
     if len(words) < max(known.quorum, agreed.threshold):
         raise ValueError(f"{len(words)} nodes stayed, expected {max(known.quorum, agreed.threshold)}")
     revealed, _ = step("reveal", masked, {}, letters.REVEALED, sorted(words))
+    without(revealed, lambda _, one: one.stayed != set(words), "it revealed for another sum")
     shares = {one.silo: one.revealed for one in revealed.values() if one.revealed is not None}
     total = total_of(terms, agreed, announced, words, shares)
     merged = merge_sums(known.rule, total.sums, total.shape, None, known.start)
