@@ -82,7 +82,7 @@ def test_heads_with_privacy_of_every_example(script):
 
 @pytest.mark.slow
 def test_private_training_over_rounds(script, monkeypatch):
-    """Settings are chosen without the test examples, and the noise is what dp-accounting says of all rounds together."""
+    """Settings are chosen without the test examples; the noise is what dp-accounting says of all rounds together."""
     import dp_accounting as dp
     from dp_accounting import rdp
 
@@ -109,7 +109,7 @@ def test_what_attackers_send():
     wanted = {"label flip": [-2.0, 0.0], "sign flip": [0.0, 2.0], "scaled update": [11.0, -9.0]}
     for attack, first in wanted.items():
         np.testing.assert_allclose(got[attack].params["w"], np.vstack([first, own[1:]]))
-    np.testing.assert_allclose(got["enormous Fisher"].statistics.leaves["w"], own**2 * np.array([[1e6], [1], [1]]))
+    np.testing.assert_allclose(got["enormous Fisher"].statistics.values["w"], own**2 * np.array([[1e6], [1], [1]]))
     np.testing.assert_allclose(got["10^12 examples"].weight, [1e12, 5, 6])
     np.testing.assert_allclose(got["two names"].params["w"], np.vstack([own, own[:1]]))
     assert got["none"] is honest and set(got) == {*wanted, "enormous Fisher", "10^12 examples", "two names", "none"}
