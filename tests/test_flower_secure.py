@@ -88,7 +88,7 @@ def one_round(made, nodes, number=1, start=task.START):
 
 def strategy(rule):
     return secure.SecureFedFisher(
-        rule, task.START, identities=PUBLIC, threshold=THRESHOLD, min_train_nodes=NODES, wait=0
+        rule, task.START, identities=PUBLIC, threshold=THRESHOLD, min_train_nodes=NODES, wait=0.0
     )
 
 

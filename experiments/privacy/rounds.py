@@ -28,11 +28,11 @@ from fedfisher_jax.federate._private import Private
 from fedfisher_jax.privacy import dp_training
 
 EPSILONS, DELTA, ALPHA, BATCH, PLACES = (0.5, 1.0, 2.0, 8.0), 1e-5, 10.0, 64, 160
-CLIPS, RATES, MOMENTUM = (0.1, 0.3, 1.0), (0.01, 0.03, 0.1, 0.3), 0.9
+CLIPS, RATES, MOMENTUM = (0.1, 0.3), (0.1, 0.3, 1.0, 3.0), 0.9  # what steps depend on is mostly their product
 HOW = {  # method → (clients that train, schedules to choose from: rounds and local epochs)
     "one shot": (5, ((1, 3), (1, 10), (1, 30))),
-    "rounds": (5, ((3, 1), (10, 1), (30, 1), (10, 3))),
-    "a sum a step": (1, ((1, 3), (1, 10), (1, 30))),
+    "rounds": (5, ((10, 1), (30, 1), (10, 3), (30, 3))),
+    "a sum a step": (1, ((1, 10), (1, 30), (1, 100))),
 }
 CHOSEN = ("rounds", "epochs", "clip", "rate")
 TUNING = (1000, 1001)  # seeds of split, start and training

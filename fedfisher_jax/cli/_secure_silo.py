@@ -27,8 +27,8 @@ def join(settings: JoinSettings) -> None:
     if number is None:
         raise ValueError(f"number: {settings.payload} is a region, which has none, expected --number with one")
     with _files.only_writer(settings.state.parent):
-        states.require_new(settings.state)
         state, letter = steps.join(own, number, settings.round, agreed)
+        states.require_new(settings.state)
         states.save(settings.state, state)
         letters.write(settings.out, letter)
     print(f"{settings.out}: silo {number} joins {settings.round!r}: mail it to everybody, and keep {settings.state}")
