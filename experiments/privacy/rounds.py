@@ -29,7 +29,9 @@ from fedfisher_jax.privacy import dp_training
 
 EPSILONS, DELTA, ALPHA, BATCH, PLACES = (0.5, 1.0, 2.0, 8.0), 1e-5, 10.0, 64, 160
 CLIPS, RATES, MOMENTUM = (0.1, 0.3), (0.1, 0.3, 1.0, 3.0), 0.9  # what steps depend on is mostly their product
-HOW = {  # method → (clients that train, schedules to choose from: rounds and local epochs)
+HOW: dict[
+    str, tuple[int, tuple[tuple[int, int], ...]]
+] = {  # method → (clients that train, schedules to choose from: rounds and local epochs)
     "one shot": (5, ((1, 3), (1, 10), (1, 30))),
     "rounds": (5, ((10, 1), (30, 1), (10, 3), (30, 3))),
     "a sum a step": (1, ((1, 10), (1, 30), (1, 100))),
@@ -121,9 +123,10 @@ def accuracy(how: str, epsilon: float, seed: int, inside: np.ndarray, chosen: di
 
 def choose(how: str, epsilon: float, tuning: list[int]) -> dict[str, Any]:
     """The settings with the best mean accuracy on examples that are held out, and that accuracy."""
-    found, best = found_in(), {"accuracy": -1.0}
+    found = found_in()
+    best: dict[str, Any] = {"accuracy": -1.0}
     for (rounds, epochs), clip, rate in product(HOW[how][1], CLIPS, RATES):
-        chosen, scores = dict(zip(CHOSEN, (rounds, epochs, clip, rate), strict=True)), []
+        scores, chosen = [], {"rounds": rounds, "epochs": epochs, "clip": clip, "rate": rate}
         for seed in tuning:
             order = np.random.default_rng(seed).permutation(len(found.train_y))
             out, inside = np.split(order, [len(order) // 5])
