@@ -28,7 +28,7 @@ from fedfisher_jax.federate._private import Private
 from fedfisher_jax.privacy import dp_training
 
 EPSILONS, DELTA, ALPHA, BATCH, PLACES = (0.5, 1.0, 2.0, 8.0), 1e-5, 10.0, 64, 160
-CLIPS, RATES, MOMENTUM = (0.1, 0.3), (0.1, 0.3, 1.0, 3.0), 0.9  # what steps depend on is mostly their product
+CLIPS, RATES, MOMENTUM = (0.1, 0.3), (0.03, 0.1, 0.3, 1.0), 0.9  # what steps depend on is mostly their product
 HOW: dict[
     str, tuple[int, tuple[tuple[int, int], ...]]
 ] = {  # method → (clients that train, schedules to choose from: rounds and local epochs)
@@ -97,7 +97,7 @@ def federated(start: Any, clients: ff.Examples, schedule: Any, private: Any, rat
         keys = jax.random.split(jax.random.fold_in(key, number), len(weights))
         own = lambda c: ff.train(training, params, clients._replace(indices=c[0], size=c[1]), c[2]).params  # noqa: E731
         sent = jax.lax.map(own, (clients.indices, clients.size, keys))
-        return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), sent)
+        return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), sent)
 
     return jax.lax.fori_loop(0, rounds, one, start)
 
@@ -121,11 +121,11 @@ def accuracy(how: str, epsilon: float, seed: int, inside: np.ndarray, chosen: di
     return float(ff.evaluate(network.apply, ff.categorical(), model, *test).accuracy)
 
 
-def choose(how: str, epsilon: float, tuning: list[int]) -> dict[str, Any]:
+def choose(how: str, epsilon: float, tuning: list[int], schedules: Any, clips: Any, rates: Any) -> dict[str, Any]:
     """The settings with the best mean accuracy on examples that are held out, and that accuracy."""
     found = found_in()
     best: dict[str, Any] = {"accuracy": -1.0}
-    for (rounds, epochs), clip, rate in product(HOW[how][1], CLIPS, RATES):
+    for (rounds, epochs), clip, rate in product(schedules, clips, rates):
         scores, chosen = [], {"rounds": rounds, "epochs": epochs, "clip": clip, "rate": rate}
         for seed in tuning:
             order = np.random.default_rng(seed).permutation(len(found.train_y))
@@ -152,7 +152,8 @@ def main() -> None:
     settings = common.command_line(Settings, __doc__, quick=quick)
     tuning = list(TUNING[:1] if settings.quick else TUNING)
     pairs = list(product(HOW, settings.epsilons))
-    asked = [{"how": how, "epsilon": epsilon, "tuning": tuning} for how, epsilon in pairs]
+    among = {"tuning": tuning, "clips": CLIPS, "rates": RATES}
+    asked = [{"how": how, "epsilon": epsilon, "schedules": HOW[how][1], **among} for how, epsilon in pairs]
     best = [record["result"] for record in common.run_all(settings.out, asked, run, "choices")]
     chosen = {pair: {name: one[name] for name in CHOSEN} for pair, one in zip(pairs, best, strict=True)}
     seeds = range(settings.seed, settings.seed + settings.seeds)

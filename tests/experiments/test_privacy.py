@@ -118,7 +118,7 @@ def test_what_attackers_send():
 @pytest.mark.slow
 def test_private_training_keeps_its_promise_and_plain_training_has_none():
     training = importlib.import_module("experiments.privacy.training")
-    sizes = np.asarray([300, 200])
+    sizes = [300, 200]
     plain, private = training.training_of("plain", sizes, 2), training.training_of("epsilon 2", sizes, 2)
     assert plain.private is None and dataclasses.replace(private, private=None) == plain
     wanted = dp_training.promise(2.0, 1e-5, [200, 300], batch_size=64, epochs=2, clip_gradients=1.0)
