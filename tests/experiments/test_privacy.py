@@ -87,12 +87,12 @@ def test_private_training_over_rounds(script, monkeypatch):
     from dp_accounting import rdp
 
     rounds = importlib.import_module("experiments.privacy.rounds")
-    monkeypatch.setattr(rounds, "HOW", {"rounds": (5, ((4, 1),))})
+    monkeypatch.setattr(rounds, "HOW", {"rounds": (5, ((10, 3),))})
     monkeypatch.setattr(rounds, "CLIPS", (0.3,))
-    monkeypatch.setattr(rounds, "RATES", (1e-4, 0.1))
+    monkeypatch.setattr(rounds, "RATES", (1e-4, 0.3))
     table, summary, (choice, line) = script("privacy.rounds", "--quick", figure=False)
-    assert choice["result"]["rate"] == line["settings"]["rate"] == 0.1 and choice["settings"]["tuning"] == [1000]
-    assert line["result"]["accuracy"] > 0.5 and summary["rounds, epsilon 8"] == line["result"]["accuracy"]
+    assert choice["result"]["rate"] == line["settings"]["rate"] == 0.3 and choice["settings"]["tuning"] == [1000]
+    assert line["result"]["accuracy"] > 0.7 and summary["rounds, epsilon 8"] == line["result"]["accuracy"]
     assert f"| {100 * line['result']['accuracy']:.1f} |" in table
     step = dp.PoissonSampledDpEvent(64 / 200, dp.GaussianDpEvent(rounds.noise_for(8.0, (200,), 4, 1)))
     spent = rdp.RdpAccountant().compose(dp.SelfComposedDpEvent(step, 4 * 4)).get_epsilon(0.9 * 1e-5 / (1 + np.exp(4)))
