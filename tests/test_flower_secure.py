@@ -162,7 +162,8 @@ def test_what_has_no_secure_sum_is_refused_before_any_round():
     with pytest.raises(ValueError, match="stacks payloads"):
         strategy(ff.fedfisher(task.NETWORK.apply, task.LIKELIHOOD))
     rule = ff.fedavg(task.NETWORK.apply, task.LIKELIHOOD)
-    with pytest.raises(ValueError, match="regions: got True"):
-        secure.SecureFedFisher(rule, task.START, identities=PUBLIC, regions=True)
+    for options in ({"regions": True}, {"fraction_evaluate": 0.5}):
+        with pytest.raises(ValueError, match="expected neither"):
+            secure.SecureFedFisher(rule, task.START, identities=PUBLIC, **options)
     with pytest.raises(ValueError, match="threshold: got 2 of 5"):
         secure.SecureFedFisher(rule, task.START, identities=PUBLIC, threshold=2)

@@ -23,7 +23,6 @@ from ..silos._flower_node import (
     keeping_its_errors,
     round_keys,
     round_of,
-    scored,
     start_of,
     trained,
 )
@@ -67,7 +66,7 @@ class Sum(NamedTuple):
 
 
 def client_app(silo_of: Callable[[Context], SecureSilo]) -> ClientApp:
-    """Make a ClientApp whose payloads the server sees the sum of alone, and that evaluates the model that it is sent.
+    """Make a ClientApp of whose payloads the server sees the sum alone. It evaluates nothing: scores are no sums.
 
     Args:
         silo_of: context → the node's part.
@@ -107,11 +106,6 @@ def client_app(silo_of: Callable[[Context], SecureSilo]) -> ClientApp:
     app.query("share")(later(lambda node, here, state, message: steps.share(state, _given(message, letters.KEYS))))
     app.query("mask")(later(_mask))
     app.query("reveal")(later(_reveal))
-
-    @app.evaluate()
-    @keeping_its_errors
-    def score(message: Message, context: Context) -> Message:
-        return scored(message, silo_of(context).silo)
 
     return app
 

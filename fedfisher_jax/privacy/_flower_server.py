@@ -50,13 +50,13 @@ class SecureFedFisher(FedFisher):
             options: of `FedFisher`.
 
         Raises:
-            ValueError: a rule that stacks payloads, regions, which have no identity, or a threshold that is no
-                majority.
+            ValueError: a rule that stacks payloads; regions or evaluation by nodes; a threshold that is no majority.
         """
         for part in exchanges(rule):
             require_adding(part)
-        if options.get("regions"):
-            raise ValueError("regions: got True, expected False: a region has no identity")
+        if options.get("regions") or options.get("fraction_evaluate"):
+            told = {name: options[name] for name in ("regions", "fraction_evaluate") if options.get(name)}
+            raise ValueError(f"options: got {told}, expected neither: regions have no identity, and scores are no sums")
         agreed_by("any", identities, threshold)
         super().__init__(rule, like, **options)
         self.identities, self.threshold, self.patience = identities, threshold, patience

@@ -134,7 +134,12 @@ def client_app(silo_of: Callable[[Context], Silo | Region]) -> ClientApp:
         node = silo_of(context)
         if isinstance(node, Region):
             raise ValueError("region: a node that answers for silos has no examples here to evaluate on")
-        return scored(message, node)
+        params = model_of(start_of(message, node.like))
+        found = evaluate(
+            node.training.apply, node.training.likelihood, params, jnp.asarray(node.x), jnp.asarray(node.y)
+        )
+        metrics = MetricRecord({"num-examples": len(node.x), **as_numbers(found)})
+        return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
 
     return app
 
@@ -161,14 +166,6 @@ def answered(message: Message, data: bytes, numbers: dict[str, int]) -> Message:
     carried = ArrayRecord({"payload": Array("uint8", (len(data),), STYPE, data)})
     metrics = MetricRecord({**numbers, "bits": 8 * len(data)})
     return Message(content=RecordDict({"arrays": carried, "metrics": metrics}), reply_to=message)
-
-
-def scored(message: Message, node: Silo) -> Message:
-    """Answer with scores on the node's examples."""
-    params = model_of(start_of(message, node.like))
-    found = evaluate(node.training.apply, node.training.likelihood, params, jnp.asarray(node.x), jnp.asarray(node.y))
-    metrics = MetricRecord({"num-examples": len(node.x), **as_numbers(found)})
-    return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
 
 
 def _trained(node: Silo, start: PyTree, number: int) -> bytes:
