@@ -33,7 +33,7 @@ test-newest: .venv/newest/installed
 	XLA_FLAGS= .venv/newest/bin/$(PYTEST) $(TESTS)
 
 test-flower: .venv/flower/installed
-	.venv/flower/bin/python -m pytest tests/test_flower.py tests/test_flower_live.py
+	.venv/flower/bin/python -m pytest tests/test_flower*.py
 
 test-torch: .venv/torch/installed
 	.venv/torch/bin/python -m pytest tests/checkpoints tests/test_house.py "tests/test_readme.py::test_the_code_of_a_page_runs[checkpoints.md]"

@@ -218,6 +218,24 @@ def test_a_node_killed_in_each_round_on_loopback_stops_none(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_secure_sum_on_loopback_is_that_of_those_who_stayed(tmp_path):
+    """Two rounds of three nodes, of which node 2 is lost after it sealed its shares: its mask is taken out again."""
+    folders = {number: tmp_path / f"silo{number}" for number in range(3)}
+    for folder in folders.values():
+        folder.mkdir()
+    own = {number: f'folder="{folder}"' for number, folder in folders.items()}
+    own[2] += ' fails-in="mask"'
+    with federation(tmp_path, 3, code=hostile, node_config=own) as (run, _):
+        assert run(rounds=2, timeout=300.0, wait=60.0, secure="true").wait(timeout=900) == 0
+        require_rounds(tmp_path, [[0, 1]] * 2)
+        left_out = json.loads((tmp_path / "left_out.json").read_text())
+        assert all("its app" in why and why.endswith("(mask)") for one in left_out.values() for why in one.values())
+        assert [len(one) for one in left_out.values()] == [1, 1]
+    assert [len(list(folder.glob("*.state"))) for folder in folders.values()] == [2, 2, 2]
+    assert [len(list(folder.glob("*.safetensors"))) for folder in folders.values()] == [0, 0, 2]  # kept until revealed
+
+
+@pytest.mark.slow
 def test_flowers_simulation_makes_the_model_of_memory(tmp_path):
     pytest.importorskip("ray", reason="Flower's simulation needs pip install 'flwr[simulation]'")
     size = ["--federation-config", f"num-supernodes={NODES} client-resources-num-cpus=1"]

@@ -20,8 +20,9 @@ ORDER = (
 )  # fmt: skip
 ROOMS = [name for name in ORDER if not name.startswith("_")]
 HERE = [name for name in ROOMS if name != "torch" or importlib.util.find_spec("torchax")]  # can be imported
+FLOWERS = ("flower", "_flower_node", "_flower_server")
 OPTIONAL = {  # modules, or rooms, and what they need
-    **dict.fromkeys((f"fedfisher_jax.silos.{name}" for name in ("flower", "_flower_node", "_flower_server")), "flwr"),
+    **dict.fromkeys((f"fedfisher_jax.{room}.{name}" for room in ("silos", "privacy") for name in FLOWERS), "flwr"),
     "fedfisher_jax.torch": "torchax",
 }
 

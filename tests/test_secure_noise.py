@@ -16,13 +16,13 @@ from test_secure_mail import SILOS, STAYED, command, documented, exchange, folde
 
 from fedfisher_jax import payload  # noqa: E402
 from fedfisher_jax.cli import _secure_server as server  # noqa: E402
-from fedfisher_jax.cli import _secure_silo as silo  # noqa: E402
 from fedfisher_jax.merge import _heads as heads  # noqa: E402
 from fedfisher_jax.merge._one_by_one import merge_sums  # noqa: E402
 from fedfisher_jax.payload import PayloadError  # noqa: E402
 from fedfisher_jax.payload import _files_of_a_merge as files_of  # noqa: E402
 from fedfisher_jax.privacy import _integer_noise as integer_noise  # noqa: E402
 from fedfisher_jax.privacy import _secure_letters as letters  # noqa: E402
+from fedfisher_jax.privacy import _secure_steps as steps  # noqa: E402
 from fedfisher_jax.privacy import example_noise  # noqa: E402
 from fedfisher_jax.silos import _model_file as model_file  # noqa: E402
 
@@ -54,7 +54,7 @@ def summed(tmp_path_factory):
         (root / str(number) / f"p{number}.safetensors").write_bytes(own)
     seeds = iter(range(100))
     with pytest.MonkeyPatch.context() as patch:  # of the noise alone; keys and masks are random
-        patch.setattr(silo, "os", SimpleNamespace(urandom=lambda size: bytes([next(seeds)]) * size))
+        patch.setattr(steps, "os", SimpleNamespace(urandom=lambda size: bytes([next(seeds)]) * size))
         return root, exchange(root, patch, "heart, first sum")[1]
 
 

@@ -63,7 +63,7 @@ def run(seed: int, clients: int, alpha: float, epochs: int, how: str) -> dict[st
     found, network, key = ff.data.load("digits"), network_of(), run_keys(seed)
     parts = ff.data.split("dirichlet-client", found.train_y, clients, seed=seed, alpha=alpha)
     who = ff.cohort(jnp.asarray(found.train_x), jnp.asarray(found.train_y), parts, length=len(found.train_y))
-    start, training = jax.jit(network.init)(key.init), training_of(how, np.asarray(who.sizes), epochs)
+    start, training = jax.jit(network.init)(key.init), training_of(how, np.asarray(who.sizes).tolist(), epochs)
     seconds = []
     for _ in range(6 if clients == 1 else 1):
         begun = time.perf_counter()

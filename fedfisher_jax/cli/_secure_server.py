@@ -1,7 +1,6 @@
 """The server's step of `fedfisher secure`: it unmasks the sum of those who stayed, and merges that."""
 
 import hashlib
-import math
 from typing import Any
 
 import jax
@@ -10,24 +9,17 @@ import numpy as np
 
 from .. import _files, report
 from ..curvature import capture
-from ..curvature.structures._moments import NoisyMoments
-from ..merge._exact_sums import Sums
-from ..merge._one_by_one import contribution_shape, merge_sums
-from ..payload import Header, Limits, PayloadError, leaves
+from ..merge._one_by_one import merge_sums
+from ..payload import Limits, PayloadError, leaves
 from ..payload import _files_of_a_merge as files_of
-from ..payload import _region as region
-from ..privacy import _fixed_point as fixed_point
-from ..privacy import _integer_noise as integer_noise
 from ..privacy import _secure_letters as letters
-from ..privacy._example_promise import Promise, spent
 from ..privacy._one_story import fingerprint, story
 from ..privacy._secure_letters import Letter, by_silo
-from ..privacy._secure_merge import resolution, shaped
-from ..privacy._secure_server import unmask
+from ..privacy._secure_steps import require_alike
+from ..privacy._secure_total import Terms, total_of
 from ..silos import _model_file as model_file
 from ._gather import paths_of, rule_for
 from ._secure import SumSettings
-from ._secure_silo import require_alike
 
 
 def merge(settings: SumSettings) -> dict[str, Any]:
@@ -36,7 +28,8 @@ def merge(settings: SumSettings) -> dict[str, Any]:
     for path in (settings.out, described):
         _files.require_file(path, [settings.start, *paths])
     sorted_ = _sorted([letters.read(path) for path in paths])
-    keys = {n: one.announced.keys for n, one in sorted_[letters.KEYS].items() if one.announced is not None}
+    announced = {n: one.announced for n, one in sorted_[letters.KEYS].items() if one.announced is not None}
+    keys = {n: one.keys for n, one in announced.items()}
     name, agreed = (first := next(iter(sorted_[letters.KEYS].values()))).name, first.settings
     masked = {n: one.words for n, one in sorted_[letters.MASKED].items() if one.words is not None}
     revealed = {n: one.revealed for n, one in sorted_[letters.REVEALED].items() if one.revealed is not None}
@@ -51,26 +44,14 @@ def merge(settings: SumSettings) -> dict[str, Any]:
     start = model_file.read(settings.start, settings.model)
     example = jax.ShapeDtypeStruct((1, *start.kind.input_shape), jnp.float32)
     captured = capture(start.network.apply, start.params, example)
-    announced = [one.announced for one in sorted_[letters.KEYS].values() if one.announced is not None]
     require_alike(sorted_[letters.KEYS])
     terms = {"layers": captured.layers, "limits": Limits(), "file": first.path, "start": start.fingerprint}
-    header = files_of.checked(announced[0].template, 0, start.params, **terms)
+    header = files_of.checked(next(iter(announced.values())).template, 0, start.params, **terms)
     if ":" in header.about.rule:
         raise PayloadError(f"{first.path}: rule: got {header.about.rule[:80]!r}, expected a name of fedfisher list")
     rule = rule_for(start, captured, header.about.rule, header.about.kind)
-    sent = region.payload_shape(header, start.params)._replace(kind=None)
-    shape = contribution_shape(rule, sent, start.sent)
-    said = [one.scales for one in announced]
-    bits, owed = resolution(said, len(keys), shape), integer_noise.owed(header)
-    share = None if owed is None else integer_noise.share_of(owed, said, len(keys), shape)
-    if {len(words) for words in masked.values()} != {len(bits)}:
-        raise PayloadError(f"files: masked numbers are not as many as {rule.name} adds, {len(bits)}")
-    summed = fixed_point.decode(unmask(agreed, keys, masked, revealed), bits)
-    summed = shaped(summed, shape)
-    if share is not None:
-        summed, shape = (integer_noise.told(tree, share, len(masked)) for tree in (summed, shape))
-    sums, examples = _sums(summed, shape, header)
-    merged = merge_sums(rule, sums, shape, None, start.sent)
+    summed = total_of(Terms(rule, header, start.params, start.sent), agreed, announced, masked, revealed)
+    merged = merge_sums(rule, summed.sums, summed.shape, None, start.sent)
     for leaf, value in zip(leaves(merged.params), jax.tree.leaves(merged.params), strict=True):
         if not np.isfinite(np.asarray(value)).all():
             raise ValueError(f"rule: the merged model is not finite at {leaf.path}")
@@ -86,10 +67,10 @@ def merge(settings: SumSettings) -> dict[str, Any]:
         "revealed": sorted(revealed),
         "threshold": agreed.threshold,
         "fingerprint": fingerprint(agreed, keys),
-        "examples": None if examples is None else int(examples),
-        "largest_step": float(np.ldexp(1.0, -int(bits.min()))),
-        "every_example": None if owed is None else _kept(owed, summed["moments"], len(masked)),
-        "privacy": {str(n): one.template["privacy"] for n, one in zip(keys, announced, strict=True)},
+        "examples": None if summed.examples is None else int(summed.examples),
+        "largest_step": summed.largest_step,
+        "every_example": summed.every_example,
+        "privacy": {str(n): one.template["privacy"] for n, one in announced.items()},
         "diagnostics": merged.diagnostics,
         "versions": report.versions(),
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -113,29 +94,3 @@ def _require_one_story(found: dict[str, dict[int, Letter]], told: bytes) -> None
         for letter in found[kind].values():
             if letter.story != told:
                 raise PayloadError(f"{letter.path}: its silo was shown other keys than are here")
-
-
-def _kept(owed: Promise, moments: NoisyMoments, silos: int) -> dict[str, Any]:
-    """What is promised about every example in the sum, and the noise that is in it."""
-    multiplier = owed.noise_multiplier * math.sqrt(silos / owed.sharers)
-    stds = np.sqrt(moments.variances)
-    return {
-        **{name: getattr(owed, name) for name in ("epsilon", "delta", "releases", "unit", "sharers")},
-        "silos_with_noise": silos,
-        "epsilon_if_all_keep_theirs": spent([multiplier] * owed.releases, owed.delta),
-        "noise": {name: float(std) for name, std in zip(integer_noise.NAMES, stds, strict=True)},
-    }
-
-
-def _sums(summed: Any, shape: Any, header: Header) -> tuple[Sums, float | None]:
-    """The sum that a region of these silos would hold, checked as that is, and the examples of all where it tells."""
-    arrays = {}
-    for name, leaf in region.named_leaves(summed):
-        arrays |= {f"high/{name}": leaf, f"low/{name}": np.zeros(leaf.shape)}
-    examples = float(arrays["high/weight"]) if "high/weight" in arrays else None
-    if examples is not None and not (examples >= 1 and examples == int(examples)):
-        raise ValueError(f"sum: got {examples} examples, expected a whole number")
-    try:
-        return region.sums_of(arrays, shape, header, int(examples or 0)), examples
-    except np.linalg.LinAlgError as error:
-        raise ValueError(f"sum: {error}") from error

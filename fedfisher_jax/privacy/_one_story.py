@@ -56,7 +56,7 @@ def require_keys(settings: Round, keys: Mapping[int, MaskingKeys]) -> None:
         if not sized:
             raise ValueError(f"keys: client {number} sent none, expected four of {KEY_BYTES} bytes")
         if settings.identities:
-            _require_signed(settings, number, key)
+            require_signed(settings, number, key)
     if len(keys) < settings.threshold:
         raise RoundVoid(f"round: {len(keys)} clients sent keys, the threshold is {settings.threshold}")
     if len({part for key in keys.values() for part in key.parts[:3]}) != 3 * len(keys):
@@ -99,7 +99,7 @@ def fingerprint(settings: Round, keys: Mapping[int, MaskingKeys]) -> str:
     return " ".join(text[place : place + 4] for place in range(0, len(text), 4))
 
 
-def _require_signed(settings: Round, number: int, key: MaskingKeys) -> None:
+def require_signed(settings: Round, number: int, key: MaskingKeys) -> None:
     try:
         public = Ed25519PublicKey.from_public_bytes(settings.identities[number - 1])
         public.verify(key.signature, _statement(settings, number, key))

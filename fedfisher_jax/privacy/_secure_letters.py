@@ -3,6 +3,7 @@
 A letter is trusted no more than a message: its form is checked here, what it says by the protocol.
 """
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from ._agreement import MaskingKeys, Round
 from ._fixed_point import ZERO
 from ._secure_client import Revealed
 
-FORMAT = 1
+FORMAT = 2
 KEYS, SHARES, MASKED, REVEALED = (
     f"secure sum: {what}" for what in ("keys", "sealed shares", "masked numbers", "shares")
 )
@@ -68,6 +69,11 @@ def round_of(name: str, clients: int, threshold: int | None = None) -> Round:
     return Round(clients, wanted, hashlib.sha256(b"fedfisher secure sum round" + name.encode()).digest())
 
 
+def agreed_by(name: str, identities: tuple[bytes, ...], threshold: int | None) -> Round:
+    """Make what silos that know each other's public keys agree on; these number the silos."""
+    return dataclasses.replace(round_of(name, len(identities), threshold), identities=identities)
+
+
 def digest_of(template: Mapping[str, Any], scales: list[int]) -> bytes:
     """Compute the 32 bytes that stand for what a silo announces; its keys, and so the fingerprint, have them."""
     return hashlib.sha256(container._canonical({"template": template, "scales": scales}).encode()).digest()
@@ -79,12 +85,18 @@ def write(path: str | os.PathLike[str], letter: Letter) -> None:
     Raises:
         ValueError: a folder that cannot be written to.
     """
+    container.write_bytes(path, dumps(letter))
+
+
+def dumps(letter: Letter) -> bytes:
+    """Write a letter's bytes."""
     body: dict[str, Any] = {}
     if letter.announced is not None:
         body |= {
             "keys": [part.hex() for part in letter.announced.keys[:3]],
             "template": letter.announced.template,
             "scales": letter.announced.scales,
+            "signature": letter.announced.keys.signature.hex(),
         }
     else:
         body["story"] = letter.story.hex()
@@ -99,21 +111,27 @@ def write(path: str | os.PathLike[str], letter: Letter) -> None:
     settings = {"round": letter.name, "silos": letter.settings.clients, "threshold": letter.settings.threshold}
     header = {"format": FORMAT, "holds": letter.holds, "library": __version__, "silo": letter.silo, **settings, **body}
     words = {} if letter.words is None else {"masked": letter.words.astype("<u8").view(np.uint8)}
-    container.write_bytes(path, container.pack(header, words))
+    return container.pack(header, words)
 
 
 def read(path: str | os.PathLike[str], holds: str | None = None, limits: Limits = Limits()) -> Letter:
-    """Read a letter.
+    """Read a letter's file, as `loads` reads its bytes."""
+    return loads(container.read_bytes(path, limits), str(path), holds, limits)
+
+
+def loads(data: bytes, path: str, holds: str | None = None, limits: Limits = Limits()) -> Letter:
+    """Read a letter's bytes.
 
     Args:
-        path: the file.
+        data: the bytes.
+        path: what messages call it.
         holds: the kind of letter that is expected; any where it is None.
         limits: caps on what is read.
 
     Raises:
         PayloadError: it is refused, with the reason.
     """
-    raw, arrays = container.unpack(container.read_bytes(path, limits), limits, str(path))
+    raw, arrays = container.unpack(data, limits, path)
     kind = raw.get("holds")
     if kind not in BODIES or (holds is not None and kind != holds):
         said = f"expected {holds or 'a letter of a secure sum'}"
@@ -125,7 +143,7 @@ def read(path: str | os.PathLike[str], holds: str | None = None, limits: Limits 
         if not isinstance(raw["round"], str):
             raise ValueError("round: expected a text")
         sizes = [_number(raw, key) for key in ("silos", "threshold", "silo")]
-        letter = Letter(str(path), kind, raw["round"], round_of(raw["round"], *sizes[:2]), sizes[2])
+        letter = Letter(path, kind, raw["round"], round_of(raw["round"], *sizes[:2]), sizes[2])
         if not 1 <= letter.silo <= letter.settings.clients:
             raise ValueError(f"silo: got {letter.silo}, expected 1 to {letter.settings.clients}")
         return _body(letter, raw, arrays)
@@ -134,7 +152,7 @@ def read(path: str | os.PathLike[str], holds: str | None = None, limits: Limits 
 
 
 BODIES = {
-    KEYS: ("keys", "template", "scales"),
+    KEYS: ("keys", "template", "scales", "signature"),
     SHARES: ("story", "sealed"),
     MASKED: ("story",),
     REVEALED: ("story", "stayed", "seeds", "maskings"),
@@ -148,7 +166,7 @@ def _body(letter: Letter, raw: dict[str, Any], arrays: Mapping[str, np.ndarray])
         if not whole or not isinstance(keys, list) or len(keys) != 3 or not isinstance(template, dict):
             raise ValueError("keys, scales, template: expected three keys, exponents of numbers, and an object")
         masking, channel, seed = (unhexed(key) for key in keys)
-        said = MaskingKeys(masking, channel, seed, announced=digest_of(template, scales))
+        said = MaskingKeys(masking, channel, seed, unhexed(raw["signature"]), digest_of(template, scales))
         return letter._replace(announced=Announced(said, template, scales))
     letter = letter._replace(story=unhexed(raw["story"]))
     if letter.holds == SHARES:
@@ -174,7 +192,7 @@ def by_silo(letters: list[Letter], first: Letter | None = None) -> dict[int, Let
     found: dict[int, Letter] = {}
     for letter in letters:
         like = first or letters[0]
-        if (letter.name, letter.settings) != (like.name, like.settings):
+        if (letter.name, letter.settings) != (like.name, dataclasses.replace(like.settings, identities=())):
             raise PayloadError(f"{letter.path}: of the round {letter.name!r}, {like.path} is of {like.name!r}")
         if letter.silo in found:
             raise PayloadError(f"{letter.path}: of silo {letter.silo}, as is {found[letter.silo].path}")

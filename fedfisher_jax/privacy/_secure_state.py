@@ -5,6 +5,7 @@ before. It must not be copied, or restored from a backup: from two states a silo
 commands at once in a state's folder one is refused (`_files.only_writer`).
 """
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from ..payload import _container as container
 from ._agreement import MaskingKeys, Round, Secrets
 from ._secure_letters import hexed, round_of, unhexed
 
-FORMAT, HOLDS = 2, "secure sum: a silo's secrets, for nobody else"
+FORMAT, HOLDS = 3, "secure sum: a silo's secrets, for nobody else"
 
 
 class State(NamedTuple):
@@ -52,6 +53,7 @@ def save(path: str | os.PathLike[str], state: State) -> None:
         "round": state.name,
         "silos": state.settings.clients,
         "threshold": state.settings.threshold,
+        "identities": [one.hex() for one in state.settings.identities],
         "silo": secrets.number,
         "masking": secrets.masking.private_bytes_raw().hex(),
         "channel": secrets.channel.private_bytes_raw().hex(),
@@ -59,7 +61,7 @@ def save(path: str | os.PathLike[str], state: State) -> None:
         "noise": state.noise.hex(),
         "announced": secrets.announced.hex(),
         "answered": {question: answered[question](told) for question, told in secrets.answered.items()},
-        "keys": {str(number): [part.hex() for part in keys.parts] for number, keys in state.keys.items()},
+        "keys": {str(n): [part.hex() for part in (*keys.parts, keys.signature)] for n, keys in state.keys.items()},
         "scales": {str(number): scales for number, scales in state.scales.items()},
         "sealed": hexed(state.sealed),
         "inbox": hexed(state.inbox),
@@ -95,11 +97,12 @@ def load(path: str | os.PathLike[str]) -> State:
     )
     keys = {}
     for number, parts in raw["keys"].items():
-        masking, channel, seed, announced = map(unhexed, parts)
-        keys[int(number)] = MaskingKeys(masking, channel, seed, announced=announced)
+        masking, channel, seed, announced, signature = map(unhexed, parts)
+        keys[int(number)] = MaskingKeys(masking, channel, seed, signature, announced)
+    settings = round_of(raw["round"], raw["silos"], raw["threshold"])
     return State(
         raw["round"],
-        round_of(raw["round"], raw["silos"], raw["threshold"]),
+        dataclasses.replace(settings, identities=tuple(map(unhexed, raw["identities"]))),
         secrets,
         keys,
         {int(number): scales for number, scales in raw["scales"].items()},

@@ -21,7 +21,7 @@ from flwr.clientapp import ClientApp  # pyright: ignore[reportMissingImports]
 from .. import payload
 from .._metrics import as_numbers, evaluate
 from ..federate import LocalTraining, RunKeys, run_keys
-from ..merge import Rule, exchanges
+from ..merge import Payload, Rule, exchanges
 from ..merge._sent import model_of, sent_like
 from ._silo import silo_cohort, train_and_measure
 
@@ -121,26 +121,20 @@ def client_app(silo_of: Callable[[Context], Silo | Region]) -> ClientApp:
     app = ClientApp()
 
     @app.train()
-    @_keeping_its_errors
+    @keeping_its_errors
     def train(message: Message, context: Context) -> Message:
         node = silo_of(context)
-        start = from_record(message.content.array_records["arrays"], node.like)
-        number = message.content.config_records["config"]["server-round"]
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"config: server-round: got {number!r}, expected a number from 1")
+        start, number = start_of(message, node.like), round_of(message)
         data = node.folded(start, number) if isinstance(node, Region) else _trained(node, start, number)
-        carried = ArrayRecord({"payload": Array("uint8", (len(data),), STYPE, data)})
-        numbers = {} if isinstance(node, Region) else {"num-examples": len(node.x)}
-        metrics = MetricRecord({**numbers, "bits": 8 * len(data)})
-        return Message(content=RecordDict({"arrays": carried, "metrics": metrics}), reply_to=message)
+        return answered(message, data, {} if isinstance(node, Region) else {"num-examples": len(node.x)})
 
     @app.evaluate()
-    @_keeping_its_errors
+    @keeping_its_errors
     def score(message: Message, context: Context) -> Message:
         node = silo_of(context)
         if isinstance(node, Region):
             raise ValueError("region: a node that answers for silos has no examples here to evaluate on")
-        params = model_of(from_record(message.content.array_records["arrays"], node.like))
+        params = model_of(start_of(message, node.like))
         found = evaluate(
             node.training.apply, node.training.likelihood, params, jnp.asarray(node.x), jnp.asarray(node.y)
         )
@@ -150,13 +144,48 @@ def client_app(silo_of: Callable[[Context], Silo | Region]) -> ClientApp:
     return app
 
 
+def start_of(message: Message, like: PyTree) -> PyTree:
+    """Read what a message asks to train from, as `from_record` does."""
+    return from_record(message.content.array_records["arrays"], like)
+
+
+def round_of(message: Message) -> int:
+    """Read Flower's round of a message.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = message.content.config_records["config"]["server-round"]
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"config: server-round: got {number!r}, expected a number from 1")
+    return number
+
+
+def answered(message: Message, data: bytes, numbers: dict[str, int]) -> Message:
+    """Answer with the bytes of a payload, or of whatever the server reads in its place."""
+    carried = ArrayRecord({"payload": Array("uint8", (len(data),), STYPE, data)})
+    metrics = MetricRecord({**numbers, "bits": 8 * len(data)})
+    return Message(content=RecordDict({"arrays": carried, "metrics": metrics}), reply_to=message)
+
+
 def _trained(node: Silo, start: PyTree, number: int) -> bytes:
     """The payload file of a silo that trains and measures in Flower's round `number`."""
     rule, first = exchange_of(node.rule, number)
+    sent = trained(node, rule, start, number, first)
+    about = about_of(node, rule, start, sent)
+    return payload.dumps(sent, about, None if node.plan is None else node.plan(sent, about))
+
+
+def trained(node: Silo, rule: Rule, start: PyTree, number: int, first: bool) -> Payload:
+    """Train, if this exchange is the first of its rule, and measure."""
     mine = silo_cohort(node.x, node.y, node.number, node.training.batch_size)
     training = node.training if first and rule.trains else None
-    sent = train_and_measure(training, rule, start, mine, round_keys(node.seed, number))
-    about = payload.About(
+    return train_and_measure(training, rule, start, mine, round_keys(node.seed, number))
+
+
+def about_of(node: Silo, rule: Rule, start: PyTree, sent: Payload) -> payload.About:
+    """Write what a payload file of this node says of itself."""
+    return payload.About(
         rule=rule.name,
         likelihood=node.training.likelihood.name,
         start=payload.fingerprint(start),
@@ -164,10 +193,9 @@ def _trained(node: Silo, start: PyTree, number: int) -> bytes:
         silo=node.number,
         compression="none" if node.plan is None else "planned",
     )
-    return payload.dumps(sent, about, None if node.plan is None else node.plan(sent, about))
 
 
-def _keeping_its_errors(answer: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:
+def keeping_its_errors(answer: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:
     """Log what fails here, at the node; the server is told the error's class alone, no paths and no values."""
 
     @functools.wraps(answer)

@@ -4,7 +4,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from ..merge import Rule
 from ..merge._sent import model_of
 from ..payload import Limits, PayloadError
 from ._flower_node import STYPE, exchange_of, from_record, to_record
-from ._merge_replies import merge_replies
+from ._merge_replies import Outcome, merge_replies
 
 PyTree = Any
 LOG = logging.getLogger("flwr")
@@ -101,20 +101,8 @@ class FedFisher(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Merge the payloads of those who answered with a sound one; without a quorum the model stays as it was."""
-        rule, _ = exchange_of(self.rule, server_round)
-        asked = {metadata.message_id: metadata.dst_node_id for metadata in self.asked}
-        left_out = {node: f"node {node}: no answer in time" for node in asked.values()}
-        sent: dict[int, bytes] = {}
-        for reply in replies:
-            node = asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)  # the server may answer
-            left_out.pop(node, None)  # for a node that is gone
-            try:
-                sent[node] = _payload_of(reply)
-            except Exception as error:  # whatever it is that a node sent
-                words = str(error) if isinstance(error, PayloadError) else f"no message ({type(error).__name__})"
-                left_out[node] = f"node {node}: {words}"
-        how = {"layers": self.layers, "limits": self.limits, "quorum": self.quorum, "regions": self.regions}
-        merged, headers, refused = merge_replies(rule, self.start_of_round, sent, **how)
+        sent, left_out = sent_of(self.asked, replies)
+        (merged, headers, refused), bits = self.merge_sent(server_round, sent)
         self.left_out[server_round] = left_out | refused
         for reason in self.left_out[server_round].values():
             LOG.warning("round %s: left out %s", server_round, reason)
@@ -122,14 +110,20 @@ class FedFisher(FedAvg):
             LOG.warning("round %s: fewer payloads than %s can be merged: no merge", server_round, self.quorum)
             return None, None
         self.diagnostics[server_round] = merged.diagnostics
-        silos, bits = sum(map(len, headers.values())), sum(8 * len(sent[node]) for node in headers)
-        metrics = MetricRecord({"payloads": silos, "bits": bits})
+        metrics = MetricRecord({"payloads": sum(map(len, headers.values())), "bits": bits})
         for name, value in merged.diagnostics.items():
             if jnp.ndim(value) == 0:
                 metrics[name] = float(value)
         if self.done is not None:
             self.done(server_round, model_of(merged.params))
         return to_record(merged.params), metrics
+
+    def merge_sent(self, server_round: int, sent: Mapping[int, bytes]) -> tuple[Outcome, int]:
+        """Merge what nodes sent, by node; with the bits of what was merged."""
+        rule, _ = exchange_of(self.rule, server_round)
+        how = {"layers": self.layers, "limits": self.limits, "quorum": self.quorum, "regions": self.regions}
+        outcome = merge_replies(rule, self.start_of_round, sent, **how)
+        return outcome, sum(8 * len(sent[node]) for node in outcome.headers)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """As in FedAvg, of the nodes whose scores are finite numbers of the usual names."""
@@ -169,6 +163,22 @@ class FedFisher(FedAvg):
         content.config_records["config"]["server-round"] = server_round
         chosen = random.sample(there, min(len(there), max(int(len(there) * fraction), least)))
         return [Message(content=content, message_type=kind, dst_node_id=node) for node in chosen]
+
+
+def sent_of(messages: Iterable[Metadata], replies: Iterable[Message]) -> tuple[dict[int, bytes], dict[int, str]]:
+    """Find what each node that was asked sent, by node, and why nothing came of the others."""
+    asked = {metadata.message_id: metadata.dst_node_id for metadata in messages}
+    left_out = {node: f"node {node}: no answer in time" for node in asked.values()}
+    sent: dict[int, bytes] = {}
+    for reply in replies:
+        node = asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)  # the server may answer
+        left_out.pop(node, None)  # for a node that is gone
+        try:
+            sent[node] = _payload_of(reply)
+        except Exception as error:  # whatever it is that a node sent
+            words = str(error) if isinstance(error, PayloadError) else f"no message ({type(error).__name__})"
+            left_out[node] = f"node {node}: {words}"
+    return sent, left_out
 
 
 def _payload_of(reply: Message) -> bytes:

@@ -1,9 +1,16 @@
 """The privacy experiment, at a size of seconds."""
 
+import dataclasses
+import importlib
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fedfisher_jax as ff
+
 pytest.importorskip("cryptography", reason="secure sums need pip install 'fedfisher-jax[privacy]'")
+from fedfisher_jax.privacy import dp_training  # noqa: E402
 
 
 @pytest.mark.slow
@@ -67,8 +74,57 @@ def test_heads_with_privacy_of_every_example(script):
     assert plain > 0.9 > found["plain", "local, 100 silos", 0.5]["accuracy"]
     assert plain - 0.1 < found["whitened", "distributed", 8.0]["accuracy"]
     assert found["whitened", "distributed", 8.0]["accuracy"] > found["whitened", "distributed", 0.5]["accuracy"]
+    mailed, central = (found["plain", trust, 8.0]["accuracy"] for trust in ("by mail, 5 sharers", "distributed"))
+    assert abs(mailed - central) < 0.05 and mailed > found["plain", "by mail, 5 sharers", 0.5]["accuracy"]
     assert set(summary["points_lost_digits_usual"]) >= {"whitened, distributed", "plain, local, 5 silos"}
     assert f"{100 * plain:.1f}" in table
+
+
+@pytest.mark.slow
+def test_private_training_over_rounds(script, monkeypatch):
+    """Settings are chosen without the test examples; the noise is what dp-accounting says of all rounds together."""
+    import dp_accounting as dp
+    from dp_accounting import rdp
+
+    rounds = importlib.import_module("experiments.privacy.rounds")
+    monkeypatch.setattr(rounds, "HOW", {"rounds": (5, ((10, 3),))})
+    monkeypatch.setattr(rounds, "CLIPS", (0.3,))
+    monkeypatch.setattr(rounds, "RATES", (1e-4, 0.3))
+    table, summary, (choice, line) = script("privacy.rounds", "--quick", figure=False)
+    assert choice["result"]["rate"] == line["settings"]["rate"] == 0.3 and choice["settings"]["tuning"] == [1000]
+    assert line["result"]["accuracy"] > 0.7 and summary["rounds, epsilon 8"] == line["result"]["accuracy"]
+    assert f"| {100 * line['result']['accuracy']:.1f} |" in table
+    step = dp.PoissonSampledDpEvent(64 / 200, dp.GaussianDpEvent(rounds.noise_for(8.0, (200,), 4, 1)))
+    spent = rdp.RdpAccountant().compose(dp.SelfComposedDpEvent(step, 4 * 4)).get_epsilon(0.9 * 1e-5 / (1 + np.exp(4)))
+    assert 3.9 < spent < 4.01  # for an example that is added or removed: half of what is promised of a replaced one
+
+
+def test_what_attackers_send():
+    """Of three clients the first lies; the others' payloads stay as they are."""
+    robust = importlib.import_module("experiments.privacy.robust")
+    start, own = {"w": jnp.ones(2)}, jnp.asarray([[2.0, 0.0], [3.0, 3.0], [5.0, 1.0]])
+    honest = ff.Payload(jnp.asarray([4.0, 5.0, 6.0]), {"w": own}, ff.Diagonal({"w": own**2}))
+    flipped = honest._replace(params={"w": -own})
+    got = {attack: robust.lies(attack, honest, flipped, start, 1) for attack in robust.ATTACKS}
+    wanted = {"label flip": [-2.0, 0.0], "sign flip": [0.0, 2.0], "scaled update": [11.0, -9.0]}
+    for attack, first in wanted.items():
+        np.testing.assert_allclose(got[attack].params["w"], np.vstack([first, own[1:]]))
+    np.testing.assert_allclose(got["enormous Fisher"].statistics.values["w"], own**2 * np.array([[1e6], [1], [1]]))
+    np.testing.assert_allclose(got["10^12 examples"].weight, [1e12, 5, 6])
+    np.testing.assert_allclose(got["two names"].params["w"], np.vstack([own, own[:1]]))
+    assert got["none"] is honest and set(got) == {*wanted, "enormous Fisher", "10^12 examples", "two names", "none"}
+
+
+@pytest.mark.slow
+def test_private_training_keeps_its_promise_and_plain_training_has_none():
+    training = importlib.import_module("experiments.privacy.training")
+    sizes = [300, 200]
+    plain, private = training.training_of("plain", sizes, 2), training.training_of("epsilon 2", sizes, 2)
+    assert plain.private is None and dataclasses.replace(private, private=None) == plain
+    wanted = dp_training.promise(2.0, 1e-5, [200, 300], batch_size=64, epochs=2, clip_gradients=1.0)
+    assert private.private == wanted.private and wanted.noise_multiplier > 1
+    found = training.run(0, 5, 10.0, 2, "epsilon 8")
+    assert 0 < found["accuracy"] < 1 and found["seconds"] is None and found["noise"] > 0.5
 
 
 @pytest.mark.slow

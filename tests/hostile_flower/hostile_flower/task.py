@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import optax
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import fedfisher_jax as ff
 from fedfisher_jax.federate import run_keys
@@ -11,6 +12,10 @@ NETWORK, LIKELIHOOD = ff.models.build("mlp", (6,), 3, hidden=(3,)), ff.categoric
 START = NETWORK.init(run_keys(4).init)
 RULE = ff.fedfisher(NETWORK.apply, LIKELIHOOD, structure="diagonal")
 TRAINING = ff.LocalTraining(NETWORK.apply, LIKELIHOOD, optax.sgd(0.1), 1, 8)
+
+# Of secure sums; a real silo draws its key and keeps it.
+IDENTITIES = [Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2, 3)]
+PUBLIC, THRESHOLD = tuple(one.public_key().public_bytes_raw() for one in IDENTITIES), 2
 
 
 def examples_of(number):
