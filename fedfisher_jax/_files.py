@@ -141,7 +141,14 @@ def content(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def require_same_run(folder: Path, identity: Mapping[str, str], *, write: bool = True, remedy: str = "") -> None:
+def require_same_run(
+    folder: Path,
+    identity: Mapping[str, str],
+    *,
+    write: bool = True,
+    remedy: str = "",
+    defaults: Mapping[str, str] | None = None,
+) -> None:
     """Note what makes a folder's content, or refuse a folder of something else.
 
     A folder that was begun before this was noted is taken.
@@ -151,6 +158,7 @@ def require_same_run(folder: Path, identity: Mapping[str, str], *, write: bool =
         identity: settings and fingerprints by name, as texts.
         write: whether to note it; False only looks.
         remedy: what a person may do instead, for the message.
+        defaults: what settings were where the note does not name them, since they are younger than it.
 
     Raises:
         ValueError: it is another run's; what differs is named.
@@ -158,7 +166,7 @@ def require_same_run(folder: Path, identity: Mapping[str, str], *, write: bool =
     said = folder / MADE_BY
     if said.exists():
         try:
-            theirs = dict(json.loads(said.read_bytes()))
+            theirs = dict(defaults or {}) | dict(json.loads(said.read_bytes()))
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"folder: {said} is damaged, expected an object of JSON; name another folder{remedy}"

@@ -91,6 +91,12 @@ def test_a_folder_knows_its_run(record, tmp_path, capsys):
         command(*mine, "--dataset", npz(tmp_path / "a.npz", train_y=(np.arange(20) // 2) % 2))
     assert "holds another run: data " in capsys.readouterr().err
     command(*mine, "--dataset", tmp_path / "a.npz", "--overwrite")
+    note = tmp_path / "own" / "run.json"
+    older = json.loads(note.read_text())
+    del older["examples"]  # a setting that came later had its default
+    note.write_text(json.dumps(older))
+    command(*mine, "--dataset", tmp_path / "a.npz")
+    assert "this run is finished" in capsys.readouterr().out
     (tmp_path / "own" / "run.json").unlink()
     with pytest.raises(SystemExit):
         command(*mine, "--dataset", tmp_path / "a.npz")

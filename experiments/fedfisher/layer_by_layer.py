@@ -18,7 +18,10 @@ from experiments.lib import common
 from fedfisher_jax import categorical, data, evaluate, examples, fisher
 from fedfisher_jax.curvature import Layer
 
-PIXELS = np.float32([255 * 0.1307, 255 * 0.3081])  # mean and spread that the authors' clients were trained with
+PIXELS = (
+    255 * np.float32(0.1307),
+    255 * np.float32(0.3081),
+)  # mean and spread in the authors' training
 RIDGE = 1e-6  # times the mean diagonal entry: pixels that are always black say nothing
 
 
@@ -69,7 +72,7 @@ def merged_layer(layer: Layer, moments: list[np.ndarray], models: list[Any], fac
     return layer.from_matrix(jnp.asarray(found, jnp.float32))
 
 
-def run(factor: float, own: bool, count: int) -> list[float]:
+def run(factor: float, own: bool, count: int) -> dict[str, float]:
     """Accuracies after each layer: by moments of the clients' own models, or of the model merged so far."""
     clients = range(authors_run.CLIENTS)
     models, rows = [authors_run.params(i) for i in clients], [authors_run.rows(i)[: count or None] for i in clients]
@@ -77,7 +80,7 @@ def run(factor: float, own: bool, count: int) -> list[float]:
     average = jax.tree.map(
         lambda *leaves: jnp.tensordot(jnp.asarray(shares, jnp.float32), jnp.stack(leaves), 1), *models
     )
-    merged, accuracies = jax.tree.leaves(average), []
+    merged, accuracies = jax.tree.leaves(average), {}
     for number, layer in enumerate(authors_run.captured().layers):
         sent = jax.tree.unflatten(jax.tree.structure(average), merged)
         moments = [
@@ -85,7 +88,8 @@ def run(factor: float, own: bool, count: int) -> list[float]:
         ]
         for leaf, value in merged_layer(layer, moments, models, factor).items():
             merged[leaf] = value
-        accuracies.append(accuracy(jax.tree.unflatten(jax.tree.structure(average), merged)))
+        name = authors_run.LAYERS[number]
+        accuracies[name] = accuracy(jax.tree.unflatten(jax.tree.structure(average), merged))
     return accuracies
 
 
@@ -97,8 +101,8 @@ def main() -> None:
     for record in common.run_all(settings.out, grid, run):
         who, found = record["settings"], record["result"]
         name = "RegMean, one exchange" if who["own"] else f"RegMean++, {len(found)} exchanges"
-        rows.append([name, f"{who['factor']:g}", *[f"{100 * a:.1f}" for a in found]])
-        summary[f"{name}, factor {who['factor']:g}"] = found[-1]
+        rows.append([name, f"{who['factor']:g}", *[f"{100 * a:.1f}" for a in found.values()]])
+        summary[f"{name}, factor {who['factor']:g}"] = found[authors_run.LAYERS[-1]]
     text = "Test accuracy in % when so many layers are merged and the others are averages, one run.\n\n"
     text += common.markdown_table(["", "factor", *authors_run.LAYERS], rows)
     common.report(settings.out, text, summary)

@@ -11,6 +11,7 @@ loses its mean in every channel, or its colour alone would tell.
 import dataclasses
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -99,7 +100,8 @@ def main() -> None:
         width = round(picture.width * HEIGHT / picture.height)
         images.append(np.asarray(picture.resize((width, HEIGHT)), np.float32) / 255)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(settings.out, **dataset(images, settings.train, settings.test, settings.seed))
+    arrays: dict[str, Any] = dataset(images, settings.train, settings.test, settings.seed)
+    np.savez_compressed(settings.out, **arrays)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,10 @@ def finished(settings: Any, dataset: data.Dataset, out: Path, first: bool) -> di
     arrays = dataset.train_x, dataset.train_y, dataset.test_x, dataset.test_y, dataset.groups
     given = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ELSEWHERE}
     identity = _files.plain(given) | {"data": _files.content(arrays)[:12]}
-    same = {name: json.dumps(value) for name, value in identity.items()}
-    _files.require_same_run(out, same, write=first, remedy=", or say --overwrite")
+    usual = {field.name: field.default for field in dataclasses.fields(settings) if field.name in given}
+    usual = {name: value for name, value in usual.items() if value is not dataclasses.MISSING}
+    same, defaults = ({name: json.dumps(_files.plain(v)) for name, v in many.items()} for many in (identity, usual))
+    _files.require_same_run(out, same, write=first, remedy=", or say --overwrite", defaults=defaults)
     if not result.exists():
         return None
     try:

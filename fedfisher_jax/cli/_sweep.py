@@ -100,15 +100,16 @@ def _line(column: str, cell: Any, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _caption(settings: Any, cells: list[tuple[str, Any]], summary: report.Summary) -> str:
-    one, seeds = cells[0][1], len(seeds_of(settings))
-    shared = {name: sorted({str(getattr(cell, name)) for _, cell in cells}) for name in ("dataset", "model", "rounds")}
-    data, model, rounds = (values[0] if len(values) == 1 else "several" for values in shared.values())
+    seeds, named = len(seeds_of(settings)), ("dataset", "model", "clients", "rounds")
+    shared = [sorted({str(getattr(cell, name)) for _, cell in cells}) for name in named]
+    data, model, clients, rounds = (values[0] if len(values) == 1 else "several" for values in shared)
     data = Path(data).name
+    who = "" if clients == "several" else f"{clients} clients, "  # the columns say how many
     how = "one shot" if rounds == "1" else f"{rounds} rounds"
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     paired = "; differences are paired by seed" if len(settings.rules) > 1 else ""
     last = f", mean of the last {settings.last}" if settings.last > 1 else ""
-    return f"{_capital(summary.measure.said)}, {data}, {model}, {one.clients} clients, {how}{last}: {spread}{paired}."
+    return f"{_capital(summary.measure.said)}, {data}, {model}, {who}{how}{last}: {spread}{paired}."
 
 
 def _capital(text: str) -> str:
