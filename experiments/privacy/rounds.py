@@ -1,10 +1,10 @@
 """Private training over rounds as a rival of private heads: accuracy against ε, one example replaced as heads promise.
 
-Digits and the MLP of `privacy.heads`. "one shot" and "rounds" are FedAvg of clients that train by DP-SGD, each with all
-of the noise, as nobody is trusted; ε is composed over all rounds. "a sum a step" is DP-SGD whose every step is a secure
-sum of all clients' clipped gradients with the noise divided among them: the computation of one client with everybody's
-examples, and hundreds of secure sums where a head needs one or two. Dirichlet splits have α = 10, which favours
-averages; heads do not depend on the split. DP-SGD's own promise is about an example that is added or removed; a
+The data and networks of `privacy.heads`. "one shot" and "rounds" are FedAvg of clients that train by DP-SGD, each with
+all of the noise, as nobody is trusted; ε is composed over all rounds. "a sum a step" is DP-SGD whose every step is a
+secure sum of all clients' clipped gradients with the noise divided among them: the computation of one client with
+everybody's examples, and hundreds of secure sums where a head needs one or two. Dirichlet splits have α = 10, which
+favours averages; heads do not depend on the split. DP-SGD's own promise is about an example that is added or removed; a
 replaced one is both, so it is kept for ε/2 and δ/(1 + e^(ε/2)). Rounds, local epochs, clip and learning rate are chosen
 for every method and ε, by accuracy on a fifth of the training examples, with two seeds that the table does not have;
 the choice itself is not paid for, which favours these rivals.
@@ -12,7 +12,7 @@ the choice itself is not paid for, which favours these rivals.
 
 import dataclasses
 import math
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -23,15 +23,15 @@ import optax
 
 import fedfisher_jax as ff
 from experiments.lib import common
+from experiments.privacy.heads import MODELS
 from fedfisher_jax.federate import run_keys
 from fedfisher_jax.federate._private import Private
 from fedfisher_jax.privacy import dp_training
 
 EPSILONS, DELTA, ALPHA, BATCH, PLACES = (0.5, 1.0, 2.0, 8.0), 1e-5, 10.0, 64, 160
 CLIPS, RATES, MOMENTUM = (0.1, 0.3), (0.03, 0.1, 0.3, 1.0), 0.9  # what steps depend on is mostly their product
-HOW: dict[
-    str, tuple[int, tuple[tuple[int, int], ...]]
-] = {  # method → (clients that train, schedules to choose from: rounds and local epochs)
+Schedules = tuple[tuple[int, int], ...]  # to choose from: rounds and local epochs
+HOW: dict[str, tuple[int, Schedules]] = {  # method → clients that train, schedules
     "one shot": (5, ((1, 3), (1, 10), (1, 30))),
     "rounds": (5, ((10, 1), (30, 1), (10, 3), (30, 3))),
     "a sum a step": (1, ((1, 10), (1, 30), (1, 100))),
@@ -45,24 +45,27 @@ class Settings(common.Settings):
     """Flags.
 
     Attributes:
+        dataset: digits (MLP) or fashion_mnist (LeNet).
         seeds: Of split, start and training.
         epsilons: Of the promise.
+        clips: To choose from.
+        rates: Learning rates to choose from.
+        longest: Most epochs, over all rounds, of a schedule to choose from.
     """
 
+    dataset: str = "digits"
     seeds: int = 5
     epsilons: tuple[float, ...] = EPSILONS
+    clips: tuple[float, ...] = CLIPS
+    rates: tuple[float, ...] = RATES
+    longest: int = 100
 
 
 @cache
-def found_in() -> Any:
-    """The data."""
-    return ff.data.load("digits")
-
-
-@cache
-def network_of() -> Any:
-    """The network."""
-    return ff.models.build("mlp", found_in().train_x.shape[1:], found_in().num_classes)
+def world_of(dataset: str) -> tuple[Any, Any]:
+    """The data and the network."""
+    found = ff.data.load(dataset)
+    return found, ff.models.build(MODELS[dataset], found.train_x.shape[1:], found.num_classes)
 
 
 @cache
@@ -76,11 +79,14 @@ def noise_for(epsilon: float, sizes: tuple[int, ...], rounds: int, epochs: int) 
     return promised.noise_multiplier
 
 
-@jax.jit
-def federated(start: Any, clients: ff.Examples, schedule: Any, private: Any, rate: Any, key: jax.Array) -> Any:
+@partial(jax.jit, static_argnums=0)
+def federated(
+    network: Any, start: Any, clients: ff.Examples, schedule: Any, private: Any, rate: Any, key: jax.Array
+) -> Any:
     """Rounds of FedAvg over private training, one program for all settings.
 
     Args:
+        network: the network.
         start: the common model.
         clients: `indices` and `size` with a leading axis of clients.
         schedule: rounds and local epochs.
@@ -90,7 +96,7 @@ def federated(start: Any, clients: ff.Examples, schedule: Any, private: Any, rat
     """
     optimizer, (rounds, epochs) = optax.sgd(rate, MOMENTUM), schedule
     kept = Private(*private, places=PLACES)
-    training = ff.LocalTraining(network_of().apply, ff.categorical(), optimizer, epochs, BATCH, private=kept)
+    training = ff.LocalTraining(network.apply, ff.categorical(), optimizer, epochs, BATCH, private=kept)
     weights = clients.size / jnp.sum(clients.size)
 
     def one(number: Any, params: Any) -> Any:
@@ -102,9 +108,11 @@ def federated(start: Any, clients: ff.Examples, schedule: Any, private: Any, rat
     return jax.lax.fori_loop(0, rounds, one, start)
 
 
-def accuracy(how: str, epsilon: float, seed: int, inside: np.ndarray, chosen: dict[str, Any], test: Any) -> float:
+def accuracy(
+    dataset: str, how: str, epsilon: float, seed: int, inside: np.ndarray, chosen: dict[str, Any], test: Any
+) -> float:
     """Accuracy on the test examples of clients that have the training examples `inside`."""
-    found, network, key = found_in(), network_of(), run_keys(seed)
+    (found, network), key = world_of(dataset), run_keys(seed)
     count, _ = HOW[how]
     parts = [inside]
     if count > 1:
@@ -117,13 +125,15 @@ def accuracy(how: str, epsilon: float, seed: int, inside: np.ndarray, chosen: di
     clients = ff.Examples(x, y, jnp.asarray(rows), jnp.asarray(sizes, jnp.int32))
     schedule = chosen["rounds"], chosen["epochs"]
     private = chosen["clip"], noise_for(epsilon, sizes, *schedule)
-    model = federated(network.init(key.init), clients, schedule, private, chosen["rate"], key.train)
+    model = federated(network, network.init(key.init), clients, schedule, private, chosen["rate"], key.train)
     return float(ff.evaluate(network.apply, ff.categorical(), model, *test).accuracy)
 
 
-def choose(how: str, epsilon: float, tuning: list[int], schedules: Any, clips: Any, rates: Any) -> dict[str, Any]:
+def choose(
+    dataset: str, how: str, epsilon: float, tuning: list[int], schedules: Any, clips: Any, rates: Any
+) -> dict[str, Any]:
     """The settings with the best mean accuracy on examples that are held out, and that accuracy."""
-    found = found_in()
+    found, _ = world_of(dataset)
     best: dict[str, Any] = {"accuracy": -1.0}
     for (rounds, epochs), clip, rate in product(schedules, clips, rates):
         scores, chosen = [], {"rounds": rounds, "epochs": epochs, "clip": clip, "rate": rate}
@@ -131,19 +141,19 @@ def choose(how: str, epsilon: float, tuning: list[int], schedules: Any, clips: A
             order = np.random.default_rng(seed).permutation(len(found.train_y))
             out, inside = np.split(order, [len(order) // 5])
             held = found.train_x[out], found.train_y[out]
-            scores.append(accuracy(how, epsilon, seed, np.sort(inside), chosen, held))
+            scores.append(accuracy(dataset, how, epsilon, seed, np.sort(inside), chosen, held))
         if np.mean(scores) > best["accuracy"]:
             best = chosen | {"accuracy": float(np.mean(scores))}
     return best
 
 
-def run(how: str, epsilon: float, **settings: Any) -> dict[str, Any]:
+def run(how: str, epsilon: float, dataset: str = "digits", **settings: Any) -> dict[str, Any]:
     """A choice of settings, or the accuracy on the test examples of the settings that were chosen."""
     if "tuning" in settings:
-        return choose(how, epsilon, **settings)
-    found, seed = found_in(), settings["seed"]
-    everybody = np.arange(len(found.train_y))
-    return {"accuracy": accuracy(how, epsilon, seed, everybody, settings, (found.test_x, found.test_y))}
+        return choose(dataset, how, epsilon, **settings)
+    found, _ = world_of(dataset)
+    everybody, test = np.arange(len(found.train_y)), (found.test_x, found.test_y)
+    return {"accuracy": accuracy(dataset, how, epsilon, settings["seed"], everybody, settings, test)}
 
 
 def main() -> None:
@@ -152,12 +162,14 @@ def main() -> None:
     settings = common.command_line(Settings, __doc__, quick=quick)
     tuning = list(TUNING[:1] if settings.quick else TUNING)
     pairs = list(product(HOW, settings.epsilons))
-    among = {"tuning": tuning, "clips": CLIPS, "rates": RATES}
-    asked = [{"how": how, "epsilon": epsilon, "schedules": HOW[how][1], **among} for how, epsilon in pairs]
+    where = {} if settings.dataset == Settings.dataset else {"dataset": settings.dataset}
+    among = {"tuning": tuning, "clips": settings.clips, "rates": settings.rates, **where}
+    short = {how: [one for one in HOW[how][1] if math.prod(one) <= settings.longest] for how in HOW}
+    asked = [{"how": how, "epsilon": epsilon, "schedules": short[how], **among} for how, epsilon in pairs]
     best = [record["result"] for record in common.run_all(settings.out, asked, run, "choices")]
     chosen = {pair: {name: one[name] for name in CHOSEN} for pair, one in zip(pairs, best, strict=True)}
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    grid = [{"how": how, "epsilon": e, "seed": seed, **chosen[how, e]} for how, e in pairs for seed in seeds]
+    grid = [{"how": how, "epsilon": e, "seed": seed, **chosen[how, e], **where} for how, e in pairs for seed in seeds]
     records, rows, summary = common.run_all(settings.out, grid, run), [], {}
     for how in HOW:
         found = [common.column(records, "accuracy", how=how, epsilon=e) for e in settings.epsilons]
@@ -165,8 +177,8 @@ def main() -> None:
         for e, one in zip(settings.epsilons, found, strict=True):
             summary[f"{how}, epsilon {e:g}"] = float(one.mean())
     text = (
-        f"Accuracy in %, digits, five clients, δ = {DELTA:g}, replace one example; mean ± std over {settings.seeds} "
-        "seeds.\n\n"
+        f"Accuracy in %, {settings.dataset}, five clients, δ = {DELTA:g}, replace one example; mean ± std over "
+        f"{settings.seeds} seeds.\n\n"
     ) + common.markdown_table(["method", *(f"ε = {e:g}" for e in settings.epsilons)], rows)
     picked = [[how, f"{e:g}", *chosen[how, e].values()] for how, e in pairs]
     text += "\nChosen on held-out training examples of two other seeds:\n\n"

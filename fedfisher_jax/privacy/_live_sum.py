@@ -85,7 +85,7 @@ def _merged(known: Agreement, sent: Mapping[int, bytes], ask: Ask, left_out: dic
         nonlocal bits
         answers, silent = ask(name, nodes, given, list(stayed))
         left_out.update({node: f"{words} ({name})" for node, words in silent.items()})
-        found = _read(known, answers, holds, left_out)
+        found = _read(known, {node: data for node, data in answers.items() if node in nodes}, holds, left_out)
         strange = lambda node, one: (one.story, one.silo) != (told, first[node].silo)  # noqa: E731
         without(found, strange, f"its silo was shown other keys, or is another one ({name})")
         bits += sum(8 * len(answers[node]) for node in found)

@@ -88,9 +88,8 @@ def test_private_training_over_rounds(script, monkeypatch):
 
     rounds = importlib.import_module("experiments.privacy.rounds")
     monkeypatch.setattr(rounds, "HOW", {"rounds": (5, ((10, 3),))})
-    monkeypatch.setattr(rounds, "CLIPS", (0.3,))
-    monkeypatch.setattr(rounds, "RATES", (1e-4, 0.3))
-    table, summary, (choice, line) = script("privacy.rounds", "--quick", figure=False)
+    flags = "--quick", "--clips", "0.3", "--rates", "0.0001", "0.3"
+    table, summary, (choice, line) = script("privacy.rounds", *flags, figure=False)
     assert choice["result"]["rate"] == line["settings"]["rate"] == 0.3 and choice["settings"]["tuning"] == [1000]
     assert line["result"]["accuracy"] > 0.7 and summary["rounds, epsilon 8"] == line["result"]["accuracy"]
     assert f"| {100 * line['result']['accuracy']:.1f} |" in table

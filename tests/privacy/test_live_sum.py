@@ -68,7 +68,9 @@ class Silos:
                 found = steps.reveal(state, frozenset(stayed))
             self.states[node], answers[node] = found
         sent = self.told(step, answers)
-        return sent, {node: f"node {node}: no answer in time" for node in set(nodes) - set(sent)}
+        return sent | {99: b"of nobody who was asked"}, {
+            node: f"node {node}: no answer in time" for node in set(nodes) - set(sent)
+        }
 
 
 def changed(change):
