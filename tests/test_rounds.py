@@ -131,6 +131,49 @@ def test_the_servers_step_is_clipped_to_the_clients_steps(problem):
         clip_to_clients(0.0)
 
 
+FISH = ff.fedfish(NETWORK.apply, LIKELIHOOD)
+FIPA = ff.fipa(NETWORK.apply, LIKELIHOOD, rank=2)
+
+
+@pytest.mark.parametrize(
+    ("rule", "strategy", "factor"),
+    [
+        (FEDAVG, "sequential", 100.0),
+        pytest.param(FISH, "vectorised", 1.0, marks=pytest.mark.slow),
+        pytest.param(FIPA, "threads", 1.0, marks=pytest.mark.slow),
+        pytest.param(KFAC, "sequential", -1.0, marks=pytest.mark.slow),
+    ],
+    ids=["fedavg", "fedfish", "fipa", "fedfisher"],
+)
+def test_the_length_of_least_loss_is_taken(rule, strategy, factor, problem):
+    """By losses of all clients' examples in one; a step that is far too long is cut, a wrong one is not taken."""
+    start, who = problem
+    server, lengths = optax.sgd(factor), (0.0, 0.01, 0.25, 1.0, 2.0)
+    whole = optax.tree.sub(one_round(problem, plan_of(rule, optimizer=server), strategy)[0].params, start)
+    found, told = one_round(problem, plan_of(rule, optimizer=server, lengths=lengths), strategy)
+    trials = [optax.tree.add(start, optax.tree.scale(length, whole)) for length in lengths]
+    losses = [float(ff.evaluate(NETWORK.apply, LIKELIHOOD, trial, who.x, who.y).loss) for trial in trials]
+    best = int(np.argmin(losses))
+    search = told.diagnostics["line_search"]
+    np.testing.assert_allclose(search["losses"], losses, rtol=1e-9)
+    assert float(search["length"]) == lengths[best] and {100.0: 0 < best < 3, 1.0: best > 1, -1.0: best == 0}[factor]
+    chex.assert_trees_all_close(found.params, trials[best], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(told.moved, lengths[best] * float(optax.tree.norm(whole)), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("length", [-1.0, float("nan"), float("inf")])
+def test_lengths_are_refused(length):
+    with pytest.raises(ValueError, match=f"lengths: got {length}"):
+        plan_of(FEDAVG, lengths=(1.0, length))
+
+
+def test_bits_of_a_round_are_payloads_and_a_loss_for_each_length(problem):
+    start, who = problem
+    size, few = sum(leaf.size for leaf in jax.tree.leaves(start)), ff.examples(who.x, who.y)
+    plan = plan_of(FISH, lengths=(0.5, 1.0), variant=variants.scaffold(0.1))
+    assert rounds.bits_up(plan, start, few) == 64 * (2 * size + size + 2)
+
+
 def test_the_servers_adam_is_the_formula():
     """Two steps by hand, with its own little momentum."""
     made, (rate, b1, b2) = server_adam(), (0.01, 0.5, 0.99)

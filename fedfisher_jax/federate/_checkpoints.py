@@ -161,6 +161,8 @@ def _identity(federation: Federation, state: State, cohort: Cohort, epochs: Any)
         "clients": _short((cohort.rows, cohort.clients)),
         "data": _short((cohort.x, cohort.y)),
     }
+    if federation.lengths:
+        parts["lengths"] = federation.lengths
     return {name: str(value) for name, value in parts.items()}
 
 

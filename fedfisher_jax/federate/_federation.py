@@ -58,6 +58,13 @@ class Federation:
             which `clip_to_clients` reads.
         variant: a variant of local training (FedProx, SCAFFOLD, FedDyn); None is plain training.
         barrier: measure the Client-Server Barrier, two more passes over the sampled clients' data.
+        lengths: multiples of the server's step to try, as (0.25, 0.5, 1.0, 2.0): the sampled clients send their mean
+            loss at each, one number, and the server takes the length with the least over their examples. The
+            optimiser's own state is that of the whole step. Empty: the step is taken as it is.
+
+    Raises:
+        TypeError: no rule, no local training, or no optimiser.
+        ValueError: a length that is negative or not finite.
     """
 
     training: LocalTraining
@@ -66,6 +73,7 @@ class Federation:
     optimizer: optax.GradientTransformation | None = None
     variant: Variant | None = None
     barrier: bool = False
+    lengths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         require_rule(self.rule)
@@ -73,6 +81,9 @@ class Federation:
             raise TypeError(f"training: got {type(self.training).__name__}, expected a LocalTraining")
         if self.optimizer is not None:
             require_optimizer(self.optimizer)
+        for length in self.lengths:
+            if not 0 <= length < float("inf"):
+                raise ValueError(f"lengths: got {length}, expected finite numbers of at least 0")
 
     @property
     def jit(self) -> bool:

@@ -1,4 +1,4 @@
-"""The clients' part of a round: train, measure and lift; measure again; compare with the merged model."""
+"""The clients' part of a round: train, measure and lift; measure again; score what the server made of it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ..merge import Rule, Update, exchanges, lift
 from ..tracing import for_training
 from ._cohort import Client, with_examples
 from ._federation import Federation
-from ._simulate import MeasureClient, Shared, TrainClient
+from ._simulate import MeasureClient, Shared, TrainClient, merge_clients, payload_bits
 
 PyTree = Any
 MEASURE = 2**31 - 1  # what a client's key is folded with for its measures; epochs are folded with 0, 1, …
@@ -89,6 +89,31 @@ class Gap:
         return (merged - own) * jnp.array([1, -1], own.dtype), None
 
 
+class Line(NamedTuple):
+    """The models start + length · step, of which a line search takes one."""
+
+    start: PyTree
+    step: PyTree
+
+    def at(self, length: Any) -> PyTree:
+        """The model at one length."""
+        return jax.tree.map(lambda leaf, by: leaf + jnp.asarray(length, leaf.dtype) * by, self.start, self.step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trials:
+    """One client's losses at the lengths of a server's step that are tried."""
+
+    federation: Federation
+
+    def __call__(self, shared: Shared, who: Client) -> tuple[dict[str, jax.Array], None]:
+        """Return the sums over its examples: their number, and their loss in nats at each length [k]."""
+        line, lengths = shared.start, jnp.asarray(self.federation.lengths)
+        losses = jax.lax.map(lambda one: _client_scores(self.federation, shared, who, line.at(one))[0], lengths)
+        weight = jnp.asarray(who.size, losses.dtype)
+        return {"weight": weight, "loss": weight * losses}, None
+
+
 def _client_scores(federation: Federation, shared: Shared, who: Client, params: PyTree) -> jax.Array:
     training = federation.training
     return with_examples(
@@ -111,3 +136,32 @@ def client_scores(
         return totals if len(rows) == 2 else jnp.append(totals, jnp.nan)
 
     return mean_over_batches(sums, data, batch_size)
+
+
+def bits_up(federation: Federation, params: PyTree, data: Examples) -> int:
+    """Count the bits that one client sends in a round: payloads, what a variant sends, a loss for each length tried.
+
+    Args:
+        federation: the settings.
+        params: the parameters, for their shapes.
+        data: any examples of the clients' shapes; nothing is computed of them.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fedfisher_jax as ff
+        >>> linear, likelihood = (lambda params, x: x @ params), ff.categorical()
+        >>> training, rule = ff.LocalTraining(linear, likelihood, optax.sgd(1.0)), ff.fedavg(linear, likelihood)
+        >>> federation = ff.Federation(training, rule, sampled=2, lengths=(0.5, 1.0))
+        >>> ff.rounds.bits_up(federation, jnp.zeros((6, 2)), ff.examples(jnp.eye(6), jnp.arange(6) % 2)) // 32
+        14
+    """
+    start, total, parts = params, 0, exchanges(federation.rule)
+    for part in parts:
+        update = Update(params, params, params if part.squares else None, 1)
+        payload = jax.eval_shape(part.measure, update, data, jax.random.key(0))
+        stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), payload)
+        total += payload_bits(stacked)
+        if part.jit and part is not parts[-1]:  # what the next exchange is sent may be more than a model
+            params = jax.eval_shape(lambda *given, part=part: merge_clients(part, *given).params, stacked, params)
+    sent = None if federation.variant is None else federation.variant.own(start)
+    total += sum(8 * leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sent))
+    return total + len(federation.lengths) * 8 * jnp.result_type(float).itemsize

@@ -1,4 +1,4 @@
-"""The server's part of a round: solve each exchange, remember what a variant needs, step."""
+"""The server's part of a round: solve each exchange, remember what a variant needs, step, choose the step's length."""
 
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from .._trees import difference, in_types_of, weighted_sum
 from ..merge import Rule, exchanges
 from ..merge._sent import in_models_types
 from ._federation import Federation, State
+from ._round_clients import Line
 
 PyTree = Any
 
@@ -64,6 +65,20 @@ def serve_here(
     return State(params, inner, state.round + 1, state.key, merged.common, merged.own, merged.carried), moved
 
 
+def choose_here(
+    federation: Federation, line: Line, added: dict[str, jax.Array]
+) -> tuple[PyTree, jax.Array, dict[str, jax.Array]]:
+    """Take the model of the least loss over the sampled clients' examples, and tell how far it is from the start.
+
+    `added` are sums of `Trials`. A loss that is not finite is no choice, unless none is.
+    """
+    losses = added["loss"] / added["weight"]
+    losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
+    length = jnp.asarray(federation.lengths)[jnp.argmin(losses)]
+    return line.at(length), length * optax.tree.norm(line.step), {"length": length, "losses": losses}
+
+
 merge = jax.jit(merge_here, static_argnums=(0, 1))
 solve = jax.jit(solve_here, static_argnums=0)
 serve = jax.jit(serve_here, static_argnums=0)
+choose = jax.jit(choose_here, static_argnums=0)

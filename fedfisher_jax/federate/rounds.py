@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import Tracer, standard_promotion
+from .._trees import difference
 from ..merge import exchanges
 from ._cohort import Cohort, require_targets
 from ._federation import Federation as Federation
@@ -19,9 +20,10 @@ from ._federation import RoundReport as RoundReport
 from ._federation import State as State
 from ._fold_clients import sum_clients
 from ._map_clients import default_strategy
-from ._round_clients import Everyone, Gap, Remeasure, TrainAndMeasure
+from ._round_clients import Everyone, Gap, Line, Remeasure, TrainAndMeasure, Trials
+from ._round_clients import bits_up as bits_up
 from ._round_clients import client_scores as client_scores
-from ._round_server import merge, merge_here, serve, serve_here, solve, solve_here
+from ._round_server import choose, merge, merge_here, serve, serve_here, solve, solve_here
 from ._simulate import Shared, require_finite
 
 PyTree = Any
@@ -188,7 +190,13 @@ def _round(
         added, stacked, _ = sum_clients(*again)
         solved = (solve if part.jit else solve_here)(part, added if part.combine == "add" else stacked, params)
         params, diagnostics = solved[0], diagnostics | {part.name: solved[1]}
+    start = state.params
     state, moved = (serve if federation.jit else serve_here)(federation, state, params, merged, kept["length"])
+    if federation.lengths:
+        line = Line(start, difference(state.params, start))
+        searched = Trials(federation), strategy, Shared(here.shared, key, line), here.members, all_count
+        params, moved, diagnostics["line_search"] = choose(federation, line, sum_clients(*searched)[0])
+        state = state._replace(params=params)
     barrier = jnp.full(2, jnp.nan)
     if federation.barrier:
         after = Everyone(Shared(here.shared, key, state.params), None)
