@@ -183,6 +183,10 @@ def test_clients_are_held_out_and_rules_have_servers_of_their_own(tmp_path):
             "sampled: got 5, expected 1 to 4",
         ),
         (["--rules", "fedavg,server-clip=1"], "expected at least 2 with fedavg,server-clip=1, server_clip"),
+        (
+            ["--rounds", "2", "--rules", "fedavg,server-rate=1"],
+            "'server_rate', expected one of server_optimizer, server_l",
+        ),
         (["--rounds", "2", "--rules", "fedavg,server-clip=x"], "server_clip: got 'x', expected a number"),
         (["--rounds", "2", "--rules", "fedavg,server-clip=-1"], "server_clip: got -1.0, expected a positive number"),
         (["--rounds", "2", "--rules", "fedavg,server-learning-rate=1"], "expected a --server-optimizer with it"),

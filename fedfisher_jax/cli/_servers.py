@@ -7,12 +7,14 @@ is taken of the flags; NAME none takes the merged model as it is.
 import dataclasses
 from typing import Any
 
+from ..merge import catalogue
 from ..merge._options import named
 from ._local_training import server_step
 from ._once import once
 from ._ranges import require_ranges
 
 NUMBERS = ("server_learning_rate", "server_momentum", "server_clip")
+KNOWN = ("server_optimizer", *NUMBERS)
 PLAIN = {"server_optimizer": None, "server_schedule": None} | dict(zip(NUMBERS, (None, 0.0, None), strict=True))
 _step = once(server_step)
 
@@ -26,11 +28,15 @@ def server_words(name: str) -> dict[str, str]:
     """Find what a rule's name says of its server, option → word.
 
     Raises:
-        ValueError: an option twice.
+        ValueError: an option twice, or one of a server that there is not.
     """
     found: dict[str, str] = {}
     for part in name.split("+"):
-        own = {key: word for key, word in named(part).options.items() if key in (*NUMBERS, "server_optimizer")}
+        options = named(part).options
+        for key in options:
+            if key.startswith("server_") and key not in (*KNOWN, *catalogue.options_of(part)):
+                raise ValueError(f"rules: {name}: got the option {key[:40]!r}, expected one of {', '.join(KNOWN)}")
+        own = {key: word for key, word in options.items() if key in KNOWN}
         if twice := set(own) & set(found):
             raise ValueError(
                 f"rules: {name}: got {twice.pop()} twice, expected one server for all of a round's exchanges"
