@@ -1,7 +1,8 @@
 """The top eigenpairs of Fisher information, found without ever forming it (arXiv 2601.13608).
 
-H = (1/n) Σ_x J_xᵀ S_x S_xᵀ J_x acts on a block of vectors through one Jacobian-vector and one vector-Jacobian product
-per batch. Randomised subspace iteration (arXiv 0909.4061, algorithm 4.4) finds the subspace, Rayleigh–Ritz the pairs.
+H = (1/n) Σ_x J_xᵀ S_x S_xᵀ J_x acts on a block of vectors by its rows S_xᵀ J_x where these are few (`by_rows`), else
+through one Jacobian-vector and one vector-Jacobian product of each vector. Randomised subspace iteration (arXiv
+0909.4061, algorithm 4.4) finds the subspace, Rayleigh–Ritz the pairs.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from .._likelihood import Likelihood
 from ..tracing._apart import require_apart
 from ..tracing._convolution import for_loops
 from ._cotangents import cotangents
+from ._kept_rows import by_rows
 from .structures._low_rank import LowRank, dot, joined, split
 
 PyTree = Any
@@ -76,8 +78,8 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     """Find the largest eigenvalues of the Fisher information and their vectors; pure, can be jitted and vmapped.
 
-    It takes power_steps + 2 passes over the data, and memory for a few times rank + oversampling copies of the
-    parameters that it covers.
+    It takes power_steps + 2 passes over the data, or one where the rows S_xᵀ J_x fit into 128 MiB, and memory for these
+    and for a few times rank + oversampling copies of the parameters that it covers.
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
@@ -119,8 +121,9 @@ def top_eigenpairs(
     size = _checked(subspace, paths, shapes)
     require_apart(apply, params, data.x)
     dtype = jnp.result_type(jnp.float32, *[leaves[n].dtype for n in covered])
-    product = _product(for_loops(apply), params, data, rows_of, covered, batch_size)
     width = min(subspace.rank + subspace.oversampling, size)
+    kept = by_rows(apply, params, data, rows_of, covered, width, batch_size)
+    product = kept or _product(for_loops(apply), params, data, rows_of, covered, batch_size)
     drawn = jax.random.normal(jax.random.fold_in(key, START), (size, width), dtype)
     start = vary(drawn, varying(params))
     values, vectors, residuals = _rayleigh_ritz(product, start, subspace)

@@ -12,7 +12,18 @@ import zoo
 from rows import pad_rows
 
 import fedfisher_jax as ff
-from fedfisher_jax.curvature import Fisher, LowRank, Subspace, num_bytes, quadratic, recompress, top_eigenpairs, trace
+from fedfisher_jax._examples import take
+from fedfisher_jax.curvature import (
+    Fisher,
+    LowRank,
+    Subspace,
+    _kept_rows,
+    num_bytes,
+    quadratic,
+    recompress,
+    top_eigenpairs,
+    trace,
+)
 
 N, KEY = 12, jax.random.key(0)
 PARAMS = {"a": zoo.normal(0, 4, 5) * 2, "b": zoo.normal(1, 5), "c": zoo.normal(2, 5, 3), "scale": 1 + zoo.normal(3, 3)}
@@ -124,6 +135,39 @@ def test_clients_in_one_program_equal_one_by_one():
         alone = run(params, ff.Examples(X, CLASSES, rows[i], sizes[i]), keys[i]).fisher
         np.testing.assert_allclose(one.to_dense(), alone.to_dense(), rtol=1e-8, atol=1e-12)
         np.testing.assert_allclose(explicit.flat(result), explicit.flat(alone.matvec(v)), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("covered", [None, (0, 1, 3)], ids=["all", "some"])
+def test_rows_kept_pulled_back_again_or_never_written_give_the_same_pairs(covered, monkeypatch):
+    """A convolution's rows are written out, a dense layer's are factors, a scale's are gradients of its own."""
+
+    def convolved(params, x):
+        images = jnp.tanh(jax.lax.conv(x, params["kernel"], (1, 1), "SAME")) * params["scale"][:, None, None]
+        return images.reshape(len(x), -1) @ params["weight"] + params["bias"]
+
+    kernel, scale = zoo.normal(0, 2, 1, 3, 3), 1 + zoo.normal(1, 2)
+    params = {"bias": zoo.normal(2, 3), "kernel": kernel, "scale": scale, "weight": zoo.normal(3, 32, 3)}
+    data = ff.Examples(zoo.normal(4, 20, 1, 4, 4), jnp.zeros(20, int), jnp.arange(20), jnp.asarray(17))
+    subspace, found, seen = Subspace(5, 5, 2, covered), [], []
+    monkeypatch.setattr(_kept_rows, "take", lambda *given: seen.append(0) or take(*given))
+    for room in (2**20, 2**14, 0):
+        monkeypatch.setattr(_kept_rows, "ROOM", room)
+        seen.clear()
+        run = jax.jit(lambda *given: top_eigenpairs(convolved, ff.categorical(), *given, KEY, subspace=subspace))
+        found.append((run(params, data).fisher.to_dense(), len(seen)))
+    kept, again, never = found
+    assert kept[1] < again[1] and never[1] == 1  # once for shapes; then in one loop, or in one for each product
+    np.testing.assert_allclose(kept[0], never[0], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(again[0], never[0], rtol=1e-6, atol=1e-9)
+    flat, tree = jax.flatten_util.ravel_pytree(params)
+    outputs = jax.vmap(lambda x: convolved(params, x[None])[0])(data.x[:17])
+    jacobians = jax.vmap(lambda x: jax.jacobian(lambda p: convolved(tree(p), x[None])[0])(flat))(data.x[:17])
+    rows = jax.vmap(ff.categorical().fisher_factor)(outputs) @ jacobians
+    inside = np.repeat([covered is None or n in covered for n in range(4)], [3, 18, 2, 96])
+    explicit_one = jnp.einsum("nkd,nke->de", rows, rows) / 17 * inside[:, None] * inside
+    values = np.linalg.eigvalsh(explicit_one)[::-1][:5]
+    np.testing.assert_allclose(np.linalg.eigvalsh(kept[0])[::-1][:5], values, rtol=1e-2)
 
 
 # Algebra.
