@@ -1,14 +1,15 @@
 """Next-token prediction: federated pre-training on half of the clients, personalisation on the others (2311.10291).
 
-A small transformer learns Python's standard library, a package or group of modules per client; or any folder of text
-files. The paper goes from C4 to Stack Overflow; here from one half of the packages to the other, few-shot too.
+Clients are kinds of text (code, markup, manuals, tables), Python's standard library, a group of modules each, or any
+folder of text files. The paper goes from C4 to Stack Overflow; here from one half of the clients to the other, few-shot
+too. The rate of personalisation is the one that is best for clients of the first half.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 
 from experiments.fedfish import ngram
+from experiments.fedfish.kinds import kinds
 from experiments.lib import common
 from fedfisher_jax import (
     Cohort,
@@ -29,11 +31,16 @@ from fedfisher_jax import (
     personalise,
     rounds,
 )
-from fedfisher_jax.merge import fedavg, fedfish
+from fedfisher_jax.federate import server_adam
+from fedfisher_jax.merge import catalogue
 
 LENGTH, BATCH, SHOTS = 64, 16, 16
-METHODS = {"fedavg": "FedAvg", "fedfish": "FedFish"}
-LOCAL = optax.adam(2e-3)
+NAMES = {
+    "fedavg": "FedAvg",
+    "fedfish,estimator=monte_carlo": "FedFish",
+    "fedfish,estimator=squares": "FedFish, squares",
+}
+CLIENTS = {"sgd": optax.sgd, "adam": optax.adam}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,37 +48,49 @@ class Settings(common.Settings):
     """Flags.
 
     Attributes:
-        folder: Of text files, one file or sub-folder a client; by default Python's standard library.
+        clients: kinds of text (`experiments.fedfish.kinds`), or the library's modules.
+        folder: Of text files, one file or sub-folder a client, in their place.
         tokens: bytes or characters.
         windows: Training windows of a client in a round's training, at most; its first ones.
         sampled: Clients in a round.
         rounds: Of pre-training.
         epochs: Numbers of local epochs to compare.
-        server_rate: Of the server's Adam; 0 takes the merged model as it is.
+        rules: FedAvg, and what is compared with it. The exact Fisher has a column for each byte of a window and each
+            value of it, so draws of Monte-Carlo estimate it.
+        local: The clients' optimisers to compare: sgd-RATE or adam-RATE.
+        server: The server's optimiser: plain, sgd-RATE, sgd-RATE-MOMENTUM or adam-RATE.
+        network: transformer, or ngram: one hidden layer on the last four tokens.
         tuned_epochs: Of personalisation.
+        tuned: Factors on the local rate that are tried for personalisation.
         seeds: Each draws start, sampling and training.
-        width: Of the transformer's stream.
+        width: Of the network's stream or embedding.
     """
 
+    clients: Literal["kinds", "library"] = "kinds"
     folder: Path | None = None
     tokens: str = "bytes"
-    windows: int = 512
+    windows: int = 256
     sampled: int = 10
-    rounds: int = 100
-    epochs: tuple[int, ...] = (1, 4, 8)
-    server_rate: float = 0.0
+    rounds: int = 25
+    epochs: tuple[int, ...] = (8,)
+    rules: tuple[str, ...] = ("fedavg", "fedfish,estimator=monte_carlo")
+    local: tuple[str, ...] = ("sgd-0.01", "adam-0.002")
+    server: str = "adam-0.01"
+    network: Literal["transformer", "ngram"] = "transformer"
     tuned_epochs: int = 3
+    tuned: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     seeds: int = 3
     width: int = 64
 
 
-QUICK = {"windows": 128, "rounds": 30, "epochs": (1, 4), "seeds": 1, "width": 48}
+QUICK = {"windows": 64, "rounds": 4, "epochs": (2,), "seeds": 1, "width": 16, "network": "ngram", "tuned": (0.1, 1.0)}
 
 
 @cache
-def text(folder: str | None, tokens: str) -> data.TextData:
+def text(clients: str, folder: str | None, tokens: str) -> data.TextData:
     """The clients."""
-    documents = data.standard_library() if folder is None else data.text_folder(folder)
+    made = kinds if clients == "kinds" else data.standard_library
+    documents = made() if folder is None else data.text_folder(folder)
     return data.text_clients(documents, tokens=tokens, length=LENGTH)
 
 
@@ -81,62 +100,99 @@ def some_of(x: Any, y: Any, parts: Sequence[np.ndarray], which: np.ndarray, limi
 
 
 @cache
-def network_of(vocab: int, width: int) -> models.Network:
+def network_of(name: str, vocab: int, width: int) -> models.Network:
     """One object per setting, so that it is traced once."""
-    return models.build_transformer(vocab, LENGTH, width=width)
+    return ngram.network(vocab, width) if name == "ngram" else models.build_transformer(vocab, LENGTH, width=width)
 
 
 @cache
-def federation_of(method: str, network: models.Network, epochs: int, sampled: int, server_rate: float) -> Federation:
+def training_of(local: str, network: models.Network, epochs: int, factor: float = 1.0) -> LocalTraining:
+    """Training at a client, with its rate times a factor.
+
+    Raises:
+        ValueError: unknown optimiser.
+    """
+    kind, _, rate = local.partition("-")
+    if kind not in CLIENTS:
+        raise ValueError(f"local: got {local!r}, expected sgd-RATE or adam-RATE")
+    return LocalTraining(network.apply, categorical(), CLIENTS[kind](factor * float(rate)), epochs, BATCH)
+
+
+def optimizer_of(name: str) -> optax.GradientTransformation | None:
+    """A server optimiser: "plain" takes the merged model, "sgd-0.25" and "adam-0.01" are of a rate.
+
+    "sgd-1-0.5" has momentum 0.5; "adam" is `server_adam`, of b1 0.5 and b2 0.99.
+
+    Raises:
+        ValueError: another name.
+    """
+    kind, *numbers = name.split("-")
+    if kind == "plain" and not numbers:
+        return None
+    made = {("sgd", 1): optax.sgd, ("sgd", 2): optax.sgd, ("adam", 1): server_adam}.get((kind, len(numbers)))
+    if made is None:
+        raise ValueError(f"server: got {name!r}, expected plain, sgd-RATE, sgd-RATE-MOMENTUM or adam-RATE")
+    return made(*map(float, numbers))
+
+
+@cache
+def federation_of(rule: str, network: models.Network, local: str, epochs: int, sampled: int, server: str) -> Federation:
     """The federation's settings."""
-    training = LocalTraining(network.apply, categorical(), LOCAL, epochs, BATCH)
-    rule = (fedavg if method == "fedavg" else fedfish)(network.apply, categorical())
-    return Federation(training, rule, sampled, optax.adam(server_rate) if server_rate else None, barrier=True)
+    named = catalogue.named_rule(rule, network.apply, categorical())
+    training = training_of(local, network, epochs)
+    return Federation(training, named, sampled, optimizer_of(server), barrier=True)
 
 
-def run(
-    method: str,
-    epochs: int,
-    seed: int,
-    folder: str | None,
-    tokens: str,
-    windows: int,
-    sampled: int,
-    num_rounds: int,
-    server_rate: float,
-    tuned_epochs: int,
-    width: int,
-) -> dict[str, Any]:
+def best_factor(tried: Sequence[float], score: Any) -> float:
+    """The factor of the least loss; a loss that is not finite is none."""
+    losses = [float(jnp.mean(score(factor).loss)) for factor in tried]
+    return tried[int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))]
+
+
+def run(rule: str, epochs: int, seed: int, local: str, **fixed: Any) -> dict[str, Any]:
     """Pre-training, and personalisation of the other half."""
-    found = text(folder, tokens)
+    windows, num_rounds = fixed["windows"], fixed["num_rounds"]
+    found = text(fixed["clients"], fixed["folder"], fixed["tokens"])
     x, y = jnp.asarray(found.x), jnp.asarray(found.y)
-    network = network_of(found.vocabulary.size, width)
-    federation = federation_of(method, network, epochs, sampled, server_rate)
+    network = network_of(fixed["network"], found.vocabulary.size, fixed["width"])
+    federation = federation_of(rule, network, local, epochs, fixed["sampled"], fixed["server"])
     who = some_of(x, y, found.train, found.pretrain, windows)
     tested = np.concatenate([found.test[i][: windows // 4] for i in found.pretrain])
     init_key, key, tune_key = jax.random.split(jax.random.key(seed), 3)
     state = rounds.init(federation, network.init(init_key), len(who.sizes), key)
-    result: dict[str, Any] = {"accuracy": [], "barrier_loss": [], "barrier_accuracy": []}
+    result: dict[str, Any] = {"accuracy": [], "perplexity": [], "barrier_loss": [], "barrier_accuracy": []}
     for number in range(1, num_rounds + 1):
         state, report = rounds.step(federation, state, who)
         for name in ("barrier_loss", "barrier_accuracy"):
             result[name].append(float(getattr(report, name)))
-        if number % 10 == 0 or number == num_rounds:
+        if number % 5 == 0 or number == num_rounds:
             scored = evaluate(network.apply, categorical(), state.params, x[tested], y[tested], batch_size=64)
             result["accuracy"].append([number, float(scored.accuracy)])
+            result["perplexity"].append([number, float(np.exp(scored.loss / LENGTH))])
+    known = some_of(x, y, found.test, found.pretrain, windows // 4)
     mine = some_of(x, y, found.train, found.personal, windows)
     theirs = some_of(x, y, found.test, found.personal, windows // 4)
-    tuning = LocalTraining(network.apply, categorical(), LOCAL, tuned_epochs, BATCH)
+
+    def tuned(factor: float, train: Cohort, test: Cohort, shots: int | None) -> Any:
+        training = training_of(local, network, fixed["tuned_epochs"], factor)
+        return personalise(training, state.params, train, test, tune_key, shots=shots)
+
     for name, shots in (("all", None), ("few", SHOTS)):
-        scores = personalise(tuning, state.params, mine, theirs, tune_key, shots=shots)
-        result[f"before_{name}"] = float(jnp.mean(scores.accuracy_before))
-        result[f"after_{name}"] = float(jnp.mean(scores.accuracy))
+        factor = best_factor(fixed["tuned"], lambda one, shots=shots: tuned(one, who, known, shots))
+        scores = tuned(factor, mine, theirs, shots)
+        for when, loss, accuracy in (
+            ("before", scores.loss_before, scores.accuracy_before),
+            ("after", scores.loss, scores.accuracy),
+        ):
+            result[f"{when}_{name}"] = float(jnp.mean(accuracy))
+            result[f"perplexity_{when}_{name}"] = float(jnp.exp(jnp.mean(loss) / LENGTH))
+        result[f"factor_{name}"] = factor
     return result
 
 
-def baselines(folder: str | None, tokens: str, windows: int) -> dict[str, list[float]]:
+def baselines(clients: str, folder: str | None, tokens: str, windows: int) -> dict[str, list[float]]:
     """Accuracy of unigram and bigram, counted on the pre-training clients' text, on both halves' test windows."""
-    found = text(folder, tokens)
+    found = text(clients, folder, tokens)
     x, y, vocab = found.x, found.y, found.vocabulary.size
     seen = np.concatenate([found.train[i][:windows] for i in found.pretrain])
     result = {}
@@ -164,69 +220,72 @@ def baselines(folder: str | None, tokens: str, windows: int) -> dict[str, list[f
 def main() -> None:
     """Runs what is missing and reports."""
     settings = common.command_line(Settings, __doc__, quick=QUICK)
-    names = ("tokens", "windows", "sampled", "server_rate", "tuned_epochs", "width")
+    names = ("clients", "tokens", "windows", "sampled", "server", "network", "tuned_epochs", "tuned", "width")
     fixed = {name: getattr(settings, name) for name in names} | {"num_rounds": settings.rounds}
     fixed["folder"] = None if settings.folder is None else str(settings.folder)
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    grid = [{"method": m, "epochs": e, "seed": s, **fixed} for s in seeds for e in settings.epochs for m in METHODS]
+    pairs = [(local, epochs) for local in settings.local for epochs in settings.epochs]
+    grid = [
+        {"rule": rule, "local": local, "epochs": epochs, "seed": seed, **fixed}
+        for seed in seeds
+        for local, epochs in pairs
+        for rule in settings.rules
+    ]
     records = common.run_all(settings.out, grid, run)
-    counted = baselines(fixed["folder"], settings.tokens, settings.windows)
+    counted = baselines(settings.clients, fixed["folder"], settings.tokens, settings.windows)
 
     def percent(name: str, **where: Any) -> np.ndarray:
         return 100 * common.column(records, name, **where)
 
     columns = {
-        "pre-training half": lambda **w: percent("accuracy", **w)[:, -1, 1],
+        "perplexity": lambda **w: common.column(records, "perplexity", **w)[:, -1, 1],
+        "accuracy (%)": lambda **w: percent("accuracy", **w)[:, -1, 1],
         "barrier, loss": lambda **w: common.column(records, "barrier_loss", **w).mean(1),
-        "barrier, accuracy (%)": lambda **w: percent("barrier_accuracy", **w).mean(1),
-        "other half, before": lambda **w: percent("before_all", **w),
-        "tuned": lambda **w: percent("after_all", **w),
-        f"tuned, {SHOTS} windows": lambda **w: percent("after_few", **w),
+        "other half: perplexity": lambda **w: common.column(records, "perplexity_before_all", **w),
+        "tuned": lambda **w: common.column(records, "perplexity_after_all", **w),
+        f"tuned, {SHOTS} windows": lambda **w: common.column(records, "perplexity_after_few", **w),
+        "tuned: accuracy (%)": lambda **w: percent("after_all", **w),
     }
-    rows = []
-    for epochs in settings.epochs:
-        for method, label in METHODS.items():
-            values = [common.mean_std(get(method=method, epochs=epochs), 2) for get in columns.values()]
-            rows.append([f"{label}, {epochs} epochs", *values])
-        both = [[get(method=m, epochs=epochs) for m in METHODS] for get in columns.values()]
-        rows.append([f"FedFish − FedAvg, {epochs}", *[common.mean_std(fish - plain, 2) for plain, fish in both]])
+    base, *others = settings.rules
+    rows, summary = [], {"seeds": settings.seeds, "gain_in_log_perplexity": {}, **counted}
+    for local, epochs in pairs:
+        where = {"local": local, "epochs": epochs}
+        for rule in settings.rules:
+            values = [common.mean_std(get(rule=rule, **where), 2) for get in columns.values()]
+            rows.append([f"{NAMES.get(rule, rule)}, {local}, {epochs} epochs", *values])
+        for rule in others:
+            mine, theirs = ([get(rule=r, **where) for get in columns.values()] for r in (rule, base))
+            gaps = [common.mean_std(a - b, 2) for a, b in zip(mine, theirs, strict=True)]
+            rows.append([f"{NAMES.get(rule, rule)} − {NAMES.get(base, base)}, {local}, {epochs}", *gaps])
+            gains = summary["gain_in_log_perplexity"].setdefault(f"{local}, {epochs} epochs", {})
+            gains[rule] = float(np.mean(np.log(theirs[0]) - np.log(mine[0])))
     for name, (first, other) in counted.items():
-        rows.append([name, f"{100 * first:.2f}", "", "", f"{100 * other:.2f}", "", ""])
-    found = text(fixed["folder"], settings.tokens)
+        rows.append([name, "", f"{100 * first:.2f}", "", "", "", "", f"{100 * other:.2f}"])
+    found = text(settings.clients, fixed["folder"], settings.tokens)
     note = (
-        f"Next-token accuracy in %; {len(found.pretrain)} clients pre-train, {len(found.personal)} personalise; "
-        f"{settings.rounds} rounds, {settings.sampled} clients each; mean"
+        f"Next {settings.tokens} of {settings.clients if settings.folder is None else 'a folder'}, {settings.network} "
+        f"of width {settings.width}, {settings.windows} windows of {LENGTH} a client; {len(found.pretrain)} clients "
+        f"pre-train, {len(found.personal)} personalise; {settings.rounds} rounds, {settings.sampled} clients each, "
+        f"server {settings.server}; mean"
         + (f" ± std over {settings.seeds} seeds" if settings.seeds > 1 else " of one seed")
-        + ". Barriers: means over all rounds, summed over an example's positions, lower is better.\n\n"
+        + ". Perplexity of a token on the pre-training half's test windows, lower is better, then of the other half's, "
+        "before and after fine-tuning on all their windows or few. Barriers: means over all rounds, summed over an "
+        "example's positions, lower is better. Unigram and bigram: accuracy of counts.\n\n"
     )
     fig, axes = common.figure(1, 2)
-    for method, colour in zip(METHODS, common.COLOURS, strict=False):
-        for epochs, style in zip(settings.epochs, ("-", "--", ":", "-."), strict=False):
-            curve = common.column(records, "accuracy", method=method, epochs=epochs).mean(0)
-            label = f"{METHODS[method]}, {epochs} epochs"
-            axes[0, 0].plot(curve[:, 0], 100 * curve[:, 1], style, color=colour, marker="o", label=label)
-        points = [
-            [columns[c](method=method, epochs=e).mean() for c in ("other half, before", "tuned")]
-            for e in settings.epochs
-        ]
-        for part, style in zip(range(2), ("--", "-"), strict=True):
-            label = f"{METHODS[method]}, {('before', 'tuned')[part]}"
-            axes[0, 1].plot(settings.epochs, [p[part] for p in points], style, marker="o", color=colour, label=label)
-    for name, style in (("bigram", ":"), ("unigram", "-.")):
-        for axis, half in zip(axes[0], range(2), strict=True):
-            axis.axhline(100 * counted[name][half], color="black", linestyle=style, linewidth=0.8, label=name)
-    axes[0, 0].set(xlabel="rounds", ylabel="accuracy (%)", title="half that pre-trains")
-    axes[0, 1].set(xlabel="local epochs", title="half that personalises", xticks=settings.epochs)
-    for axis in axes[0]:
-        axis.legend()
-    summary = {
-        "accuracy": {
-            m: {str(e): columns["pre-training half"](method=m, epochs=e).mean() for e in settings.epochs}
-            for m in METHODS
-        },
-        "tuned": {m: {str(e): columns["tuned"](method=m, epochs=e).mean() for e in settings.epochs} for m in METHODS},
-        **counted,
-    }
+    for number, (local, epochs) in enumerate(pairs):
+        style = ("-", "--", ":", "-.")[number % 4]
+        for rule, colour in zip(settings.rules, common.COLOURS, strict=False):
+            where = {"rule": rule, "local": local, "epochs": epochs}
+            curve = common.column(records, "perplexity", **where).mean(0)
+            label = f"{NAMES.get(rule, rule)}, {local}, {epochs}"
+            axes[0, 0].plot(curve[:, 0], curve[:, 1], style, color=colour, marker="o", label=label)
+            steps = [columns[name](**where).mean() for name in list(columns)[3:6]]
+            axes[0, 1].plot(range(3), steps, style, color=colour, marker="o")
+    axes[0, 0].set(xlabel="rounds", ylabel="perplexity", title="half that pre-trains")
+    axes[0, 1].set(title="half that personalises", xticks=range(3), ylabel="perplexity")
+    axes[0, 1].set_xticklabels(["before", "tuned", f"{SHOTS} windows"])
+    axes[0, 0].legend(fontsize=6)
     common.report(settings.out, note + common.markdown_table(["", *columns], rows), summary, fig)
 
 

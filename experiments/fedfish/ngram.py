@@ -1,11 +1,17 @@
-"""Unigram and bigram models of text, fitted by counting: what a network for the next token must beat.
+"""Unigram and bigram models of text, fitted by counting: what a network must beat; and a small network of the kind.
 
-Both are `apply(params, x)` with log-probabilities as parameters, so that `evaluate` scores them as any model.
+All are `apply(params, x)`, so that `evaluate` scores them as any model; the counted ones have log-probabilities as
+parameters.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from fedfisher_jax.models import Network
 
 
 def fit_unigram(y: np.ndarray, vocab: int, smoothing: float = 1.0) -> Float[Array, " v"]:
@@ -62,3 +68,26 @@ def _checked(name: str, tokens: np.ndarray, vocab: int, smoothing: float) -> np.
     if tokens.min() < 0 or tokens.max() >= vocab:
         raise ValueError(f"{name}: got tokens from {tokens.min()} to {tokens.max()}, expected 0 to {vocab - 1}")
     return tokens.astype(np.int64)
+
+
+def network(vocab: int, width: int, tokens: int = 4) -> Network:
+    """Predict the next token from the last few by one hidden layer (Bengio et al. 2003); before the first are zeros.
+
+    Args:
+        vocab: number of different tokens, V.
+        width: of an embedding; the hidden layer is four times as wide.
+        tokens: how many are read.
+    """
+    shapes = {"embedding": (vocab, width), "hidden": (tokens * width, 4 * width), "out": (4 * width, vocab)}
+
+    def init(key: Any) -> dict[str, jax.Array]:
+        keys = dict(zip(shapes, jax.random.split(key, len(shapes)), strict=True))
+        sizes = {"embedding": 1} | {name: shape[0] for name, shape in shapes.items() if name != "embedding"}
+        return {n: jax.random.normal(keys[n], shape) / sizes[n] ** 0.5 for n, shape in shapes.items()}
+
+    def apply(params: dict[str, jax.Array], x: Int[Array, "n t"]) -> Float[Array, "n t v"]:
+        read = jnp.pad(params["embedding"][x], ((0, 0), (tokens - 1, 0), (0, 0)))
+        last = [read[:, lag : lag + x.shape[1]] for lag in range(tokens)]
+        return jnp.tanh(jnp.concatenate(last, -1) @ params["hidden"]) @ params["out"]
+
+    return Network(init, apply, f"n-gram of {tokens}")

@@ -70,3 +70,16 @@ def test_a_token_never_seen_is_possible():
 def test_bad_input_is_named(x, y, smoothing, message):
     with pytest.raises(ValueError, match=message):
         ngram.fit_bigram(x, y, V, smoothing)
+
+
+def test_the_network_reads_the_last_tokens_alone():
+    """By a loop over positions; before the first token are zeros."""
+    made = ngram.network(5, 2, tokens=3)
+    params = made.init(jax.random.key(0))
+    x = np.asarray([[1, 4, 0, 2], [3, 3, 1, 0]])
+    found = made.apply(params, x)
+    for row, line in enumerate(x):
+        for place in range(4):
+            read = [params["embedding"][line[n]] if n >= 0 else jnp.zeros(2) for n in range(place - 2, place + 1)]
+            expected = jnp.tanh(jnp.concatenate(read) @ params["hidden"]) @ params["out"]
+            np.testing.assert_allclose(found[row, place], expected, rtol=1e-5, atol=1e-6)

@@ -1,7 +1,9 @@
 """The scripts over rounds, at sizes of seconds."""
 
+import numpy as np
 import pytest
 
+from experiments.fedfish import kinds
 from experiments.lib import cells
 
 
@@ -12,9 +14,28 @@ def test_fedfish_language(script, tmp_path):
     for number in range(6):
         (folder / f"{number}.txt").write_text("the quick brown fox jumps over the lazy dog. " * 10)
     flags = ("--quick", "--folder", str(folder), "--rounds", "2", "--epochs", "1", "--width", "8", "--sampled", "2")
-    table, summary, _ = script("fedfish.language", *flags, "--tokens", "characters")
+    flags += ("--tokens", "characters", "--local", "adam-0.02", "--tuned", "1", "1000")
+    table, summary, lines = script("fedfish.language", *flags)
     assert "3 clients pre-train, 3 personalise" in table
     assert 0 < summary["unigram"][0] < summary["bigram"][0] < 1
+    found = [line["result"] for line in lines]
+    assert all(one["factor_all"] == 1 and one["perplexity_after_all"] < one["perplexity_before_all"] for one in found)
+    gain = np.log(found[0]["perplexity"][-1][1]) - np.log(found[1]["perplexity"][-1][1])
+    assert list(summary["gain_in_log_perplexity"]["adam-0.02, 1 epochs"].values()) == pytest.approx([gain])
+
+
+def test_kinds_of_text_are_files_by_pattern_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(kinds, "PIECE", 4)
+    monkeypatch.setattr(kinds, "MOST", 6)
+    for name, text in {"b/x.md": "second", "a/y.md": "first", "c/z.md": "third", "t.csv": "1,2", "u.csv": "3"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "s.csv").write_bytes(b"\xff\xfe")
+    patterns = {"manuals": "*.md", "of t": "t.*", "tables": "*.csv", "none": "*.rst"}
+    found = kinds.kinds({tmp_path: patterns}, least=1)
+    assert found == {"manuals": ("firs", "seco"), "of t": ("1,2",), "tables": ("3",)}
+    with pytest.raises(ValueError, match="kinds: got 1 with 5"):
+        kinds.kinds({tmp_path: patterns}, least=5)
 
 
 @pytest.mark.slow
