@@ -149,9 +149,10 @@ def bits_up(federation: Federation, params: PyTree, data: Examples) -> int:
     Example:
         >>> import jax.numpy as jnp, optax, fedfisher_jax as ff
         >>> linear, likelihood = (lambda params, x: x @ params), ff.categorical()
-        >>> training, rule = ff.LocalTraining(linear, likelihood, optax.sgd(1.0)), ff.fedavg(linear, likelihood)
-        >>> federation = ff.Federation(training, rule, sampled=2, lengths=(0.5, 1.0))
-        >>> ff.rounds.bits_up(federation, jnp.zeros((6, 2)), ff.examples(jnp.eye(6), jnp.arange(6) % 2)) // 32
+        >>> training, start = ff.LocalTraining(linear, likelihood, optax.sgd(1.0), 1, 3), jnp.zeros((6, 2))
+        >>> federation = ff.Federation(training, ff.fedavg(linear, likelihood), sampled=2, lengths=(0.5, 1.0))
+        >>> data = ff.examples(jnp.eye(6), jnp.arange(6) % 2)
+        >>> ff.rounds.bits_up(federation, start, data) // (8 * start.dtype.itemsize)
         14
     """
     start, total, parts = params, 0, exchanges(federation.rule)

@@ -27,6 +27,7 @@ from ._natural_gradient import natural_gradient as natural_gradient
 from ._one_by_one import merge_one_by_one as merge_one_by_one
 from ._ot_fusion import ot_fusion as ot_fusion
 from ._ot_fusion import released_ot_fusion as released_ot_fusion
+from ._past_client import with_past as with_past
 from ._past_fishers import PastFishers as PastFishers
 from ._pfnm import pfnm as pfnm
 from ._pfnm import released_pfnm as released_pfnm
@@ -98,4 +99,5 @@ __all__ = [
     "robust",
     "then",
     "trimmed_mean",
+    "with_past",
 ]
