@@ -87,6 +87,16 @@ def known(y: Any) -> Any:
     return y
 
 
+def require_batch_size(batch_size: int) -> None:
+    """Refuse batches of nothing.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+
+
 @standard_promotion
 def mean_over_batches(
     function: Callable[[Batch], PyTree], data: Examples, batch_size: int, count: Any = None
@@ -104,8 +114,7 @@ def mean_over_batches(
     Raises:
         ValueError: a batch size below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+    require_batch_size(batch_size)
     count = data.size if count is None else count
     batch_size = min(batch_size, data.indices.shape[0])
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from ._compat import Tracer, standard_promotion
 from ._doors import applying, require_arrays, require_likelihood
+from ._examples import require_batch_size
 from ._likelihood import Likelihood, check_targets
 from ._trees import arrays, count_rows, outline, pick, widened
 from .tracing import for_training, require_apart
@@ -83,8 +84,7 @@ def _scores(
         given = f"x {shapes[0] if len(shapes) == 1 else shapes}, y {y.shape}"
         given += f", mask {None if mask is None else mask.shape}"
         raise ValueError(f"x, y, mask: got {given}, expected one common length of at least 1")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+    require_batch_size(batch_size)
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x, y, mask))):
         counted = slice(None) if mask is None else np.asarray(mask)
         with applying(x):

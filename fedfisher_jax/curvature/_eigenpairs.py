@@ -16,7 +16,7 @@ import numpy as np
 
 from .._compat import standard_promotion, vary, varying
 from .._doors import require_examples, require_likelihood, require_params
-from .._examples import Batch, Examples, mean_over_batches
+from .._examples import Batch, Examples, mean_over_batches, require_batch_size
 from .._likelihood import Likelihood
 from ..tracing._apart import require_apart
 from ..tracing._convolution import for_loops
@@ -119,6 +119,7 @@ def top_eigenpairs(
     covered = subspace.covered(params)
     shapes = [jnp.shape(leaves[n]) for n in covered]
     size = _checked(subspace, paths, shapes)
+    require_batch_size(batch_size)
     require_apart(apply, params, data.x)
     dtype = jnp.result_type(jnp.float32, *[leaves[n].dtype for n in covered])
     width = min(subspace.rank + subspace.oversampling, size)
