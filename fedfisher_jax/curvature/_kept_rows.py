@@ -107,7 +107,7 @@ def by_rows(
         def add(number: Any, total: list[jax.Array]) -> list[jax.Array]:
             here = rows(number)
             along = sum(one.times(part) for one, part in zip(here, parts, strict=True))
-            return [old + one.back(along) for old, one in zip(total, here, strict=True)]
+            return [old + one.back(along).astype(old.dtype) for old, one in zip(total, here, strict=True)]
 
         zeros = [vary(jnp.zeros(part.shape, wide(part.dtype)), varying((params, data))) for part in parts]
         total = jax.lax.fori_loop(0, used, add, zeros)
