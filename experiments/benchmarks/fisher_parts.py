@@ -18,7 +18,7 @@ from fedfisher_jax import Kronecker, curvature
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(common.Settings):
+class Settings(fisher.Settings):
     """Flags.
 
     Attributes:

@@ -5,13 +5,13 @@ rounding; seconds are the least of several runs that alternate in one process.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.benchmarks import side_by_side
 from experiments.lib import cells, common
 from fedfisher_jax import categorical, curvature, examples
 from fedfisher_jax.curvature import Subspace, _kept_rows
@@ -23,7 +23,7 @@ class Settings(common.Settings):
 
     Attributes:
         dataset: A name of `fedfisher list`.
-        examples: Of the client.
+        examples: The client's number of examples.
         rank: Eigenpairs.
         rounds: Alternating runs.
     """
@@ -63,12 +63,7 @@ def run(dataset: str, count: int, rank: int, effort: str, rounds: int) -> dict[s
         "passes": program(dataset, count, subspace, 0),
     }
     values = {name: np.asarray(run().values) for name, run in programs.items()}
-    spent: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, one in programs.items():
-            began = time.perf_counter()
-            one()
-            spent[name].append(time.perf_counter() - began)
+    spent = side_by_side.alternate(programs, rounds)
     gap = float(np.max(np.abs(values["rows"] - values["passes"])) / np.max(values["passes"]))
     return {"seconds": {name: min(times) for name, times in spent.items()}, "gap": gap}
 

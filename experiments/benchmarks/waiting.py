@@ -72,7 +72,7 @@ def run(name: str, rounds: int, seed: int, before: str = "") -> dict[str, Any]:
     """One command, with an empty cache and with a filled one, and as it was."""
     del seed
     busy, found = side_by_side.load(), {"before": [], "empty": [], "filled": []}
-    with checkout(before or "HEAD") as old:
+    with checkout(before) if before else contextlib.nullcontext(provenance.ROOT) as old:
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
                 if before:

@@ -49,21 +49,21 @@ class Settings(common.Settings):
 
     Attributes:
         clients: kinds of text (`experiments.fedfish.kinds`), or the library's modules.
-        folder: Of text files, one file or sub-folder a client, in their place.
+        folder: A folder of text files, one file or sub-folder a client, in their place.
         tokens: bytes or characters.
         windows: Training windows of a client in a round's training, at most; its first ones.
         sampled: Clients in a round.
-        rounds: Of pre-training.
+        rounds: Rounds of pre-training.
         epochs: Numbers of local epochs to compare.
         rules: FedAvg, and what is compared with it. The exact Fisher has a column for each byte of a window and each
             value of it, so draws of Monte-Carlo estimate it.
         local: The clients' optimisers to compare: sgd-RATE or adam-RATE.
         server: The server's optimiser: plain, sgd-RATE, sgd-RATE-MOMENTUM or adam-RATE.
         network: transformer, or ngram: one hidden layer on the last four tokens.
-        tuned_epochs: Of personalisation.
+        tuned_epochs: Epochs of personalisation.
         tuned: Factors on the local rate that are tried for personalisation.
         seeds: Each draws start, sampling and training.
-        width: Of the network's stream or embedding.
+        width: The width of the network's stream or embedding.
     """
 
     clients: Literal["kinds", "library"] = "kinds"

@@ -164,7 +164,7 @@ def _choose(choice: str, dataset: str, epochs: int, seed: int) -> dict[str, floa
     loaded = data.load(dataset)
     held = np.random.default_rng(seed).permutation(len(loaded.train_y))
     kept, held = np.sort(held[VALIDATION:]), held[:VALIDATION]
-    here = cells.world(dataset, "lenet")
+    here = cells.world(dataset, cells.model_of(dataset))
     x, y = jnp.asarray(loaded.train_x[kept]), jnp.asarray(loaded.train_y[kept])
     parts = data.split("dirichlet-client", loaded.train_y[kept], 5, seed=seed, alpha=0.1)
     everyone = cohort(x, y, parts, length=len(kept))

@@ -31,7 +31,7 @@ class Settings(common.Settings):
 
     Attributes:
         factors: What off-diagonal entries of second moments are multiplied with.
-        examples: Of each client, the first ones; 0 takes all.
+        examples: How many examples of each client, the first ones; 0 takes all.
     """
 
     factors: tuple[float, ...] = (1.0, 0.9)

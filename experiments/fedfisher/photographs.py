@@ -39,7 +39,7 @@ class Settings:
         out: The file that is written.
         train: Training patches of each photograph.
         test: Test patches of each photograph.
-        seed: Of the places of the patches.
+        seed: The seed of the patches' places.
     """
 
     out: Path = Path("runs/photographs.npz")

@@ -46,8 +46,8 @@ class Settings(common.Settings):
 
     Attributes:
         dataset: digits (MLP) or fashion_mnist (LeNet).
-        seeds: Of split, start and training.
-        epsilons: Of the promise.
+        seeds: How many seeds, each of a split, a start and training.
+        epsilons: The promise's ε, one or several.
         clips: To choose from.
         rates: Learning rates to choose from.
         longest: Most epochs, over all rounds, of a schedule to choose from.

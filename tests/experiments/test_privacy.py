@@ -99,7 +99,7 @@ def test_private_training_over_rounds(script, monkeypatch):
 
 
 def test_what_attackers_send():
-    """Of three clients the first lies; the others' payloads stay as they are."""
+    """The first of three clients lies; the others' payloads stay as they are."""
     robust = importlib.import_module("experiments.privacy.robust")
     start, own = {"w": jnp.ones(2)}, jnp.asarray([[2.0, 0.0], [3.0, 3.0], [5.0, 1.0]])
     honest = ff.Payload(jnp.asarray([4.0, 5.0, 6.0]), {"w": own}, ff.Diagonal({"w": own**2}))
