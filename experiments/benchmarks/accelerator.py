@@ -55,7 +55,7 @@ class Settings(common.Settings):
     dtype: str = "float32"
 
 
-QUICK = {"rounds": 1, "networks": ("lenet",), "clients": (2,), "groups": (0, 1), "steps": 1}
+QUICK = {"rounds": 1, "networks": ("lenet",), "clients": (2,), "groups": (0,), "steps": 1}
 
 
 def prepared(kind: str, network: str, clients: int, group: int, steps: int, dtype: str, seed: int) -> Callable:
