@@ -8,14 +8,13 @@ a table whose rows are looked up. Whatever is not plainly that falls back, with 
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._compat import Tracer
 from .._doors import applying, require_params
 from .._trees import outline
 from ..tracing._apart import require_apart
@@ -23,9 +22,11 @@ from ..tracing._convolution import kernel_matrix_steps
 from ..tracing._jaxpr import Program, depends_on, environment, trace, uses
 from ..tracing._stand_ins import stand_ins
 from . import _pools
-from ._layers import Layer, Steps, product_steps, run
-from ._lookup import gradient, is_one_hot, table_axis
+from ._ends import RETURNED, End, Readers, ends_of, rearrangement
+from ._layers import Layer, product_steps, run
+from ._lookup import is_one_hot, table_axis
 from ._pull_back import Capture, Site, position_rows, pull_back
+from ._reuse import gradient, is_crossed
 
 PyTree = Any
 
@@ -67,7 +68,10 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
     if len(shape := program.avals[program.outputs[0]].shape) < 2:
         raise ValueError(f"apply: got outputs of shape {shape} for one example, expected [n, C] or [n, T, C]")
     require_apart(apply, params, one)
-    found = [_follow(program, leaf, len(paths)) if structured else "not asked for" for leaf in range(len(paths))]
+    readers = uses(program)
+    found = [
+        _follow(program, readers, leaf, len(paths)) if structured else "not asked for" for leaf in range(len(paths))
+    ]
     sites = [site for site in found if isinstance(site, Site)]
     sites, pools = _without_bad(program, sites, paths, found)
     sites.sort(key=lambda site: site.product)
@@ -76,20 +80,42 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
     return Capture(tuple(sites), {paths[leaf]: str(found[leaf]) for leaf in missing}, missing, program, pools)
 
 
-def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
+def _follow(program: Program, readers: Readers, leaf: int, num_leaves: int) -> Site | str:
     """Find the layer in which parameter `leaf` is the weight, or say why there is none."""
-    readers = uses(program)
-    position, variable, steps = _chain(program, readers, program.inputs[leaf])
+    ends = ends_of(program, readers, program.inputs[leaf])
+    found = [_read(program, leaf, end, num_leaves) for end in ends]
+    sites = [site for site in found if isinstance(site, Site)]
+    if not found or len(sites) < len(found):
+        reason = next((f": {one}" for one in found if isinstance(one, str)), "")
+        return reason.removeprefix(": ") if len(found) == 1 else f"read {len(found)} times{reason}"
+    if len(sites) > 1:
+        return _together(sites)
+    return sites[0] if sites[0].layer.lookup else _with_bias(program, readers, sites[0], num_leaves)
+
+
+def _together(sites: Sequence[Site]) -> Site | str:
+    """Make one site of all reads of a weight. A table that is read as such comes first, since it has a diagonal side."""
+    first, *others = sorted(sites, key=lambda site: not site.layer.lookup)
+    more = []
+    for site in others:
+        crossed = is_crossed(first.layer, site.layer)
+        if crossed is None:
+            return f"read {len(sites)} times, as matrices of different entries"
+        if site.layer.lookup != (first.layer.lookup and not crossed):
+            return f"read {len(sites)} times: a table whose rows are added up with weights, too"
+        more.append(dataclasses.replace(site, crossed=crossed))
+    return dataclasses.replace(first, more=tuple(more))
+
+
+def _read(program: Program, leaf: int, end: End, num_leaves: int) -> Site | str:
+    """Make the site of one read of parameter `leaf`, without a bias, or say why it is none."""
+    position, variable, steps = end
     shape = program.avals[program.inputs[leaf]].shape
-    tables = [_table(program, Layer(leaf, None, shape, (), steps, lookup=True), n, variable) for n in readers[variable]]
-    sites = [table for table in tables if isinstance(table, Site)]
-    if len(sites) == len(tables) and len({site.layer for site in sites}) == 1:
-        return dataclasses.replace(sites[0], more=tuple(sites[1:]))
-    if isinstance(position, str):
-        return position
+    if position == RETURNED:
+        return "returned"
     equation = program.equations[position]
     if equation.name == "gather":
-        return tables[0]
+        return _table(program, Layer(leaf, None, shape, (), steps, lookup=True), position, variable)
     if equation.name not in ("dot_general", "conv_general_dilated"):
         return f"read by {equation.name}"
     if not jnp.issubdtype(program.avals[equation.outputs[0]].dtype, jnp.floating):
@@ -100,25 +126,25 @@ def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
     seen, groups, lookup = program.avals[variable].shape, 1, False
     if equation.name == "dot_general":
         contracting, batch = equation.params["dimension_numbers"]
-        if batch[0]:
-            return "a product with batch dimensions"
-        steps += product_steps(seen, contracting[1 - operand])
+        groups = math.prod(seen[axis] for axis in batch[1 - operand])  # experts, say
+        if batch[0] and groups == math.prod(seen):
+            return "a product of numbers one by one"  # factors would know less of it than a diagonal
+        steps += product_steps(seen, contracting[1 - operand], batch[1 - operand])
         along = contracting[operand]
-        lookup = len(along) == 1 and is_one_hot(program, equation.inputs[operand], along[0])
+        lookup = len(along) == 1 and groups == 1 and is_one_hot(program, equation.inputs[operand], along[0])
     else:
         if operand == 1 or equation.params["batch_group_count"] != 1:
             return "not the kernel of a plain convolution"
         groups = equation.params["feature_group_count"]
         steps += kernel_matrix_steps(seen, equation.params)
-    site = Site(Layer(leaf, None, shape, (), steps, groups, lookup), position, equation.outputs[0], operand, ())
-    return site if lookup else _with_bias(program, readers, site, num_leaves)
+    return Site(Layer(leaf, None, shape, (), steps, groups, lookup), position, equation.outputs[0], operand, ())
 
 
 def _table(program: Program, layer: Layer, position: int, variable: int) -> Site | str:
     """Make the site of a table whose rows the equation at `position` reads, or say why it is none."""
     equation, shape = program.equations[position], program.avals[variable].shape
     axis = table_axis(equation, shape) if equation.name == "gather" and equation.inputs[0] == variable else None
-    if axis is None or position == -1:
+    if axis is None:
         return "read by a gather of other things than whole rows"
     if sum(n > 1 for n in (*shape[:axis], *shape[axis + 1 :])) > 1:
         return "read by a gather of matrices, as of experts"  # a factor of all their numbers would be their square
@@ -126,54 +152,13 @@ def _table(program: Program, layer: Layer, position: int, variable: int) -> Site
     return Site(dataclasses.replace(layer, steps=steps), position, equation.outputs[0], 1, ())
 
 
-def _chain(program: Program, readers: dict, variable: int) -> tuple[int | str, int, Steps]:
-    """Follow a variable while its one reader only rearranges it: that reader's position, its operand, the steps."""
-    steps: Steps = ()
-    while True:
-        if len(readers[variable]) != 1:
-            return f"read {len(readers[variable])} times", variable, steps
-        position = readers[variable][0]
-        if position == -1:
-            return "returned", variable, steps
-        step = _rearrangement(program, position)
-        if step is None:
-            return position, variable, steps
-        steps, variable = steps + step, program.equations[position].outputs[0]
-
-
-def _rearrangement(program: Program, position: int) -> Steps | None:
-    equation = program.equations[position]
-    shape = program.avals[equation.outputs[0]].shape
-    if equation.name == "transpose":
-        return (("transpose", tuple(equation.params["permutation"])),)
-    if equation.name in ("convert_element_type", "copy"):
-        return ()
-    if equation.name == "mul" and any(_is_one(program, v) for v in equation.inputs) and _same_shape(program, equation):
-        return ()  # `addmm` of PyTorch writes beta · bias + alpha · x w
-    same_size = math.prod(program.avals[equation.inputs[0]].shape) == math.prod(shape)
-    if equation.name in ("reshape", "squeeze", "expand_dims") or (equation.name == "broadcast_in_dim" and same_size):
-        return (("reshape", tuple(shape)),)
-    return None
-
-
-def _same_shape(program: Program, equation: Any) -> bool:
-    return len({program.avals[v].shape for v in (*equation.inputs, *equation.outputs) if program.avals[v].shape}) <= 1
-
-
-def _is_one(program: Program, variable: int) -> bool:
-    """Tell whether a variable is known to hold nothing but ones."""
-    value = program.constants.get(variable)
-    if value is not None:
-        return not isinstance(value, Tracer) and bool((np.asarray(value) == 1).all())
-    made = [equation for equation in program.equations if variable in equation.outputs]
-    spread = bool(made) and made[0].name in ("convert_element_type", "broadcast_in_dim")
-    return spread and _is_one(program, made[0].inputs[0])
-
-
-def _with_bias(program: Program, readers: dict, site: Site, num_leaves: int) -> Site:
+def _with_bias(program: Program, readers: Readers, site: Site, num_leaves: int) -> Site:
     """Add to the site the bias that is added to its product, if exactly that happens."""
-    position, variable, after = _chain(program, readers, site.output)
-    if isinstance(position, str) or program.equations[position].name not in ("add", "add_any"):
+    ends = ends_of(program, readers, site.output)
+    if len(ends) != 1 or ends[0].position == RETURNED:
+        return site
+    position, variable, after = ends[0]
+    if program.equations[position].name not in ("add", "add_any"):
         return site
     addition = program.equations[position]
     other = addition.inputs[1 - addition.inputs.index(variable)]
@@ -193,14 +178,14 @@ def _with_bias(program: Program, readers: dict, site: Site, num_leaves: int) -> 
     return site
 
 
-def _broadcast_indices(program: Program, readers: dict, variable: int, target: int, reader: int) -> np.ndarray | None:
+def _broadcast_indices(program: Program, readers: Readers, variable: int, target: int, reader: int) -> np.ndarray | None:
     """Tell where each entry of a leaf lands when the leaf is broadcast into `target`; None if it is not."""
     shape = program.avals[variable].shape
     value = np.arange(math.prod(shape)).reshape(shape)
     while readers[variable] != [reader] or variable != target:
         if len(readers[variable]) != 1 or readers[variable][0] == -1:
             return None
-        equation, step = program.equations[readers[variable][0]], _rearrangement(program, readers[variable][0])
+        equation, step = program.equations[readers[variable][0]], rearrangement(program, readers[variable][0])
         if equation.name == "broadcast_in_dim" and len(equation.inputs) == 1:
             kept = [1] * len(equation.params["shape"])
             for axis, place in enumerate(equation.params["broadcast_dimensions"]):
@@ -242,8 +227,9 @@ def _without_bad(
         pulled = pull_back(trial, leaves, [one[0] for one in x], lambda _: cotangent[None])
         result = {}
         for site, a, g in zip(sites, pulled.activations, pulled.gradients, strict=True):
-            rebuilt = site.layer.from_matrix(gradient(a, g[0]))
-            sizes = site.layer.from_matrix(gradient(jax.tree.map(abs, a), abs(g[0])))
+            g = jax.tree.map(lambda rows: rows[0], g)
+            rebuilt = site.layer.from_matrix(gradient(a, g))
+            sizes = site.layer.from_matrix(gradient(jax.tree.map(abs, a), jax.tree.map(abs, g)))
             for leaf, value in rebuilt.items():
                 gap = jnp.linalg.norm((value - expected[leaf]).astype(jnp.float32))
                 result[leaf] = gap / (jnp.linalg.norm(sizes[leaf].astype(jnp.float32)) + 1e-30)

@@ -18,6 +18,8 @@ from .._likelihood import Likelihood
 from .._trees import scaled, widened
 from ..curvature import Capture, Gram, activations, capture
 from ..curvature._lookup import second_moment
+from ..curvature._reuse import each
+from ..curvature.structures._gram import of_inputs
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._least_squares import least_squares
 from ..solve._objective import Solver
@@ -52,13 +54,14 @@ class MeasureGrams:
         if not chosen:
             raise ValueError(f"apply: got a model without a dense layer, expected one: {captured.fallback}")
 
-        def sums(batch: Batch) -> list[jax.Array]:
+        def sums(batch: Batch) -> list[Any]:
             rows = jax.vmap(lambda x: activations(captured, leaves, x))(batch.x)
             kept = jax.tree.map(lambda a: jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0), rows)
-            return [second_moment(a) for a in widened([kept[n] for n in chosen])]
+            return [each(second_moment, a) for a in widened([kept[n] for n in chosen])]
 
-        total = mean_over_batches(sums, data, self.batch_size)
-        layers = [captured.layers[n] for n in chosen]
+        means = zip(chosen, mean_over_batches(sums, data, self.batch_size), strict=True)
+        pairs = [pair for n, moment in means for pair in of_inputs(captured.layers[n], moment)]
+        layers, total = [layer for layer, _ in pairs], [a for _, a in pairs]
         if self.dense_only:  # a bias is averaged, as the paper does
             total = [a if layer.bias is None else a[:-1, :-1] for layer, a in zip(layers, total, strict=True)]
             layers = [dataclasses.replace(layer, bias=None, bias_shape=()) for layer in layers]
@@ -205,7 +208,8 @@ def _shrunk(gram: Gram, factor: float) -> Gram:
 
 
 def _is_dense(captured: Capture, site: Any) -> bool:
-    return captured.program.equations[site.product].name == "dot_general" and not site.layer.lookup
+    products = (captured.program.equations[read.product].name == "dot_general" for read in site.reads)
+    return any(product and not read.layer.lookup for product, read in zip(products, site.reads, strict=True))
 
 
 def _check_factor(off_diagonal: float) -> None:

@@ -13,7 +13,7 @@ from fedfisher_jax.curvature._leaves import leaves
 from fedfisher_jax.curvature.structures._protocol import mean_diagonals, named, sign_of, with_arrays
 from fedfisher_jax.curvature.structures._signs import require_sign
 
-CASES = ("groups", "plain", "embedding", "table_read_twice")
+CASES = ("groups", "plain", "embedding", "tied_head", "stacked_experts")
 
 
 def plain(params, x):
