@@ -307,8 +307,8 @@ def shared_weights_that_are_other_matrices():
 @case
 def tied_head():
     """A table [7, 4] that is the head, too: its transpose is what hidden states are multiplied with."""
-    params = {"table": normal(0, 7, 4), "w": normal(1, 4, 4)}
-    return Case(lambda p, x: jnp.tanh(p["table"][x] @ p["w"]).mean(1) @ p["table"].T, params, embedding().x)
+    params = {"table": normal(0, 7, 4), "inner": normal(1, 4, 4)}
+    return Case(lambda p, x: jnp.tanh(p["table"][x] @ p["inner"]).mean(1) @ p["table"].T, params, embedding().x)
 
 
 @case

@@ -63,7 +63,7 @@ class MeasureGrams:
         pairs = [pair for n, moment in means for pair in of_inputs(captured.layers[n], moment)]
         layers, total = [layer for layer, _ in pairs], [a for _, a in pairs]
         if self.dense_only:  # a bias is averaged, as the paper does
-            total = [a if layer.bias is None else a[:-1, :-1] for layer, a in zip(layers, total, strict=True)]
+            total = [a if layer.bias is None else a[..., :-1, :-1] for layer, a in zip(layers, total, strict=True)]
             layers = [dataclasses.replace(layer, bias=None, bias_shape=()) for layer in layers]
         shapes = tuple(jnp.shape(leaf) for leaf in leaves)
         weight = jnp.asarray(data.size, jnp.result_type(float))
