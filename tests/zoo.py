@@ -450,6 +450,16 @@ def experts_that_are_chosen():
         return jnp.tanh(jnp.einsum("...d,...dh->...h", x, chosen)).mean(1) @ p["w"]
 
     params = {"router": normal(0, 4, 3), "experts": normal(1, 3, 4, 5), "w": normal(2, 5, 3)}
+    return Case(apply, params, normal(3, 5, 6, 4))
+
+
+@case
+def experts_whose_matrices_are_squared():
+    def apply(p, x):
+        chosen = p["experts"][jnp.argmax(x @ p["router"], -1)] ** 2
+        return jnp.tanh(jnp.einsum("...d,...dh->...h", x, chosen)).mean(1)
+
+    params = {"router": normal(0, 4, 3), "experts": normal(1, 3, 4, 5)}
     return Case(apply, params, normal(3, 5, 6, 4), {"['experts']": "gather of matrices"})
 
 

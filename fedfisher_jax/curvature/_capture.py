@@ -83,20 +83,23 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
 def _follow(program: Program, readers: Readers, leaf: int, num_leaves: int) -> Site | str:
     """Find the layer in which parameter `leaf` is the weight, or say why there is none."""
     ends = ends_of(program, readers, program.inputs[leaf])
-    found = [_read(program, leaf, end, num_leaves) for end in ends]
+    found = [_read(program, readers, leaf, end, num_leaves) for end in ends]
     sites = [site for site in found if isinstance(site, Site)]
     if not found or len(sites) < len(found):
         reason = next((f": {one}" for one in found if isinstance(one, str)), "")
         return reason.removeprefix(": ") if len(found) == 1 else f"read {len(found)} times{reason}"
     if len(sites) > 1:
         return _together(sites)
-    return sites[0] if sites[0].layer.lookup else _with_bias(program, readers, sites[0], num_leaves)
+    plain = not sites[0].layer.lookup and sites[0].chosen is None
+    return _with_bias(program, readers, sites[0], num_leaves) if plain else sites[0]
 
 
 def _together(sites: Sequence[Site]) -> Site | str:
     """Make one site of all reads of a weight. A table that is read as such comes first, since it has a diagonal side."""
     first, *others = sorted(sites, key=lambda site: not site.layer.lookup)
     more = []
+    if any(site.chosen is not None for site in sites):
+        return f"read {len(sites)} times: experts that are chosen"
     for site in others:
         crossed = is_crossed(first.layer, site.layer)
         if crossed is None:
@@ -107,7 +110,7 @@ def _together(sites: Sequence[Site]) -> Site | str:
     return dataclasses.replace(first, more=tuple(more))
 
 
-def _read(program: Program, leaf: int, end: End, num_leaves: int) -> Site | str:
+def _read(program: Program, readers: Readers, leaf: int, end: End, num_leaves: int) -> Site | str:
     """Make the site of one read of parameter `leaf`, without a bias, or say why it is none."""
     position, variable, steps = end
     shape = program.avals[program.inputs[leaf]].shape
@@ -115,7 +118,7 @@ def _read(program: Program, leaf: int, end: End, num_leaves: int) -> Site | str:
         return "returned"
     equation = program.equations[position]
     if equation.name == "gather":
-        return _table(program, Layer(leaf, None, shape, (), steps, lookup=True), position, variable)
+        return _table(program, readers, Layer(leaf, None, shape, (), steps, lookup=True), position, variable)
     if equation.name not in ("dot_general", "conv_general_dilated"):
         return f"read by {equation.name}"
     if not jnp.issubdtype(program.avals[equation.outputs[0]].dtype, jnp.floating):
@@ -140,16 +143,37 @@ def _read(program: Program, leaf: int, end: End, num_leaves: int) -> Site | str:
     return Site(Layer(leaf, None, shape, (), steps, groups, lookup), position, equation.outputs[0], operand, ())
 
 
-def _table(program: Program, layer: Layer, position: int, variable: int) -> Site | str:
+def _table(program: Program, readers: Readers, layer: Layer, position: int, variable: int) -> Site | str:
     """Make the site of a table whose rows the equation at `position` reads, or say why it is none."""
     equation, shape = program.equations[position], program.avals[variable].shape
     axis = table_axis(equation, shape) if equation.name == "gather" and equation.inputs[0] == variable else None
     if axis is None:
         return "read by a gather of other things than whole rows"
     if sum(n > 1 for n in (*shape[:axis], *shape[axis + 1 :])) > 1:
-        return "read by a gather of matrices, as of experts"  # a factor of all their numbers would be their square
+        return _experts(program, readers, layer, position, axis)  # a factor of all their numbers would be their square
     steps = layer.steps + product_steps(shape, (axis,))
     return Site(dataclasses.replace(layer, steps=steps), position, equation.outputs[0], 1, ())
+
+
+def _experts(program: Program, readers: Readers, layer: Layer, position: int, axis: int) -> Site | str:
+    """Make the site of the product of positions with the matrices that they take out of a stack along `axis`."""
+    equation, reason = program.equations[position], "read by a gather of matrices that no product takes one by one"
+    ends = ends_of(program, readers, equation.outputs[0])
+    if len(ends) != 1 or ends[0].position == RETURNED or ends[0].steps:
+        return reason
+    product = program.equations[ends[0].position]
+    if product.name != "dot_general":
+        return reason
+    operand = 1 - product.inputs.index(ends[0].variable)
+    contracting, batch = (axes[1 - operand] for axes in product.params["dimension_numbers"])
+    slices = equation.params["dimension_numbers"].offset_dims
+    shape, seen = (program.avals[v].shape for v in (equation.inputs[0], equation.outputs[0]))
+    if tuple(batch) != tuple(n for n in range(len(seen)) if n not in slices) or shape[axis] == 1:
+        return reason
+    others = [n for n in range(len(shape)) if n != axis]
+    steps = layer.steps + product_steps(shape, [others[slices.index(n)] for n in contracting], (axis,))
+    stack = Layer(layer.weight, None, layer.shape, (), steps, shape[axis])
+    return Site(stack, ends[0].position, product.outputs[0], operand, (), chosen=position)
 
 
 def _with_bias(program: Program, readers: Readers, site: Site, num_leaves: int) -> Site:

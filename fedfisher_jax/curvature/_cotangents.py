@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from .._examples import known
 from .._likelihood import Likelihood
+from ._chosen import Chosen
 from ._lookup import Lookup
 from ._reuse import each
 
@@ -78,6 +79,8 @@ def counted_activations(likelihood: Likelihood, target: Any, rows: list[Any]) ->
             return a
         if isinstance(a, Lookup):
             return dataclasses.replace(a, numbers=jnp.where(kept, a.numbers, 0))
+        if isinstance(a, Chosen):
+            return Chosen(jnp.where(kept[:, None], a.rows, 0), jnp.where(kept, a.chose, 0))
         return jnp.where(kept[:, None], a, 0)
 
     def count(a: Any) -> jax.Array:
@@ -87,4 +90,6 @@ def counted_activations(likelihood: Likelihood, target: Any, rows: list[Any]) ->
 
 
 def _positions(a: Any) -> int:
-    return a.numbers.shape[-1] if isinstance(a, Lookup) else a.shape[-2]
+    if isinstance(a, Lookup):
+        return a.numbers.shape[-1]
+    return a.chose.shape[-1] if isinstance(a, Chosen) else a.shape[-2]

@@ -15,6 +15,7 @@ from .. import _compat
 from .._trees import wide
 from ..tracing._convolution import matrix_product, output_rows, patches
 from ..tracing._jaxpr import Program, environment
+from ._chosen import masked, routed
 from ._layers import Layer, Steps, product_steps, run, unrun
 from ._lookup import gathered, hot
 from ._pools import Pool, gradients, slopes
@@ -32,6 +33,7 @@ class Site:
     after: Steps  # from the product's shape to the output's
     more: tuple["Site", ...] = ()  # where else the weight is read, each as a layer of its own
     crossed: bool = False  # of one of `more`: whether it reads the layer's matrix the other way round
+    chosen: int | None = None  # the equation, if any, in which positions choose their matrix out of the layer's
 
     @property
     def reads(self) -> tuple["Site", ...]:
@@ -58,7 +60,7 @@ class Capture:
 class Pulled(NamedTuple):
     """One example's K output cotangents pulled back; T positions, K cotangents."""
 
-    activations: list[Any]  # per layer [(groups,) T, inputs], a `Lookup` of a table's rows, or a `Crossed` of both ways
+    activations: list[Any]  # per layer [(groups,) T, inputs], or a `Lookup`, a `Chosen`, or a `Crossed` of both ways
     gradients: list[Any]  # per layer [K, (groups,) T, outputs], or a `Crossed` of such
     leaves: list[jax.Array]  # per fallback leaf [K, *leaf]
     positions: list[Any] | None = None  # per layer (and way), how many of the T count; None where all do
@@ -92,7 +94,8 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
     def of_read(read: Site) -> jax.Array:
         return jax.vmap(lambda g: position_rows(program, read, g))(by_output[read.output])
 
-    return Pulled(activations, [_joined(site, of_read) for site in sites], by_leaf)
+    rows = [masked(a, _joined(site, of_read)) for site, a in zip(sites, activations, strict=True)]
+    return Pulled(activations, rows, by_leaf)
 
 
 def activations(captured: Capture, leaves: Sequence[Any], x: Any) -> list[Any]:
@@ -118,7 +121,15 @@ def _forward(captured: Capture, arguments: Sequence[Any], zeros: dict[int, Any])
     program, sites = captured.program, captured.sites
     operands: dict[int, Any] = {}
     values = environment(program, arguments, _replacements(program, sites, zeros, operands))
-    rows = [_joined(site, lambda read: activation_rows(program, read, operands[read.product])) for site in sites]
+
+    def of_read(read: Site) -> Any:
+        found = activation_rows(program, read, operands[read.product])
+        if read.chosen is None:
+            return found
+        equation, size, dtype = program.equations[read.chosen], read.layer.groups, wide(found.dtype)
+        return routed(found.reshape(-1, found.shape[-1]), gathered(equation, operands[read.chosen], size, dtype))
+
+    rows = [_joined(site, of_read) for site in sites]
     return values[program.outputs[0]], rows, {v: values[v] for pool in captured.pools for v in pool.reads}
 
 
@@ -129,7 +140,8 @@ def _joined(site: Site, of_read: Callable) -> Any:
 
 def _replacements(program: Program, sites: Sequence[Site], added: dict[int, Any], operands: dict[int, Any]) -> dict:
     """Replace convolutions by matrix products, note activations in `operands`, add zeros to the layers' outputs."""
-    noted = {read.product: read.operand for site in sites for read in site.reads}
+    reads = [read for site in sites for read in site.reads]
+    noted = {read.product: read.operand for read in reads} | {r.chosen: 1 for r in reads if r.chosen is not None}
 
     def replace(position: int) -> Callable:
         equation = program.equations[position]
@@ -177,7 +189,7 @@ def activation_rows(program: Program, site: Site, operand: Any) -> Any:
 
 
 def position_rows(program: Program, site: Site, output: Any) -> Any:
-    """Arrange a value of the output's shape as [(groups,) T, outputs]."""
+    """Arrange a value of the output's shape as [(groups,) T, outputs], or [T, outputs] of experts that are chosen."""
     equation = program.equations[site.product]
     product = unrun(site.after, program.avals[equation.outputs[0]].shape, output)
     if equation.name == "gather":
@@ -190,7 +202,8 @@ def position_rows(program: Program, site: Site, output: Any) -> Any:
         order = list(range(product.ndim))
         if site.operand == 1:  # the weight comes first: so do its axes
             order = order[:batch] + order[batch + free :] + order[batch : batch + free]
-        return product.transpose(order).reshape(*site.layer.matrix_shape[:-2], -1, site.layer.matrix_shape[-1])
+        groups = site.layer.matrix_shape[:-2] if site.chosen is None else ()
+        return product.transpose(order).reshape(*groups, -1, site.layer.matrix_shape[-1])
     rows = output_rows(product, equation.params)
     if site.layer.groups == 1:
         return rows

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _lookup
+from ._chosen import Chosen
 from ._layers import Layer, run
 from ._lookup import Lookup
 
@@ -52,19 +53,26 @@ def _behind(parts: Sequence[Any]) -> Any:
 def gradient(a: Any, g: Any) -> jax.Array:
     """Add up a_t g_tᵀ over positions, and δ_t h_tᵀ: activations and output gradients of one example and cotangent."""
     if not isinstance(a, Crossed):
-        return _lookup.gradient(a, g)
+        return _lookup.gradient(a.rows if isinstance(a, Chosen) else a, g)
     other = _lookup.gradient(a.across, g.across)
     return _lookup.gradient(a.along, g.along) + jnp.swapaxes(other, -1, -2)
+
+
+def input_moment(a: Any) -> Any:
+    """Add up a layer's a aᵀ over examples and positions, and how often each expert was chosen, of a batch [n, ...]."""
+    if isinstance(a, Chosen):
+        return Chosen(_lookup.second_moment(a.rows), jnp.sum(a.chose, axis=(0, -1)))
+    return each(_lookup.second_moment, a)
 
 
 def dense(a: Any) -> jax.Array:
     """Write out activations [..., T, inputs], of a table as one-hot rows.
 
     Raises:
-        ValueError: they are of a weight that is read both ways.
+        ValueError: they are of a weight that is read both ways, or of experts.
     """
-    if isinstance(a, Crossed):
-        raise ValueError("layer: got a weight that is read both ways, x W and h Wᵀ, expected one way")
+    if isinstance(a, Crossed | Chosen):
+        raise ValueError("layer: got a weight that is read both ways, or experts that are chosen, expected neither")
     return jax.nn.one_hot(a.numbers - 1, a.size, dtype=a.dtype) if isinstance(a, Lookup) else a
 
 

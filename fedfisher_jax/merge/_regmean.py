@@ -17,8 +17,7 @@ from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import scaled, widened
 from ..curvature import Capture, Gram, activations, capture
-from ..curvature._lookup import second_moment
-from ..curvature._reuse import each
+from ..curvature._reuse import input_moment
 from ..curvature.structures._gram import of_inputs
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._least_squares import least_squares
@@ -57,7 +56,7 @@ class MeasureGrams:
         def sums(batch: Batch) -> list[Any]:
             rows = jax.vmap(lambda x: activations(captured, leaves, x))(batch.x)
             kept = jax.tree.map(lambda a: jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0), rows)
-            return [each(second_moment, a) for a in widened([kept[n] for n in chosen])]
+            return [input_moment(a) for a in widened([kept[n] for n in chosen])]
 
         means = zip(chosen, mean_over_batches(sums, data, self.batch_size), strict=True)
         pairs = [pair for n, moment in means for pair in of_inputs(captured.layers[n], moment)]

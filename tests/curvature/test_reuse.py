@@ -113,6 +113,31 @@ def test_experts_are_layers_of_their_own():
     np.testing.assert_allclose(stacked.to_dense(), separate.to_dense(), rtol=1e-10, atol=1e-14)
 
 
+def test_chosen_experts_know_the_positions_that_chose_them():
+    """As arrays of their own whose inputs and outputs are masked; a mean of g gᵀ over those that chose, not over all."""
+    x = zoo.normal(4, 5, 3, 4)
+    params = {"experts": zoo.normal(5, 2, 4, 6), "v": zoo.normal(6, 6, 3)}
+    number = lambda x: (x[..., 0] > 0.3).astype(int)  # noqa: E731
+    assert 0 < number(x).sum() < 7
+
+    def chosen(p, x):
+        return jnp.tanh(jnp.einsum("ntd,ntdh->nth", x, p["experts"][number(x)])).mean(1) @ p["v"]
+
+    def masked(p, x):
+        masks = [(number(x) == e)[..., None] for e in (0, 1)]
+        return jnp.tanh(sum(m * ((m * x) @ w) for m, w in zip(masks, p["experts"], strict=True))).mean(1) @ p["v"]
+
+    one = measured(chosen, params, x)
+    two = measured(masked, params | {"experts": list(params["experts"])}, x)
+    assert one.layers[0].matrix_shape == (2, 4, 6) and len(two.layers) == 3 and not one.rest
+    order = [layer.weight for layer in two.layers]
+    for e in (0, 1):
+        share = (number(x) == e).mean()
+        a, g = (factors[order.index(e)] for factors in (two.inputs, two.outputs))
+        np.testing.assert_allclose(one.inputs[0][e], a, rtol=1e-10, atol=1e-15)
+        np.testing.assert_allclose(share * one.outputs[0][e], g, rtol=1e-10, atol=1e-15)
+
+
 # Rules and files.
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from .._chosen import Chosen
 from .._leaves import Leaf
 from .._lookup import Lookup, squares
 from .._pull_back import Capture, Pulled
@@ -103,6 +104,8 @@ def _squares(a: Any, g: Any) -> jax.Array:
         return squares(a, g)
     if isinstance(a, Crossed):
         return _squares_one_by_one(a, g)
+    if isinstance(a, Chosen):
+        a = a.rows
     if a.shape[-2] == 1:  # one position: the square of the product is the product of the squares
         return jnp.einsum("n...i,n...o->...io", a[..., 0, :] ** 2, jnp.sum(g[..., 0, :] ** 2, axis=1))
     shape, (n, k) = (*a.shape[1:-2], a.shape[-1], g.shape[-1]), g.shape[:2]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from .._chosen import Chosen
 from .._layers import Layer
 from .._leaves import Leaf
 from .._pull_back import Capture, Pulled
@@ -138,6 +139,8 @@ class Gram(Structure):
 
 def of_inputs(layer: Layer, moment: Any) -> list[tuple[Layer, jax.Array]]:
     """The layers, at most one, as which a captured layer is one of a `Gram`, with their A."""
+    if isinstance(moment, Chosen):
+        return [(layer, moment.rows)]
     if not isinstance(moment, Crossed):
         return [(layer, moment)]
     if not layer.lookup:

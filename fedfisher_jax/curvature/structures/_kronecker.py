@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ..._trees import weighted_sum
+from .._chosen import Chosen
 from .._layers import Layer, layers_from_json, layers_to_json, numbered
 from .._leaves import Leaf
 from .._lookup import Lookup, second_moment
 from .._pull_back import Capture, Pulled
-from .._reuse import Crossed, each
+from .._reuse import Crossed, input_moment
 from ._protocol import Blocks, Spectral, Structure, eigenpairs, require_static, shaped
 from ._signs import Sign
 
@@ -184,7 +185,7 @@ class Kronecker(Structure):
     @classmethod
     def input_sums(cls, activations: Sequence[Any]) -> PyTree:
         """Add up second moments of activations, [(groups,) inputs, inputs] each, or counts of a table's rows."""
-        return [each(second_moment, a) for a in activations]
+        return [input_moment(a) for a in activations]
 
     @classmethod
     def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> "Kronecker":
@@ -221,6 +222,8 @@ class Kronecker(Structure):
 
 def _gradient_moments(a: Any, g: Any, count: Any) -> Any:
     """Add up second moments of a layer's output gradients [n, K, (groups,) T, outputs], averaged over positions."""
+    if isinstance(a, Chosen):
+        return second_moment(g.reshape(-1, *g.shape[2:]))  # divided by all positions that chose, in the end
     if not isinstance(a, Crossed):
         return _averaged(second_moment, g, count)
     across = _square if isinstance(a.along, Lookup) else second_moment
@@ -244,6 +247,8 @@ def _square(g: jax.Array) -> jax.Array:
 
 def _factors(layer: Layer, a: Any, g: Any) -> tuple[Any, Any]:
     """A and G for means of moments; of uses both ways those of one product, the diagonal of D where A is a diagonal."""
+    if isinstance(a, Chosen):
+        return a.rows, g / jnp.where(a.chose > 0, a.chose, 1)[:, None, None]
     if not isinstance(a, Crossed):
         return a, g
     sides = jnp.stack([a.along, g.across]), jnp.stack([g.along, a.across])
