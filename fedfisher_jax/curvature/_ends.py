@@ -22,7 +22,7 @@ class End(NamedTuple):
 
 
 def ends_of(program: Program, readers: Readers, variable: int, steps: Steps = ()) -> list[End]:
-    """List who reads a variable, once per reading, in the order of the program, seen through what only rearranges it."""
+    """List who reads a variable in the end, once per reading, in the order of the program."""
     found: list[End] = []
     for position in readers[variable]:
         step = None if position == RETURNED else rearrangement(program, position)

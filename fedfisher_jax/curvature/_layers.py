@@ -20,8 +20,8 @@ class Layer:
     """A weight and perhaps a bias among the leaves of a parameter tree. Static and hashable.
 
     Their matrix is [inputs, outputs], or [groups, inputs, outputs] for a grouped convolution and for experts whose
-    weights are stacked; the bias is one more row of it (one more input, which is constantly one). A table [rows, outputs]
-    has its rows as inputs.
+    weights are stacked; the bias is one more row of it (one more input, which is constantly one). A table
+    [rows, outputs] has its rows as inputs.
     """
 
     weight: int  # leaf number

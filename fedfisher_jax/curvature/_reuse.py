@@ -1,9 +1,9 @@
-"""One weight that is read several times: its uses are positions of one layer, also where two read it the other way round.
+"""One weight that is read several times: its uses are positions of one layer, also if some read its transpose.
 
-The gradient of a weight W [inputs, outputs] that is read several times is the sum over its uses. Uses x W, of which each
-has inputs a and output gradients g, are more positions of one layer (arXiv 2311.00636, "expand"; Martens, Ba and Johnson
-2018). A use h Wᵀ, with output gradients δ, adds δ hᵀ: there δ lies on the side of the inputs, and h on that of the outputs.
-So does a language model's table that is its head, too: V rows are looked up, and each is multiplied with a hidden state.
+The gradient of a weight W [inputs, outputs] is the sum over its uses. Uses x W, each with inputs a and output gradients
+g, are more positions of one layer (Martens, Ba and Johnson 2018; arXiv 2311.00636, "expand"). A use h Wᵀ with output
+gradients δ adds δ hᵀ: there δ lies on the side of the inputs, and h on that of the outputs. So does a language model's
+table that is its head, too: of V rows some are looked up, and each is multiplied by hidden states.
 """
 
 import dataclasses

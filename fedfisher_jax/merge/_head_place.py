@@ -18,8 +18,8 @@ import numpy as np
 from .._compat import Tracer
 from ..curvature import Capture
 from ..curvature._leaves import Leaf
-from ..curvature._reuse import dense
 from ..curvature._pull_back import Site, activations
+from ..curvature._reuse import dense
 from ..tracing._jaxpr import evaluate
 
 ROUNDING = 1e-6  # of Σ|φ||W|, or eight times the relative precision of the model's numbers

@@ -25,7 +25,7 @@ def measured(apply, params, x, likelihood=None, **options):
     return jax.jit(lambda p: ff.fisher(apply, likelihood or ff.categorical(), p, ff.examples(x), **options))(params)
 
 
-def pooled_head_and_table():
+def untied_factors():
     """Factors of table and head as two arrays of the same numbers: [A, G] of the table, [A, G] of the head."""
     apply = lambda p, x: language_model(p["table"], p["head"], x)  # noqa: E731
     found = measured(apply, {"table": TABLE, "head": TABLE}, X)
@@ -35,7 +35,7 @@ def pooled_head_and_table():
 
 def test_a_tied_heads_block_has_the_partial_traces_of_both_uses():
     """Against explicit Kronecker products of the factors of an untied model of the same numbers."""
-    untied = pooled_head_and_table()
+    untied = untied_factors()
     found = measured(lambda table, x: language_model(table, table, x), TABLE, X)
     assert found.layers[0].lookup and found.inputs[0].shape == (7,) and found.outputs[0].shape == (4, 4)
     counts, hidden = jnp.diag(untied.inputs[0]), untied.inputs[1]
@@ -114,7 +114,7 @@ def test_experts_are_layers_of_their_own():
 
 
 def test_chosen_experts_know_the_positions_that_chose_them():
-    """As arrays of their own whose inputs and outputs are masked; a mean of g gᵀ over those that chose, not over all."""
+    """As arrays of their own whose inputs and outputs are masked, but g gᵀ is a mean over those that chose alone."""
     x = zoo.normal(4, 5, 3, 4)
     params = {"experts": zoo.normal(5, 2, 4, 6), "v": zoo.normal(6, 6, 3)}
     number = lambda x: (x[..., 0] > 0.3).astype(int)  # noqa: E731
@@ -132,7 +132,7 @@ def test_chosen_experts_know_the_positions_that_chose_them():
     assert one.layers[0].matrix_shape == (2, 4, 6) and len(two.layers) == 3 and not one.rest
     order = [layer.weight for layer in two.layers]
     for e in (0, 1):
-        share = (number(x) == e).mean()
+        share = np.asarray(number(x) == e).mean()
         a, g = (factors[order.index(e)] for factors in (two.inputs, two.outputs))
         np.testing.assert_allclose(one.inputs[0][e], a, rtol=1e-10, atol=1e-15)
         np.testing.assert_allclose(share * one.outputs[0][e], g, rtol=1e-10, atol=1e-15)

@@ -24,9 +24,9 @@ PyTree = Any
 class Gram(Structure):
     """A ⊗ I for each layer, zero for every other leaf (where the anchor, the average, stays).
 
-    `inputs[l]` is A [(groups,) inputs, inputs], the second moment of layer l's inputs (arXiv 2212.09849). A table that is
-    the head, too, is that dense layer alone, [outputs, rows]: as a table it counts less by as many times as it has rows.
-    Any other weight that is read both ways is in no layer, since least squares for both are no such product.
+    `inputs[l]` is A [(groups,) inputs, inputs], the second moment of layer l's inputs (arXiv 2212.09849). A table that
+    is the head, too, is that dense layer alone, [outputs, rows]: there each position counts for every row, in a table
+    for one. Any other weight that is read both ways is in no layer, as least squares for both are no such product.
 
     Example:
         >>> import jax.numpy as jnp
@@ -123,8 +123,8 @@ class Gram(Structure):
             raise ValueError(f"structure: got a gram of a model without layers, expected one: {captured.fallback}")
         leaves, treedef = jax.tree.flatten(params)
         pairs = [pair for layer, a in zip(captured.layers, inputs, strict=True) for pair in of_inputs(layer, a)]
-        layers, moments = (tuple(one[side] for one in pairs) for side in (0, 1))
-        return cls(moments, layers, tuple(jnp.shape(leaf) for leaf in leaves), treedef)
+        moments = tuple(a for _, a in pairs)
+        return cls(moments, tuple(layer for layer, _ in pairs), tuple(jnp.shape(leaf) for leaf in leaves), treedef)
 
     def moment(self, layer: Layer, side: int) -> jax.Array:
         """The matrix A itself, for side 0."""

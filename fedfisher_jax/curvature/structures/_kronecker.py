@@ -32,10 +32,11 @@ class Kronecker(Structure):
     layer's matrix V [inputs, outputs] the block acts as A V G; papers, whose weights are [out, in], write G ⊗ A. For a
     table whose rows are looked up A is diagonal, and `inputs[l]` is that diagonal [rows]: how often each row is read.
 
-    Uses of one weight are more positions. Where some read it the other way round, as h Wᵀ with output gradients δ, theirs
-    is D ⊗ H, of the second moments of δ and of h. That A ⊗ G + D ⊗ H is no product; `inputs[l]` and `outputs[l]` are
-    those of the product with the same partial traces, the nearest one in relative entropy: exact where one use is zero.
-    Left out is how gradients of different uses go together. A table that is the head, too, has the diagonal of D alone.
+    Uses of one weight are more positions (Martens, Ba and Johnson 2018). Where some read its transpose, as h Wᵀ with
+    output gradients δ, theirs is D ⊗ H, of the second moments of δ and of h. A ⊗ G + D ⊗ H is no product; `inputs[l]`
+    and `outputs[l]` are factors of the one with the same partial traces, which is the nearest in relative entropy, and
+    exact where one use has no gradient. Left out is how the gradients of different uses go together. Of a table that is
+    the head, too (GPT-2), only the diagonal of D is taken. Experts that positions choose: see `_chosen`.
 
     Example:
         >>> import jax.numpy as jnp
