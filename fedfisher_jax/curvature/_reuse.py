@@ -78,6 +78,8 @@ def dense(a: Any) -> jax.Array:
 
 def is_crossed(layer: Layer, other: Layer) -> bool | None:
     """Tell whether a weight's other use sees its matrix the other way round; None where it sees another matrix."""
+    if layer.steps == other.steps:
+        return False
     here, there = _places(layer), _places(other)
     if here is None or there is None:
         return None
