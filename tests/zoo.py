@@ -284,12 +284,23 @@ def tied_weights():
 
 @case
 def shared_weights():
-    """One weight in two layers, the second of which has positions of its own."""
-    params = {"w": normal(0, 4, 4), "v": normal(1, 4, 3)}
+    """One weight and bias in two layers, the second of which has positions of its own."""
+
+    def apply(p, x):
+        places = jnp.tanh(x @ p["w"] + p["b"])[:, None] + x[:, :, None]
+        return jnp.tanh(places @ p["w"] + p["b"]).mean(1) @ p["v"]
+
+    return Case(apply, {"w": normal(0, 4, 4), "b": normal(1, 4), "v": normal(2, 4, 3)}, normal(3, 5, 4))
+
+
+@case
+def shared_weights_with_biases_of_their_own():
+    params = {"w": normal(0, 4, 4), "b": normal(1, 4), "c": normal(2, 4)}
     return Case(
-        lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"])[:, None] @ p["w"] + x[:, :, None]).mean(1) @ p["v"],
+        lambda p, x: jnp.tanh(x @ p["w"] + p["b"]) @ p["w"] + p["c"],
         params,
-        normal(2, 5, 4),
+        normal(3, 5, 4),
+        {"['b']": "read by add", "['c']": "read by add"},
     )
 
 

@@ -21,7 +21,7 @@ from ..tracing._apart import require_apart
 from ..tracing._convolution import kernel_matrix_steps
 from ..tracing._jaxpr import Program, depends_on, trace, uses
 from ._check import without_bad
-from ._ends import RETURNED, End, Readers, ends_of, rearrangement
+from ._ends import RETURNED, End, Readers, ends_of, is_one, rearrangement
 from ._layers import Layer, product_steps, run
 from ._lookup import is_one_hot, table_axis
 from ._pull_back import Capture, Site, position_rows
@@ -88,13 +88,16 @@ def _follow(program: Program, readers: Readers, leaf: int, num_leaves: int) -> S
         reason = next((f": {one}" for one in found if isinstance(one, str)), "")
         return reason.removeprefix(": ") if len(found) == 1 else f"read {len(found)} times{reason}"
     if len(sites) > 1:
-        return _together(sites)
+        return _together(program, readers, sites, num_leaves)
     plain = not sites[0].layer.lookup and sites[0].chosen is None
     return _with_bias(program, readers, sites[0], num_leaves) if plain else sites[0]
 
 
-def _together(sites: Sequence[Site]) -> Site | str:
-    """Make one site of all reads of a weight. One of a table comes first, since it has a diagonal side."""
+def _together(program: Program, readers: Readers, sites: Sequence[Site], num_leaves: int) -> Site | str:
+    """Make one site of all reads of a weight, with a bias if that is added to each of them.
+
+    A read of a table comes first, since it has a diagonal side.
+    """
     first, *others = sorted(sites, key=lambda site: not site.layer.lookup)
     more = []
     if any(site.chosen is not None for site in sites):
@@ -106,6 +109,10 @@ def _together(sites: Sequence[Site]) -> Site | str:
         if site.layer.lookup != (first.layer.lookup and not crossed):
             return f"read {len(sites)} times: a table whose rows are added up with weights, too"
         more.append(dataclasses.replace(site, crossed=crossed))
+    if not first.layer.lookup and not any(site.crossed for site in more):
+        first, *more = biased = [_with_bias(program, readers, site, num_leaves, len(sites)) for site in (first, *more)]
+        if len({site.layer.bias for site in biased}) > 1:
+            first, *more = sites
     return dataclasses.replace(first, more=tuple(more))
 
 
@@ -175,50 +182,58 @@ def _experts(program: Program, readers: Readers, layer: Layer, position: int, ax
     return Site(stack, ends[0].position, product.outputs[0], operand, (), chosen=position)
 
 
-def _with_bias(program: Program, readers: Readers, site: Site, num_leaves: int) -> Site:
-    """Add to the site the bias that is added to its product, if exactly that happens."""
+def _with_bias(program: Program, readers: Readers, site: Site, num_leaves: int, times: int = 1) -> Site:
+    """Add to the site the bias that is added to its product, if exactly that happens, and `times` to that leaf."""
     ends = ends_of(program, readers, site.output)
     if len(ends) != 1 or ends[0].position == RETURNED:
         return site
     position, variable, after = ends[0]
-    if program.equations[position].name not in ("add", "add_any"):
-        return site
     addition = program.equations[position]
-    other = addition.inputs[1 - addition.inputs.index(variable)]
-    for leaf in range(num_leaves):
-        if math.prod(program.avals[program.inputs[leaf]].shape) != site.layer.groups * site.layer.matrix_shape[-1]:
-            continue
-        placed = _broadcast_indices(program, readers, program.inputs[leaf], other, position)
-        if placed is None:
-            continue
-        moved = dataclasses.replace(site, output=addition.outputs[0], after=after)
-        rows = np.asarray(position_rows(program, moved, np.broadcast_to(placed, program.avals[variable].shape)))
-        outputs = np.moveaxis(rows, -2, 0).reshape(rows.shape[-2], -1)  # [T, all outputs]
-        shape = program.avals[program.inputs[leaf]].shape
-        if not (outputs == np.arange(outputs.shape[1])).all():
-            return site  # not the same number for every position: no bias
-        return dataclasses.replace(moved, layer=dataclasses.replace(site.layer, bias=leaf, bias_shape=shape))
-    return site
+    if addition.name not in ("add", "add_any"):
+        return site
+    origin = _origin(program, readers, addition.inputs[1 - addition.inputs.index(variable)])
+    if origin is None or len(readers[program.inputs[origin[0]]]) != times or not origin[0] < num_leaves:
+        return site
+    leaf, path = origin
+    shape = program.avals[program.inputs[leaf]].shape
+    if math.prod(shape) != site.layer.groups * site.layer.matrix_shape[-1]:
+        return site
+    moved = dataclasses.replace(site, output=addition.outputs[0], after=after)
+    placed = np.broadcast_to(_places(program, path, shape), program.avals[variable].shape)
+    rows = np.asarray(position_rows(program, moved, placed))
+    outputs = np.moveaxis(rows, -2, 0).reshape(rows.shape[-2], -1)  # [T, all outputs]
+    if not (outputs == np.arange(outputs.shape[1])).all():
+        return site  # not the same number for every position: no bias
+    return dataclasses.replace(moved, layer=dataclasses.replace(site.layer, bias=leaf, bias_shape=shape))
 
 
-def _broadcast_indices(
-    program: Program, readers: Readers, variable: int, target: int, reader: int
-) -> np.ndarray | None:
-    """Tell where each entry of a leaf lands when the leaf is broadcast into `target`; None if it is not."""
-    shape = program.avals[variable].shape
-    value = np.arange(math.prod(shape)).reshape(shape)
-    while readers[variable] != [reader] or variable != target:
-        if len(readers[variable]) != 1 or readers[variable][0] == -1:
+def _origin(program: Program, readers: Readers, variable: int) -> tuple[int, list[int]] | None:
+    """Find the input that a variable is, but for rearrangements and broadcasts that nobody else reads, and these."""
+    path: list[int] = []
+    while variable not in program.inputs:
+        made = [n for n, equation in enumerate(program.equations) if variable in equation.outputs]
+        if not made or len(readers[variable]) != 1:
             return None
-        equation, step = program.equations[readers[variable][0]], rearrangement(program, readers[variable][0])
-        if equation.name == "broadcast_in_dim" and len(equation.inputs) == 1:
+        equation = program.equations[made[0]]
+        if equation.name != "broadcast_in_dim" and rearrangement(program, made[0]) is None:
+            return None
+        path.insert(0, made[0])
+        variable = next((v for v in equation.inputs if not is_one(program, v)), -1)
+        if variable == -1:
+            return None
+    return program.inputs.index(variable), path
+
+
+def _places(program: Program, path: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
+    """Tell where each entry of a leaf of this shape lands on its path."""
+    value = np.arange(math.prod(shape)).reshape(shape)
+    for position in path:
+        equation, step = program.equations[position], rearrangement(program, position)
+        if equation.name == "broadcast_in_dim":
             kept = [1] * len(equation.params["shape"])
             for axis, place in enumerate(equation.params["broadcast_dimensions"]):
                 kept[place] = value.shape[axis]
             value = np.broadcast_to(value.reshape(kept), equation.params["shape"])
         else:
-            if step is None:
-                return None
-            value = run(step, value)
-        variable = equation.outputs[0]
+            value = run(step or (), value)
     return value

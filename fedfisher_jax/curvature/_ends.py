@@ -41,7 +41,7 @@ def rearrangement(program: Program, position: int) -> Steps | None:
         return (("transpose", tuple(equation.params["permutation"])),)
     if equation.name in ("convert_element_type", "copy"):
         return ()
-    if equation.name == "mul" and any(_is_one(program, v) for v in equation.inputs) and _same_shape(program, equation):
+    if equation.name == "mul" and any(is_one(program, v) for v in equation.inputs) and _same_shape(program, equation):
         return ()  # `addmm` of PyTorch writes beta · bias + alpha · x w
     same_size = math.prod(program.avals[equation.inputs[0]].shape) == math.prod(shape)
     if equation.name in ("reshape", "squeeze", "expand_dims") or (equation.name == "broadcast_in_dim" and same_size):
@@ -53,11 +53,11 @@ def _same_shape(program: Program, equation: Any) -> bool:
     return len({program.avals[v].shape for v in (*equation.inputs, *equation.outputs) if program.avals[v].shape}) <= 1
 
 
-def _is_one(program: Program, variable: int) -> bool:
+def is_one(program: Program, variable: int) -> bool:
     """Tell whether a variable is known to hold nothing but ones."""
     value = program.constants.get(variable)
     if value is not None:
         return not isinstance(value, Tracer) and bool((np.asarray(value) == 1).all())
     made = [equation for equation in program.equations if variable in equation.outputs]
     spread = bool(made) and made[0].name in ("convert_element_type", "broadcast_in_dim")
-    return spread and _is_one(program, made[0].inputs[0])
+    return spread and is_one(program, made[0].inputs[0])

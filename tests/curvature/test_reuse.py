@@ -67,19 +67,18 @@ def test_with_one_use_alone_it_is_that_use():
 
 
 def test_a_weight_in_two_layers_has_the_positions_of_both():
-    """One position in the first layer, four in the second: sums of A, means of G."""
+    """One position in the first layer, four in the second: sums of A, and a mean of G over five positions."""
     model = zoo.CASES["shared_weights"]()
 
     def apart(p, x):
-        return jnp.tanh(jnp.tanh(x @ p["w"])[:, None] @ p["u"] + x[:, :, None]).mean(1) @ p["v"]
+        places = jnp.tanh(x @ p["w"] + p["b"])[:, None] + x[:, :, None]
+        return jnp.tanh(places @ p["w2"] + p["b2"]).mean(1) @ p["v"]
 
     one = measured(model.apply, model.params, model.x)
-    two = measured(apart, model.params | {"u": model.params["w"]}, model.x)
-    places = [layer.weight for layer in two.layers]
-    first, second = places.index(2), places.index(0)  # in the order of names: u, v, w
-    here = [layer.weight for layer in one.layers].index(1)
-    np.testing.assert_allclose(one.inputs[here], two.inputs[first] + two.inputs[second], rtol=1e-10)
-    np.testing.assert_allclose(one.outputs[here], (two.outputs[first] + two.outputs[second]) / 2, rtol=1e-10)
+    two = measured(apart, model.params | {"w2": model.params["w"], "b2": model.params["b"]}, model.x)
+    assert [layer.matrix_shape for layer in one.layers] == [(5, 4), (4, 3)] and not one.rest
+    np.testing.assert_allclose(one.inputs[0], two.inputs[0] + two.inputs[1], rtol=1e-10)
+    np.testing.assert_allclose(one.outputs[0], (two.outputs[0] + 4 * two.outputs[1]) / 5, rtol=1e-10)
 
 
 def test_a_weight_and_its_transpose():
