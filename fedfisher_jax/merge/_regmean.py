@@ -178,14 +178,14 @@ def regmean_kron(
 def low_rank(moment: jax.Array, rank: int) -> jax.Array:
     """Compress as released: drop singular vectors and values beyond `rank`, and keep the rest in 8 bits and sign."""
     u, s, v = jnp.linalg.svd(moment)
-    return _quantised(u[:, :rank], 8) * _quantised(s[:rank], 8) @ _quantised(v[:rank], 8)
+    return _quantised(u[..., :rank], 8) * _quantised(s[..., None, :rank], 8) @ _quantised(v[..., :rank, :], 8)
 
 
 def _compressed(payload: Payload, compression: Compression) -> Payload:
     """Compress parameters to 16 bits each, moments to as many again (int(2d / Σ (2b + 1)) of each one's b pairs)."""
     gram = payload.statistics
     size = sum(math.prod(shape) for shape in gram.shapes)
-    rank = int(2 * size / sum(2 * a.shape[-1] + 1 for a in gram.inputs))
+    rank = int(2 * size / sum(math.prod(a.shape[:-2]) * (2 * a.shape[-1] + 1) for a in gram.inputs))
     params = jax.tree.map(lambda leaf: _quantised(leaf, 15), payload.params)
     inputs = tuple(compression(a, rank) for a in gram.inputs)
     return payload._replace(params=params, statistics=dataclasses.replace(gram, inputs=inputs))
