@@ -9,8 +9,7 @@ from fedfisher_jax import _metrics as metrics
 from fedfisher_jax import capture, examples, merge_payloads
 from fedfisher_jax.curvature.structures._gram import Gram
 from fedfisher_jax.merge import Payload, Update, regmean, regmean_kron, released_regmean
-from fedfisher_jax.merge._regmean import low_rank
-from fedfisher_jax.merge._regmean import MeasureGrams
+from fedfisher_jax.merge._regmean import MeasureGrams, low_rank
 from fedfisher_jax.solve._least_squares import least_squares
 
 NETS = ("dense", "convolutional")
