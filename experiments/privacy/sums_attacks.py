@@ -10,7 +10,7 @@ from experiments.privacy import images, members
 from experiments.privacy.world import Federation
 from fedfisher_jax import Payload
 from fedfisher_jax.curvature import activations
-from fedfisher_jax.curvature._lookup import dense
+from fedfisher_jax.curvature._reuse import dense
 from fedfisher_jax.curvature.structures._class_moments import ClassMoments
 from fedfisher_jax.curvature.structures._gradient import Gradient
 from fedfisher_jax.merge._pseudo_data import basis

@@ -8,24 +8,24 @@ a table whose rows are looked up. Whatever is not plainly that falls back, with 
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._compat import Tracer
 from .._doors import applying, require_params
 from .._trees import outline
 from ..tracing._apart import require_apart
 from ..tracing._convolution import kernel_matrix_steps
-from ..tracing._jaxpr import Program, depends_on, environment, trace, uses
-from ..tracing._stand_ins import stand_ins
-from . import _pools
-from ._layers import Layer, Steps, product_steps, run
-from ._lookup import gradient, is_one_hot, table_axis
-from ._pull_back import Capture, Site, position_rows, pull_back
+from ..tracing._jaxpr import Program, depends_on, trace, uses
+from ._check import without_bad
+from ._ends import RETURNED, End, Readers, ends_of, is_one, rearrangement
+from ._layers import Layer, product_steps, run
+from ._lookup import is_one_hot, table_axis
+from ._pull_back import Capture, Site, position_rows
+from ._reuse import is_crossed
 
 PyTree = Any
 
@@ -67,29 +67,64 @@ def capture(apply: Callable, params: PyTree, x: Any, *, structured: bool = True)
     if len(shape := program.avals[program.outputs[0]].shape) < 2:
         raise ValueError(f"apply: got outputs of shape {shape} for one example, expected [n, C] or [n, T, C]")
     require_apart(apply, params, one)
-    found = [_follow(program, leaf, len(paths)) if structured else "not asked for" for leaf in range(len(paths))]
+    readers = uses(program)
+    found = [
+        _follow(program, readers, leaf, len(paths)) if structured else "not asked for" for leaf in range(len(paths))
+    ]
     sites = [site for site in found if isinstance(site, Site)]
-    sites, pools = _without_bad(program, sites, paths, found)
+    sites, pools = without_bad(program, sites, paths, found)
     sites.sort(key=lambda site: site.product)
     covered = {leaf for site in sites for leaf in site.layer.leaves}
     missing = tuple(leaf for leaf in range(len(paths)) if leaf not in covered)
     return Capture(tuple(sites), {paths[leaf]: str(found[leaf]) for leaf in missing}, missing, program, pools)
 
 
-def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
+def _follow(program: Program, readers: Readers, leaf: int, num_leaves: int) -> Site | str:
     """Find the layer in which parameter `leaf` is the weight, or say why there is none."""
-    readers = uses(program)
-    position, variable, steps = _chain(program, readers, program.inputs[leaf])
+    ends = ends_of(program, readers, program.inputs[leaf])
+    found = [_read(program, readers, leaf, end, num_leaves) for end in ends]
+    sites = [site for site in found if isinstance(site, Site)]
+    if not found or len(sites) < len(found):
+        reason = next((f": {one}" for one in found if isinstance(one, str)), "")
+        return reason.removeprefix(": ") if len(found) == 1 else f"read {len(found)} times{reason}"
+    if len(sites) > 1:
+        return _together(program, readers, sites, num_leaves)
+    plain = not sites[0].layer.lookup and sites[0].chosen is None
+    return _with_bias(program, readers, sites[0], num_leaves) if plain else sites[0]
+
+
+def _together(program: Program, readers: Readers, sites: Sequence[Site], num_leaves: int) -> Site | str:
+    """Make one site of all reads of a weight, with a bias if that is added to each of them.
+
+    A read of a table comes first, since it has a diagonal side.
+    """
+    first, *others = sorted(sites, key=lambda site: not site.layer.lookup)
+    more = []
+    if any(site.chosen is not None for site in sites):
+        return f"read {len(sites)} times: experts that are chosen"
+    for site in others:
+        crossed = is_crossed(first.layer, site.layer)
+        if crossed is None:
+            return f"read {len(sites)} times, as matrices of different entries"
+        if site.layer.lookup != (first.layer.lookup and not crossed):
+            return f"read {len(sites)} times: a table whose rows are added up with weights, too"
+        more.append(dataclasses.replace(site, crossed=crossed))
+    if not first.layer.lookup and not any(site.crossed for site in more):
+        first, *more = biased = [_with_bias(program, readers, site, num_leaves, len(sites)) for site in (first, *more)]
+        if len({site.layer.bias for site in biased}) > 1:
+            first, *more = sites
+    return dataclasses.replace(first, more=tuple(more))
+
+
+def _read(program: Program, readers: Readers, leaf: int, end: End, num_leaves: int) -> Site | str:
+    """Make the site of one read of parameter `leaf`, without a bias, or say why it is none."""
+    position, variable, steps = end
     shape = program.avals[program.inputs[leaf]].shape
-    tables = [_table(program, Layer(leaf, None, shape, (), steps, lookup=True), n, variable) for n in readers[variable]]
-    sites = [table for table in tables if isinstance(table, Site)]
-    if len(sites) == len(tables) and len({site.layer for site in sites}) == 1:
-        return dataclasses.replace(sites[0], more=tuple(sites[1:]))
-    if isinstance(position, str):
-        return position
+    if position == RETURNED:
+        return "returned"
     equation = program.equations[position]
     if equation.name == "gather":
-        return tables[0]
+        return _table(program, readers, Layer(leaf, None, shape, (), steps, lookup=True), position, variable)
     if equation.name not in ("dot_general", "conv_general_dilated"):
         return f"read by {equation.name}"
     if not jnp.issubdtype(program.avals[equation.outputs[0]].dtype, jnp.floating):
@@ -100,178 +135,105 @@ def _follow(program: Program, leaf: int, num_leaves: int) -> Site | str:
     seen, groups, lookup = program.avals[variable].shape, 1, False
     if equation.name == "dot_general":
         contracting, batch = equation.params["dimension_numbers"]
-        if batch[0]:
-            return "a product with batch dimensions"
-        steps += product_steps(seen, contracting[1 - operand])
+        groups = math.prod(seen[axis] for axis in batch[1 - operand])  # experts, say
+        if batch[0] and groups == math.prod(seen):
+            return "a product of numbers one by one"  # factors would know less of it than a diagonal
+        steps += product_steps(seen, contracting[1 - operand], batch[1 - operand])
         along = contracting[operand]
-        lookup = len(along) == 1 and is_one_hot(program, equation.inputs[operand], along[0])
+        lookup = len(along) == 1 and groups == 1 and is_one_hot(program, equation.inputs[operand], along[0])
     else:
         if operand == 1 or equation.params["batch_group_count"] != 1:
             return "not the kernel of a plain convolution"
         groups = equation.params["feature_group_count"]
         steps += kernel_matrix_steps(seen, equation.params)
-    site = Site(Layer(leaf, None, shape, (), steps, groups, lookup), position, equation.outputs[0], operand, ())
-    return site if lookup else _with_bias(program, readers, site, num_leaves)
+    return Site(Layer(leaf, None, shape, (), steps, groups, lookup), position, equation.outputs[0], operand, ())
 
 
-def _table(program: Program, layer: Layer, position: int, variable: int) -> Site | str:
+def _table(program: Program, readers: Readers, layer: Layer, position: int, variable: int) -> Site | str:
     """Make the site of a table whose rows the equation at `position` reads, or say why it is none."""
     equation, shape = program.equations[position], program.avals[variable].shape
     axis = table_axis(equation, shape) if equation.name == "gather" and equation.inputs[0] == variable else None
-    if axis is None or position == -1:
+    if axis is None:
         return "read by a gather of other things than whole rows"
     if sum(n > 1 for n in (*shape[:axis], *shape[axis + 1 :])) > 1:
-        return "read by a gather of matrices, as of experts"  # a factor of all their numbers would be their square
+        return _experts(program, readers, layer, position, axis)  # a factor of all their numbers would be their square
     steps = layer.steps + product_steps(shape, (axis,))
     return Site(dataclasses.replace(layer, steps=steps), position, equation.outputs[0], 1, ())
 
 
-def _chain(program: Program, readers: dict, variable: int) -> tuple[int | str, int, Steps]:
-    """Follow a variable while its one reader only rearranges it: that reader's position, its operand, the steps."""
-    steps: Steps = ()
-    while True:
-        if len(readers[variable]) != 1:
-            return f"read {len(readers[variable])} times", variable, steps
-        position = readers[variable][0]
-        if position == -1:
-            return "returned", variable, steps
-        step = _rearrangement(program, position)
-        if step is None:
-            return position, variable, steps
-        steps, variable = steps + step, program.equations[position].outputs[0]
+def _experts(program: Program, readers: Readers, layer: Layer, position: int, axis: int) -> Site | str:
+    """Make the site of the product of positions with the matrices that they take out of a stack along `axis`."""
+    equation, reason = program.equations[position], "read by a gather of matrices that no product takes one by one"
+    ends = ends_of(program, readers, equation.outputs[0])
+    if len(ends) != 1 or ends[0].position == RETURNED or ends[0].steps:
+        return reason
+    product = program.equations[ends[0].position]
+    if product.name != "dot_general":
+        return reason
+    operand = 1 - product.inputs.index(ends[0].variable)
+    contracting, batch = (axes[1 - operand] for axes in product.params["dimension_numbers"])
+    slices = equation.params["dimension_numbers"].offset_dims
+    shape, seen = (program.avals[v].shape for v in (equation.inputs[0], equation.outputs[0]))
+    if tuple(batch) != tuple(n for n in range(len(seen)) if n not in slices) or shape[axis] == 1:
+        return reason
+    others = [n for n in range(len(shape)) if n != axis]
+    steps = layer.steps + product_steps(shape, [others[slices.index(n)] for n in contracting], (axis,))
+    stack = Layer(layer.weight, None, layer.shape, (), steps, shape[axis])
+    return Site(stack, ends[0].position, product.outputs[0], operand, (), chosen=position)
 
 
-def _rearrangement(program: Program, position: int) -> Steps | None:
-    equation = program.equations[position]
-    shape = program.avals[equation.outputs[0]].shape
-    if equation.name == "transpose":
-        return (("transpose", tuple(equation.params["permutation"])),)
-    if equation.name in ("convert_element_type", "copy"):
-        return ()
-    if equation.name == "mul" and any(_is_one(program, v) for v in equation.inputs) and _same_shape(program, equation):
-        return ()  # `addmm` of PyTorch writes beta · bias + alpha · x w
-    same_size = math.prod(program.avals[equation.inputs[0]].shape) == math.prod(shape)
-    if equation.name in ("reshape", "squeeze", "expand_dims") or (equation.name == "broadcast_in_dim" and same_size):
-        return (("reshape", tuple(shape)),)
-    return None
-
-
-def _same_shape(program: Program, equation: Any) -> bool:
-    return len({program.avals[v].shape for v in (*equation.inputs, *equation.outputs) if program.avals[v].shape}) <= 1
-
-
-def _is_one(program: Program, variable: int) -> bool:
-    """Tell whether a variable is known to hold nothing but ones."""
-    value = program.constants.get(variable)
-    if value is not None:
-        return not isinstance(value, Tracer) and bool((np.asarray(value) == 1).all())
-    made = [equation for equation in program.equations if variable in equation.outputs]
-    spread = bool(made) and made[0].name in ("convert_element_type", "broadcast_in_dim")
-    return spread and _is_one(program, made[0].inputs[0])
-
-
-def _with_bias(program: Program, readers: dict, site: Site, num_leaves: int) -> Site:
-    """Add to the site the bias that is added to its product, if exactly that happens."""
-    position, variable, after = _chain(program, readers, site.output)
-    if isinstance(position, str) or program.equations[position].name not in ("add", "add_any"):
+def _with_bias(program: Program, readers: Readers, site: Site, num_leaves: int, times: int = 1) -> Site:
+    """Add to the site the bias that is added to its product, if exactly that happens, and `times` to that leaf."""
+    ends = ends_of(program, readers, site.output)
+    if len(ends) != 1 or ends[0].position == RETURNED:
         return site
+    position, variable, after = ends[0]
     addition = program.equations[position]
-    other = addition.inputs[1 - addition.inputs.index(variable)]
-    for leaf in range(num_leaves):
-        if math.prod(program.avals[program.inputs[leaf]].shape) != site.layer.groups * site.layer.matrix_shape[-1]:
-            continue
-        placed = _broadcast_indices(program, readers, program.inputs[leaf], other, position)
-        if placed is None:
-            continue
-        moved = dataclasses.replace(site, output=addition.outputs[0], after=after)
-        rows = np.asarray(position_rows(program, moved, np.broadcast_to(placed, program.avals[variable].shape)))
-        outputs = np.moveaxis(rows, -2, 0).reshape(rows.shape[-2], -1)  # [T, all outputs]
-        shape = program.avals[program.inputs[leaf]].shape
-        if not (outputs == np.arange(outputs.shape[1])).all():
-            return site  # not the same number for every position: no bias
-        return dataclasses.replace(moved, layer=dataclasses.replace(site.layer, bias=leaf, bias_shape=shape))
-    return site
+    if addition.name not in ("add", "add_any"):
+        return site
+    origin = _origin(program, readers, addition.inputs[1 - addition.inputs.index(variable)])
+    if origin is None or len(readers[program.inputs[origin[0]]]) != times or not origin[0] < num_leaves:
+        return site
+    leaf, path = origin
+    shape = program.avals[program.inputs[leaf]].shape
+    if math.prod(shape) != site.layer.groups * site.layer.matrix_shape[-1]:
+        return site
+    moved = dataclasses.replace(site, output=addition.outputs[0], after=after)
+    placed = np.broadcast_to(_places(program, path, shape), program.avals[variable].shape)
+    rows = np.asarray(position_rows(program, moved, placed))
+    outputs = np.moveaxis(rows, -2, 0).reshape(rows.shape[-2], -1)  # [T, all outputs]
+    if not (outputs == np.arange(outputs.shape[1])).all():
+        return site  # not the same number for every position: no bias
+    return dataclasses.replace(moved, layer=dataclasses.replace(site.layer, bias=leaf, bias_shape=shape))
 
 
-def _broadcast_indices(program: Program, readers: dict, variable: int, target: int, reader: int) -> np.ndarray | None:
-    """Tell where each entry of a leaf lands when the leaf is broadcast into `target`; None if it is not."""
-    shape = program.avals[variable].shape
-    value = np.arange(math.prod(shape)).reshape(shape)
-    while readers[variable] != [reader] or variable != target:
-        if len(readers[variable]) != 1 or readers[variable][0] == -1:
+def _origin(program: Program, readers: Readers, variable: int) -> tuple[int, list[int]] | None:
+    """Find the input that a variable is, but for rearrangements and broadcasts that nobody else reads, and these."""
+    path: list[int] = []
+    while variable not in program.inputs:
+        made = [n for n, equation in enumerate(program.equations) if variable in equation.outputs]
+        if not made or len(readers[variable]) != 1:
             return None
-        equation, step = program.equations[readers[variable][0]], _rearrangement(program, readers[variable][0])
-        if equation.name == "broadcast_in_dim" and len(equation.inputs) == 1:
+        equation = program.equations[made[0]]
+        if equation.name != "broadcast_in_dim" and rearrangement(program, made[0]) is None:
+            return None
+        path.insert(0, made[0])
+        variable = next((v for v in equation.inputs if not is_one(program, v)), -1)
+        if variable == -1:
+            return None
+    return program.inputs.index(variable), path
+
+
+def _places(program: Program, path: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
+    """Tell where each entry of a leaf of this shape lands on its path."""
+    value = np.arange(math.prod(shape)).reshape(shape)
+    for position in path:
+        equation, step = program.equations[position], rearrangement(program, position)
+        if equation.name == "broadcast_in_dim":
             kept = [1] * len(equation.params["shape"])
             for axis, place in enumerate(equation.params["broadcast_dimensions"]):
                 kept[place] = value.shape[axis]
             value = np.broadcast_to(value.reshape(kept), equation.params["shape"])
         else:
-            if step is None:
-                return None
-            value = run(step, value)
-        variable = equation.outputs[0]
+            value = run(step or (), value)
     return value
-
-
-def _without_bad(
-    program: Program, sites: list[Site], paths: list[str], found: list
-) -> tuple[list[Site], tuple[_pools.Pool, ...]]:
-    """Drop every layer whose gradient, rebuilt from a and g on random numbers, is not `jax.vjp`'s, and every such pool.
-
-    Errors are relative to Σ_t |a_t||g_t|ᵀ, as rounding errors are: a bias of attention's keys has no gradient at all.
-    """
-    hidden = depends_on(program, program.inputs[: len(paths)])
-    first = [site for site in sites if program.equations[site.product].inputs[site.operand] not in hidden]
-    pools = _pools.find(program, [site.output for site in first if not site.more])
-    arguments, program = stand_ins(program)
-    leaves, x = arguments[: len(paths)], arguments[len(paths) :]
-    outputs = program.avals[program.outputs[0]]
-    cotangent = np.asarray(np.random.default_rng(2).normal(size=outputs.shape[1:]), outputs.dtype)
-    missing = tuple(set(range(len(paths))) - {leaf for site in sites for leaf in site.layer.leaves})
-    trial = Capture(tuple(sites), {}, missing, program)
-
-    def errors(leaves: list[Any], x: list[Any], cotangent: Any) -> tuple[dict[int, jax.Array], list[jax.Array]]:
-        def run_all(*leaves: Any) -> tuple[Any, dict[int, Any]]:
-            values = environment(program, [*leaves, *x])
-            return values[program.outputs[0]], {v: values[v] for pool in pools for v in pool.reads}
-
-        _, vjp, values = jax.vjp(run_all, *leaves, has_aux=True)
-        expected = vjp(cotangent[None])
-        of_pools = [_pools.error(pool, values) for pool in pools]
-        pulled = pull_back(trial, leaves, [one[0] for one in x], lambda _: cotangent[None])
-        result = {}
-        for site, a, g in zip(sites, pulled.activations, pulled.gradients, strict=True):
-            rebuilt = site.layer.from_matrix(gradient(a, g[0]))
-            sizes = site.layer.from_matrix(gradient(jax.tree.map(abs, a), abs(g[0])))
-            for leaf, value in rebuilt.items():
-                gap = jnp.linalg.norm((value - expected[leaf]).astype(jnp.float32))
-                result[leaf] = gap / (jnp.linalg.norm(sizes[leaf].astype(jnp.float32)) + 1e-30)
-        return result, of_pools
-
-    with jax.ensure_compile_time_eval():
-        compiled = jax.jit(errors)
-        error, of_pools = jax.tree.map(float, compiled(leaves, x, cotangent))
-        if any(math.isnan(e) for e in error.values()):  # roots and logarithms need positive numbers
-            error, of_pools = jax.tree.map(float, compiled([abs(leaf) for leaf in leaves], x, cotangent))
-    kept = []
-    for site in sites:
-        bad = {leaf: e for leaf in site.layer.leaves if not (e := error[leaf]) < _rounding(program, site.output)}
-        if not bad:
-            kept.append(site)
-        for leaf in site.layer.leaves if bad else ():
-            if any(math.isnan(e) for e in bad.values()):
-                found[leaf] = "its gradient is not finite at random parameters, so it cannot be checked"
-            else:
-                found[leaf] = f"its rebuilt gradient differs from jax.vjp's by {max(bad.values()):.1g} (relative)"
-    for site in kept:
-        for leaf in site.layer.leaves:
-            found[leaf] = site
-    starts = {site.output for site in kept}
-    right = [e < _rounding(program, pool.start) for pool, e in zip(pools, of_pools, strict=True)]
-    return kept, tuple(pool for pool, fine in zip(pools, right, strict=True) if fine and pool.start in starts)
-
-
-def _rounding(program: Program, variable: int) -> float:
-    """Above which relative error a gradient is wrong; bfloat16 products carry bfloat16 errors."""
-    return 10 * float(jnp.finfo(program.avals[variable].dtype).eps) ** 0.5

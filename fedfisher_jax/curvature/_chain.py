@@ -130,6 +130,8 @@ def find(captured: Capture, treedef: Any) -> Chain:
             )
         if site.layer.groups > 1:
             raise ValueError(f"apply: expected no grouped convolution, but {paths[site.layer.weight]} has groups")
+        if site.more:
+            raise ValueError(f"apply: expected a chain of layers, but {paths[site.layer.weight]} is read several times")
     targets = [program.equations[site.product].inputs[site.operand] for site in sites] + [program.outputs[0]]
     sources = [program.inputs[-1]] + [site.output for site in sites]
     names = [paths[site.layer.weight] for site in sites]

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from .._examples import known
 from .._likelihood import Likelihood
+from ._chosen import Chosen
 from ._lookup import Lookup
+from ._reuse import each
 
 KINDS = ("exact", "monte_carlo", "empirical")
 
@@ -60,28 +62,34 @@ def counted(likelihood: Likelihood, target: Any, rows: jax.Array) -> jax.Array:
     return rows if likelihood.counts is None else jnp.where(likelihood.counts(target)[..., None], rows, 0)
 
 
-def counted_activations(likelihood: Likelihood, target: Any, rows: list[Any]) -> tuple[list[Any], list[jax.Array]]:
+def counted_activations(likelihood: Likelihood, target: Any, rows: list[Any]) -> tuple[list[Any], list[Any]]:
     """One example's activations [(groups,) T, inputs] of every layer, zero at positions that its target leaves out.
 
     A layer whose positions are not the targets' (a convolution's, say) keeps all of them.
 
     Returns:
-        The activations, and how many positions count in each layer.
+        The activations, and how many positions count in each layer (in each way, where its weight is read both ways).
     """
     if likelihood.counts is None or not jnp.ndim(target):
-        return rows, [jnp.asarray(_positions(a)) for a in rows]
+        return rows, [each(lambda a: jnp.asarray(_positions(a)), a) for a in rows]
     kept = likelihood.counts(target)
 
-    def of_layer(a: Any) -> tuple[Any, jax.Array]:
+    def rows_kept(a: Any) -> Any:
         if _positions(a) != len(kept):
-            return a, jnp.asarray(_positions(a))
+            return a
         if isinstance(a, Lookup):
-            return dataclasses.replace(a, numbers=jnp.where(kept, a.numbers, 0)), kept.sum()
-        return jnp.where(kept[:, None], a, 0), kept.sum()
+            return dataclasses.replace(a, numbers=jnp.where(kept, a.numbers, 0))
+        if isinstance(a, Chosen):
+            return Chosen(jnp.where(kept[:, None], a.rows, 0), jnp.where(kept, a.chose, 0))
+        return jnp.where(kept[:, None], a, 0)
 
-    found = [of_layer(a) for a in rows]
-    return [a for a, _ in found], [count for _, count in found]
+    def count(a: Any) -> jax.Array:
+        return jnp.asarray(_positions(a)) if _positions(a) != len(kept) else kept.sum()
+
+    return [each(rows_kept, a) for a in rows], [each(count, a) for a in rows]
 
 
 def _positions(a: Any) -> int:
-    return a.numbers.shape[-1] if isinstance(a, Lookup) else a.shape[-2]
+    if isinstance(a, Lookup):
+        return a.numbers.shape[-1]
+    return a.chose.shape[-1] if isinstance(a, Chosen) else a.shape[-2]

@@ -186,7 +186,7 @@ def _fitting(
     ]
     fixed = sum(_bytes(part.activations) for part in pulled)
     moving = sum(_bytes((part.gradients, part.leaves)) for part in pulled)
-    count = next(g.shape[0] for part in pulled for g in [*part.gradients, *part.leaves])
+    count = jax.tree.leaves([(part.gradients, part.leaves) for part in pulled])[0].shape[0]
     room = ROOM + COPIES * _bytes(leaves)
     if columns is None and (fixed + moving <= room or not split):
         return _batch(fixed + moving, room), None

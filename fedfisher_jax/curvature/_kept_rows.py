@@ -17,8 +17,8 @@ from .._compat import vary, varying
 from .._examples import Batch, Examples, take
 from .._trees import pick, wide, widened
 from ._capture import capture
-from ._lookup import gradient
 from ._pull_back import Capture, pull_back
+from ._reuse import gradient
 from .structures._low_rank import split
 
 PyTree = Any
@@ -73,7 +73,7 @@ def by_rows(
         pulled = widened(pull_back(captured, leaves, x, cotangents))
         found: list[Any] = []
         for site, a, g in zip(captured.sites, pulled.activations, pulled.gradients, strict=True):
-            plain = site.layer.groups == 1 and not site.layer.lookup and g.shape[-2] <= g.shape[0]
+            plain = site.layer.groups == 1 and isinstance(a, jax.Array) and g.shape[-2] <= g.shape[0]
             found.append(Factors(a, g) if plain else Written(jax.vmap(lambda one, a=a: gradient(a, one))(g)))
         return found + [Written(leaf) for leaf in pulled.leaves]
 

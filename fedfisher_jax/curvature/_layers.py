@@ -19,8 +19,9 @@ MAX_AXES, MAX_SIZE, MAX_STEPS = 32, 2**40, 64  # of shapes in files, and of a la
 class Layer:
     """A weight and perhaps a bias among the leaves of a parameter tree. Static and hashable.
 
-    Their matrix is [inputs, outputs], or [groups, inputs, outputs] for a grouped convolution; the bias is one more row
-    of it (one more input, which is constantly one). A table [rows, outputs] has its rows as inputs.
+    Their matrix is [inputs, outputs], or [groups, inputs, outputs] for a grouped convolution and for experts whose
+    weights are stacked; the bias is one more row of it (one more input, which is constantly one). A table
+    [rows, outputs] has its rows as inputs.
     """
 
     weight: int  # leaf number
@@ -29,7 +30,7 @@ class Layer:
     bias_shape: tuple[int, ...]
     steps: Steps  # from the weight's leaf to the matrix
     groups: int = 1
-    lookup: bool = False  # whether inputs are one-hot, as of a table: their second moment is a diagonal, kept as such
+    lookup: bool = False  # whether it is a table: its inputs are one-hot, and the side of its rows is a diagonal
 
     @property
     def leaves(self) -> tuple[int, ...]:
@@ -43,6 +44,11 @@ class Layer:
         for kind, argument in self.steps:
             shape = tuple(shape[axis] for axis in argument) if kind == "transpose" else argument
         return (*shape[:-2], shape[-2] + (self.bias is not None), shape[-1])
+
+    @property
+    def turned(self) -> "Layer":
+        """A table as the dense layer that its transpose is: [outputs, rows]."""
+        return dataclasses.replace(self, steps=(*self.steps, ("transpose", (1, 0))), lookup=False)
 
     def to_matrix(self, leaves: Sequence[Any]) -> jax.Array:
         """Arrange the layer's parameters, among the leaves of a whole tree, as its matrix."""
@@ -119,12 +125,12 @@ def unrun(steps: Steps, shape: Sequence[int], array: Any) -> Any:
     return array
 
 
-def product_steps(shape: Sequence[int], contracting: Sequence[int]) -> Steps:
-    """Steps from one operand of a product to [contracted, free]."""
-    free = [axis for axis in range(len(shape)) if axis not in contracting]
-    inputs = math.prod(shape[axis] for axis in contracting)
-    outputs = math.prod(shape[axis] for axis in free)
-    return (("transpose", (*contracting, *free)), ("reshape", (inputs, outputs)))
+def product_steps(shape: Sequence[int], contracting: Sequence[int], batch: Sequence[int] = ()) -> Steps:
+    """Steps from one operand of a product to [contracted, free], or [groups, contracted, free] with batch axes."""
+    free = [axis for axis in range(len(shape)) if axis not in (*contracting, *batch)]
+    groups, inputs, outputs = (math.prod(shape[axis] for axis in axes) for axes in (batch, contracting, free))
+    split = (groups, inputs, outputs) if groups > 1 else (inputs, outputs)
+    return (("transpose", (*batch, *contracting, *free)), ("reshape", split))
 
 
 def _layer(entry: Any, leaves: Sequence[Leaf]) -> Layer:

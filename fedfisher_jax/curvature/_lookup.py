@@ -6,7 +6,6 @@ and its squared gradients cost as much as its positions: no array is as large as
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -82,20 +81,8 @@ def hot(rows: jax.Array, dtype: Any) -> Lookup:
     return Lookup(jnp.where(rows.any(-1), jnp.argmax(rows, -1) + 1, 0), rows.shape[-1], dtype)
 
 
-def joined(parts: Sequence[Any]) -> Any:
-    """Put the positions of several reads of one table behind each other; a layer that is read once stays as it is."""
-    if len(parts) == 1:
-        return parts[0]
-    return dataclasses.replace(parts[0], numbers=jnp.concatenate([part.numbers for part in parts], axis=-1))
-
-
-def dense(a: Any) -> jax.Array:
-    """Write out activations [..., T, inputs], of a table as one-hot rows."""
-    return jax.nn.one_hot(a.numbers - 1, a.size, dtype=a.dtype) if isinstance(a, Lookup) else a
-
-
 def gradient(a: Any, g: jax.Array) -> jax.Array:
-    """Add up a_t g_tᵀ over positions: a [(groups,) T, inputs], g [(groups,) T, outputs]."""
+    """Add up a_t g_tᵀ over positions: a [(groups,) T, inputs], g [(groups,) T, outputs]; `_reuse` has any layer's."""
     if isinstance(a, Lookup):
         return jnp.zeros((a.size + 1, g.shape[-1]), g.dtype).at[a.numbers].add(g)[1:]
     return jnp.swapaxes(a, -1, -2) @ g

@@ -5,7 +5,6 @@ activations are noted on the way. Convolutions are replaced by products of patch
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,9 +15,11 @@ from .. import _compat
 from .._trees import wide
 from ..tracing._convolution import matrix_product, output_rows, patches
 from ..tracing._jaxpr import Program, environment
+from ._chosen import masked, routed
 from ._layers import Layer, Steps, product_steps, run, unrun
-from ._lookup import Lookup, gathered, hot, joined
+from ._lookup import gathered, hot
 from ._pools import Pool, gradients, slopes
+from ._reuse import joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Site:
     output: int  # variable: the product, bias added
     operand: int  # which operand of the product holds the activations
     after: Steps  # from the product's shape to the output's
-    more: tuple["Site", ...] = ()  # where else a table is read: its positions follow
+    more: tuple["Site", ...] = ()  # where else the weight is read, each as a layer of its own
+    crossed: bool = False  # of one of `more`: whether it reads the layer's matrix the other way round
+    chosen: int | None = None  # the equation, if any, in which positions choose their matrix out of the layer's
 
     @property
     def reads(self) -> tuple["Site", ...]:
@@ -57,10 +60,10 @@ class Capture:
 class Pulled(NamedTuple):
     """One example's K output cotangents pulled back; T positions, K cotangents."""
 
-    activations: list[jax.Array | Lookup]  # per layer [(groups,) T, inputs], or rows of a table
-    gradients: list[jax.Array]  # per layer [K, (groups,) T, outputs]
+    activations: list[Any]  # per layer [(groups,) T, inputs], or a `Lookup`, a `Chosen`, or a `Crossed` of both ways
+    gradients: list[Any]  # per layer [K, (groups,) T, outputs], or a `Crossed` of such
     leaves: list[jax.Array]  # per fallback leaf [K, *leaf]
-    positions: list[jax.Array] | None = None  # per layer, how many of the T count; None where all do
+    positions: list[Any] | None = None  # per layer (and way), how many of the T count; None where all do
 
 
 def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Callable[[Any], Any]) -> Pulled:
@@ -87,17 +90,15 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
     by_leaf, by_output = jax.vmap(vjp)(cotangents(outputs).astype(outputs.dtype))
     for pool in captured.pools:
         by_output[pool.start] = gradients(pool, slopes(pool, read), by_output[pool.end])
-    rows = [
-        jnp.concatenate(
-            [jax.vmap(lambda g, r=read: position_rows(program, r, g))(by_output[read.output]) for read in site.reads],
-            -2,
-        )
-        for site in sites
-    ]
+
+    def of_read(read: Site) -> jax.Array:
+        return jax.vmap(lambda g: position_rows(program, read, g))(by_output[read.output])
+
+    rows = [masked(a, _joined(site, of_read)) for site, a in zip(sites, activations, strict=True)]
     return Pulled(activations, rows, by_leaf)
 
 
-def activations(captured: Capture, leaves: Sequence[Any], x: Any) -> list[jax.Array | Lookup]:
+def activations(captured: Capture, leaves: Sequence[Any], x: Any) -> list[Any]:
     """Give the `activations` that `pull_back` would give for one example x [...], without its gradients."""
     return _forward(captured, [*leaves, *_batch_of(x)], _zeros(captured))[1]
 
@@ -120,13 +121,27 @@ def _forward(captured: Capture, arguments: Sequence[Any], zeros: dict[int, Any])
     program, sites = captured.program, captured.sites
     operands: dict[int, Any] = {}
     values = environment(program, arguments, _replacements(program, sites, zeros, operands))
-    rows = [joined([activation_rows(program, read, operands[read.product]) for read in site.reads]) for site in sites]
+
+    def of_read(read: Site) -> Any:
+        found = activation_rows(program, read, operands[read.product])
+        if read.chosen is None:
+            return found
+        equation, size, dtype = program.equations[read.chosen], read.layer.groups, wide(found.dtype)
+        return routed(found.reshape(-1, found.shape[-1]), gathered(equation, operands[read.chosen], size, dtype))
+
+    rows = [_joined(site, of_read) for site in sites]
     return values[program.outputs[0]], rows, {v: values[v] for pool in captured.pools for v in pool.reads}
+
+
+def _joined(site: Site, of_read: Callable) -> Any:
+    """Put together what each of a site's reads has at its positions."""
+    return joined([of_read(read) for read in site.reads], [read.crossed for read in site.reads])
 
 
 def _replacements(program: Program, sites: Sequence[Site], added: dict[int, Any], operands: dict[int, Any]) -> dict:
     """Replace convolutions by matrix products, note activations in `operands`, add zeros to the layers' outputs."""
-    noted = {read.product: read.operand for site in sites for read in site.reads}
+    reads = [read for site in sites for read in site.reads]
+    noted = {read.product: read.operand for read in reads} | {r.chosen: 1 for r in reads if r.chosen is not None}
 
     def replace(position: int) -> Callable:
         equation = program.equations[position]
@@ -158,8 +173,8 @@ def activation_rows(program: Program, site: Site, operand: Any) -> Any:
     if equation.name == "gather":
         return gathered(equation, operand, site.layer.matrix_shape[0], dtype)
     if equation.name == "dot_general":
-        contracting = equation.params["dimension_numbers"][0][site.operand]
-        rows = run(product_steps(operand.shape, contracting), operand).T
+        contracting, batch = (axes[site.operand] for axes in equation.params["dimension_numbers"])
+        rows = jnp.swapaxes(run(product_steps(operand.shape, contracting, batch), operand), -1, -2)
         if site.layer.lookup:
             return hot(rows, dtype)
     else:
@@ -174,7 +189,7 @@ def activation_rows(program: Program, site: Site, operand: Any) -> Any:
 
 
 def position_rows(program: Program, site: Site, output: Any) -> Any:
-    """Arrange a value of the output's shape as [(groups,) T, outputs]."""
+    """Arrange a value of the output's shape as [(groups,) T, outputs], or [T, outputs] of experts that are chosen."""
     equation = program.equations[site.product]
     product = unrun(site.after, program.avals[equation.outputs[0]].shape, output)
     if equation.name == "gather":
@@ -182,16 +197,14 @@ def position_rows(program: Program, site: Site, output: Any) -> Any:
         rows = product.transpose((*(n for n in range(product.ndim) if n not in slices), *slices))
         return rows.reshape(-1, site.layer.matrix_shape[1])
     if equation.name == "dot_general":
-        free = len(program.avals[equation.inputs[1 - site.operand]].shape) - len(
-            equation.params["dimension_numbers"][0][0]
-        )
+        contracting, batch = (len(axes[0]) for axes in equation.params["dimension_numbers"])
+        free = len(program.avals[equation.inputs[1 - site.operand]].shape) - contracting - batch
         order = list(range(product.ndim))
         if site.operand == 1:  # the weight comes first: so do its axes
-            order = order[free:] + order[:free]
-        rows = product.transpose(order)
-        rows = rows.reshape(-1, math.prod(rows.shape[rows.ndim - free :]))
-    else:
-        rows = output_rows(product, equation.params)
+            order = order[:batch] + order[batch + free :] + order[batch : batch + free]
+        groups = site.layer.matrix_shape[:-2] if site.chosen is None else ()
+        return product.transpose(order).reshape(*groups, -1, site.layer.matrix_shape[-1])
+    rows = output_rows(product, equation.params)
     if site.layer.groups == 1:
         return rows
     return rows.reshape(rows.shape[0], site.layer.groups, -1).transpose(1, 0, 2)

@@ -18,8 +18,8 @@ import numpy as np
 from .._compat import Tracer
 from ..curvature import Capture
 from ..curvature._leaves import Leaf
-from ..curvature._lookup import dense
 from ..curvature._pull_back import Site, activations
+from ..curvature._reuse import dense
 from ..tracing._jaxpr import evaluate
 
 ROUNDING = 1e-6  # of Σ|φ||W|, or eight times the relative precision of the model's numbers
@@ -225,7 +225,8 @@ def _resolve(captured: Capture, leaves: Sequence[Leaf], text: str) -> tuple[int,
 
 
 def _is_dense(captured: Capture, site: Site) -> bool:
-    return captured.program.equations[site.product].name == "dot_general"
+    alone = site.layer.groups == 1 and not site.more  # a head is written to a matrix that nothing else reads
+    return alone and captured.program.equations[site.product].name == "dot_general"
 
 
 def _widths(site: Site) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import scaled, widened
 from ..curvature import Capture, Gram, activations, capture
-from ..curvature._lookup import second_moment
+from ..curvature._reuse import input_moment
+from ..curvature.structures._gram import of_inputs
 from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._least_squares import least_squares
 from ..solve._objective import Solver
@@ -52,15 +53,16 @@ class MeasureGrams:
         if not chosen:
             raise ValueError(f"apply: got a model without a dense layer, expected one: {captured.fallback}")
 
-        def sums(batch: Batch) -> list[jax.Array]:
+        def sums(batch: Batch) -> list[Any]:
             rows = jax.vmap(lambda x: activations(captured, leaves, x))(batch.x)
             kept = jax.tree.map(lambda a: jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0), rows)
-            return [second_moment(a) for a in widened([kept[n] for n in chosen])]
+            return [input_moment(a) for a in widened([kept[n] for n in chosen])]
 
-        total = mean_over_batches(sums, data, self.batch_size)
-        layers = [captured.layers[n] for n in chosen]
+        means = zip(chosen, mean_over_batches(sums, data, self.batch_size), strict=True)
+        pairs = [pair for n, moment in means for pair in of_inputs(captured.layers[n], moment)]
+        layers, total = [layer for layer, _ in pairs], [a for _, a in pairs]
         if self.dense_only:  # a bias is averaged, as the paper does
-            total = [a if layer.bias is None else a[:-1, :-1] for layer, a in zip(layers, total, strict=True)]
+            total = [a if layer.bias is None else a[..., :-1, :-1] for layer, a in zip(layers, total, strict=True)]
             layers = [dataclasses.replace(layer, bias=None, bias_shape=()) for layer in layers]
         shapes = tuple(jnp.shape(leaf) for leaf in leaves)
         weight = jnp.asarray(data.size, jnp.result_type(float))
@@ -176,14 +178,14 @@ def regmean_kron(
 def low_rank(moment: jax.Array, rank: int) -> jax.Array:
     """Compress as released: drop singular vectors and values beyond `rank`, and keep the rest in 8 bits and sign."""
     u, s, v = jnp.linalg.svd(moment)
-    return _quantised(u[:, :rank], 8) * _quantised(s[:rank], 8) @ _quantised(v[:rank], 8)
+    return _quantised(u[..., :rank], 8) * _quantised(s[..., None, :rank], 8) @ _quantised(v[..., :rank, :], 8)
 
 
 def _compressed(payload: Payload, compression: Compression) -> Payload:
     """Compress parameters to 16 bits each, moments to as many again (int(2d / Σ (2b + 1)) of each one's b pairs)."""
     gram = payload.statistics
     size = sum(math.prod(shape) for shape in gram.shapes)
-    rank = int(2 * size / sum(2 * a.shape[-1] + 1 for a in gram.inputs))
+    rank = int(2 * size / sum(math.prod(a.shape[:-2]) * (2 * a.shape[-1] + 1) for a in gram.inputs))
     params = jax.tree.map(lambda leaf: _quantised(leaf, 15), payload.params)
     inputs = tuple(compression(a, rank) for a in gram.inputs)
     return payload._replace(params=params, statistics=dataclasses.replace(gram, inputs=inputs))
@@ -205,7 +207,8 @@ def _shrunk(gram: Gram, factor: float) -> Gram:
 
 
 def _is_dense(captured: Capture, site: Any) -> bool:
-    return captured.program.equations[site.product].name == "dot_general" and not site.layer.lookup
+    products = (captured.program.equations[read.product].name == "dot_general" for read in site.reads)
+    return any(product and not read.layer.lookup for product, read in zip(products, site.reads, strict=True))
 
 
 def _check_factor(off_diagonal: float) -> None:

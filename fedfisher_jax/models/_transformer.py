@@ -1,7 +1,7 @@
 """A small decoder-only transformer: the next token at every position.
 
-Every product with a parameter is a plain dense layer, so that Kronecker factors see it, and the embedding is a table.
-Positions and the gains of the norms are read otherwise, and a tied head twice: they are in `capture(...).fallback` and
+Every product with a parameter is a plain dense layer, so that Kronecker factors see it, and the embedding is a table,
+or a table and a head. Positions and the gains of the norms are read otherwise: they are in `capture(...).fallback` and
 get diagonal blocks.
 """
 

@@ -45,7 +45,7 @@ def test_only_numbers_can_tell():
     assert "rebuilt gradient differs from jax.vjp's by 0.00" in captured.fallback["['w']"]
 
 
-@pytest.mark.parametrize("name", ["attention", "groups", "trap_stacked_experts"])
+@pytest.mark.parametrize("name", ["attention", "groups", "stacked_experts"])
 def test_diagonal_without_structure(name):
     model = zoo.CASES[name]()
     options = {"captured": ff.capture(model.apply, model.params, model.x, structured=False)}

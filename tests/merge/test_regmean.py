@@ -9,7 +9,7 @@ from fedfisher_jax import _metrics as metrics
 from fedfisher_jax import capture, examples, merge_payloads
 from fedfisher_jax.curvature.structures._gram import Gram
 from fedfisher_jax.merge import Payload, Update, regmean, regmean_kron, released_regmean
-from fedfisher_jax.merge._regmean import MeasureGrams
+from fedfisher_jax.merge._regmean import MeasureGrams, low_rank
 from fedfisher_jax.solve._least_squares import least_squares
 
 NETS = ("dense", "convolutional")
@@ -155,3 +155,11 @@ def test_where_few_examples_tell_nothing_the_average_stays_in_float32(examples_)
     alone, both = merge_payloads(rule, sent[:1]).params["w"], merge_payloads(rule, sent).params["w"]
     np.testing.assert_allclose(alone, models[0]["w"], atol=1e-6)
     np.testing.assert_allclose(both, (models[0]["w"] + models[1]["w"]) / 2, atol=1e-6)
+
+
+def test_the_released_compression_takes_stacked_experts_one_by_one():
+    root = np.random.default_rng(0).normal(size=(5, 5))
+    moment = jnp.asarray(root @ root.T)
+    found, alone = low_rank(jnp.stack([moment, moment]), 2), low_rank(moment, 2)
+    np.testing.assert_allclose(found, jnp.stack([alone, alone]), rtol=1e-12)
+    assert np.linalg.matrix_rank(alone) == 2

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from .._chosen import Chosen
 from .._leaves import Leaf
 from .._lookup import Lookup, squares
 from .._pull_back import Capture, Pulled
+from .._reuse import Crossed, gradient
 from ._protocol import Blocks, Spectral, Structure, require_static, shaped
 from ._signs import Sign
 
@@ -96,17 +98,30 @@ class Diagonal(Structure):
         return jnp.diag(jnp.sum(layer.to_matrix(jax.tree.leaves(self.values)), axis=1 - side))
 
 
-def _squares(a: Any, g: jax.Array) -> jax.Array:
+def _squares(a: Any, g: Any) -> jax.Array:
     """Σ_n Σ_k (Σ_t a_ti g_kto)² as [(groups,) inputs, outputs]: a [n, …, t, i], g [n, k, …, t, o]."""
     if isinstance(a, Lookup):
         return squares(a, g)
+    if isinstance(a, Crossed):
+        return _squares_one_by_one(a, g)
+    if isinstance(a, Chosen):
+        a = a.rows
     if a.shape[-2] == 1:  # one position: the square of the product is the product of the squares
         return jnp.einsum("n...i,n...o->...io", a[..., 0, :] ** 2, jnp.sum(g[..., 0, :] ** 2, axis=1))
     shape, (n, k) = (*a.shape[1:-2], a.shape[-1], g.shape[-1]), g.shape[:2]
     if n * k * math.prod(shape) * g.dtype.itemsize <= ROOM:
         return jnp.sum(jnp.einsum("n...ti,nk...to->nk...io", a, g) ** 2, axis=(0, 1))
 
-    def add(pair: Any, total: jax.Array) -> jax.Array:
-        return total + jnp.einsum("...ti,...to->...io", a[pair // k], g[pair // k, pair % k]) ** 2
+    return _squares_one_by_one(a, g)
 
-    return jax.lax.fori_loop(0, n * k, add, jnp.zeros(shape, g.dtype))
+
+def _squares_one_by_one(a: Any, g: Any) -> jax.Array:
+    """The same for any layer, with the room of one gradient."""
+    n, k = jax.tree.leaves(g)[0].shape[:2]
+
+    def of_pair(pair: Any) -> jax.Array:
+        rows = jax.tree.map(lambda leaf: leaf[pair // k], a)
+        return gradient(rows, jax.tree.map(lambda leaf: leaf[pair // k, pair % k], g)) ** 2
+
+    zero = jax.eval_shape(of_pair, 0)
+    return jax.lax.fori_loop(0, n * k, lambda pair, total: total + of_pair(pair), jnp.zeros(zero.shape, zero.dtype))

@@ -20,7 +20,8 @@ PyTree = Any
 class Gradient(Statistic):
     """Means over examples of the loss and its gradient at the model that was sent, and a Fisher there.
 
-    Weighted by numbers of examples all arrays add up to those of the pooled data, the Kronecker factors too.
+    Weighted by numbers of examples all arrays add up to those of the pooled data, the Kronecker factors too, but for
+    those of tied heads and of chosen experts, which are quotients of sums.
 
     Attributes:
         loss: [], in nats, or half the squared error.

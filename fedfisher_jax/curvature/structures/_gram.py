@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from .._chosen import Chosen
 from .._layers import Layer
 from .._leaves import Leaf
 from .._pull_back import Capture, Pulled
+from .._reuse import Crossed
 from ._kronecker import Kronecker, input_names, layer_blocks, times
 from ._protocol import Blocks, Spectral, Structure
 from ._signs import Sign
@@ -22,7 +24,9 @@ PyTree = Any
 class Gram(Structure):
     """A ⊗ I for each layer, zero for every other leaf (where the anchor, the average, stays).
 
-    `inputs[l]` is A [(groups,) inputs, inputs], the second moment of layer l's inputs (arXiv 2212.09849).
+    `inputs[l]` is A [(groups,) inputs, inputs], the second moment of layer l's inputs (arXiv 2212.09849). A table that
+    is the head, too, is that dense layer alone, [outputs, rows]: there each position counts for every row, in a table
+    for one. Any other weight that is read both ways is in no layer, as least squares for both are no such product.
 
     Example:
         >>> import jax.numpy as jnp
@@ -118,7 +122,9 @@ class Gram(Structure):
         if not captured.layers:
             raise ValueError(f"structure: got a gram of a model without layers, expected one: {captured.fallback}")
         leaves, treedef = jax.tree.flatten(params)
-        return cls(tuple(inputs), captured.layers, tuple(jnp.shape(leaf) for leaf in leaves), treedef)
+        pairs = [pair for layer, a in zip(captured.layers, inputs, strict=True) for pair in of_inputs(layer, a)]
+        moments = tuple(a for _, a in pairs)
+        return cls(moments, tuple(layer for layer, _ in pairs), tuple(jnp.shape(leaf) for leaf in leaves), treedef)
 
     def moment(self, layer: Layer, side: int) -> jax.Array:
         """The matrix A itself, for side 0."""
@@ -129,3 +135,14 @@ class Gram(Structure):
     def _others(self) -> list[int]:
         covered = {leaf for layer in self.layers for leaf in layer.leaves}
         return [leaf for leaf in range(len(self.shapes)) if leaf not in covered]
+
+
+def of_inputs(layer: Layer, moment: Any) -> list[tuple[Layer, jax.Array]]:
+    """The layers, at most one, as which a captured layer is one of a `Gram`, with their A."""
+    if isinstance(moment, Chosen):
+        return [(layer, moment.rows)]
+    if not isinstance(moment, Crossed):
+        return [(layer, moment)]
+    if not layer.lookup:
+        return []
+    return [(layer.turned, moment.across)]

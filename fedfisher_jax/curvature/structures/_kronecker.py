@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ..._trees import weighted_sum
+from .._chosen import Chosen
 from .._layers import Layer, layers_from_json, layers_to_json, numbered
 from .._leaves import Leaf
-from .._lookup import second_moment
+from .._lookup import Lookup, second_moment
 from .._pull_back import Capture, Pulled
+from .._reuse import Crossed, input_moment
 from ._protocol import Blocks, Spectral, Structure, eigenpairs, require_static, shaped
 from ._signs import Sign
 
@@ -29,6 +31,12 @@ class Kronecker(Structure):
     `outputs[l]` is G [(groups,) outputs, outputs], of the gradients at its output, averaged over positions. On the
     layer's matrix V [inputs, outputs] the block acts as A V G; papers, whose weights are [out, in], write G ⊗ A. For a
     table whose rows are looked up A is diagonal, and `inputs[l]` is that diagonal [rows]: how often each row is read.
+
+    Uses of one weight are more positions (Martens, Ba and Johnson 2018). Where some read its transpose, as h Wᵀ with
+    output gradients δ, theirs is D ⊗ H, of the second moments of δ and of h. A ⊗ G + D ⊗ H is no product; `inputs[l]`
+    and `outputs[l]` are factors of the one with the same partial traces, which is the nearest in relative entropy, and
+    exact where one use has no gradient. Left out is how the gradients of different uses go together. Of a table that is
+    the head, too (GPT-2), only the diagonal of D is taken. Experts that positions choose: see `_chosen`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -171,26 +179,22 @@ class Kronecker(Structure):
     def sums(cls, pulled: Pulled) -> PyTree:
         """Add up second moments of output gradients, and squared gradients of the leaves that are in no layer."""
         rest = [jnp.sum(g**2, axis=(0, 1)) for g in pulled.leaves]
-        rows = [g.reshape(-1, *g.shape[2:]) for g in pulled.gradients]  # each cotangent as an example
-        if pulled.positions is None:
-            outputs = [second_moment(g) / g.shape[-2] for g in rows]
-        else:
-            counts = [jnp.maximum(count, 1).astype(g.dtype) for g, count in zip(rows, pulled.positions, strict=True)]
-            each = [jnp.repeat(count, len(g) // len(count)) for g, count in zip(rows, counts, strict=True)]
-            shares = zip(rows, each, strict=True)
-            outputs = [second_moment(g / jnp.sqrt(n).reshape(-1, *[1] * (g.ndim - 1))) for g, n in shares]
-        return {"rest": rest, "outputs": outputs}
+        positions = [None] * len(pulled.gradients) if pulled.positions is None else pulled.positions
+        layers = zip(pulled.activations, pulled.gradients, positions, strict=True)
+        return {"rest": rest, "outputs": [_gradient_moments(a, g, count) for a, g, count in layers]}
 
     @classmethod
     def input_sums(cls, activations: Sequence[Any]) -> PyTree:
         """Add up second moments of activations, [(groups,) inputs, inputs] each, or counts of a table's rows."""
-        return [second_moment(a) for a in activations]
+        return [input_moment(a) for a in activations]
 
     @classmethod
     def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> "Kronecker":
         """Take the means as the factors."""
         rest = dict(zip(captured.fallback_leaves, mean["rest"], strict=True))
-        return cls(tuple(inputs), tuple(mean["outputs"]), rest, captured.layers, jax.tree.structure(params))
+        pairs = [_factors(*layer) for layer in zip(captured.layers, inputs, mean["outputs"], strict=True)]
+        treedef = jax.tree.structure(params)
+        return cls(tuple(a for a, _ in pairs), tuple(g for _, g in pairs), rest, captured.layers, treedef)
 
     def nearest_sum(self, weights: Any, floor: float = 0.01) -> "Kronecker":
         """One product C · A ⊗ G, A and G being the partial traces of Σ_i w_i A_i ⊗ G_i divided by its trace C.
@@ -215,6 +219,41 @@ class Kronecker(Structure):
         """The factor itself: A, or G."""
         factor = factor_of(self.layers, (self.inputs, self.outputs)[side], layer)
         return jnp.diag(factor) if layer.lookup and side == 0 else factor
+
+
+def _gradient_moments(a: Any, g: Any, count: Any) -> Any:
+    """Add up second moments of a layer's output gradients [n, K, (groups,) T, outputs], averaged over positions."""
+    if isinstance(a, Chosen):
+        return second_moment(g.reshape(-1, *g.shape[2:]))  # divided by all positions that chose, in the end
+    if not isinstance(a, Crossed):
+        return _averaged(second_moment, g, count)
+    across = _square if isinstance(a.along, Lookup) else second_moment
+    along, other = (None, None) if count is None else (count.along, count.across)
+    return Crossed(_averaged(second_moment, g.along, along), _averaged(across, g.across, other))
+
+
+def _averaged(moment: Callable, g: jax.Array, count: Any) -> jax.Array:
+    """A moment of g [n, K, …, T, outputs] divided by T, or by how many positions of each example count [n]."""
+    rows = g.reshape(-1, *g.shape[2:])  # each cotangent as an example
+    if count is None:
+        return moment(rows) / rows.shape[-2]
+    each = jnp.repeat(jnp.maximum(count, 1).astype(rows.dtype), len(rows) // len(count))
+    return moment(rows / jnp.sqrt(each).reshape(-1, *[1] * (rows.ndim - 1)))
+
+
+def _square(g: jax.Array) -> jax.Array:
+    """The diagonal of `second_moment` of [n, T, outputs]."""
+    return jnp.sum(g**2, axis=(0, 1))
+
+
+def _factors(layer: Layer, a: Any, g: Any) -> tuple[Any, Any]:
+    """A and G for means of moments; of uses both ways those of one product, the diagonal of D where A is a diagonal."""
+    if isinstance(a, Chosen):
+        return a.rows, g / jnp.where(a.chose > 0, a.chose, 1)[:, None, None]
+    if not isinstance(a, Crossed):
+        return a, g
+    sides = jnp.stack([a.along, g.across]), jnp.stack([g.along, a.across])
+    return _nearest(layer, *sides, jnp.ones(2), 0.0)
 
 
 def _tree(like: PyTree, result: dict[int, Any]) -> PyTree:
@@ -259,7 +298,7 @@ def factor_of(layers: Sequence[Layer], factors: Sequence[Any], layer: Layer) -> 
     Raises:
         ValueError: the layer has none.
     """
-    by_weight = {one.weight: factor for one, factor in zip(layers, factors, strict=True)}
+    by_weight = {one.weight: factor for one, factor in zip(layers, factors, strict=True) if one.lookup == layer.lookup}
     if layer.weight not in by_weight:
         raise ValueError(f"fisher: got no factors of the layer of leaf {layer.weight}, expected those of every layer")
     return by_weight[layer.weight]

@@ -126,7 +126,7 @@ class Structure(Fisher, Statistic):
     def input_sums(cls, activations: Sequence[Any]) -> PyTree:
         """What a batch adds that depends on activations alone, [n, (groups,) T, inputs] of each captured layer.
 
-        A table's are a `Lookup`; `second_moment` takes either.
+        A table's are a `Lookup`, and other kinds of layers have their own; `input_moment` takes any.
 
         It is asked of structures that read layers.
         """

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Num
 
 from ..._likelihood import Likelihood
 from ...curvature import Capture, activations
-from ...curvature._lookup import dense
+from ...curvature._reuse import dense
 from ...curvature.structures._registry import require_known
 from ...tracing._convolution import for_loops
 
