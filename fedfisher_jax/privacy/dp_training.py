@@ -2,9 +2,10 @@
 
 The guarantee is about one example that is added or removed, with a number of examples that is public (it sets the
 sampling probability). A step is a Poisson-sampled Gaussian mechanism; steps compose by Rényi divergences (Mironov,
-Talwar and Zhang 2019, arXiv 1908.10530), which dp-accounting computes. What is promised is about the trained
-parameters alone: statistics that a rule measures beside them, a Fisher say, need noise of their own. The draws are
-JAX's: the key must be secret and have as much randomness as keys hold, 64 bits (`secret_key`).
+Talwar and Zhang 2019, arXiv 1908.10530), which dp-accounting computes. Statistics that are measured at the trained
+parameters, a Fisher say, are one more Gaussian mechanism (`example_noise`), which composes with the steps into one
+promise; without a `share` for them what is promised is about the parameters alone. The draws are JAX's: the key must be
+secret and have as much randomness as keys hold, 64 bits (`secret_key`).
 """
 
 import math
@@ -18,9 +19,12 @@ import numpy as np
 import scipy  # its parts load where they are used
 
 from ..federate._private import Private
-from .noise import _where
+from .noise import _where, delta_of
 
 TRUNCATED = 0.1  # of δ, for samples that are larger than there is room for
+ALONE = "one example, added or removed; the parameters alone"
+WHOLE = "one example, added or removed; parameters and statistics"
+SHARE = 0.25  # of the privacy, for statistics beside trained parameters
 ORDERS = (*(2 + x / 10 for x in range(60)), *range(8, 64), 128, 256, 512)  # of divergences; series below 2 do not end
 
 
@@ -35,7 +39,11 @@ class Promise(NamedTuple):
     batch_size: int  # mean size of a sample
     epochs: int
     places: int
-    unit: str = "one example, added or removed; the parameters alone"
+    unit: str = ALONE
+    share: float = 0.0  # of the privacy, for the statistics beside the parameters
+    noise_statistics: float = 0.0  # their noise multiplier
+    clip_fisher: float = 1.0  # largest norm of what an example adds to each array of a Fisher
+    clip_features: float = 1.0  # largest norm of an example's features, or inputs
 
     @property
     def private(self) -> Private:
@@ -52,6 +60,9 @@ def promise(
     epochs: int,
     clip_gradients: float,
     releases: int = 1,
+    share: float = 0.0,
+    clip_fisher: float = 1.0,
+    clip_features: float = 1.0,
 ) -> Promise:
     """Find the least noise that keeps (ε, δ) for every example of every client.
 
@@ -63,13 +74,18 @@ def promise(
         epochs: local epochs, of ⌈n / batch_size⌉ steps.
         clip_gradients: largest Euclidean norm of an example's gradient.
         releases: trainings, in all, that an example takes part in: rounds, say.
+        share: of the privacy, in units of 1/σ² of one Gaussian release, for one release of statistics at each trained
+            model (a Fisher, or a head's sums); 0 releases none.
+        clip_fisher: largest norm of what an example adds to each array of a Fisher.
+        clip_features: largest norm of an example's features, or inputs.
 
     Raises:
         ValueError: numbers out of range.
         ImportError: dp-accounting is not installed.
     """
     numbers = sorted({sizes} if isinstance(sizes, int) else set(map(int, sizes)))
-    for name, value in (("epsilon", epsilon), ("clip_gradients", clip_gradients)):
+    clips = {"clip_fisher": clip_fisher, "clip_features": clip_features}
+    for name, value in ({"epsilon": epsilon, "clip_gradients": clip_gradients} | clips).items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name}: got {value}, expected a positive number")
     counts = (batch_size, epochs, releases, *(numbers or [0]))
@@ -77,18 +93,28 @@ def promise(
         raise ValueError(
             f"delta, sizes, batch_size, epochs, releases: got {delta}, {counts}, expected δ in (0, 1), ≥ 1"
         )
+    if not 0 <= share < 1:
+        raise ValueError(f"share: got {share}, expected a number from 0 to below 1")
     noise, kept = 0.0, (1 - TRUNCATED) * delta
+    alone = _where(lambda sigma: delta_of(epsilon, sigma) <= kept, 1.0)  # of one Gaussian release of all privacy
+    beside = alone * math.sqrt(releases / share) if share else 0.0
+    more = (beside, releases) if share else ()
     for size in numbers:
-        spent = lambda sigma, n=size: epsilon_of(sigma, kept, n, batch_size, epochs * releases)  # noqa: E731
+        spent = lambda sigma, n=size: epsilon_of(sigma, kept, n, batch_size, epochs * releases, *more)  # noqa: E731
         if noise == 0 or spent(noise) > epsilon:
             noise = _where(lambda sigma: spent(sigma) <= epsilon, 1.0, 1e-4)
     lost = TRUNCATED * delta / (1 + math.exp(epsilon))
     places = max(_places(n, batch_size, lost / (epochs * releases * -(-n // batch_size))) for n in numbers)
-    return Promise(epsilon, delta, releases, noise, clip_gradients, batch_size, epochs, places)
+    unit = WHOLE if share else ALONE
+    return Promise(
+        epsilon, delta, releases, noise, clip_gradients, batch_size, epochs, places, unit, share, beside, **clips
+    )
 
 
-def epsilon_of(noise: float, delta: float, size: int, batch_size: int, epochs: int) -> float:
-    """Compute ε of so many epochs over `size` examples, with room for every sample.
+def epsilon_of(
+    noise: float, delta: float, size: int, batch_size: int, epochs: int, beside: float = 0.0, releases: int = 0
+) -> float:
+    """Compute ε of so many epochs over `size` examples, with room for every sample, and of releases beside them.
 
     Args:
         noise: noise multiplier.
@@ -96,11 +122,15 @@ def epsilon_of(noise: float, delta: float, size: int, batch_size: int, epochs: i
         size: the client's number of examples.
         batch_size: mean number of examples in a step.
         epochs: epochs of ⌈size / batch_size⌉ steps.
+        beside: noise multiplier of each release of statistics.
+        releases: how many of these.
     """
     dp, rdp = _accounting()
     step = dp.PoissonSampledDpEvent(min(1.0, batch_size / size), dp.GaussianDpEvent(noise))
     accountant = rdp.RdpAccountant(ORDERS)
     accountant.compose(dp.SelfComposedDpEvent(step, epochs * -(-size // batch_size)))
+    if releases:
+        accountant.compose(dp.GaussianDpEvent(beside), releases)
     return float(accountant.get_epsilon(delta))
 
 
