@@ -83,8 +83,8 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
     key = run_keys(settings.seed)
     private = None
     if settings.epsilon is not None and settings.unit == "example":
-        guarantee = promise_of(settings, rule, len(x))
-        rule = rule if only_parameters(rule) else example_noise.clipped(rule, guarantee)
+        guarantee = of_examples = promise_of(settings, rule, len(x))
+        rule = rule if only_parameters(rule) else example_noise.clipped(rule, of_examples)
     if isinstance(guarantee, dp_training.Promise):
         private, key = guarantee.private, key._replace(train=dp_training.secret_key())
     promised = jax.eval_shape(rule.measure, Update(start.params, start.sent, start.params), examples(x, y), key.measure)
@@ -121,11 +121,11 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
     if settings.local is not None:
         own = jax.tree.map(np.asarray, sent.params)
         model_file.write(settings.local, start.kind, own, f"silo {settings.silo}", start.scaling, start.classes)
-    if settings.unit == "example" and settings.trust == "local" and guarantee and sent.statistics is not None:
-        sent = example_noise.noisy(sent, guarantee)
-    elif isinstance(guarantee, noise.Guarantee):
+    if isinstance(guarantee, noise.Guarantee):
         print(f"for this silo only: {noise.losses(sent, start.params, guarantee)}")
         sent = noise.privatise(sent, start.params, guarantee)
+    elif guarantee is not None and settings.trust == "local" and sent.statistics is not None:
+        sent = example_noise.noisy(sent, guarantee)
     bits = _write(settings, start.kind.likelihood, start.fingerprint, sent, guarantee)
     size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
     print(f"{settings.out}: silo {settings.silo}, {len(x)} examples, {bits / 32 / size:.3f} × FedAvg's bits")

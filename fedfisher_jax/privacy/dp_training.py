@@ -98,9 +98,9 @@ def promise(
     noise, kept = 0.0, (1 - TRUNCATED) * delta
     alone = _where(lambda sigma: delta_of(epsilon, sigma) <= kept, 1.0)  # of one Gaussian release of all privacy
     beside = alone * math.sqrt(releases / share) if share else 0.0
-    more = (beside, releases) if share else ()
+    more = {"beside": beside, "releases": releases if share else 0}
     for size in numbers:
-        spent = lambda sigma, n=size: epsilon_of(sigma, kept, n, batch_size, epochs * releases, *more)  # noqa: E731
+        spent = lambda sigma, n=size: epsilon_of(sigma, kept, n, batch_size, epochs * releases, **more)  # noqa: E731
         if noise == 0 or spent(noise) > epsilon:
             noise = _where(lambda sigma: spent(sigma) <= epsilon, 1.0, 1e-4)
     lost = TRUNCATED * delta / (1 + math.exp(epsilon))

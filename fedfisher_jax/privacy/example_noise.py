@@ -1,9 +1,9 @@
 """Differential privacy of every single example in sums over examples: clip each one's part, add Gaussian noise.
 
 The `Moments` of heads are such sums: an example with features φ, clipped to norm c, and the one-hot target y adds φφᵀ,
-φyᵀ and y. The guarantee (ε, δ) is about one example: were it replaced by any other, what is released would look about the same.
-The number of examples is public. One Gaussian mechanism releases the three sums together, each scaled to what an
-example can add to it, so that there is one noise multiplier, as for clients that send gradients. Of every other
+φyᵀ and y. The guarantee (ε, δ) is about one example: were it replaced by any other, what is released would look about
+the same. The number of examples is public. One Gaussian mechanism releases the three sums together, each scaled to what
+an example can add to it, so that there is one noise multiplier, as for clients that send gradients. Of every other
 statistic that is a mean over examples (a Fisher, input and class moments, gradients) `_example_parts` clips each
 example's part. Beside a model that was trained with privacy a promise of `dp_training` is about both, with one example
 added or removed, and noise is "local".
@@ -185,9 +185,10 @@ def private(rule: Rule, promised: Promise | dp_training.Promise) -> Rule:
         'analytic'
     """
     plain = clipped(rule, promised)
+    if not isinstance(promised, Promise):
+        return private_parts(rule, noise_of(promised), "local", _gaussian)
     if not isinstance(rule.measure, MeasureMoments):
-        trust = promised.trust if isinstance(promised, Promise) else "local"
-        return private_parts(rule, noise_of(promised), trust, _gaussian)
+        return private_parts(rule, noise_of(promised), promised.trust, _gaussian)
     if promised.trust != "central":
         return plain._replace(measure=MeasureNoisy(measure_of(plain), promised))
 
