@@ -4,7 +4,7 @@ Digits, an MLP, clients of a Dirichlet split; each seed with a split, a start, t
 train by DP-SGD, measure at their own models and add all of the noise themselves; "recalibrated" is FedAvg, then sums of
 the last layer's inputs at its model, with noise by each client or divided among all of them inside a secure sum. Every
 cell keeps one promise about one example that is added or removed, composed over all that its silo sends: FedAvg spends
-it on training alone, others three quarters of it (`dp_training.SHARE`), and the analytic head, for which nothing is
+it on training alone, others three quarters of it (`dp_training.Beside`), and the analytic head, for which nothing is
 trained, all of it on its sums. Norms are clipped far below those of most
 examples, which depends on no data: clips that merges do not depend on the scale of. Nothing was tuned.
 """
@@ -56,7 +56,7 @@ def world() -> tuple[Any, Any, dict[str, Rule]]:
     found = ff.data.load("digits")
     network = ff.models.build("mlp", found.train_x.shape[1:], found.num_classes, hidden=(32,))
     model = network.apply, ff.categorical()
-    captured = {"captured": capture(network.apply, network.init(jax.random.key(0)), found.train_x)}
+    captured: dict[str, Any] = {"captured": capture(network.apply, network.init(jax.random.key(0)), found.train_x)}
     rules = {"fedavg": ff.fedavg(*model), "regmean": regmean(*model, **captured)}
     rules |= {"head": recalibrate(*model, **captured), "analytic head": analytic(*model, **captured)}
     named = {"fedfisher-diag": "diagonal", "fedfisher-kfac": "kronecker"}
@@ -64,13 +64,20 @@ def world() -> tuple[Any, Any, dict[str, Rule]]:
 
 
 @cache
-def promised_for(epsilon: float, size: int, epochs: int, share: float) -> dp_training.Promise:
+def promised_for(epsilon: float, size: int, epochs: int, beside: bool) -> dp_training.Promise:
     """What a client of this size promises."""
-    asked = {"batch_size": BATCH, "epochs": epochs, "clip_gradients": CLIP_GRADIENTS, "share": share}
-    found = dp_training.promise(epsilon, DELTA, size, **asked, clip_fisher=CLIP, clip_features=CLIP)
+    asked = {"batch_size": BATCH, "epochs": epochs, "clip_gradients": CLIP_GRADIENTS}
+    more = dp_training.Beside(clip_fisher=CLIP, clip_features=CLIP) if beside else None
+    found = dp_training.promise(epsilon, DELTA, size, **asked, beside=more)
     if found.places > PLACES:
         raise ValueError(f"places: got {found.places}, expected at most {PLACES}")
     return found
+
+
+def whole(epsilon: float) -> example_noise.Promise:
+    """What a client promises about a head alone: an example that is added moves its sums by one, in their scale."""
+    found = example_noise.promise(epsilon, DELTA, clip_features=CLIP)
+    return found._replace(noise_multiplier=found.noise_multiplier / example_noise.sensitivity())
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -93,7 +100,7 @@ def measure_of(name: str, clipped: bool) -> Any:
     """A rule's measure as one program: clips and likelihoods do not depend on seeds."""
     rule = world()[2][name]
     if clipped:
-        promised = promised_for(1.0, 1000, 1, dp_training.SHARE)
+        promised = promised_for(1.0, 1000, 1, True)
         head = example_noise.after_training(promised) if name in ("head", "analytic head") else promised
         rule = example_noise.clipped(rule, head)
     return jax.jit(rule.measure)
@@ -126,8 +133,8 @@ def run(seed: int, alpha: float, clients: int, epochs: int, epsilon: float | Non
             "fedavg", [Payload(jnp.asarray(float(n)), jax.tree.map(lambda a: a[i], local)) for i, n in enumerate(sizes)]
         )
 
-    alone = [None if epsilon is None else promised_for(epsilon, n, epochs, 0.0) for n in sizes]
-    beside = [None if epsilon is None else promised_for(epsilon, n, epochs, dp_training.SHARE) for n in sizes]
+    alone: list[Any] = [None if epsilon is None else promised_for(epsilon, n, epochs, False) for n in sizes]
+    beside: list[Any] = [None if epsilon is None else promised_for(epsilon, n, epochs, True) for n in sizes]
     local = models(beside)
     result = {"fedavg": score(averaged(local if epsilon is None else models(alone)))}
     for name in RULES:
@@ -137,20 +144,14 @@ def run(seed: int, alpha: float, clients: int, epochs: int, epsilon: float | Non
             one = measure(update, own[number], jax.random.fold_in(key.measure, number))
             sent.append(one if promised is None else example_noise.noisy(one, promised, lambda s: draw.normal(size=s)))
         result[name] = score(merged(name, sent))
-    whole = None if epsilon is None else example_noise.promise(epsilon, DELTA, clip_features=CLIP)
-    if whole is not None:  # an example that is added moves the sums by one, a replaced one by more
-        whole = whole._replace(noise_multiplier=whole.noise_multiplier / example_noise.sensitivity())
     for name, times in (*HEADS.items(), ("analytic head", 1)):
         rule, model = ("head", averaged(local)) if name in HEADS else (name, start)
         sent = [measure_of(rule, clipped)(Update(None, model), one, key.measure) for one in own]
         if epsilon is not None:
+            drawn = lambda shape: draw.normal(size=shape)  # noqa: E731
             how: dict[str, Any] = {} if times else {"trust": "distributed", "sharers": clients}
-            kept = [
-                whole if one is None or rule != "head" else example_noise.after_training(one, **how) for one in beside
-            ]
-            sent = [
-                example_noise.noisy(one, p, lambda s: draw.normal(size=s)) for one, p in zip(sent, kept, strict=True)
-            ]
+            kept = [whole(epsilon) if name == rule else example_noise.after_training(one, **how) for one in beside]
+            sent = [example_noise.noisy(one, p, drawn) for one, p in zip(sent, kept, strict=True)]
         result[name] = score(ff.merge_payloads(rules[rule], sent, model).params)
     return result
 

@@ -63,9 +63,7 @@ def _of_training(settings: MeasureSettings, rule: Rule, size: int) -> dp_trainin
         epochs=settings.epochs,
         clip_gradients=settings.clip_gradients,
         releases=settings.rounds,
-        share=0.0 if alone else settings.share,
-        clip_fisher=settings.clip_fisher,
-        clip_features=settings.clip_features,
+        beside=None if alone else dp_training.Beside(settings.share, settings.clip_fisher, settings.clip_features),
     )
 
 

@@ -24,8 +24,21 @@ from .noise import _where, delta_of
 TRUNCATED = 0.1  # of δ, for samples that are larger than there is room for
 ALONE = "one example, added or removed; the parameters alone"
 WHOLE = "one example, added or removed; parameters and statistics"
-SHARE = 0.25  # of the privacy, for statistics beside trained parameters
 ORDERS = (*(2 + x / 10 for x in range(60)), *range(8, 64), 128, 256, 512)  # of divergences; series below 2 do not end
+
+
+class Beside(NamedTuple):
+    """One release of statistics at each trained model: a Fisher, input or class moments, or a head's sums.
+
+    Attributes:
+        share: of the privacy, in units of 1/σ² of one Gaussian release; the steps of training have the rest.
+        clip_fisher: largest norm of what an example adds to each array of a Fisher.
+        clip_features: largest norm of an example's features, or inputs.
+    """
+
+    share: float = 0.25
+    clip_fisher: float = 1.0
+    clip_features: float = 1.0
 
 
 class Promise(NamedTuple):
@@ -60,9 +73,7 @@ def promise(
     epochs: int,
     clip_gradients: float,
     releases: int = 1,
-    share: float = 0.0,
-    clip_fisher: float = 1.0,
-    clip_features: float = 1.0,
+    beside: Beside | None = None,
 ) -> Promise:
     """Find the least noise that keeps (ε, δ) for every example of every client.
 
@@ -74,17 +85,14 @@ def promise(
         epochs: local epochs, of ⌈n / batch_size⌉ steps.
         clip_gradients: largest Euclidean norm of an example's gradient.
         releases: trainings, in all, that an example takes part in: rounds, say.
-        share: of the privacy, in units of 1/σ² of one Gaussian release, for one release of statistics at each trained
-            model (a Fisher, or a head's sums); 0 releases none.
-        clip_fisher: largest norm of what an example adds to each array of a Fisher.
-        clip_features: largest norm of an example's features, or inputs.
+        beside: what is released beside each trained model; None: nothing.
 
     Raises:
         ValueError: numbers out of range.
         ImportError: dp-accounting is not installed.
     """
     numbers = sorted({sizes} if isinstance(sizes, int) else set(map(int, sizes)))
-    clips = {"clip_fisher": clip_fisher, "clip_features": clip_features}
+    clips = {} if beside is None else {name: value for name, value in beside._asdict().items() if name != "share"}
     for name, value in ({"epsilon": epsilon, "clip_gradients": clip_gradients} | clips).items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name}: got {value}, expected a positive number")
@@ -93,22 +101,20 @@ def promise(
         raise ValueError(
             f"delta, sizes, batch_size, epochs, releases: got {delta}, {counts}, expected δ in (0, 1), ≥ 1"
         )
-    if not 0 <= share < 1:
-        raise ValueError(f"share: got {share}, expected a number from 0 to below 1")
+    if beside is not None and not 0 < beside.share < 1:
+        raise ValueError(f"share: got {beside.share}, expected a number between 0 and 1")
     noise, kept = 0.0, (1 - TRUNCATED) * delta
-    alone = _where(lambda sigma: delta_of(epsilon, sigma) <= kept, 1.0)  # of one Gaussian release of all privacy
-    beside = alone * math.sqrt(releases / share) if share else 0.0
-    more = {"beside": beside, "releases": releases if share else 0}
+    more = {} if beside is None else {"beside": _beside(epsilon, kept, beside.share, releases), "releases": releases}
     for size in numbers:
         spent = lambda sigma, n=size: epsilon_of(sigma, kept, n, batch_size, epochs * releases, **more)  # noqa: E731
         if noise == 0 or spent(noise) > epsilon:
             noise = _where(lambda sigma: spent(sigma) <= epsilon, 1.0, 1e-4)
     lost = TRUNCATED * delta / (1 + math.exp(epsilon))
     places = max(_places(n, batch_size, lost / (epochs * releases * -(-n // batch_size))) for n in numbers)
-    unit = WHOLE if share else ALONE
-    return Promise(
-        epsilon, delta, releases, noise, clip_gradients, batch_size, epochs, places, unit, share, beside, **clips
-    )
+    found = Promise(epsilon, delta, releases, noise, clip_gradients, batch_size, epochs, places)
+    if beside is None:
+        return found
+    return found._replace(unit=WHOLE, noise_statistics=more["beside"], **beside._asdict())
 
 
 def epsilon_of(
@@ -137,6 +143,11 @@ def epsilon_of(
 def secret_key() -> jax.Array:
     """Draw a random key from the operating system, of all the randomness that a key holds."""
     return jax.random.wrap_key_data(jnp.asarray(np.frombuffer(os.urandom(8), np.uint32)), impl="threefry2x32")
+
+
+def _beside(epsilon: float, delta: float, share: float, releases: int) -> float:
+    """Noise multiplier of each of so many releases that together have this share of one Gaussian release's privacy."""
+    return _where(lambda sigma: delta_of(epsilon, sigma) <= delta, 1.0) * math.sqrt(releases / share)
 
 
 def _places(size: int, batch_size: int, chance: float) -> int:
