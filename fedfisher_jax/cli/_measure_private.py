@@ -36,8 +36,7 @@ def promise_of(settings: MeasureSettings, rule: Rule, size: int) -> Promise | dp
         _refuse(settings, ("clip_fisher",), f"{rule.name} clips features, see clip_features")
     else:
         _refuse(settings, ("clip_features",), f"{rule.name} clips gradients and a Fisher, see clip_gradients")
-        why = "no mailed sum of gradients has a noise that silos divide yet, expected local"
-        _refuse(settings, ("trust", "sharers"), why)
+        _refuse(settings, ("trust", "sharers"), "silos divide the noise of heads alone, expected local")
     if settings.trust == "distributed":
         _refuse(settings, DIVIDED, "with noise inside a secure sum files are exact, expected none")
     clips = {name: getattr(settings, name) for name in ("clip_features", "clip_gradients", "clip_fisher")}

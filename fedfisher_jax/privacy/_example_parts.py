@@ -57,13 +57,11 @@ class Noise(NamedTuple):
         multiplier: standard deviation of all noise together, relative to how far one example moves the release.
         clips: largest norms of an example's parts.
         replaced: whether an example is replaced by another one, or added or removed.
-        sharers: among how many clients the noise is divided.
     """
 
     multiplier: float
     clips: Clips
     replaced: bool
-    sharers: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,8 @@ def promise(
             f"trust, sharers: got {trust!r}, {sharers}, expected one of {', '.join(TRUST)}, and at least 1"
         )
     sigma = _where(lambda sigma: delta_of(epsilon, sigma) <= delta, 1.0)
-    return Promise(epsilon, delta, releases, sigma * math.sqrt(releases), trust=trust, sharers=sharers, **clips)
+    found = Promise(epsilon, delta, releases, sigma * math.sqrt(releases), clip_features, trust, sharers)
+    return found._replace(clip_gradients=clip_gradients, clip_fisher=clip_fisher)
 
 
 def spent(multipliers: Sequence[float], delta: float) -> float:

@@ -1,7 +1,8 @@
 """Noise on means over examples of clipped parts (`_example_parts`), and what is done after it, which costs no privacy.
 
 What must not be negative is mended, and a Fisher gets the noise's largest expected eigenvalue on its diagonal: of what
-lies below it nothing is known, and there all clients count alike, so that merges with much noise become averages.
+lies below it nothing is known, and there all clients count alike, to a factor of about two, so that merges with much
+noise are nearly averages.
 """
 
 import dataclasses
@@ -32,55 +33,47 @@ class MeasureNoisyParts:
 
     inner: MeasureParts
     noise: Noise
-    mends: bool
 
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
-        """One client's payload."""
+        """One client's payload, which is like any other of the rule's."""
         measure_key, noise_key = jax.random.split(key)
         sent = self.inner(update, data, measure_key)
         keys = iter(jax.random.split(noise_key, len(jax.tree.leaves(sent.statistics))))
         draw = lambda shape: jax.random.normal(next(keys), shape, jnp.result_type(float))  # noqa: E731
-        sent = with_noise(sent, self.noise, draw)
-        return mended(sent, self.noise) if self.mends else sent
+        return mended(with_noise(sent, self.noise, draw), self.noise)
 
 
 def private_parts(rule: Rule, noise: Noise, trust: str, draw: Draw) -> Rule:
     """Make a rule that clips parts of examples and adds noise to their sums.
 
-    With "local" trust a client's payload is like any other of the rule's. With "distributed" trust the server mends the
-    sum of noisy ones, with "central" trust it adds the noise, too.
-
     Args:
-        rule: one exchange that `require_parts` lets pass.
+        rule: one exchange that `require_parts` lets pass; with "central" trust one that sends sums alone.
         noise: how much.
-        trust: who adds it.
+        trust: who adds it, the client ("local") or the server ("central"). Noise is not divided among clients: the
+            server also sees sums over clients of a Fisher times a model, in which that hides less, and a share of noise
+            may leave a Fisher with negative entries, which no merge takes.
         draw: shape → standard normal numbers, for the server.
 
     Raises:
-        ValueError: a rule that sends models beside its statistics, with other than local trust.
+        ValueError: noise that would be divided.
     """
     require_parts(rule)
     parts = MeasureParts(rule.measure, noise.clips)
     if trust == "local":
-        return rule._replace(measure=MeasureNoisyParts(parts, noise, True))
-    if rule.trains:
-        raise ValueError(
-            f"trust: got {trust!r} for {rule.name}, expected local: the server also sees sums of Fθ over silos, in "
-            "which a divided noise hides less than in those of F"
-        )
+        return rule._replace(measure=MeasureNoisyParts(parts, noise))
+    if trust != "central":
+        raise ValueError(f"trust: got {trust!r} for {rule.name}, expected local or central: heads alone divide noise")
 
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         weight = summary["weight"]
-        total = Payload(weight, None, scaled(1 / weight, summary["sums"]))
-        total = with_noise(total, noise, draw) if trust == "central" else total
+        total = with_noise(Payload(weight, None, scaled(1 / weight, summary["sums"])), noise, draw)
         return rule.solve(summary | {"sums": scaled(weight, mended(total, noise).statistics)}, start)
 
-    measure = parts if trust == "central" else MeasureNoisyParts(parts, noise, False)
-    return rule._replace(measure=measure, solve=solve)
+    return rule._replace(measure=parts, solve=solve)
 
 
 def with_noise(payload: Payload, noise: Noise, draw: Draw) -> Payload:
-    """Add a client's share of the noise to means over its examples.
+    """Add noise to means over examples.
 
     Args:
         payload: from `MeasureParts`; its weight is the number of examples.
@@ -98,7 +91,7 @@ def with_noise(payload: Payload, noise: Noise, draw: Draw) -> Payload:
         drawn = draw(array.shape)
         if sign_of(type(statistics), name) == "semidefinite":  # the same size in all directions of symmetric matrices
             drawn = (drawn + jnp.swapaxes(drawn, -1, -2)) / 2
-        found.append((array + std / math.sqrt(noise.sharers) * drawn / payload.weight).astype(array.dtype))
+        found.append((array + std * drawn / payload.weight).astype(array.dtype))
     return payload._replace(statistics=with_arrays(statistics, found))
 
 

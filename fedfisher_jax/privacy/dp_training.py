@@ -24,6 +24,7 @@ from .noise import _where, delta_of
 TRUNCATED = 0.1  # of δ, for samples that are larger than there is room for
 ALONE = "one example, added or removed; the parameters alone"
 WHOLE = "one example, added or removed; parameters and statistics"
+MOST = 1e6  # noise multiplier of steps that tell next to nothing
 ORDERS = (*(2 + x / 10 for x in range(60)), *range(8, 64), 128, 256, 512)  # of divergences; series below 2 do not end
 
 
@@ -105,6 +106,8 @@ def promise(
         raise ValueError(f"share: got {beside.share}, expected a number between 0 and 1")
     noise, kept = 0.0, (1 - TRUNCATED) * delta
     more = {} if beside is None else {"beside": _beside(epsilon, kept, beside.share, releases), "releases": releases}
+    if beside is not None and epsilon_of(MOST, kept, 1, 1, 1, **more) > epsilon:  # Rényi divergences are not exact
+        raise ValueError(f"share: got {beside.share}, which leaves nothing for training, expected less")
     for size in numbers:
         spent = lambda sigma, n=size: epsilon_of(sigma, kept, n, batch_size, epochs * releases, **more)  # noqa: E731
         if noise == 0 or spent(noise) > epsilon:

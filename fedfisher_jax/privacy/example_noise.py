@@ -6,7 +6,7 @@ the same. The number of examples is public. One Gaussian mechanism releases the 
 an example can add to it, so that there is one noise multiplier, as for clients that send gradients. Of every other
 statistic that is a mean over examples (a Fisher, input and class moments, gradients) `_example_parts` clips each
 example's part. Beside a model that was trained with privacy a promise of `dp_training` is about both, with one example
-added or removed, and noise is "local".
+added or removed, and noise is "local"; it is divided among clients in sums of heads alone.
 
 Whom one has to trust is a choice:
 
@@ -81,7 +81,7 @@ def noise_of(promised: Promise | dp_training.Promise) -> Noise:
     """
     if isinstance(promised, Promise):
         clips = Clips(promised.clip_fisher, promised.clip_features, promised.clip_gradients)
-        return Noise(promised.noise_multiplier, clips, True, promised.sharers)
+        return Noise(promised.noise_multiplier, clips, True)
     if not promised.noise_statistics:
         raise ValueError("promised: got a share of 0 for statistics, expected one above 0, of dp_training.promise")
     return Noise(promised.noise_statistics, Clips(promised.clip_fisher, promised.clip_features), False)
@@ -122,6 +122,8 @@ def noisy(
     moments = payload.statistics
     if moments is None or isinstance(moments, NoisyMoments):
         raise ValueError(f"payload.statistics: got {type(moments).__name__}, expected Moments without noise")
+    if isinstance(promised, Promise) and promised.trust == "central" and not isinstance(moments, Moments):
+        return payload
     if not isinstance(moments, Moments):
         _require_finite(named(moments, model_leaves(payload)))
         with jax.enable_x64(True):
