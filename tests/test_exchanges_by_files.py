@@ -166,12 +166,19 @@ def test_payloads_of_steps_are_checked(exchange, folder):
             payload.loads(resealed(data, change), like.params, start=like.fingerprint)
 
 
-def test_no_noise_is_defined_for_steps(folder, tmp_path, capsys):
-    for unit, words in (("silo", "no noise is defined for Gradient"), ("example", "expected one that measures sums")):
-        with pytest.raises(SystemExit):
-            more = ["--epsilon", "3", "--unit", unit]
-            measured(folder, 0, folder / "0.safetensors", tmp_path / "noisy.safetensors", *more)
-        assert words in capsys.readouterr().err
+def test_noise_for_steps_is_about_examples(folder, tmp_path, capsys):
+    """A silo's own is refused; one about examples is in the file, of which the next step is made."""
+    with pytest.raises(SystemExit):
+        measured(folder, 0, folder / "0.safetensors", tmp_path / "noisy.safetensors", "--epsilon", "3")
+    assert "no noise is defined for Gradient" in capsys.readouterr().err
+    more = ["--epsilon", "3", "--unit", "example", "--clip-gradients", "0.5"]
+    measured(folder, 0, folder / "0.safetensors", tmp_path / "noisy.safetensors", *more)
+    like = model_file.read(folder / "0.safetensors")
+    got, header = payload.read(tmp_path / "noisy.safetensors", like.params, start=like.fingerprint)
+    assert (
+        header.about.privacy["unit"] == "one example, replaced by another" and header.about.privacy["trust"] == "local"
+    )
+    assert all(np.linalg.eigvalsh(np.asarray(a, np.float64)).min() > 0 for a in got.statistics.fisher.inputs)
 
 
 def test_pseudo_data_by_files_is_that_of_memory(folder, tmp_path, capsys):

@@ -148,13 +148,24 @@ def test_a_silo_measures_so_and_its_file_says_what_was_promised(tmp_path, monkey
         assert header.about.privacy == promised._asdict()
         models.append(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(sent.params)]))
     assert not np.array_equal(*models)  # the noise has no seed
+    for number, rule in enumerate(("fedfisher-diag", "fedfisher-diag")):  # beside the parameters, in one promise
+        command(*asked, "--rule", rule, "--clip-fisher", 0.1, "--silo", number, "--out", f"{number}.safetensors")
+    sent, header = payload.read("0.safetensors")
+    beside = {"beside": dp_training.Beside(clip_fisher=0.1)}
+    promised = dp_training.promise(2.0, 1e-5, 40, batch_size=20, epochs=2, clip_gradients=0.5, **beside)
+    assert header.about.privacy == promised._asdict() and promised.unit.endswith("parameters and statistics")
+    least = min(float(leaf.min()) for leaf in jax.tree.leaves(sent.statistics))
+    assert least >= 0.9 * 0.1 * promised.noise_statistics / 40  # the noise's largest eigenvalue at least
+    command("merge", "0.safetensors", "1.safetensors", "--out", "merged.safetensors")
     capsys.readouterr()
     command("inspect", "one.safetensors")
     assert "one example, added or removed" in capsys.readouterr().out
     for more, words in (
         (("--clip-features", 2), "clip_features: fedavg with privacy of examples trains"),
         (("--rule", "analytic"), "clip_gradients: analytic reads no gradients"),
-        (("--rule", "fedfisher-kfac", "--clip-gradients", 1), "expected one that measures sums over examples"),
+        (("--rule", "fipa"), "expected one that measures sums over examples: eigenvectors"),
+        (("--rule", "regmean", "--trust", "distributed"), "trust: regmean sends a model, too, which has its own noise"),
+        (("--share", 0.5), "share: fedavg sends parameters alone"),
     ):
         with pytest.raises(SystemExit):
             command(*asked, *more)

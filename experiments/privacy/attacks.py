@@ -5,6 +5,7 @@ compressed one, a secure sum and a differentially private one; gradient inversio
 """
 
 import dataclasses
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Settings(common.Settings):
         epsilon: Of private payloads, at δ = 1e-5.
         sizes: Examples of a client, for membership by leverage alone.
         seeds: Each draws examples, split, start and training.
+        heads: Results of `privacy.sums --merged` with the same clients, for the figure, if there are any.
     """
 
     dataset: str = "fashion_mnist"
@@ -52,6 +54,7 @@ class Settings(common.Settings):
     epsilon: float = 10.0
     sizes: tuple[int, ...] = (250, 500, 1000, 2000, 4000, 8000, 16000, 32000)
     seeds: int = 3
+    heads: Path = Path("experiments/results/privacy/sums_five_clients")
 
 
 QUICK: dict[str, Any] = {
@@ -138,8 +141,17 @@ def main() -> None:
     text += "Second moment of raw pixels, no network; AUC.\n\n"
     text += common.markdown_table([str(size) for size in sizes], [[common.mean_std(v, 3) for v in sizes.values()]])
     summary["leverage by size"] = {str(size): float(np.mean(v)) for size, v in sizes.items()}
-    fig = report.figure(settings.networks, records, sizes)
+    fig = report.figure(settings.networks, records, sizes, heads_of(settings))
     common.report(settings.out, text, summary, fig)
+
+
+def heads_of(settings: Settings) -> list[dict[str, Any]]:
+    """Attacks on heads of the clients whom this script attacks."""
+    path, whom = settings.heads / "results.jsonl", world.as_json(world.world_of(settings))
+    same = ("dataset", "clients", "alpha", "examples", "hidden", "attacked")
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    mine = [r for r in found if all(r["settings"]["world"][name] == whom[name] for name in same)]
+    return mine if settings.networks[0] == "mlp-bias" else []
 
 
 def describe(settings: Settings) -> str:

@@ -13,8 +13,11 @@ from experiments.privacy.world import KINDS, PROTECTIONS
 from fedfisher_jax._files import write_atomically
 
 Records = Sequence[Mapping[str, Any]]
+MOST_DB = 60.0  # where images that are read off are cut in the figure
 GUESSES = {"random": "random pixels", "public": "public average", "public class": "public average of the class"}
 MARKERS = {"none": "o", "quantised": "s", "sum": "^", "dp": "X"}
+HEADS = {"alone": "o", "all": "^", "noise": "P", "divided": "D"}  # how a head of `privacy.sums` is seen → marker
+HEADS_WORDS = {"noise": "alone, noise for each example", "divided": "secure sum, noise for each example"}
 NUMBERS = {  # attack → (result, header, decimals, factor)
     "accuracy": ("accuracy", "accuracy of the merge, %", 1, 100),
     "mean image": ("psnr", "mean image, PSNR in dB", 1, 1),
@@ -142,8 +145,15 @@ def summary(records: Records) -> dict[str, Any]:
     return found
 
 
-def figure(networks: Sequence[str], records: Records, sizes: Mapping[int, np.ndarray]) -> Any:
-    """Accuracy of the merge against what the best attack finds; membership against the number of examples."""
+def figure(networks: Sequence[str], records: Records, sizes: Mapping[int, np.ndarray], heads: Records) -> Any:
+    """Accuracy of the merge against what the best attack finds; membership against the number of examples.
+
+    Args:
+        networks: their names, a column each.
+        records: of attacks.py.
+        sizes: AUC by a client's number of examples.
+        heads: of `privacy.sums --merged` for the first network and the same clients, or none.
+    """
     shown = ("membership, AUC", "class images, PSNR to the class mean")
     fig, axes = common.figure(2, len(networks) + 1, width=3.6, height=3.0)
     for place, network in enumerate(networks):
@@ -165,6 +175,18 @@ def figure(networks: Sequence[str], records: Records, sizes: Mapping[int, np.nda
                     alpha=0.85,
                 )
             axis.set(xlabel="accuracy of the merge (%)", ylabel=what)
+        for how, marker in HEADS.items() if heads and not place else ():
+            accuracy = 100 * values(heads, "accuracy", kind="accuracy", how="alone" if how == "all" else how)
+            for axis, name in zip(axes[:, place], ("auc", "psnr_class_mean"), strict=True):
+                scores = np.minimum(values(heads, name, kind="head", how=how), MOST_DB)
+                spread = {
+                    "xerr": accuracy.std(),
+                    "yerr": scores.std(),
+                    "elinewidth": 0.6,
+                    "markersize": 6,
+                    "alpha": 0.85,
+                }
+                axis.errorbar(accuracy.mean(), scores.mean(), marker=marker, color="black", **spread)
         guess = values(mine, "psnr_class_mean", attack="guess", kind="public class").mean()
         axes[1, place].axhline(guess, color="0.5", linestyle=":", label="public class average")
         axes[1, place].legend(loc="lower right")
@@ -182,7 +204,10 @@ def figure(networks: Sequence[str], records: Records, sizes: Mapping[int, np.nda
     legend.axis("off")
     kinds = [kind for kind in KINDS if any(r["settings"].get("kind") == kind for r in records)]
     handles = [legend.plot([], [], "o", color=common.COLOURS[list(KINDS).index(k)], label=KINDS[k])[0] for k in kinds]
+    if heads:
+        handles.append(legend.plot([], [], "o", color="black", label="head's sums (nothing trained)")[0])
     handles += [legend.plot([], [], m, color="0.3", label=PROTECTIONS[p])[0] for p, m in MARKERS.items()]
+    handles += [legend.plot([], [], HEADS[p], color="0.3", label=w)[0] for p, w in HEADS_WORDS.items() if heads]
     legend.legend(handles=handles, loc="center left")
     return fig
 

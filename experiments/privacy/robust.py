@@ -38,7 +38,7 @@ class Settings(common.Settings):
         epochs: Local epochs.
     """
 
-    seeds: int = 3
+    seeds: int = 5
     clients: int = 10
     attackers: int = 2
     alphas: tuple[float, ...] = (10.0, 0.3)

@@ -3,8 +3,8 @@
 Clients measure at the common start, or, for a gradient, at the model of everybody's analytic head. Class means, label
 shares and mean images are read off (`attacks.sums`); members are told by their leverage in second moments; a gradient
 of ten examples is inverted. A server sees one client's payload, a secure sum of five or of all clients, or a head's
-sums with each example hidden by the client's own noise. There is no noise for the other two, and class moments come
-with Kronecker factors, which have no sum.
+sums with each example hidden by the client's own noise. The other two were attacked without noise, and class moments
+come with Kronecker factors, which have no sum. `--merged` adds what the figure of `privacy.attacks` shows of heads.
 """
 
 import dataclasses
@@ -21,7 +21,8 @@ from experiments.privacy import images, report, steps
 from experiments.privacy import world as worlds
 from experiments.privacy.sums_attacks import MOST, People, attack, guess
 from experiments.privacy.world import Federation, World
-from fedfisher_jax import Payload, Update, categorical, cohort, data
+from fedfisher_jax import Payload, Update, categorical, cohort, data, evaluate
+from fedfisher_jax._trees import stack
 from fedfisher_jax.federate import measure_clients, merge_clients, run_keys
 from fedfisher_jax.merge import Rule, analytic, exchanges, fedavg, natural_gradient, pseudo_data
 from fedfisher_jax.privacy import attacks, example_noise
@@ -30,7 +31,9 @@ from fedfisher_jax.privacy._secure_merge import total
 NETWORK, FEW, CLIP, DELTA = "mlp-bias", 5, 1e-3, 1e-5
 KINDS = {"head": "head's S, B", "class moments": "class moments", "gradient": "gradient, factors"}
 GUESS = "guess"
+ACCURACY = "accuracy"
 SEEN = {"alone": "alone", "few": f"sum of {FEW}", "all": "sum of all", "noise": "alone, noise"}
+MERGED = {"divided": "sum of all, noise divided"}
 THERE = {"head": tuple(SEEN), "class moments": ("alone",), "gradient": ("alone", "few", "all")}
 NUMBERS = {  # result → (header, decimals)
     "psnr_class_mean": ("class images, PSNR to the class mean, dB", 1),
@@ -56,6 +59,8 @@ class Settings(common.Settings):
         attacked: How many of the clients are attacked.
         epsilon: Of examples, where noise hides them, at δ = 1e-5.
         seeds: Each draws examples, split and start.
+        kinds: Payloads to attack.
+        merged: Attack a sum with divided noise, too, and tell the accuracy of heads.
     """
 
     dataset: str = "fashion_mnist"
@@ -66,6 +71,8 @@ class Settings(common.Settings):
     attacked: int = 5
     epsilon: float = 8.0
     seeds: int = 3
+    kinds: tuple[str, ...] = tuple(KINDS)
+    merged: bool = False
 
 
 QUICK = {"dataset": "digits", "clients": 10, "examples": 400, "hidden": (40, 30), "attacked": 3, "seeds": 1}
@@ -96,14 +103,16 @@ def people(world: World, seed: int) -> People:
 
 
 @cache
-def rules_of(dataset: str, hidden: tuple[int, ...], epsilon: float) -> dict[str, Rule]:
+def rules_of(dataset: str, hidden: tuple[int, ...], epsilon: float, clients: int) -> dict[str, Rule]:
     """The rule behind each kind of payload."""
     network, captured = worlds.network_of(NETWORK, dataset, hidden)
     model = network.apply, categorical()
     head = analytic(*model, captured=captured)
+    promised = example_noise.promise(epsilon, DELTA, clip_features=CLIP)
     return {
         "head": head,
-        "noise": example_noise.private(head, example_noise.promise(epsilon, DELTA, clip_features=CLIP)),
+        "noise": example_noise.private(head, promised),
+        "divided": example_noise.private(head, promised._replace(trust="distributed", sharers=clients)),
         "class moments": pseudo_data(*model, kind="monte_carlo", captured=captured),
         "gradient": exchanges(natural_gradient(*model, kind="monte_carlo", captured=captured))[0],
     }
@@ -113,11 +122,10 @@ def rules_of(dataset: str, hidden: tuple[int, ...], epsilon: float) -> dict[str,
 def sent_by(world: World, seed: int, kind: str) -> Sent:
     """What all clients send."""
     (here, rows), model = people(world, seed), people(world, seed).here.start
-    rule = rules_of(world.dataset, world.hidden, world.epsilon)[kind]
+    rule = rules_of(world.dataset, world.hidden, world.epsilon, world.clients)[kind]
     if kind == "gradient":
         head = sent_by(world, seed, "head")
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *head.payloads)
-        model = merge_clients(head.rule, stacked, model).params
+        model = merge_clients(head.rule, stack(head.payloads), model).params
     who = cohort(jnp.asarray(here.dataset.train_x), jnp.asarray(here.dataset.train_y), rows)
     trained = jax.tree.map(lambda leaf: jnp.stack([leaf] * world.clients), model) if rule.trains else None
     found, _ = measure_clients(rule.measure, Update(trained, model), who, run_keys(seed).measure)
@@ -126,8 +134,8 @@ def sent_by(world: World, seed: int, kind: str) -> Sent:
 
 def seen(world: World, seed: int, kind: str, how: str) -> tuple[list[Payload], Any]:
     """What the server sees of each attacked client, and the model behind it."""
-    sent = sent_by(world, seed, "noise" if how == "noise" else kind)
-    if how == "all":
+    sent = sent_by(world, seed, how if how in ("noise", "divided") else kind)
+    if how in ("all", "divided"):
         return [summed(sent.rule, sent.payloads)] * world.attacked, sent.model
     if how == "few":
         around = [[sent.payloads[(n + k) % world.clients] for k in range(FEW)] for n in range(world.attacked)]
@@ -142,13 +150,24 @@ def summed(rule: Rule, payloads: list[Payload]) -> Payload:
     return Payload(found["weight"], None, jax.tree.map(lambda leaf: leaf / found["weight"], sums_))
 
 
+def accuracy(world: World, seed: int, how: str) -> float:
+    """Accuracy of everybody's head on the test examples, which are not public here."""
+    sent = sent_by(world, seed, how if how in ("noise", "divided") else "head")
+    here = people(world, seed).here
+    merged = merge_clients(sent.rule, stack(sent.payloads), sent.model).params
+    test = jnp.asarray(here.dataset.test_x), jnp.asarray(here.dataset.test_y)
+    return float(evaluate(here.network.apply, categorical(), merged, *test).accuracy)
+
+
 def run(out: Path, shown: int, world: dict[str, Any], seed: int, kind: str, how: str) -> dict[str, float]:
     """All attacks on one view, means over the attacked clients; pictures of one of them are kept."""
     whom = worlds.from_json(world)
     if kind == GUESS:
         return guess(people(whom, seed).here)
+    if kind == ACCURACY:
+        return {"accuracy": accuracy(whom, seed, how)}
     there, (views, model) = people(whom, seed), seen(whom, seed, kind, how)
-    both = [attack(there, view, model, number, how == "noise") for number, view in enumerate(views)]
+    both = [attack(there, view, model, number, how in ("noise", "divided")) for number, view in enumerate(views)]
     results = {name: [found[name] for found, _ in both if name in found] for name in NUMBERS}
     result = {name: float(np.mean(values)) for name, values in results.items() if values}
     if kind == "gradient":
@@ -182,25 +201,35 @@ def main() -> None:
     grid = [
         {"world": whom, "seed": seed, "kind": kind, "how": how}
         for seed in seeds
-        for kind in (*KINDS, GUESS)
+        for kind in (*settings.kinds, GUESS)
         for how in THERE.get(kind, ("alone",))
     ]
+    if settings.merged:
+        told = [("head", "divided"), *((ACCURACY, how) for how in ("alone", "noise", "divided"))]
+        grid += [{"world": whom, "seed": seed, "kind": kind, "how": how} for seed in seeds for kind, how in told]
     records = common.run_all(settings.out, grid, partial(run, settings.out, settings.seed), "attacks")
-    rows, summary = [], {}
+    rows, summary, ways = [], {}, SEEN | (MERGED if settings.merged else {})
     for name, (label, digits) in NUMBERS.items():
         there = [record for record in records if name in record["result"]]
         for kind in (kind for kind in KINDS if any(record["settings"]["kind"] == kind for record in there)):
-            found = {how: common.column(there, name, kind=kind, how=how) for how in SEEN}
+            found = {how: common.column(there, name, kind=kind, how=how) for how in ways}
             cells = [common.mean_std(values, digits) if len(values) else "–" for values in found.values()]
             rows.append([label, KINDS[kind], *cells])
-            means = {SEEN[how]: values.mean() for how, values in found.items() if len(values)}
+            means = {ways[how]: values.mean() for how, values in found.items() if len(values)}
             summary.setdefault(name, {})[kind] = means
     text = (
         f"{settings.dataset}, {settings.clients} clients, α = {settings.alpha:g}, {settings.examples} examples in all, "
         f"the first {settings.attacked} clients are attacked; an MLP with biases, nothing is trained. Noise: "
         f"ε = {settings.epsilon:g} for each example, δ = {DELTA:g}. Mean ± std over {settings.seeds} seeds; PSNR of "
         f"single images is cut at {MOST:g}.\n\n"
-    ) + common.markdown_table(["", "payload", *SEEN.values()], rows)
+    ) + common.markdown_table(["", "payload", *ways.values()], rows)
+    if settings.merged:
+        scores = {
+            how: common.column(records, "accuracy", kind=ACCURACY, how=how) for how in ("alone", "noise", "divided")
+        }
+        summary["accuracy"] = {how: found.mean() for how, found in scores.items()}
+        told = [f"{common.mean_std(found, scale=100)} ({how})" for how, found in scores.items()]
+        text += f"\nAccuracy of everybody's head, in %: {', '.join(told)}.\n"
     public = {name: common.column(records, name, kind=GUESS) for name in ("psnr_class_mean", "distance", "mean")}
     said = [common.mean_std(public[name]) for name in ("psnr_class_mean", "mean")]
     text += (
@@ -210,7 +239,7 @@ def main() -> None:
     summary["guess"] = {name: values.mean() for name, values in public.items()}
     shown: dict[str, np.ndarray] = {}
     for kind, how in (
-        (kind, how) for kind in KINDS for how in THERE[kind] if picture(settings.out, kind, how).exists()
+        (kind, how) for kind in settings.kinds for how in THERE[kind] if picture(settings.out, kind, how).exists()
     ):
         found = dict(np.load(picture(settings.out, kind, how)))
         classes = np.flatnonzero(found["present"])

@@ -22,9 +22,9 @@ from ..silos import _silo_data as silo_data
 from ..silos import silo_cohort, train_and_measure
 from ..silos._network import likelihood_of, outputs_of
 from . import _checkpoints as checkpoints
+from ._measure_private import only_parameters, promise_of
 from ._measure_settings import (
     PRIVATE,
-    PRIVATELY_TRAINED,
     TRAINING,
     MeasureSettings,
     changed,
@@ -81,11 +81,11 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
     offers = (("captured", captured), ("kind", settings.kind), ("samples", settings.samples))
     rule = exchange_at(rule_of(settings.rule, apply, likelihood, offers), start.sent)
     key = run_keys(settings.seed)
-    if isinstance(guarantee, Promise):
-        rule = example_noise.clipped(rule, guarantee)
     private = None
-    if settings.unit == "example" and settings.rule == PRIVATELY_TRAINED:
-        guarantee = _of_training(settings, len(x))
+    if settings.epsilon is not None and settings.unit == "example":
+        guarantee = of_examples = promise_of(settings, rule, len(x))
+        rule = rule if only_parameters(rule) else example_noise.clipped(rule, of_examples)
+    if isinstance(guarantee, dp_training.Promise):
         private, key = guarantee.private, key._replace(train=dp_training.secret_key())
     promised = jax.eval_shape(rule.measure, Update(start.params, start.sent, start.params), examples(x, y), key.measure)
     structures.name_of(promised.statistics)  # before training: what has no form in files, or no noise
@@ -121,11 +121,11 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
     if settings.local is not None:
         own = jax.tree.map(np.asarray, sent.params)
         model_file.write(settings.local, start.kind, own, f"silo {settings.silo}", start.scaling, start.classes)
-    if isinstance(guarantee, Promise) and guarantee.trust == "local":
-        sent = example_noise.noisy(sent, guarantee)
-    elif isinstance(guarantee, noise.Guarantee):
+    if isinstance(guarantee, noise.Guarantee):
         print(f"for this silo only: {noise.losses(sent, start.params, guarantee)}")
         sent = noise.privatise(sent, start.params, guarantee)
+    elif guarantee is not None and settings.trust == "local" and sent.statistics is not None:
+        sent = example_noise.noisy(sent, guarantee)
     bits = _write(settings, start.kind.likelihood, start.fingerprint, sent, guarantee)
     size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
     print(f"{settings.out}: silo {settings.silo}, {len(x)} examples, {bits / 32 / size:.3f} × FedAvg's bits")
@@ -160,42 +160,14 @@ def _tell(settings: MeasureSettings, start: model_file.Model, sent: Payload, min
         say(word)
 
 
-def _of_training(settings: MeasureSettings, size: int) -> dp_training.Promise:
-    """The promise of private training on so many examples."""
-    return dp_training.promise(
-        settings.epsilon or 0.0,
-        settings.delta,
-        size,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        clip_gradients=settings.clip_gradients,
-        releases=settings.rounds,
-    )
-
-
 def _guarantee(settings: MeasureSettings) -> Guarantee | None:
     if settings.epsilon is None:
         if given := changed(settings, PRIVATE):
             raise ValueError(f"{given}: needs epsilon; without it nothing is clipped and no noise added")
         return None
     if settings.unit == "example":
-        if given := changed(settings, ("clip_params", "clip_fisher")):
-            what = "gradients" if settings.rule == PRIVATELY_TRAINED else "features"
-            raise ValueError(f"{given}: of examples the {what} are clipped, see clip_{what}")
-        if settings.rule == PRIVATELY_TRAINED:
-            if given := changed(settings, ("trust", "sharers")):
-                raise ValueError(f"{given}: {PRIVATELY_TRAINED} adds its noise while it trains, expected local")
-            if given := changed(settings, ("clip_features", "checkpoint")):
-                raise ValueError(f"{given}: {PRIVATELY_TRAINED} with privacy of examples trains, see clip_gradients")
-            return None  # it depends on the number of examples
-        if given := changed(settings, ("clip_gradients",)):
-            raise ValueError(f"{given}: {settings.rule} reads no gradients, expected fedavg")
-        if settings.trust == "distributed" and (given := changed(settings, ("budget", "compression"))):
-            raise ValueError(f"{given}: with noise inside a secure sum files are exact, expected none")
-        asked = {"clip_features": settings.clip_features, "releases": settings.rounds}
-        asked |= {"trust": settings.trust, "sharers": settings.sharers}
-        return example_noise.promise(settings.epsilon, settings.delta, **asked)
-    if given := changed(settings, ("clip_features", "clip_gradients", "trust", "sharers")):
+        return None  # it depends on the rule, and on the number of examples
+    if given := changed(settings, ("clip_features", "clip_gradients", "share", "trust", "sharers")):
         raise ValueError(f"{given}: needs unit example")
     clips = {"clip_params": settings.clip_params, "clip_fisher": settings.clip_fisher}
     return noise.noise_for(settings.epsilon, settings.delta, rounds=settings.rounds, **clips)

@@ -13,9 +13,9 @@ HF, TORCH = "hf:", "torch:"  # how --model names a folder of transformers, and a
 OF_TEXTS = ("text_column", "label_column", "length")
 TRAINING = ("epochs", "learning_rate", "momentum", "augment")  # settings that a checkpoint leaves no use for
 PRIVATE = (  # of epsilon
-    "delta", "rounds", "unit", "clip_params", "clip_fisher", "clip_features", "clip_gradients", "trust", "sharers",
+    "delta", "rounds", "unit", "clip_params", "clip_fisher", "clip_features", "clip_gradients", "share", "trust",
+    "sharers",
 )  # fmt: skip
-PRIVATELY_TRAINED = "fedavg"  # what it sends is the trained parameters, and nothing that is not private
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,8 @@ class MeasureSettings:
     epsilon: float | None = None
     """Privacy loss ε: clip what is sent and add noise (docs/privacy.md)."""
     unit: Literal["silo", "example"] = "silo"
-    """Whom epsilon is for: this silo as a whole, or each of its examples, for the rules analytic and recalibrate, and
-    for fedavg, by private training."""
+    """Whom epsilon is for: this silo as a whole, or each of its examples, for rules that send sums over examples, and
+    by private training for rules that train."""
     delta: float = 1e-5
     """Probability δ with which the promise may fail."""
     rounds: int = 1
@@ -73,15 +73,19 @@ class MeasureSettings:
     clip_params: float = 1.0
     """With epsilon: largest norm of trained minus starting parameters."""
     clip_fisher: float = 1.0
-    """With epsilon: largest norm of each array of the Fisher information."""
+    """With epsilon: largest norm of each array of the Fisher information or input moments; with epsilon of examples, of
+    what an example adds to it."""
     label: tuple[str, ...] = ("label",)
     """Column, or columns, of the labels in a table."""
     ignore: tuple[str, ...] = ()
     """Columns of a table that are no inputs."""
     clip_features: float = 1.0
-    """With epsilon of examples: largest norm of an example's features; all silos should have the same."""
+    """With epsilon of examples: largest norm of an example's features, or of its inputs for pseudo-data; all silos
+    should have the same."""
     clip_gradients: float = 1.0
-    """With epsilon of examples and fedavg: largest norm of an example's gradient while training."""
+    """With epsilon of examples: largest norm of an example's gradient while training, or for natural-gradient."""
+    share: float = 0.25
+    """With epsilon of examples and a rule that trains: share of the privacy for what is sent beside the model."""
     trust: Literal["local", "distributed"] = "local"
     """With epsilon of examples: who adds noise, this silo all of it, or all silos a share inside `fedfisher secure`,
     which alone takes such a file; it has no noise yet, and stays here."""

@@ -55,10 +55,10 @@ class MergeSettings:
     """Merge rule, by default the one that the files were measured for; another one must take what they hold."""
     damping: float | None = None
     """Damping of the fedfisher solvers, relative to a layer's mean diagonal; by default the rule's own."""
-    robust: Literal["cap", "trimmed", "median", "geometric-median", "krum", "objective"] | None = None
+    robust: Literal["cap", "trimmed", "median", "geometric-median", "krum", "outliers", "objective"] | None = None
     """Do not trust every silo (docs/privacy.md); trimmed and median with --rule fedavg alone."""
     faulty: int | None = None
-    """With robust trimmed or krum: how many silos may be faulty; by default (n − 3) / 2 of n."""
+    """With robust trimmed, krum or outliers: how many silos may be faulty; by default (n − 3) / 2 of n."""
     cap: float | None = None
     """With robust: largest share of the weight that a silo may have; by default 2 / n."""
     without: tuple[int, ...] = ()

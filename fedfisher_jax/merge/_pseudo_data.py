@@ -63,6 +63,8 @@ class MeasureInputs:
 
     fisher: MeasureFisher
     coefficients: int
+    low: float | None = None  # the smallest and the largest input, where they are public
+    high: float | None = None
 
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload."""
@@ -82,13 +84,17 @@ class MeasureInputs:
             return [chosen.sum(0), chosen.T @ u, jnp.einsum("nc,ni,nj->cij", chosen, u, u, optimize=True)]
 
         counts, totals, seconds = mean_over_batches(sums, data, 256)
-        real = data.indices[jnp.clip(jnp.arange(data.indices.shape[0]), 0, data.size - 1)]
-        x = inputs[real]
         dtype = jnp.result_type(*jax.tree.leaves(payload.statistics))  # files hold one type beside parameters
-        bounds = jnp.stack([jnp.min(x), jnp.max(x)])
+        bounds = self.bounds(inputs, data)
         share, first, second, bounds = (a.astype(dtype) for a in (counts, totals, seconds, bounds))
         measured = ClassMoments(payload.statistics, share, first, second, bounds, example_of(inputs))
         return payload._replace(statistics=measured, kind=Kind(INPUTS))
+
+    def bounds(self, inputs: Any, data: Examples) -> jax.Array:
+        """The smallest and the largest input [2], as the client has them unless they were given."""
+        x = inputs[data.indices[jnp.clip(jnp.arange(data.indices.shape[0]), 0, data.size - 1)]]
+        low = jnp.min(x) if self.low is None else jnp.asarray(self.low, x.dtype)
+        return jnp.stack([low, jnp.max(x) if self.high is None else jnp.asarray(self.high, x.dtype)])
 
 
 def pseudo_data(
@@ -97,6 +103,8 @@ def pseudo_data(
     *,
     draws: Draws = Draws(),
     coefficients: int = 100,
+    low: float | None = None,
+    high: float | None = None,
     solver: Solver | None = None,
     **options: Any,
 ) -> Rule:
@@ -109,6 +117,8 @@ def pseudo_data(
         likelihood: what was fitted; only categorical will do.
         draws: how the server trains.
         coefficients: the most coefficients of an input. Rows of more features than that are refused.
+        low: the smallest input that there can be, where it is public; by default clients send their own.
+        high: the largest one.
         solver: what finds the K-FAC merge that training starts from; as in `fedfisher`.
         options: what else `MeasureFisher` takes: kind, samples, batch_size, skip, captured.
 
@@ -121,7 +131,9 @@ def pseudo_data(
         raise ValueError(f"likelihood: got {likelihood.name}, expected categorical: examples are drawn for classes")
     if not draws.weight >= 0 or draws.steps < 1 or draws.batch_size < 1 or coefficients < 1:
         raise ValueError(f"draws, coefficients: got {draws} and {coefficients}, expected positive numbers")
-    measure = MeasureInputs(MeasureFisher(apply, likelihood, "kronecker", **options), coefficients)
+    if low is not None and high is not None and not low < high:
+        raise ValueError(f"low, high: got {low}, {high}, expected a range")
+    measure = MeasureInputs(MeasureFisher(apply, likelihood, "kronecker", **options), coefficients, low, high)
     chosen = conjugate_gradients(damping=DAMPING["kronecker"]) if solver is None else solver
 
     def solve(payloads: Payload, start: PyTree) -> Merged:

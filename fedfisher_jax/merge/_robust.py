@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..curvature import quadratic, trace
 from ..curvature.structures._protocol import Fisher
@@ -16,9 +16,10 @@ from ._fold import fold
 from ._rule import Merged, Payload, Rule, require_rule
 
 PyTree = Any
-How = Literal["cap", "trimmed", "median", "geometric-median", "krum", "objective"]
+How = Literal["cap", "trimmed", "median", "geometric-median", "krum", "outliers", "objective"]
 COORDINATES = ("trimmed", "median")
 TOLERATED = 2.0  # times the median disagreement, above which `objective` weighs a client down
+STANDS_OUT = 3.5  # deviations above the median, by which `outliers` leaves a client out
 STEPS, SMOOTHING = 50, 1e-6  # of Weiszfeld's iteration
 
 
@@ -32,8 +33,9 @@ def robust(rule: Rule, how: str, *, faulty: int | None = None, cap: float | None
         rule: one exchange; for "trimmed" and "median" FedAvg.
         how: "cap" does no more than the above. "trimmed" and "median" are taken of each coordinate by itself, without
             weights. "geometric-median" weighs clients as `geometric_median` does, "krum" leaves out the `faulty` ones
-            of largest `krum_scores`, "objective" divides weights by `disagreements` where these are large.
-        faulty: how many clients may be so; default (n − 3) // 2 of n, at least 1. For "trimmed" and "krum".
+            of largest `krum_scores`, "outliers" those of them alone that `stand_out`, "objective" divides weights by
+            `disagreements` where these are large.
+        faulty: how many clients may be so; default (n − 3) // 2 of n, at least 1. For "trimmed", "krum" and "outliers".
         cap: the largest share of one client; default 2 / n.
 
     Raises:
@@ -87,7 +89,7 @@ def faulty_of(how: str, count: int, faulty: int | None = None) -> int:
         ValueError: a number that it does not stand.
     """
     most = max(1, (count - 3) // 2) if faulty is None else faulty
-    least = {"trimmed": 2 * most + 1, "krum": 2 * most + 3}.get(how, 1)
+    least = {"trimmed": 2 * most + 1, "krum": 2 * most + 3, "outliers": 2 * most + 3}.get(how, 1)
     if most < 0 or count < least:
         raise ValueError(f"faulty: got {most} of {count} clients, expected at least {least} clients for {how}")
     return most
@@ -163,6 +165,16 @@ def krum_scores(squared: Float[Array, "n n"], faulty: int) -> Float[Array, " n"]
     return jnp.sum(jnp.sort(_others(apart), axis=1)[:, : count - faulty - 2], axis=1)
 
 
+def stand_out(scores: Float[Array, " n"]) -> Bool[Array, " n"]:
+    """Tell which of n scores are so far above the median that honest clients' spread does not explain it.
+
+    The deviation is that of a normal distribution with the scores' median absolute deviation, m / 0.6745, and the limit
+    is 3.5 of it, for any scores: Iglewicz and Hoaglin (1993), "How to detect and handle outliers", section 3.3.
+    """
+    above = scores - jnp.median(scores)
+    return above > STANDS_OUT * jnp.median(jnp.abs(above)) / 0.6745
+
+
 def capped(weight: Float[Array, " n"], cap: float) -> Float[Array, " n"]:
     """Lower the largest of n weights so that none is more than `cap` of their sum; others stay as they are.
 
@@ -216,9 +228,10 @@ def _factor(
     if how == "geometric-median":
         _, by = geometric_median(vectors, weight)
         return by / weight
-    if how == "krum":
-        worst_last = jnp.argsort(jnp.argsort(krum_scores(apart, faulty)))
-        return jnp.asarray(worst_last < len(weight) - faulty, weight.dtype)
+    if how in ("krum", "outliers"):
+        scores = krum_scores(apart, faulty)
+        kept = jnp.argsort(jnp.argsort(scores)) < len(weight) - faulty
+        return jnp.asarray(kept if how == "krum" else kept | ~stand_out(scores), weight.dtype)
     if how == "objective":
         if payloads.params is None or not (payloads.statistics is None or isinstance(payloads.statistics, Fisher)):
             raise ValueError("how: objective reads models and their Fisher information, which these payloads lack")

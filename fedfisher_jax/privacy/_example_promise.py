@@ -25,17 +25,29 @@ class Promise(NamedTuple):
     sharers: int = 1  # among how many clients the noise is divided, where trust is distributed
     second_alone: bool = False  # release φφᵀ and nothing else: what `whitening` needs
     unit: str = "one example, replaced by another"
+    clip_gradients: float = 1.0  # largest norm of what an example adds to each array of a gradient
+    clip_fisher: float = 1.0  # and to each of a Fisher
 
 
 def promise(
-    epsilon: float, delta: float, *, clip_features: float, releases: int = 1, trust: Trust = "local", sharers: int = 1
+    epsilon: float,
+    delta: float,
+    *,
+    clip_features: float = 1.0,
+    clip_gradients: float = 1.0,
+    clip_fisher: float = 1.0,
+    releases: int = 1,
+    trust: Trust = "local",
+    sharers: int = 1,
 ) -> Promise:
     """Find the least noise that keeps (ε, δ) for every example over so many releases.
 
     Args:
         epsilon: privacy loss, positive.
         delta: its exception, between 0 and 1; much less than one over the number of examples.
-        clip_features: largest Euclidean norm of an example's features.
+        clip_features: largest Euclidean norm of an example's features, for heads.
+        clip_gradients: of what an example adds to each array of a gradient, for `natural-gradient`.
+        clip_fisher: of what it adds to each array of the Fisher there.
         releases: sums, in all, that an example takes part in: 2 for `analytic` and then `recalibrate`.
         trust: "central", "distributed" or "local".
         sharers: with "distributed": number of clients that certainly add their share of the noise and keep it secret.
@@ -48,7 +60,8 @@ def promise(
         >>> print(f"{example_noise.promise(1.0, 1e-5, clip_features=1.0).noise_multiplier:.2f}")
         3.73
     """
-    for name, value in (("epsilon", epsilon), ("clip_features", clip_features)):
+    clips = {"clip_features": clip_features, "clip_gradients": clip_gradients, "clip_fisher": clip_fisher}
+    for name, value in ({"epsilon": epsilon} | clips).items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name}: got {value}, expected a positive number")
     if not 0 < delta < 1 or releases < 1:
@@ -58,7 +71,8 @@ def promise(
             f"trust, sharers: got {trust!r}, {sharers}, expected one of {', '.join(TRUST)}, and at least 1"
         )
     sigma = _where(lambda sigma: delta_of(epsilon, sigma) <= delta, 1.0)
-    return Promise(epsilon, delta, releases, sigma * math.sqrt(releases), clip_features, trust, sharers)
+    found = Promise(epsilon, delta, releases, sigma * math.sqrt(releases), clip_features, trust, sharers)
+    return found._replace(clip_gradients=clip_gradients, clip_fisher=clip_fisher)
 
 
 def spent(multipliers: Sequence[float], delta: float) -> float:

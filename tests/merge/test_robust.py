@@ -61,6 +61,29 @@ def test_krum_scores_are_those_of_the_paper():
             np.testing.assert_allclose(score, sum(others[: CLIENTS - faulty - 2]), rtol=1e-12)
 
 
+def test_who_stands_out_is_told_by_the_median_deviation():
+    """Of normal scores almost nobody does, of a far one everybody says so, and equal ones are all kept."""
+    draw = np.random.default_rng(0).normal(5.0, 0.2, size=(400, 10))
+    middle = np.median(draw, axis=1, keepdims=True)
+    want = 0.6745 * (draw - middle) / np.median(np.abs(draw - middle), axis=1, keepdims=True) > 3.5
+    told = jax.vmap(robust.stand_out)
+    np.testing.assert_array_equal(told(jnp.asarray(draw)), want)
+    assert want.any(1).mean() < 0.2
+    draw[:, 3] += 3.0
+    assert np.asarray(told(jnp.asarray(draw)))[:, 3].all()
+    assert not np.asarray(robust.stand_out(jnp.ones(5))).any()
+
+
+def test_honest_clients_are_all_kept_by_outliers_and_liars_are_not():
+    """Five equally far from each other: their merge is the plain one, and without a liar's file that of the others."""
+    eyes = [ff.Payload(jnp.asarray(1.0), {"w": jnp.asarray(row)}) for row in np.eye(7)]
+    plain = ff.merge_payloads(FEDAVG, eyes).params["w"]
+    np.testing.assert_allclose(ff.merge_payloads(robust.robust(FEDAVG, "outliers"), eyes).params["w"], plain)
+    lying = [*eyes[:-1], eyes[-1]._replace(params={"w": jnp.full(7, -9.0)})]
+    found = ff.merge_payloads(robust.robust(FEDAVG, "outliers"), lying).params["w"]
+    np.testing.assert_allclose(found, np.eye(7)[:-1].mean(0), atol=1e-12)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.floats(0.01, 1e12), min_size=CLIENTS, max_size=CLIENTS), st.floats(1 / CLIENTS + 1e-3, 1.0))
 def test_no_share_is_above_the_cap_and_others_stay(weights, cap):
@@ -142,7 +165,7 @@ def test_a_silo_under_two_names_counts_once(how):
 @pytest.mark.slow
 def test_equal_clients_give_their_model_and_order_does_not_matter():
     same = [sent(1)[0]] * 5
-    for how in ("cap", "geometric-median", "krum", "objective"):
+    for how in ("cap", "geometric-median", "krum", "outliers", "objective"):
         rule = robust.robust(DIAGONAL, how)
         assert gap(ff.merge_payloads(rule, same).params, same[0].params) < 1e-9
         some = sent(at3=flipped)
@@ -160,7 +183,7 @@ def test_the_disagreement_is_what_models_cost():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: robust.robust(DIAGONAL, "median"), "expected cap, geometric-median, krum, objective"),
+        (lambda: robust.robust(DIAGONAL, "median"), "expected cap, geometric-median, krum, outliers, objective"),
         (lambda: robust.robust(FEDAVG, "mean"), "how: got 'mean'"),
         (lambda: robust.robust(FEDAVG, "cap", cap=1.5), "cap: got 1.5"),
         (lambda: robust.robust(ff.then(FEDAVG, FEDAVG), "krum"), "2 exchanges"),
