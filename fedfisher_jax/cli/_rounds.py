@@ -35,7 +35,7 @@ from ._clients import Pair, judged_apart
 from ._local_training import variant
 from ._names import file_name
 from ._once import optimizer_of
-from ._one_line import Terminated
+from ._one_line import going_on
 from ._progress import bars
 from ._servers import server_of
 from ._settings import RunSettings, sampled_of
@@ -142,11 +142,8 @@ def _go_on(
         "on_record": done,
         "strategy": setting.settings.strategy,
     }
-    try:
+    with going_on(lambda: f"every finished round of {name} is kept", setting.settings.overwrite):
         found = run_rounds(federation, state, setting.everyone, count, setting.folder / folder, **how)
-    except KeyboardInterrupt as stop:
-        kind = Terminated if isinstance(stop, Terminated) else KeyboardInterrupt
-        raise kind(f"every finished round of {name} is kept; the same command goes on from there") from None
     setting.progress.update(task, completed=count)  # those of an earlier call, too
     return found
 
