@@ -11,8 +11,8 @@ from experiments.lib.cells import Outcome, Settings
 REFERENCES = {
     "best_local": "best local (oracle)",
     "ensemble": "ensemble",
-    "ensemble_weighted": "ensemble by size",
-    "ensemble_by_class": "ensemble by class share",
+    "ensemble_by_size": "ensemble by size",
+    "ensemble_by_class": "ensemble by class",
     "pooled": "pooled training",
 }
 

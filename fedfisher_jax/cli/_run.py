@@ -21,6 +21,7 @@ from ..merge import Merged
 from ..report import trackers
 from ..report._measure import measure_of
 from ..report._records import as_csv, as_json_lines, rows_of, rule_of
+from ..report._summary import REFERENCES
 from ..report.trackers import OnRecord
 from ..silos import _model_file as model_file
 from ._finished import TRAINED, begun, found_in
@@ -55,7 +56,7 @@ def run(settings: RunSettings) -> dict[str, Any]:
             print(f"{settings.out}: this run is finished; --overwrite runs it again")
         else:
             print(
-                f"{settings.out}/result.json, records.csv, accuracy.png, clients.png"
+                f"{settings.out}/result.json, records.csv, accuracy.pdf and .png, clients.pdf and .png"
                 + (", models/" if settings.save else "")
             )
     return record
@@ -120,7 +121,7 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
 
     save()
     if first:
-        data.plot_label_counts(np.asarray(record["clients"]["label_counts"]), out / "clients.png", here.strata.what)
+        data.plot_label_counts(np.asarray(record["clients"]["label_counts"]), out / "clients", here.strata.what)
     if settings.rounds > 1:
         run_over_rounds(settings, here, rules, out, console, note, keep, on_record)
     else:
@@ -132,7 +133,7 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
         rows = list(rows_of(record))
         _files.write_atomically(out / "records.jsonl", as_json_lines(rows))
         _files.write_atomically(out / "records.csv", as_csv(rows))
-        report.plot_accuracy(record, out / "accuracy.png")
+        report.plot_accuracy(record, out / "accuracy")
     save()  # last, since nothing is done after it
     if first:
         (out / TRAINED).unlink(missing_ok=True)
@@ -200,7 +201,7 @@ def _record_of(settings: RunSettings, here: World) -> dict[str, Any]:
         "strata": None if settings.likelihood == "categorical" else here.strata._asdict() | {"labels": None},
         "clients": {"sizes": [len(part) for part in here.parts], "label_counts": counts},
         "rules": {},
-        "references": {"best_local": None, "ensemble": None, "ensemble_by_class": None, "pooled": None},
+        "references": dict.fromkeys(REFERENCES),
         "seconds": {},
         "words": words_on_data(dataset, here.strata),
         "complete": False,

@@ -58,8 +58,8 @@ def _write_tables(settings: Any, out: Path, cells: list[tuple[str, Any]], agains
     for name, write in (("table.md", report.markdown), ("table.tex", report.latex)):
         _files.write_atomically(out / name, "\n".join(write(one, caption) for caption, one in tables))
     _files.write_atomically(out / "table.csv", report.comma_separated(summary, [one for _, one in tables[1:]]))
-    for name in ("figure.png", "figure.pdf"):
-        report.plot_summary(report.summarise(found if settings.last == 1 else shown, against), found, out / name)
+    drawn = report.summarise(found if settings.last == 1 else shown, against)
+    report.plot_summary(drawn, found, out / "figure")
     console = Console()
     for caption, one in tables:
         console.print(report.summary_table(one, caption, console.width))

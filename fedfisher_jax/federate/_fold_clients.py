@@ -5,13 +5,9 @@ never gathered. Stacked ones keep only payloads.
 """
 
 import dataclasses
-import io
-import json
 import os
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,14 +16,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from .._compat import standard_promotion
-from .._files import content, write_atomically
 from .._trees import pick, weighted_sum, widened
-from ._map_clients import CohortReport, count_clients, default_strategy, map_clients, report_of
-from ._over_devices import clients_mesh, everywhere, replicate, require_same_everywhere, this_copy
+from ._groups import checkpoint_of, in_groups, stacked_on
+from ._map_clients import CohortReport, count_clients, default_strategy, map_clients
+from ._over_devices import clients_mesh, everywhere, replicate, this_copy
 from ._over_threads import client_threads, compiled, cores
 
 PyTree = Any
-Reports = list[tuple[CohortReport, float]]  # of each group, with its client-steps
 
 
 @standard_promotion
@@ -39,11 +34,8 @@ def fold_clients(
     combine: str,
     group: int = 64,
     strategy: str | None = None,
-    steps: Sequence[int] | np.ndarray | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     done: Callable[[int], None] | None = None,
-    found: Callable[[int], None] | None = None,
-    run: Callable[..., tuple[PyTree, CohortReport]] = map_clients,
 ) -> tuple[PyTree, CohortReport]:
     """Run `function` for each client and fold the results group by group.
 
@@ -60,10 +52,7 @@ def fold_clients(
             over. The result is the one of an uninterrupted run, bit for bit. A checkpoint of other clients, shared
             arrays (a seed among them), shapes or, with "add", groups is refused; another function with results of equal
             shapes cannot be told. Several hosts share the file, which the first one writes.
-        steps: how much work each client is, see `map_clients`.
         done: called with the number of clients that just finished.
-        found: called with the number of clients that a checkpoint holds, before others run.
-        run: what runs a group that is stacked: `map_clients`, or a function that is called like it.
 
     Returns:
         The folded contributions, and how it ran.
@@ -86,42 +75,21 @@ def fold_clients(
     strategy = default_strategy() if strategy is None else strategy
     count = count_clients(clients)
     group = min(group, count)
-    path = None if checkpoint is None else Path(checkpoint)
-    if path and not path.parent.is_dir():
-        raise ValueError(f"checkpoint: no folder {path.parent}")
-    shape = jax.eval_shape(function, shared, pick(clients, 0))
-    grouped = combine if combine == "stack" else f"{group} {combine}"  # of which a sum's bits depend
-    mark = content({grouped: (shared, clients, shape)}) if path else ""
-    finished, summary, reports = _read(path, mark, shape) if path and path.exists() else (0, None, [])
-    if path:
-        require_same_everywhere(finished, f"checkpoint: got {path}, expected a file that all hosts share")
-    if found and finished:
-        found(finished)
-    work = np.ones(count) if steps is None else np.asarray(steps, float)
-    for start in range(finished, count, group):
-        rows = np.arange(start, min(start + group, count))
-        part = pick(clients, rows)
-        if combine == "add":
-            # The last group is filled up with copies that weigh nothing, so that it is no new program.
-            fill = np.minimum(np.arange(start, start + group), count - 1)
-            part = pick(clients, fill)
-            count_in = jnp.arange(group) < len(rows)
-            result, _, workers = jax.block_until_ready(
-                sum_clients(_Summand(function), strategy, shared, part, count_in)
-            )
-            report = CohortReport(strategy, workers, group, 0.0)
-            summary = result if summary is None else jax.tree.map(jnp.add, summary, result)
-        else:
-            result, report = run(function, shared, part, strategy=strategy, group=group, steps=work[rows])
-            joined = lambda a, b: np.concatenate([a, b])  # noqa: E731
-            result = jax.tree.map(np.asarray, result)
-            summary = result if summary is None else jax.tree.map(joined, summary, result)
-        reports.append((report, float(work[rows].sum())))
-        if path:
-            _write(path, mark, start + len(rows), summary, reports)
-        if done:
-            done(len(rows))
-    return jax.tree.map(jnp.asarray, summary), report_of(reports)
+
+    def added(rows: np.ndarray) -> tuple[PyTree, CohortReport, float]:
+        # The last group is filled up with copies that weigh nothing, so that it is no new program.
+        part = pick(clients, np.minimum(np.arange(rows[0], rows[0] + group), count - 1))
+        count_in = jnp.arange(group) < len(rows)
+        result, _, workers = jax.block_until_ready(sum_clients(_Summand(function), strategy, shared, part, count_in))
+        return result, CohortReport(strategy, workers, group, 0.0), float(len(rows))
+
+    def stacked(rows: np.ndarray) -> tuple[PyTree, CohortReport, float]:
+        result, report = map_clients(function, shared, pick(clients, rows), strategy=strategy, group=group)
+        return jax.tree.map(np.asarray, result), report, float(len(rows))
+
+    kept = checkpoint_of(checkpoint, f"{group} add" if combine == "add" else "stack", function, shared, clients)
+    run, join = (added, jnp.add) if combine == "add" else (stacked, stacked_on)
+    return in_groups(run, join, count, group, kept, done)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,29 +183,3 @@ def _device_sums(function: Callable, workers: int, shared: PyTree, dealt: PyTree
     mesh = clients_mesh(workers)
     mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(all_, each, each), out_specs=each, check_vma=False)
     return mapped(shared, dealt, real)
-
-
-def _write(path: Path, mark: str, finished: int, summary: PyTree, reports: Reports) -> None:
-    if jax.process_index() != 0:
-        return
-    buffer = io.BytesIO()
-    leaves: dict[str, Any] = {f"leaf{number}": np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(summary))}
-    about = {"mark": mark, "finished": finished, "reports": json.dumps(reports)}
-    np.savez(buffer, **{name: np.array(value) for name, value in about.items()}, **leaves)
-    write_atomically(path, buffer.getvalue())
-
-
-def _read(path: Path, mark: str, shape: PyTree) -> tuple[int, PyTree, Reports]:
-    """How many clients a checkpoint holds, their summary, and how they ran."""
-    leaves, tree = jax.tree.flatten(shape)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found, finished = str(file["mark"]), int(file["finished"])
-            stored = [file[f"leaf{number}"] for number in range(len(leaves))]
-            reports: Reports = [(CohortReport(*report), work) for report, work in json.loads(str(file["reports"]))]
-    except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
-        raise ValueError(f"checkpoint: {path} is not a checkpoint of this library ({error})") from error
-    if found != mark:
-        raise ValueError(f"checkpoint: {path} belongs to other clients or another grouping; delete it or name another")
-    summary = [a.view(leaf.dtype) if a.dtype.kind == "V" else a for a, leaf in zip(stored, leaves, strict=True)]
-    return finished, jax.tree.unflatten(tree, summary), reports  # numpy's files know no bfloat16

@@ -99,8 +99,8 @@ def compare(
         stage: told the stages as they begin.
         keep: given the rule's name and the merged model, before its result comes.
         checkpoint: file of the clients that are trained, written after each group of them; what is there already is
-            not trained again, however many devices and hosts there were (`fold_clients`). Where there are some, seconds
-            of training are None.
+            not trained again, however many devices and hosts there were. Where there are some, seconds of
+            training are None.
         known: rules whose results an earlier call gave: neither they nor what comes before all rules comes again.
 
     Raises:
@@ -247,7 +247,7 @@ def _judge_locals(simulation: Simulation, stacked: PyTree, done: Callable[..., N
             done()
     best = int(np.argmax([one.get("accuracy", -one["loss"]) for one in scores]))
     yield Result("reference", "best_local", scores[best] | {"client": best})
-    weights = {"ensemble": None, "ensemble_weighted": jnp.asarray(sizes / sizes.sum(), jnp.float32)}
+    weights = {"ensemble": None, "ensemble_by_size": jnp.asarray(sizes / sizes.sum(), jnp.float32)}
     if simulation.training.likelihood.name == "categorical":
         weights["ensemble_by_class"] = jnp.asarray(_class_counts(simulation, stacked), jnp.float32)
     settings = simulation.training.apply, simulation.training.likelihood

@@ -20,7 +20,7 @@ from ..merge import Merged, Rule, Update, fold
 from ..merge._fold import lift, merge_summary, require_squares
 from ..merge._rule import require_rule
 from ._cohort import Client, Cohort, by_length, require_targets, with_examples
-from ._fold_clients import fold_clients
+from ._groups import checkpoint_of, in_groups, stacked_on
 from ._local import LocalTraining, Trained, train
 from ._map_clients import CohortReport, default_strategy, map_clients, report_of
 from ._over_threads import cores
@@ -81,8 +81,9 @@ def train_clients(
         cohort: the clients.
         key: random key of this stage.
         checkpoint: file written after each group of clients, an eighth of them or so, the largest first; those that it
-            holds are not trained again, whatever devices there were (`fold_clients`).
-        how: options of `map_clients`: strategy, group, done. With a checkpoint, also `found` of `fold_clients`.
+            holds are not trained again, whatever devices there were.
+        how: options of `map_clients`: strategy, group, done. With a checkpoint: strategy, done, and `found`, which is
+            called with the number of clients that it holds.
 
     Returns:
         `Trained` with a leading client axis, and how the cohort ran.
@@ -97,26 +98,36 @@ def train_clients(
     if checkpoint is None:
         trained, report = map_cohort(function, shared, cohort, steps=steps, **how)
     else:
-        order = np.argsort(-steps, kind="stable")  # a group holds clients of like length
-        strategy = how.pop("strategy", None) or default_strategy()
-        how = {"group": _group_of(strategy, len(order)), "checkpoint": checkpoint, "strategy": strategy} | how
-        members, how["run"] = pick(cohort.members, order), partial(_map_members, cohort)
-        trained, report = fold_clients(function, shared, members, combine="stack", steps=steps[order], **how)
-        trained = pick(trained, np.argsort(order))
+        trained, report = _in_groups(function, shared, cohort, steps, checkpoint, **how)
     require_finite(trained.params, "parameters after training (lower the learning rate?)", cohort.members.number)
     return trained, report
 
 
-def _group_of(strategy: str, count: int) -> int:
-    """Clients between checkpoints: about an eighth of all, and so many that no thread, device or program waits."""
+def _in_groups(
+    function: Callable,
+    shared: Shared,
+    cohort: Cohort,
+    steps: np.ndarray,
+    path: str | os.PathLike[str],
+    strategy: str | None = None,
+    **how: Any,
+) -> tuple[PyTree, CohortReport]:
+    """Run `map_cohort` over groups of clients of like length, the longest first, with a checkpoint after each.
+
+    A group is about an eighth of all, and so many that no thread, device or vectorised program waits for clients.
+    """
+    strategy, count, order = strategy or default_strategy(), len(steps), np.argsort(-steps, kind="stable")
     width = {"sequential": 1, "threads": cores(), "vectorised": VECTORISED}.get(strategy, jax.device_count())
-    return width * max(1, round(count / width / GROUPS))
 
+    def run(rows: np.ndarray) -> tuple[PyTree, CohortReport, float]:
+        part, work = cohort.sample(order[rows]), steps[order[rows]]
+        result, report = map_cohort(function, shared, part, steps=work, strategy=strategy)
+        return jax.tree.map(np.asarray, result), report, float(work.sum())
 
-def _map_members(cohort: Cohort, function: Callable, shared: Shared, members: Client, **how: Any) -> tuple:
-    """Run `map_cohort` over some clients of a cohort, in groups of its own."""
-    how.pop("group")
-    return map_cohort(function, shared, dataclasses.replace(cohort, clients=members), **how)
+    group = width * max(1, round(count / width / GROUPS))
+    kept = checkpoint_of(path, "stack", function, shared, pick(cohort.members, order))
+    found, report = in_groups(run, stacked_on, count, group, kept, **how)
+    return pick(found, np.argsort(order)), report
 
 
 @standard_promotion

@@ -1,20 +1,19 @@
 """Figures of a run."""
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .._files import write_atomically
+from .._files import write_figure
 from ._colours import LOCAL, REFERENCE, colours_of
 from ._measure import ACCURACY, measure_of_record
-from ._summary import Spread, Summary
+from ._summary import REFERENCES, Spread, Summary, said_of
 
 
 def plot_accuracy(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Bars of test accuracy: local models, rules, references."""
+    """Bars of test accuracy: local models, rules, references; a path without suffix gets .png and .pdf."""
     from matplotlib.figure import Figure
 
     figure = Figure(dpi=130, layout="constrained")
@@ -42,9 +41,9 @@ def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
     own = colours_of(record["rules"])
     for name, rule in record["rules"].items():
         names, values, colours = [*names, name], [*values, rule[measure.key]], [*colours, own[name]]
-    for name in ("ensemble", "ensemble_by_class", "pooled"):
+    for name in REFERENCES[1:]:  # the best local model is among the clients
         if record["references"].get(name):
-            names, values = [*names, name.replace("_", " ")], [*values, record["references"][name][measure.key]]
+            names, values = [*names, said_of(name)], [*values, record["references"][name][measure.key]]
             colours = [*colours, REFERENCE]
     bars = axes.barh(names, [measure.factor * value for value in values], color=colours)
     axes.bar_label(bars, labels=[measure.text(value) for value in values], padding=3, fontsize=8)
@@ -59,7 +58,10 @@ def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
 
 
 def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """The scores of a sweep: over rounds where there are some and one column, else a group of bars a column."""
+    """The scores of a sweep: over rounds where there are some and one column, else a group of bars a column.
+
+    A path without suffix gets .png and .pdf.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(6.4, 2.2 + 1.3 * len(summary.columns)), 4.0), dpi=130, layout="constrained")
@@ -99,17 +101,6 @@ def integer_rounds(axes: Any) -> None:
     """Rounds on the axis below, in whole numbers."""
     axes.set_xlabel("rounds")
     axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def write_figure(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a figure whole, without the time at which it was made."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    buffer, kind = io.BytesIO(), os.fspath(path).rpartition(".")[2]
-    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
-    figure.savefig(buffer, format=kind, metadata=undated)
-    write_atomically(path, buffer.getvalue())
 
 
 def _mean(value: Spread) -> float:
