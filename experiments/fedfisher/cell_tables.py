@@ -149,9 +149,9 @@ def _std(numbers: np.ndarray) -> float:
 
 def dots(axis: Any, outcomes: Sequence[Outcome], rules: Sequence[str]) -> None:
     """Accuracies of every method: a dot per seed, a bar for the mean."""
-    methods = methods_of({"": outcomes}, rules)
+    methods, own = methods_of({"": outcomes}, rules), common.rule_colours(rules)
     for row, method in enumerate(methods):
-        numbers, colour = 100 * values(outcomes, method), common.COLOURS[0 if method in rules else 6]
+        numbers, colour = 100 * values(outcomes, method), own.get(method, common.REFERENCE)
         axis.barh(row, numbers.mean(), color=colour, alpha=0.35, height=0.7)
         axis.plot(numbers, np.full(numbers.size, row), "o", color=colour, markersize=3)
     axis.set_yticks(range(len(methods)), [label(method) for method in methods])

@@ -37,6 +37,9 @@ from matplotlib.figure import Figure
 
 from experiments.lib import provenance
 from fedfisher_jax._files import only_writer, plain, read_json_lines, write_atomically, write_figure
+from fedfisher_jax.report._colours import LOCAL as LOCAL
+from fedfisher_jax.report._colours import REFERENCE as REFERENCE
+from fedfisher_jax.report._colours import colours_of
 
 ROOT = provenance.ROOT
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")  # Okabe-Ito and grey
@@ -209,6 +212,18 @@ def figure(rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 
     matplotlib.rcParams.update(STYLE)  # for good: legends and texts added later read it too
     fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return fig, fig.subplots(rows, columns, squeeze=False)
+
+
+def rule_colours(names: Iterable[str], rules: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The colour of each rule of a figure, which is the same in all figures.
+
+    Args:
+        names: What the script calls them.
+        rules: The rule that a name stands for, where it is not its own.
+    """
+    stands = {name: (rules or {}).get(name, name) for name in names}
+    own = colours_of(stands.values())
+    return {name: own[rule] for name, rule in stands.items()}
 
 
 def run_commits(path: Path) -> dict[str, int]:
