@@ -212,8 +212,10 @@ def figure(records: list[dict[str, Any]], networks: tuple[str, ...], overlaps: t
         style = {"marker": "o", "color": OWN[method], "label": METHODS[method]}
         axes[1, 3].plot(np.arange(1, found.shape[1] + 1), np.median(found, axis=0), **style)
     axes[1, 3].set(title=f"{SHOWN}, no overlap", xlabel="rounds", yscale="log")
-    axes[0, 0].legend(loc="lower right", fontsize=6)
-    axes[1, 3].legend(fontsize=6)
+    found = {}
+    for axis in (axes[0, 0], axes[1, 3]):
+        found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=len(found))
     return fig
 
 

@@ -222,8 +222,9 @@ def figure(by_axis: dict[str, list[dict[str, Any]]]) -> Any:
             line(panel, x, by_axis[variant], name, marker="o", label=variant)
         panel.set(yscale="log", xlabel="width m", ylabel=title)
         panel.set_xscale("log", base=2)
-    for panel in (steps, axes[1, 1], axes[1, 2]):
+    for panel in (axes[1, 1], axes[1, 2]):
         panel.legend(loc="lower left", fontsize=7)
+    fig.legend(*steps.get_legend_handles_labels(), loc="outside upper center", ncols=6)
     return fig
 
 

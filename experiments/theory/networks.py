@@ -126,10 +126,11 @@ def main() -> None:
             seconds = np.mean([r["seconds"] for r in rs if r["settings"]["width"] == w])
             rows.append([name, int(w), *cells, f"{seconds:.1f}"])
     axes[0, 2].set(title="how close to linear")
+    axes[0, 2].legend(fontsize=7)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     for axis in axes[0]:
         axis.set(yscale="log", xlabel="width multiplier w")
         axis.set_xscale("log", base=2)
-        axis.legend(fontsize=7)
 
     header = ["network", "w", *LABELS, "local", "Laplace error", "movement", "s per seed"]
     text = "Medians over seeds.\n\n" + common.markdown_table(header, rows)

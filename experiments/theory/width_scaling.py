@@ -218,7 +218,8 @@ def figure(by_source: dict[str, list[dict[str, Any]]], fitted: dict[str, dict[st
     for axis in axes.flat:
         axis.set(yscale="log", xlabel="width m")
         axis.set_xscale("log", base=2)
-    for axis in (axes[0, 0], laws, ntk, cost):
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    for axis in (laws, ntk, cost):
         axis.legend(loc="best" if axis in (ntk, cost) else "lower left")
     return fig
 

@@ -1,7 +1,8 @@
 """Figures of a run."""
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
         if record["references"].get(name):
             names, values = [*names, said_of(name)], [*values, record["references"][name][measure.key]]
             colours = [*colours, REFERENCE]
-    bars = axes.barh(names, [measure.factor * value for value in values], color=colours)
+    bars = axes.barh([broken(name) for name in names], [measure.factor * value for value in values], color=colours)
     axes.bar_label(bars, labels=[measure.text(value) for value in values], padding=3, fontsize=8)
     axes.invert_yaxis()
     if measure is ACCURACY:
@@ -55,6 +56,24 @@ def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
         axes.set_xlim(0, 1.2 * max(values, default=1.0))
     axes.set_xlabel(measure.said)
     return len(names)
+
+
+def broken(name: str, most: int = 36) -> str:
+    """A rule's name in lines of at most so many characters, where it has a + or commas to break it at."""
+    lines = [""]
+    for part in re.split(r"(?=\+)", name):
+        for piece in [part] if len(part) <= most else re.split(r"(?<=,)", part):
+            if lines[-1] and len(lines[-1]) + len(piece) > most:
+                lines.append("")
+            lines[-1] += piece
+    return "\n".join(lines)
+
+
+def legend_below(figure: Any, names: Iterable[str], most: int = 4) -> None:
+    """Put a legend below all axes, in as many columns, up to `most`, as names have room for."""
+    longest = 0.5 + 0.065 * max(map(len, names), default=0)  # inches
+    columns = int(np.clip(figure.get_figwidth() / longest, 1, most))
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
 def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -83,7 +102,7 @@ def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str
         labels = [column.replace(", ", "\n") for column in summary.columns]
         axes.set_xticks(places, labels if len(labels) > 1 else [""])
         axes.set_ylim(bottom=0)
-    figure.legend(loc="outside lower center", ncols=min(4, len(summary.rules)), frameon=False, fontsize=8)
+    legend_below(figure, summary.rules)
     write_figure(figure, path)
 
 
