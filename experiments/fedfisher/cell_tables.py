@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.lib import common
 from experiments.lib.cells import Outcome, Settings
-from fedfisher_jax.report._figures import broken
+from fedfisher_jax.report._figures import name_rows
 
 REFERENCES = {
     "best_local": "best local (oracle)",
@@ -155,6 +155,6 @@ def dots(axis: Any, outcomes: Sequence[Outcome], rules: Sequence[str]) -> None:
         numbers, colour = 100 * values(outcomes, method), own.get(method, common.REFERENCE)
         axis.barh(row, numbers.mean(), color=colour, alpha=0.35, height=0.7)
         axis.plot(numbers, np.full(numbers.size, row), "o", color=colour, markersize=3)
-    axis.set_yticks(range(len(methods)), [broken(label(method)) for method in methods])
+    name_rows(axis, [label(method) for method in methods])
     axis.invert_yaxis()
     axis.set(xlabel="test accuracy (%)", xlim=(0, 100))

@@ -46,7 +46,8 @@ def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
         if record["references"].get(name):
             names, values = [*names, said_of(name)], [*values, record["references"][name][measure.key]]
             colours = [*colours, REFERENCE]
-    bars = axes.barh([broken(name) for name in names], [measure.factor * value for value in values], color=colours)
+    bars = axes.barh(range(len(names)), [measure.factor * value for value in values], color=colours)
+    name_rows(axes, names)
     axes.bar_label(bars, labels=[measure.text(value) for value in values], padding=3, fontsize=8)
     axes.invert_yaxis()
     if measure is ACCURACY:
@@ -67,6 +68,14 @@ def broken(name: str, most: int = 36) -> str:
                 lines.append("")
             lines[-1] += piece
     return "\n".join(lines)
+
+
+def name_rows(axes: Any, names: Sequence[str]) -> None:
+    """Name the rows of bars, in smaller letters where a name needs several lines."""
+    axes.set_yticks(range(len(names)), [broken(name) for name in names])
+    for label in axes.get_yticklabels():
+        if lines := label.get_text().count("\n"):
+            label.set(fontsize=label.get_fontsize() * (0.85 if lines == 1 else 0.65), linespacing=0.95)
 
 
 def legend_below(figure: Any, names: Iterable[str], most: int = 4) -> None:
