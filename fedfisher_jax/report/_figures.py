@@ -75,7 +75,7 @@ def name_rows(axes: Any, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), [broken(name) for name in names])
     for label in axes.get_yticklabels():
         if lines := label.get_text().count("\n"):
-            label.set(fontsize=label.get_fontsize() * (0.85 if lines == 1 else 0.65), linespacing=0.95)
+            label.set(fontsize=label.get_fontsize() * (0.85 if lines == 1 else 0.65), linespacing=1.1)
 
 
 def legend_below(figure: Any, names: Iterable[str], most: int = 4) -> None:
