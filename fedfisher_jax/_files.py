@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -41,6 +42,24 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes, mode: i
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def write_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure whole, without the time at which it was made.
+
+    Args:
+        figure: matplotlib's.
+        path: the file, whose suffix is the format; without one, there are PATH.png and PATH.pdf.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since it costs more than the rest
+
+    FigureCanvasAgg(figure)
+    given = Path(path)
+    for target in [given] if given.suffix else [given.with_suffix(".png"), given.with_suffix(".pdf")]:
+        buffer, kind = io.BytesIO(), target.suffix.removeprefix(".")
+        undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+        figure.savefig(buffer, format=kind, metadata=undated)
+        write_atomically(target, buffer.getvalue())
 
 
 def write_json(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:

@@ -117,7 +117,9 @@ def killed_commands(folder, count, seed=0):
 
 ROUNDS = ("run", "--rounds", "20", "--clients", "4", "--sampled", "2", "--epochs", "1", "--rules", "fedavg", "fedfish")
 SWEEP = ("sweep", "--alpha", "0.1", "0.5", "1", "--learning-rate", "0.01", "0.05", "--seeds", "2", "--clients", "3")
+ONCE = ("run", "--clients", "4", "--epochs", "1", "--rules", "fedavg", "fisher-merge", "pfnm")
 RUNS = {
+    "a run of one shot": (*ONCE, "--pooled", "--strategy", "sequential"),
     "a run of 20 rounds": (*ROUNDS, "--strategy", "sequential"),
     "a sweep of 12 cells": (*SWEEP, "--epochs", "1", "--rules", "fedavg", "fisher-merge", "--strategy", "sequential"),
 }

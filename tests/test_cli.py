@@ -42,8 +42,9 @@ def test_result_has_everything(record):
     assert np.sum(clients["label_counts"], axis=1).tolist() == clients["sizes"]
     assert result["references"]["best_local"]["accuracy"] == max(clients["accuracies"])
     assert result["settings"]["epochs"] == 2 and result["versions"]["jax"]
-    for name in ("accuracy.png", "clients.png"):
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("accuracy", "clients"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert not list(out.glob(".*"))
 
 

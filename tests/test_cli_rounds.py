@@ -99,6 +99,9 @@ def test_warm_up_personalisation_and_a_servers_optimiser(tmp_path):
         "server-adam",
         "--server-clip",
         "0.3",
+        "--lengths",
+        "0.5",
+        "1",
     )
     command(*ROUNDS, *more, "--out", out)
     rules = result(out)["rules"]
@@ -107,6 +110,9 @@ def test_warm_up_personalisation_and_a_servers_optimiser(tmp_path):
     told = [line["diagnostics"] for line in rules["fipa@last,memory"]["rounds"][1:]]
     assert told[0]["past_dropped_trace"] >= 0 and 0 < told[0]["joint_rank"] <= told[1]["joint_rank"]
     assert [line["round"] for line in rules["fedfish"]["rounds"]] == [1, 2, 3]
+    tried = [line["diagnostics"]["line_search"] for rule in rules.values() for line in rule["rounds"]]
+    assert all(one["length"] == (0.5, 1.0)[np.argmin(one["losses"])] for one in tried)
+    assert rules["fedavg"]["bits_up"] == result(out)["fedavg_bits"] + 2 * 64  # losses, of float64 here
     assert rules["fedavg"]["rounds"][1]["loss"] == rules["fedfish"]["rounds"][1]["loss"]  # by the same clients
     assert rules["fedavg"]["rounds"][1] != rules["fedfish"]["rounds"][1]
     assert np.shape(rules["fedfish"]["personalised"]["accuracy"]) == (4,)
@@ -174,6 +180,9 @@ def test_clients_are_held_out_and_rules_have_servers_of_their_own(tmp_path):
         (["--rules", "fedfisher-kfac,dampin=1"], "got the option 'dampin', expected one of batch_size, damping"),
         (["--rounds", "2", "--server-momentum", "0.1"], "server_momentum: got 0.1"),
         (["--rounds", "2", "--server-clip", "0"], "server_clip: got 0.0"),
+        (["--lengths", "0.5", "1"], "expected at least 2 with lengths"),
+        (["--rounds", "2", "--lengths", "1", "-0.5"], "lengths: got -0.5, expected a number of at least 0"),
+        (["--rounds", "2", "--lengths", "1", "1"], "lengths: got 1.0 1.0, expected numbers that differ"),
         (["--examples", "99999"], "examples: got 99999, expected at most 1442, as digits has"),
         (["--held-out", "0.2"], "expected at least 2 with held_out"),
         (["--rounds", "2", "--held-out", "0.2", "--shots", "3"], "held_out, shots: expected --personalise with it"),

@@ -18,7 +18,7 @@ def test_a_gaussian_has_losses_and_no_accuracies():
     problem = one_shot.Simulation(train, jnp.zeros((3, 2)), who, x, y)
     found = list(one_shot.compare(problem, {"fedavg": ff.fedavg(apply, ff.gaussian())}, one_shot.run_keys(0)))
     scored = {(one.kind, one.name): one.value for one in found if one.kind != "training"}
-    assert {"best_local", "ensemble", "ensemble_weighted"} == {name for kind, name in scored if kind == "reference"}
+    assert {"best_local", "ensemble", "ensemble_by_size"} == {name for kind, name in scored if kind == "reference"}
     assert all("accuracy" not in value and np.isfinite(value["loss"]) for value in scored.values())
     losses = [scored["client", str(number)]["loss"] for number in range(2)]
     assert scored["reference", "best_local"] == {"loss": min(losses), "client": int(np.argmin(losses))}

@@ -10,11 +10,13 @@ import subprocess
 import numpy as np
 import pytest
 import rich.console
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from fedfisher_jax import report
 from fedfisher_jax.cli import _cli as cli
+from fedfisher_jax.report import _figures, words_on_rule
 from fedfisher_jax.report import _svg as svg
-from fedfisher_jax.report import words_on_rule
 
 pytest.importorskip("jinja2")
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -145,6 +147,22 @@ def test_rules_have_colours_of_their_own():
     assert len(set(some.values())) == 4 and list(some) == ["fedfish", "fedfisher-kfac+fedavg", "mine:rule", "fedavg"]
     assert report.colours_of(["fedavg", "x"])["fedavg"] == some["fedavg"]
     assert len(set(report.colours_of(map(str, range(16))).values())) == 16
+
+
+def test_long_names_of_rules_are_broken_and_legends_fit():
+    long = "pseudo-data+recalibrate@fc1,fc2:100+natural-gradient,steps=2,kind=monte_carlo"
+    lines = _figures.broken(long).split("\n")
+    assert lines == ["pseudo-data+recalibrate@fc1,fc2:100", "+natural-gradient,steps=2,", "kind=monte_carlo"]
+    assert _figures.broken("fedavg") == "fedavg" and _figures.broken("x" * 50) == "x" * 50
+    for names in ([long, "fedavg"], ["fedavg", "fedfish", "fipa"]):
+        figure = Figure(figsize=(6.4, 4), layout="constrained")
+        axes = figure.subplots()
+        for name in names:
+            axes.plot([0, 1], label=name)
+        _figures.legend_below(figure, names)
+        FigureCanvasAgg(figure).draw()
+        box = figure.legends[0].get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 def test_large_heat_maps_are_pixels_inside_the_page():

@@ -126,9 +126,11 @@ def main() -> None:
     peaks: dict[str, dict[int, dict[str, float]]] = {}
     for record in records:
         peaks.setdefault(record["settings"]["rule"], {})[record["settings"]["files"]] = record["result"]
+    own = common.rule_colours(peaks)
     for rule, found in peaks.items():
-        axes[0, 0].plot(list(found), [one["seconds"] for one in found.values()], "o-", label=rule)
-        axes[0, 1].plot(list(found), [one["peak_bytes"] / mib for one in found.values()], "o-", label=rule)
+        style = {"color": own[rule], "label": rule}
+        axes[0, 0].plot(list(found), [one["seconds"] for one in found.values()], "o-", **style)
+        axes[0, 1].plot(list(found), [one["peak_bytes"] / mib for one in found.values()], "o-", **style)
     axes[0, 0].set(xscale="log", yscale="log", xlabel="files", ylabel="seconds, compilation included")
     axes[0, 1].set(xscale="log", xlabel="files", ylabel="peak memory (MiB)", ylim=(0, None))
     axes[0, 0].legend()

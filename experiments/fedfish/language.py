@@ -275,7 +275,7 @@ def main() -> None:
     fig, axes = common.figure(1, 2)
     for number, (local, epochs) in enumerate(pairs):
         style = ("-", "--", ":", "-.")[number % 4]
-        for rule, colour in zip(settings.rules, common.COLOURS, strict=False):
+        for rule, colour in common.rule_colours(settings.rules).items():
             where = {"rule": rule, "local": local, "epochs": epochs}
             curve = common.column(records, "perplexity", **where).mean(0)
             label = f"{NAMES.get(rule, rule)}, {local}, {epochs}"

@@ -30,6 +30,9 @@ METHODS = {
     "fedfish-squares": "FedFish, squared minibatch gradients",
     "fedfish-kfac": "FedFish, Kronecker",
 }
+OWN = common.rule_colours(
+    METHODS, {"average": "fedavg", **{name: name.replace("-", ",") for name in METHODS if "-" in name}}
+)
 SHOWN = "relu, two layers"  # the network of the upper figures and of the summary's headline
 EXAMPLES, NOISE, BATCH = 200, 0.05, 20  # per client
 GRID = 201  # points of [−1, 1] that errors are means over
@@ -174,12 +177,10 @@ def draw_functions(axis: Any, records: list[dict[str, Any]], overlap: float) -> 
     axis.plot(grid, function(grid), color="#000000", linestyle=":", label="true function")
     for number, name in enumerate("AB"):
         alone = common.column(records, "alone", network=SHOWN, overlap=overlap, method="average")[0][number]
-        axis.plot(
-            grid, alone, color=common.COLOURS[6], linestyle=("-", "--")[number], linewidth=1, label=f"client {name}"
-        )
-    for number, method in enumerate(("average", "fedfish")):
+        axis.plot(grid, alone, color=common.LOCAL, linestyle=("-", "--")[number], linewidth=1, label=f"client {name}")
+    for method in ("average", "fedfish"):
         merged = common.column(records, "merged", network=SHOWN, overlap=overlap, method=method)[0]
-        axis.plot(grid, merged, color=common.COLOURS[number], label=METHODS[method])
+        axis.plot(grid, merged, color=OWN[method], label=METHODS[method])
     for at in (-overlap, overlap):
         axis.axvline(at, color="#BBBBBB", linewidth=0.8)
     axis.set(title=f"overlap {overlap:g}", xlabel="x", ylim=(-2.2, 2.2))
@@ -189,8 +190,10 @@ def draw_overlaps(axis: Any, records: list[dict[str, Any]], network: str, overla
     """Error after the first round, with the quartiles over seeds."""
     for method, label in METHODS.items():
         found = np.stack([errors(records, network=network, overlap=o, method=method)[:, 0] for o in overlaps])
-        axis.plot(overlaps, np.median(found, axis=1), marker="o", label=label)
-        axis.fill_between(overlaps, *np.quantile(found, [0.25, 0.75], axis=1), alpha=0.15, linewidth=0)
+        axis.plot(overlaps, np.median(found, axis=1), marker="o", color=OWN[method], label=label)
+        axis.fill_between(
+            overlaps, *np.quantile(found, [0.25, 0.75], axis=1), color=OWN[method], alpha=0.15, linewidth=0
+        )
     axis.set(title=f"{network}, one round", xlabel="overlap", ylabel="squared error, median", yscale="log")
 
 
@@ -206,10 +209,13 @@ def figure(records: list[dict[str, Any]], networks: tuple[str, ...], overlaps: t
         axis.set_axis_off()
     for method in METHODS:
         found = errors(records, network=SHOWN, overlap=0.0, method=method)
-        axes[1, 3].plot(np.arange(1, found.shape[1] + 1), np.median(found, axis=0), marker="o", label=METHODS[method])
+        style = {"marker": "o", "color": OWN[method], "label": METHODS[method]}
+        axes[1, 3].plot(np.arange(1, found.shape[1] + 1), np.median(found, axis=0), **style)
     axes[1, 3].set(title=f"{SHOWN}, no overlap", xlabel="rounds", yscale="log")
-    axes[0, 0].legend(loc="lower right", fontsize=6)
-    axes[1, 3].legend(fontsize=6)
+    found = {}
+    for axis in (axes[0, 0], axes[1, 3]):
+        found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=len(found))
     return fig
 
 

@@ -168,10 +168,11 @@ def curves(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[Any, np.nd
 def figure(found: dict[str, Any]) -> Any:
     """A panel per source: lines are budgets, crosses the authors' scheme, circles the files as they are."""
     fig, axes = common.figure(1, len(found), width=5.0, height=3.6)
+    own = common.rule_colours(rule for rules in found.values() for rule in rules)
     for panel, (source, rules) in zip(axes.flat, found.items(), strict=True):
-        for number, (rule, schemes) in enumerate(rules.items()):
+        for rule, schemes in rules.items():
             line = np.array([np.mean(v, 0) for k, v in schemes.items() if k not in ("none", "authors")])
-            style = {"color": common.COLOURS[number]}
+            style = {"color": own[rule]}
             panel.plot(*line[np.argsort(line[:, 0])].T, label=rule, **style)
             panel.plot(*np.mean(schemes["none"], 0), marker="o", **style)
             if "authors" in schemes:

@@ -7,12 +7,13 @@ import numpy as np
 
 from experiments.lib import common
 from experiments.lib.cells import Outcome, Settings
+from fedfisher_jax.report._figures import name_rows
 
 REFERENCES = {
     "best_local": "best local (oracle)",
     "ensemble": "ensemble",
-    "ensemble_weighted": "ensemble by size",
-    "ensemble_by_class": "ensemble by class share",
+    "ensemble_by_size": "ensemble by size",
+    "ensemble_by_class": "ensemble by class",
     "pooled": "pooled training",
 }
 
@@ -149,11 +150,11 @@ def _std(numbers: np.ndarray) -> float:
 
 def dots(axis: Any, outcomes: Sequence[Outcome], rules: Sequence[str]) -> None:
     """Accuracies of every method: a dot per seed, a bar for the mean."""
-    methods = methods_of({"": outcomes}, rules)
+    methods, own = methods_of({"": outcomes}, rules), common.rule_colours(rules)
     for row, method in enumerate(methods):
-        numbers, colour = 100 * values(outcomes, method), common.COLOURS[0 if method in rules else 6]
+        numbers, colour = 100 * values(outcomes, method), own.get(method, common.REFERENCE)
         axis.barh(row, numbers.mean(), color=colour, alpha=0.35, height=0.7)
         axis.plot(numbers, np.full(numbers.size, row), "o", color=colour, markersize=3)
-    axis.set_yticks(range(len(methods)), [label(method) for method in methods])
+    name_rows(axis, [label(method) for method in methods])
     axis.invert_yaxis()
     axis.set(xlabel="test accuracy (%)", xlim=(0, 100))

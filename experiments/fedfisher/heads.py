@@ -86,7 +86,9 @@ def main() -> None:
     text += cell_tables.difference_table(found, rules, settings) + cell_tables.cost_table(found, rules, exchanges)
     records = common.read_results(settings.out / "results.jsonl")
     text += settings_note([record for record in records if "choice" in record["settings"]])
-    fig, axes = common.figure(len(settings.clients), len(settings.alphas), height=0.28 * (len(rules) + 4) + 0.9)
+    fig, axes = common.figure(
+        len(settings.clients), len(settings.alphas), width=5.0, height=0.32 * (len(rules) + 4) + 0.9
+    )
     for axis, (name, each) in zip(axes.ravel(), found.items(), strict=True):
         cell_tables.dots(axis, each, rules)
         axis.set_title(name)

@@ -186,10 +186,11 @@ def table(corner: str, header: Sequence[str], rows: dict[str, Any]) -> str:
 def figure(curves: dict[str, Any], shown: Sequence[int]) -> Any:
     """Accuracy against exchanges, and against megabytes."""
     fig, axes = common.figure(1, 2)
+    own = common.rule_colours(curves, {OURS: "natural-gradient", "FedAvg": "fedavg"})
     for method, (accuracy, sent) in curves.items():
         places = list(shown) if method == OURS else range(accuracy.shape[1])
         for axis, x in zip(axes[0], ([n + 1 for n in places], [sent[0, n] / 8e6 for n in places]), strict=True):
-            axis.errorbar(x, [100 * accuracy[:, n].mean() for n in places], fmt="o-", label=method)
+            axis.errorbar(x, [100 * accuracy[:, n].mean() for n in places], fmt="o-", color=own[method], label=method)
     axes[0, 0].set(xlabel="exchanges", ylabel="test accuracy (%)")
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 1].set(xlabel="megabytes that a client has sent")

@@ -272,8 +272,10 @@ def style_of(name: str, compared: Mapping[str, Method]) -> dict[str, str]:
     """A line's colour, and dashes or dots for a damped or clipped method, in the colour of the one without."""
     dashes = {"damped": "--", "clipped": ":"}
     base, _, form = name.rpartition("-")
-    place = list(compared).index(base if form in dashes else name)
-    return {"color": common.COLOURS[place], "linestyle": dashes.get(form, "-")}
+    plain = [one for one in compared if one.rpartition("-")[2] not in dashes]
+    ranks = {one: one.replace("fipa-", "fipa,rank=") for one in plain}
+    own = common.rule_colours(plain, ranks)
+    return {"color": own[base if form in dashes else name], "linestyle": dashes.get(form, "-")}
 
 
 def draw_errors(axes: Sequence[Any], records: list[dict[str, Any]], compared: Mapping[str, Method], **where: Any):

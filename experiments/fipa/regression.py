@@ -116,7 +116,7 @@ def main() -> None:
     for row, pieces in zip(axes, (PIECES[0], PIECES[-1]), strict=True):
         fields.draw_errors(row, records, methods, pieces=pieces)
         row[0].set_title(f"{pieces} piece{'s' * (pieces > 1)} per client")
-    axes[0, 1].legend(fontsize=6, loc="lower left")
+    fig.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside right center")
     summary = fields.summary_of(records, methods, "pieces", PIECES, SHOWN) | fields.worst_of(records, methods, PIECES)
     common.report(settings.out, text, summary, fig)
 

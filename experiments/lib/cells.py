@@ -31,7 +31,7 @@ from fedfisher_jax.merge import Rule, catalogue, exchanges
 ALPHA_RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
 ALL_RULES = (*ALPHA_RULES, "fedlpa", "regmean", "regmean-kron", "otfusion", "pfnm", "dense", "fedbens")
 LOCAL = ("best_local", "ensemble")
-MORE = ("ensemble_weighted", "ensemble_by_class")  # noted where clients are trained; older results have none
+MORE = ("ensemble_by_size", "ensemble_by_class")  # noted where clients are trained; older results have none
 MODELS = {"digits": "mlp", "mnist": "lenet", "fashion_mnist": "lenet"}
 BATCH_SIZE = 64
 OPTIMIZER = optax.sgd(0.01, 0.9)

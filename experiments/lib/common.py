@@ -20,7 +20,6 @@ script goes on where it stopped. Start over by deleting the folder.
 import collections
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import sys
@@ -34,11 +33,13 @@ import numpy as np
 import rich.progress
 import tyro
 from cycler import cycler
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.lib import provenance
-from fedfisher_jax._files import only_writer, plain, read_json_lines, write_atomically
+from fedfisher_jax._files import only_writer, plain, read_json_lines, write_atomically, write_figure
+from fedfisher_jax.report._colours import LOCAL as LOCAL
+from fedfisher_jax.report._colours import REFERENCE as REFERENCE
+from fedfisher_jax.report._colours import colours_of
 
 ROOT = provenance.ROOT
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")  # Okabe-Ito and grey
@@ -210,8 +211,19 @@ def figure(rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 
     """A figure in the shared style and its ``[rows, columns]`` array of axes; sizes are inches per panel."""
     matplotlib.rcParams.update(STYLE)  # for good: legends and texts added later read it too
     fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(fig)
     return fig, fig.subplots(rows, columns, squeeze=False)
+
+
+def rule_colours(names: Iterable[str], rules: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The colour of each rule of a figure, which is the same in all figures.
+
+    Args:
+        names: What the script calls them.
+        rules: The rule that a name stands for, where it is not its own.
+    """
+    stands = {name: (rules or {}).get(name, name) for name in names}
+    own = colours_of(stands.values())
+    return {name: own[rule] for name, rule in stands.items()}
 
 
 def run_commits(path: Path) -> dict[str, int]:
@@ -229,7 +241,5 @@ def report(out: Path, table: str, summary: Mapping[str, Any], fig: Figure | None
     write_atomically(out / "table.md", table + note)
     write_atomically(out / "summary.json", json.dumps(plain({**summary, "provenance": source}), indent=2) + "\n")
     if fig is not None:
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format="png")
-        write_atomically(out / "figure.png", buffer.getvalue())
+        write_figure(fig, out / "figure.png")
     print(table + note)

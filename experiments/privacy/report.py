@@ -10,7 +10,7 @@ import numpy as np
 from experiments.lib import common
 from experiments.privacy.images import IMAGES
 from experiments.privacy.world import KINDS, PROTECTIONS
-from fedfisher_jax._files import write_atomically
+from fedfisher_jax._files import write_atomically, write_figure
 
 Records = Sequence[Mapping[str, Any]]
 MOST_DB = 60.0  # where images that are read off are cut in the figure
@@ -241,9 +241,7 @@ def write_grid(path: Path, columns: Sequence[str], rows: Mapping[str, np.ndarray
         for axis, image in zip(axes[place], images, strict=True):
             axis.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
         axes[place, 0].set_ylabel(label.rstrip(), rotation=0, ha="right", va="center", fontsize=7)
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    write_figure(fig, path)
 
 
 def picture_grid(out: Path, network: str) -> None:

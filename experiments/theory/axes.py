@@ -14,14 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.lib import common
+from experiments.theory.rules import COLOURS, LABELS
 from fedfisher_jax.theory import decomposition, inputs, merges, sample_space, scaling, two_layer
 
-LABELS = {
-    "full": "FedFisher, full",
-    "kfac": "FedFisher, K-FAC",
-    "diagonal": "FedFisher, diagonal",
-    "average": "average",
-}
 VARIANTS = {
     "ntk": ("ntk", False),
     "ntk, both layers": ("ntk", True),
@@ -164,8 +159,8 @@ def rules_panel(panel: Any, name: str, records: list[dict[str, Any]]) -> None:
     """Global loss of every rule along one axis."""
     x = np.array([r["settings"]["value"] for r in records], float)
     for rule, marker in zip(merges.RULES, "osD^", strict=True):
-        line(panel, x, records, f"{rule}_loss", marker=marker, label=LABELS[rule])
-    line(panel, x, records, "local_loss", color=common.COLOURS[6], linestyle=":", label="local models, own data")
+        line(panel, x, records, f"{rule}_loss", marker=marker, color=COLOURS[rule], label=LABELS[rule])
+    line(panel, x, records, "local_loss", color=common.LOCAL, linestyle=":", label="local models, own data")
     panel.set(yscale="log", ylabel="global loss", xlabel=AXES[name], ylim=LIMITS[name])
 
 
@@ -177,8 +172,8 @@ def noise_panel(panel: Any, records: list[dict[str, Any]]) -> None:
             common.column([r], f"{rule}_test_loss")[0] / common.column([r], "average_test_loss")[0] for r in records
         ]
         middle, low, high = np.quantile(ratio, [0.5, 0.1, 0.9], axis=1)
-        panel.plot(x, middle, marker=marker, label=LABELS[rule])
-        panel.fill_between(x, low, high, alpha=0.13, linewidth=0)
+        panel.plot(x, middle, marker=marker, color=COLOURS[rule], label=LABELS[rule])
+        panel.fill_between(x, low, high, color=COLOURS[rule], alpha=0.13, linewidth=0)
     panel.set(ylabel="test loss relative to the average", xlabel=AXES["noise"], ylim=(0.5, 1.5))
 
 
@@ -227,8 +222,9 @@ def figure(by_axis: dict[str, list[dict[str, Any]]]) -> Any:
             line(panel, x, by_axis[variant], name, marker="o", label=variant)
         panel.set(yscale="log", xlabel="width m", ylabel=title)
         panel.set_xscale("log", base=2)
-    for panel in (steps, axes[1, 1], axes[1, 2]):
+    for panel in (axes[1, 1], axes[1, 2]):
         panel.legend(loc="lower left", fontsize=7)
+    fig.legend(*steps.get_legend_handles_labels(), loc="outside upper center", ncols=6)
     return fig
 
 

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.lib import common
+from experiments.theory import rules
 from fedfisher_jax import as_matrix_products, data, models
 from fedfisher_jax.theory import inputs, matrix_free, scaling
 
 CLIENTS, EXAMPLES, STEP_SIZE = 2, 10, 0.1
-LABELS = {"full": "FedFisher, full", "diagonal": "FedFisher, diagonal", "average": "average", "pooled": "pooled data"}
+LABELS = {rule: rules.LABELS[rule] for rule in ("full", "diagonal", "average")} | {"pooled": "pooled data"}
+COLOURS = rules.COLOURS | {"pooled": common.REFERENCE}
 NETWORKS = {
     "mlp": ("digits", (3, 8), "MLP 64-16w-16w-1 on digits"),
     "lenet": ("fashion_mnist", (0, 9), "LeNet × w on Fashion-MNIST"),
@@ -107,10 +109,10 @@ def main() -> None:
     for axis, (name, rs) in zip(axes[0], by_network.items(), strict=False):
         for rule, marker in zip(LABELS, "oD^s", strict=True):
             widths, loss = values(rs, f"{rule}_loss")
-            axis.plot(widths, np.median(loss, axis=1), marker=marker, label=LABELS[rule])
-            axis.fill_between(widths, loss.min(axis=1), loss.max(axis=1), alpha=0.13, linewidth=0)
+            axis.plot(widths, np.median(loss, axis=1), marker=marker, color=COLOURS[rule], label=LABELS[rule])
+            axis.fill_between(widths, loss.min(axis=1), loss.max(axis=1), color=COLOURS[rule], alpha=0.13, linewidth=0)
         widths, local = values(rs, "local_loss")
-        axis.plot(widths, np.median(local, axis=1), ":", color=common.COLOURS[6], label="local models, own data")
+        axis.plot(widths, np.median(local, axis=1), ":", color=common.LOCAL, label="local models, own data")
         axis.set(title=NETWORKS[name][2], ylabel="global loss, median and range", ylim=(1e-4, 2))
         for quantity in ("full_laplace", "local_movement", "average_laplace", "diagonal_laplace"):
             slopes[f"{name}: {quantity}"] = scaling.loglog_slope(*values(rs, quantity))
@@ -124,10 +126,11 @@ def main() -> None:
             seconds = np.mean([r["seconds"] for r in rs if r["settings"]["width"] == w])
             rows.append([name, int(w), *cells, f"{seconds:.1f}"])
     axes[0, 2].set(title="how close to linear")
+    axes[0, 2].legend(fontsize=7)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     for axis in axes[0]:
         axis.set(yscale="log", xlabel="width multiplier w")
         axis.set_xscale("log", base=2)
-        axis.legend(fontsize=7)
 
     header = ["network", "w", *LABELS, "local", "Laplace error", "movement", "s per seed"]
     text = "Medians over seeds.\n\n" + common.markdown_table(header, rows)

@@ -15,17 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.lib import common
+from experiments.theory.rules import COLOURS, LABELS
 from fedfisher_jax import data
 from fedfisher_jax._users_code import import_function
 from fedfisher_jax.theory import decomposition, inputs, matrix_free, merges, scaling, two_layer, widths
 
 PREDICTED = {"laplace": -1.0, "movement": -0.5}
-LABELS = {
-    "full": "FedFisher, full",
-    "kfac": "FedFisher, K-FAC",
-    "diagonal": "FedFisher, diagonal",
-    "average": "average",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,10 +172,12 @@ def draw_errors(axis: Any, records: list[dict[str, Any]], title: str) -> None:
     """Loss against width of every rule with its spread over seeds."""
     for rule, marker in zip(merges.RULES, "osD^", strict=True):
         loss = values(records, f"{rule}_loss")
-        axis.plot(widths_of(records), loss.mean(axis=1), marker=marker, label=LABELS[rule])
-        axis.fill_between(widths_of(records), *np.quantile(loss, [0.1, 0.9], axis=1), alpha=0.15, linewidth=0)
+        axis.plot(widths_of(records), loss.mean(axis=1), marker=marker, color=COLOURS[rule], label=LABELS[rule])
+        axis.fill_between(
+            widths_of(records), *np.quantile(loss, [0.1, 0.9], axis=1), color=COLOURS[rule], alpha=0.15, linewidth=0
+        )
     local = values(records, "local_loss").mean(axis=1)
-    axis.plot(widths_of(records), local, color=common.COLOURS[6], linestyle=":", label="local models, own data")
+    axis.plot(widths_of(records), local, color=common.LOCAL, linestyle=":", label="local models, own data")
     axis.set(ylabel="global loss", title=title, ylim=(1e-5, 2))
 
 
@@ -221,7 +218,8 @@ def figure(by_source: dict[str, list[dict[str, Any]]], fitted: dict[str, dict[st
     for axis in axes.flat:
         axis.set(yscale="log", xlabel="width m")
         axis.set_xscale("log", base=2)
-    for axis in (axes[0, 0], laws, ntk, cost):
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    for axis in (laws, ntk, cost):
         axis.legend(loc="best" if axis in (ntk, cost) else "lower left")
     return fig
 

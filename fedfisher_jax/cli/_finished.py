@@ -1,4 +1,4 @@
-"""Whether a folder holds the run that is asked for, another one, or none."""
+"""Whether a folder holds the run that is asked for, whole or in part, another one, or none."""
 
 import dataclasses
 import json
@@ -7,7 +7,8 @@ from typing import Any
 
 from .. import _files, data
 
-TRAINED = "trained.npz"  # the clients that several hosts have trained so far
+TRAINED = "trained.npz"  # the clients of one shot that are trained so far
+FOUND = ("clients", "rules", "references", "seconds", "cohort", "words")  # the parts of a record that are results
 ELSEWHERE = (
     "out",
     "dataset",
@@ -19,8 +20,8 @@ ELSEWHERE = (
 )  # settings that change no result
 
 
-def finished(settings: Any, dataset: data.Dataset, out: Path, first: bool) -> dict[str, Any] | None:
-    """The record of this very run where the folder holds it whole; None where there is something to do.
+def begun(settings: Any, dataset: data.Dataset, out: Path, first: bool) -> dict[str, Any] | None:
+    """The record of this very run where the folder holds one, whole if it is "complete"; else None.
 
     Raises:
         ValueError: the folder holds another run; what differs is named.
@@ -46,4 +47,9 @@ def finished(settings: Any, dataset: data.Dataset, out: Path, first: bool) -> di
         record = json.loads(result.read_text())
     except ValueError:
         return None  # damaged by somebody else: it is written whole or not at all
-    return record if isinstance(record, dict) and record.get("complete") else None
+    return record if isinstance(record, dict) else None
+
+
+def found_in(before: dict[str, Any] | None) -> dict[str, Any]:
+    """What a record of one shot that was stopped has found: nothing until its first rule is done."""
+    return {name: before[name] for name in FOUND} if before and before.get("rules") else {}

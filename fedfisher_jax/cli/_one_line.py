@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,17 @@ def listening() -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def going_on(kept: Callable[[], str], overwrite: bool) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM say what is kept of what was done, and which command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        kind = Terminated if isinstance(stop, Terminated) else KeyboardInterrupt
+        command = "the same command without --overwrite" if overwrite else "the same command"
+        raise kind(f"{kept()}; {command} goes on from there") from None
 
 
 def one_line(error: BaseException) -> str:

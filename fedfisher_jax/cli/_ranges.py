@@ -39,18 +39,19 @@ RANGES = {
     "rank": Range("a number from 1 to 4096", 1, 4096),
     "in_memory": Range("at least 0", 0, math.inf),
     **dict.fromkeys(("momentum", "server_momentum"), Range("a number from 0 to below 1", 0, 1, with_most=False)),
-    "damping": Range("a number of at least 0", 0, math.inf, with_most=False),
+    **dict.fromkeys(("damping", "lengths"), Range("a number of at least 0", 0, math.inf, with_most=False)),
     "silo": Range(f"a whole number from 0 to {MOST_COUNT}", 0, MOST_COUNT),
 }
 
 
 def require_ranges(settings: Any) -> None:
-    """Refuse settings whose numbers are out of range; those that are None are not given.
+    """Refuse settings whose numbers are out of range; None is not given, and of several each is looked at.
 
     Raises:
         ValueError: which one, what it is and what is allowed.
     """
     for name, allowed in RANGES.items():
-        value = getattr(settings, name, None)
-        if value is not None and not allowed.holds(value):
-            raise ValueError(f"{name}: got {str(value)[:40]}, expected {allowed.words}")
+        given = getattr(settings, name, None)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None and not allowed.holds(value):
+                raise ValueError(f"{name}: got {str(value)[:40]}, expected {allowed.words}")

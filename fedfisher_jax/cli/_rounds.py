@@ -18,8 +18,6 @@ from ..federate import (
     Federation,
     Simulation,
     cohort,
-    merge_clients,
-    payload_bits,
     personalise,
     rounds,
     run_rounds,
@@ -28,14 +26,14 @@ from ..federate import (
 from ..federate._one_shot import Result, train_pooled
 from ..federate._over_devices import require_same_everywhere
 from ..federate._variants import Variant
-from ..merge import Merged, Rule, Update, exchanges
+from ..merge import Merged, Rule
 from ..report._measure import ACCURACY, measure_of
 from ..report.trackers import OnRecord
 from ._clients import Pair, judged_apart
 from ._local_training import variant
 from ._names import file_name
 from ._once import optimizer_of
-from ._one_line import Terminated
+from ._one_line import going_on
 from ._progress import bars
 from ._servers import server_of
 from ._settings import RunSettings, sampled_of
@@ -55,8 +53,10 @@ class Setting(NamedTuple):
 
     def federation(self, name: str, rule: Rule) -> Federation:
         """The federation of a rule by its name, where its server may stand."""
-        sampled, server = sampled_of(self.settings, len(self.here.parts)), server_of(self.settings, name)
-        return Federation(self.here.training, rule, sampled, server, self.variant, self.settings.barrier)
+        settings = self.settings
+        sampled, server = sampled_of(settings, len(self.here.parts)), server_of(settings, name)
+        how = self.variant, settings.barrier, settings.lengths
+        return Federation(self.here.training, rule, sampled, server, *how)
 
     def start(self, federation: Federation) -> rounds.State:
         """The state before the first round."""
@@ -99,7 +99,7 @@ def run_over_rounds(
                 state = _after(warm, state, server_of(settings, str(settings.warm_up)) is federation.optimizer)
             state, lines = _go_on(setting, name, federation, state, settings.rounds, f"rules/{file_name(name)}")
             value = before | {"rounds": [*before["rounds"], *lines], "diagnostics": lines[-1]["diagnostics"]}
-            value |= _scores(here, state.params) | {"bits_up": _bits(rule, corrected, here)}
+            value |= _scores(here, state.params) | {"bits_up": _bits(federation, here)}
             at = scores_at_clients(here.training, state.params, everyone, strategy=settings.strategy)
             value["clients"] = at._asdict()
             if settings.personalise:
@@ -118,7 +118,7 @@ def _warm_up(setting: Setting) -> tuple[rounds.State, dict[str, Any]]:
     ((name, rule),) = rules_of(settings, here, (str(settings.warm_up),)).items()
     federation, count = setting.federation(name, rule), settings.warm_up_rounds
     state, lines = _go_on(setting, f"warm-up by {name}", federation, setting.start(federation), count, "warm-up")
-    return state, {"bits_up_warm_up": _bits(rule, setting.variant, here), "rounds": lines}
+    return state, {"bits_up_warm_up": _bits(federation, here), "rounds": lines}
 
 
 def _after(warm: rounds.State, fresh: rounds.State, same_server: bool) -> rounds.State:
@@ -142,11 +142,8 @@ def _go_on(
         "on_record": done,
         "strategy": setting.settings.strategy,
     }
-    try:
+    with going_on(lambda: f"every finished round of {name} is kept", setting.settings.overwrite):
         found = run_rounds(federation, state, setting.everyone, count, setting.folder / folder, **how)
-    except KeyboardInterrupt as stop:
-        kind = Terminated if isinstance(stop, Terminated) else KeyboardInterrupt
-        raise kind(f"every finished round of {name} is kept; the same command goes on from there") from None
     setting.progress.update(task, completed=count)  # those of an earlier call, too
     return found
 
@@ -179,19 +176,9 @@ def _pooled(settings: RunSettings, here: World, everyone: Cohort) -> dict[str, f
     return train_pooled(simulation, here.key.train)
 
 
-def _bits(rule: Rule, corrected: Variant | None, here: World) -> int:
-    """Bits that a client sends in a round, by the shapes of its payloads; a variant may send as much again."""
+def _bits(federation: Federation, here: World) -> int:
     few = Examples(here.x, here.y, jnp.zeros(1, jnp.int32), jnp.ones((), jnp.int32))
-    params, total, parts = here.start, 0, exchanges(rule)
-    for part in parts:
-        update = Update(params, params, params if part.squares else None, 1)
-        payload = jax.eval_shape(part.measure, update, few, here.key.measure)
-        stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), payload)
-        total += payload_bits(stacked)
-        if part.jit and part is not parts[-1]:  # what the next exchange is sent may be more than a model
-            params = jax.eval_shape(lambda *given, part=part: merge_clients(part, *given).params, stacked, params)
-    sent = None if corrected is None else corrected.own(params)
-    return total + sum(8 * leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sent))
+    return rounds.bits_up(federation, here.start, few)
 
 
 def _forget(out: Path) -> None:

@@ -21,11 +21,13 @@ from ..merge import Merged
 from ..report import trackers
 from ..report._measure import measure_of
 from ..report._records import as_csv, as_json_lines, rows_of, rule_of
+from ..report._summary import REFERENCES
 from ..report.trackers import OnRecord
 from ..silos import _model_file as model_file
-from ._finished import TRAINED, finished
+from ._finished import TRAINED, begun, found_in
 from ._hosts import inside, joined, watch, who_is_here
 from ._names import file_name
+from ._one_line import going_on
 from ._progress import bars, stage
 from ._rounds import run_over_rounds
 from ._run_words import words_on_data, words_on_result
@@ -54,7 +56,7 @@ def run(settings: RunSettings) -> dict[str, Any]:
             print(f"{settings.out}: this run is finished; --overwrite runs it again")
         else:
             print(
-                f"{settings.out}/result.json, records.csv, accuracy.png, clients.png"
+                f"{settings.out}/result.json, records.csv, accuracy.pdf and .png, clients.pdf and .png"
                 + (", models/" if settings.save else "")
             )
     return record
@@ -74,12 +76,17 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
     out = _files.require_folder(settings.out)
     if first:
         held.enter_context(_files.only_writer(out))
-    found = finished(settings, here.dataset, out, first)
-    require_same_everywhere(found is not None, f"out: got {out}, expected a folder that all hosts share")
-    if found is not None:
-        return found, True
+    before = begun(settings, here.dataset, out, first)
+    done = bool(before and before.get("complete"))
+    found = found_in(before) if settings.rounds == 1 else {}
+    for number in (done, len(found.get("rules", ()))):
+        require_same_everywhere(number, f"out: got {out}, expected a folder that all hosts share")
+    if before is not None and done:
+        if first:
+            (out / TRAINED).unlink(missing_ok=True)  # of a run that was killed in its last moment
+        return before, True
 
-    record = _record_of(settings, here)
+    record = _record_of(settings, here) | found
     for word in record["words"]:
         console.print(f"note: {word}", markup=False)
 
@@ -114,23 +121,22 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
 
     save()
     if first:
-        data.plot_label_counts(record["clients"]["label_counts"], out / "clients.png", here.strata.what)
+        data.plot_label_counts(np.asarray(record["clients"]["label_counts"]), out / "clients", here.strata.what)
     if settings.rounds > 1:
         run_over_rounds(settings, here, rules, out, console, note, keep, on_record)
     else:
-        _one_shot(settings, here, rules, console, note, keep)
+        _one_shot(settings, here, rules, record, console, note, keep)
 
-    if first:
-        (out / TRAINED).unlink(missing_ok=True)
     record["complete"] = True
     record = _files.plain(record)
     if first:
         rows = list(rows_of(record))
         _files.write_atomically(out / "records.jsonl", as_json_lines(rows))
         _files.write_atomically(out / "records.csv", as_csv(rows))
-    save()
+        report.plot_accuracy(record, out / "accuracy")
+    save()  # last, since nothing is done after it
     if first:
-        report.plot_accuracy(record, out / "accuracy.png")
+        (out / TRAINED).unlink(missing_ok=True)
     return record, False
 
 
@@ -152,16 +158,25 @@ def _one_shot(
     settings: RunSettings,
     here: World,
     rules: Any,
+    record: dict[str, Any],
     console: Console,
     note: Callable[[Result], None],
     keep: Callable[[str, Merged], None],
 ) -> None:
+    """Run what the record lacks; clients that are trained, and it, are kept in the folder.
+
+    Raises:
+        KeyboardInterrupt: the user's; it says how to go on.
+    """
+    pooled = settings.pooled and record["references"]["pooled"] is None
+    if not pooled and record["rules"].keys() >= rules.keys():
+        return
     dataset, everyone = here.dataset, cohort(here.x, here.y, here.parts)
     simulation = Simulation(here.training, here.start, everyone, dataset.test_x, dataset.test_y)
-    how: dict[str, Any] = {"pooled": settings.pooled, "strategy": settings.strategy, "keep": keep}
-    if settings.distributed:
-        how["checkpoint"] = settings.out / TRAINED
-    with bars(console) as progress:
+    how = {"pooled": pooled, "strategy": settings.strategy, "keep": keep, "known": tuple(record["rules"])}
+    how["checkpoint"] = settings.out / TRAINED
+    kept = "every finished group of clients and rule is kept"
+    with bars(console) as progress, going_on(lambda: kept, settings.overwrite):
         for result in compare(simulation, rules, here.key, stage=partial(stage, progress), **how):
             note(result)
 
@@ -186,7 +201,7 @@ def _record_of(settings: RunSettings, here: World) -> dict[str, Any]:
         "strata": None if settings.likelihood == "categorical" else here.strata._asdict() | {"labels": None},
         "clients": {"sizes": [len(part) for part in here.parts], "label_counts": counts},
         "rules": {},
-        "references": {"best_local": None, "ensemble": None, "ensemble_by_class": None, "pooled": None},
+        "references": dict.fromkeys(REFERENCES),
         "seconds": {},
         "words": words_on_data(dataset, here.strata),
         "complete": False,

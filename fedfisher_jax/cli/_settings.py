@@ -65,6 +65,9 @@ class RunSettings:
     """Momentum of the server's sgd."""
     server_clip: float | None = None
     """Longest step of the server, in units of √Σ ‖θ_i − θ‖² over the round's clients; default any."""
+    lengths: tuple[float, ...] = ()
+    """Multiples of the server's step to try in every round, such as 0.25 0.5 1 2: the round's clients send their mean
+    loss at each, one number, and the server takes the best one. Each costs a pass over their examples."""
     warm_up: str | None = None
     """Rule of the first rounds, which all --rules then go on from."""
     warm_up_rounds: int = 0
@@ -128,7 +131,7 @@ class RunSettings:
 
 OVER_ROUNDS = (
     *("sampled", "participation", "local", "strength", "server_optimizer", "server_learning_rate", "server_schedule"),
-    *("server_momentum", "server_clip", "warm_up", "warm_up_rounds", "personalise", "barrier"),
+    *("server_momentum", "server_clip", "lengths", "warm_up", "warm_up_rounds", "personalise", "barrier"),
     *("held_out", "shots", "personalise_learning_rate"),
 )
 """The settings that have no meaning for one shot."""
@@ -159,6 +162,8 @@ def check(settings: RunSettings) -> None:
                     f"rounds: got 1, which is one shot, expected at least 2 with {name}, {', '.join(words)}"
                 )
         return
+    if len(set(settings.lengths)) != len(settings.lengths):
+        raise ValueError(f"lengths: got {' '.join(map(str, settings.lengths))}, expected numbers that differ")
     if (settings.warm_up is None) != (settings.warm_up_rounds == 0):
         raise ValueError("warm_up, warm_up_rounds: expected both or neither")
     if settings.warm_up_rounds >= settings.rounds:

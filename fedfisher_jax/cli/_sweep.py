@@ -9,7 +9,7 @@ from rich.console import Console
 
 from .. import _files, report
 from ._cluster import engine_of
-from ._one_line import Terminated
+from ._one_line import going_on
 from ._progress import bars
 from ._run import run_in
 from ._settings import check
@@ -58,8 +58,8 @@ def _write_tables(settings: Any, out: Path, cells: list[tuple[str, Any]], agains
     for name, write in (("table.md", report.markdown), ("table.tex", report.latex)):
         _files.write_atomically(out / name, "\n".join(write(one, caption) for caption, one in tables))
     _files.write_atomically(out / "table.csv", report.comma_separated(summary, [one for _, one in tables[1:]]))
-    for name in ("figure.png", "figure.pdf"):
-        report.plot_summary(report.summarise(found if settings.last == 1 else shown, against), found, out / name)
+    drawn = report.summarise(found if settings.last == 1 else shown, against)
+    report.plot_summary(drawn, found, out / "figure")
     console = Console()
     for caption, one in tables:
         console.print(report.summary_table(one, caption, console.width))
@@ -74,11 +74,8 @@ def _run_all(out: Path, cells: list[tuple[str, Any]]) -> list[dict[str, Any]]:
             progress.update(task, description=f"{column}, seed {cell.seed}"[:26])
             try:
                 cell.out.mkdir(parents=True, exist_ok=True)
-                record, _ = run_in(cell, Console(stderr=True, quiet=True))
-            except KeyboardInterrupt as stop:
-                kind = Terminated if isinstance(stop, Terminated) else KeyboardInterrupt
-                done = f"{len(found)} of {len(cells)} cells are done"
-                raise kind(f"{done}; the same command goes on from there") from None
+                with going_on(lambda: f"{len(found)} of {len(cells)} cells are done", cell.overwrite):
+                    record, _ = run_in(cell, Console(stderr=True, quiet=True))
             except ValueError as error:
                 raise ValueError(f"{cell.out.name}: {error}") from error
             found.append(_line(column, cell, json.loads(json.dumps(_files.plain(record)))))

@@ -32,7 +32,7 @@ NOT_VARIED = (  # what is the same in all cells
         "silo_column",
         "ignore",
     ),
-    *("pooled", "barrier", "bias"),
+    *("pooled", "barrier", "bias", "lengths"),
 )
 NOT_TAKEN = ("distributed",)
 LONGEST = 200  # name of a cell's folder

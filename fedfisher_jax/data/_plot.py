@@ -1,12 +1,10 @@
 """How unevenly the clients' data are split, as a figure."""
 
-import io
 import os
-from pathlib import Path
 
 import numpy as np
 
-from .._files import write_atomically
+from .._files import write_figure
 
 
 def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str], what: str = "class") -> None:
@@ -17,13 +15,12 @@ def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str], what: st
 
     Args:
         counts: int [M, C], as `label_counts` returns.
-        path: the file to write; its suffix is the format (.png, .pdf, .svg).
+        path: the file to write; its suffix is the format (.png, .pdf, .svg); without one there are a .png and a .pdf.
         what: what the columns of `counts` are, for people.
 
     Raises:
         ValueError: `counts` is not a non-empty matrix.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, MaxNLocator
@@ -32,8 +29,7 @@ def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str], what: st
         raise ValueError(f"counts: got {counts.shape}, expected shape [clients, classes]")
     num_clients, num_classes = counts.shape
     width, height = np.clip(2.4 + 0.55 * num_clients, 5.5, 13.0), np.clip(0.32 * num_classes, 2.4, 8.0)
-    figure = Figure(figsize=(width, height + 1.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(width, height + 1.9), dpi=150, layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(1.0, height), width_ratios=(40, 1))
     bars, cells, colours = (figure.add_subplot(place) for place in (grid[0, 0], grid[1, 0], grid[1, 1]))
 
@@ -69,6 +65,4 @@ def plot_label_counts(counts: np.ndarray, path: str | os.PathLike[str], what: st
                     fontsize=8,
                     color="white" if dark else "#222222",
                 )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=Path(path).suffix.removeprefix(".") or "png", dpi=150)
-    write_atomically(path, buffer.getvalue())
+    write_figure(figure, path)

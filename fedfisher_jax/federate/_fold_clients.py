@@ -5,12 +5,9 @@ never gathered. Stacked ones keep only payloads.
 """
 
 import dataclasses
-import io
 import os
-import zipfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,10 +16,10 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from .._compat import standard_promotion
-from .._files import content, write_atomically
 from .._trees import pick, weighted_sum, widened
+from ._groups import checkpoint_of, in_groups, stacked_on
 from ._map_clients import CohortReport, count_clients, default_strategy, map_clients
-from ._over_devices import clients_mesh, everywhere, replicate, require_same_everywhere, this_copy
+from ._over_devices import clients_mesh, everywhere, replicate, this_copy
 from ._over_threads import client_threads, compiled, cores
 
 PyTree = Any
@@ -78,39 +75,21 @@ def fold_clients(
     strategy = default_strategy() if strategy is None else strategy
     count = count_clients(clients)
     group = min(group, count)
-    path = None if checkpoint is None else Path(checkpoint)
-    if path and not path.parent.is_dir():
-        raise ValueError(f"checkpoint: no folder {path.parent}")
-    shape = jax.eval_shape(function, shared, pick(clients, 0))
-    grouped = combine if combine == "stack" else f"{group} {combine}"  # of which a sum's bits depend
-    mark = content({grouped: (shared, clients, shape)}) if path else ""
-    finished, summary = _read(path, mark, shape) if path and path.exists() else (0, None)
-    if path:
-        require_same_everywhere(finished, f"checkpoint: got {path}, expected a file that all hosts share")
-    report = CohortReport(strategy, 1, group, 0.0)
-    for start in range(finished, count, group):
-        rows = np.arange(start, min(start + group, count))
-        part = pick(clients, rows)
-        if combine == "add":
-            # The last group is filled up with copies that weigh nothing, so that it is no new program.
-            fill = np.minimum(np.arange(start, start + group), count - 1)
-            part = pick(clients, fill)
-            count_in = jnp.arange(group) < len(rows)
-            result, _, workers = jax.block_until_ready(
-                sum_clients(_Summand(function), strategy, shared, part, count_in)
-            )
-            report = report._replace(workers=workers)
-            summary = result if summary is None else jax.tree.map(jnp.add, summary, result)
-        else:
-            result, report = map_clients(function, shared, part, strategy=strategy, group=group)
-            joined = lambda a, b: np.concatenate([a, b])  # noqa: E731
-            result = jax.tree.map(np.asarray, result)
-            summary = result if summary is None else jax.tree.map(joined, summary, result)
-        if path:
-            _write(path, mark, start + len(rows), summary)
-        if done:
-            done(len(rows))
-    return jax.tree.map(jnp.asarray, summary), report
+
+    def added(rows: np.ndarray) -> tuple[PyTree, CohortReport, float]:
+        # The last group is filled up with copies that weigh nothing, so that it is no new program.
+        part = pick(clients, np.minimum(np.arange(rows[0], rows[0] + group), count - 1))
+        count_in = jnp.arange(group) < len(rows)
+        result, _, workers = jax.block_until_ready(sum_clients(_Summand(function), strategy, shared, part, count_in))
+        return result, CohortReport(strategy, workers, group, 0.0), float(len(rows))
+
+    def stacked(rows: np.ndarray) -> tuple[PyTree, CohortReport, float]:
+        result, report = map_clients(function, shared, pick(clients, rows), strategy=strategy, group=group)
+        return jax.tree.map(np.asarray, result), report, float(len(rows))
+
+    kept = checkpoint_of(checkpoint, f"{group} add" if combine == "add" else "stack", function, shared, clients)
+    run, join = (added, jnp.add) if combine == "add" else (stacked, stacked_on)
+    return in_groups(run, join, count, group, kept, done)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,27 +183,3 @@ def _device_sums(function: Callable, workers: int, shared: PyTree, dealt: PyTree
     mesh = clients_mesh(workers)
     mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(all_, each, each), out_specs=each, check_vma=False)
     return mapped(shared, dealt, real)
-
-
-def _write(path: Path, mark: str, finished: int, summary: PyTree) -> None:
-    if jax.process_index() != 0:
-        return
-    buffer = io.BytesIO()
-    leaves: dict[str, Any] = {f"leaf{number}": np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(summary))}
-    np.savez(buffer, mark=np.array(mark), finished=np.array(finished), **leaves)
-    write_atomically(path, buffer.getvalue())
-
-
-def _read(path: Path, mark: str, shape: PyTree) -> tuple[int, PyTree]:
-    """How many clients a checkpoint holds, and their summary."""
-    leaves, tree = jax.tree.flatten(shape)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found, finished = str(file["mark"]), int(file["finished"])
-            stored = [file[f"leaf{number}"] for number in range(len(leaves))]
-    except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
-        raise ValueError(f"checkpoint: {path} is not a checkpoint of this library ({error})") from error
-    if found != mark:
-        raise ValueError(f"checkpoint: {path} belongs to other clients or another grouping; delete it or name another")
-    summary = [a.view(leaf.dtype) if a.dtype.kind == "V" else a for a, leaf in zip(stored, leaves, strict=True)]
-    return finished, jax.tree.unflatten(tree, summary)  # numpy's files know no bfloat16

@@ -31,6 +31,14 @@ class CohortReport(NamedTuple):
     waste: float  # share of client-steps that were padding, between 0 and 1
 
 
+def report_of(reports: Sequence[tuple[CohortReport, float]]) -> CohortReport:
+    """One report of several parts of a cohort, each with its client-steps."""
+    parts, work = zip(*reports, strict=True)
+    room = sum(steps / max(1 - part.waste, 1e-9) for part, steps in reports)
+    workers, group = max(part.workers for part in parts), max(part.group for part in parts)
+    return CohortReport(parts[-1].strategy, workers, group, _waste(sum(work), room))
+
+
 def default_strategy() -> str:
     """Devices where there are several, threads on a CPU of several cores, vectorised on one accelerator."""
     if jax.device_count() > 1:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -82,6 +82,7 @@ def compare(
     stage: Stage = lambda name, steps: None,
     keep: Callable[[str, Merged], None] = lambda name, merged: None,
     checkpoint: str | os.PathLike[str] | None = None,
+    known: Collection[str] = (),
 ) -> Iterator[Result]:
     """Train all clients, judge their models, and merge them by each rule; results come as they are found.
 
@@ -98,7 +99,9 @@ def compare(
         stage: told the stages as they begin.
         keep: given the rule's name and the merged model, before its result comes.
         checkpoint: file of the clients that are trained, written after each group of them; what is there already is
-            not trained again, however many devices and hosts there were (`fold_clients`).
+            not trained again, however many devices and hosts there were. Where there are some, seconds of
+            training are None.
+        known: rules whose results an earlier call gave: neither they nor what comes before all rules comes again.
 
     Raises:
         ValueError: a model or payload is not finite, the client is named; a checkpoint of other clients or another
@@ -110,20 +113,31 @@ def compare(
     alone = jax.process_count() == 1  # epochs are seen on the host where they run, groups of clients on all hosts
     training = dataclasses.replace(simulation.training, on_epoch=tell if alone else None, squares=reads_squares)
     began = time.perf_counter()
-    how: dict[str, Any] = {"strategy": strategy, "checkpoint": checkpoint}
-    if tell and not alone:
-        how["done"] = lambda clients: tell(clients * epochs)
+    how: dict[str, Any] = {"strategy": strategy}
+    kept: list[int] = []  # clients that the checkpoint holds
+
+    def tell_clients(clients: int) -> None:
+        if tell:
+            tell(clients * epochs)
+
+    if checkpoint is not None:
+        how |= {"checkpoint": checkpoint, "found": lambda clients: (kept.append(clients), tell_clients(clients))}
+    if not alone:
+        how["done"] = tell_clients
     trained, ran = train_clients(training, simulation.start, cohort, key.train, **how)
-    seconds = time.perf_counter() - began
-    before, after = own_scores(simulation.training, simulation.start, trained.params, cohort, strategy=strategy)
-    own = {"before": before._asdict(), "after": after._asdict()}
-    yield Result("training", "clients", {"seconds": seconds, "cohort": ran._asdict(), "own": own})
-    yield from _judge_locals(simulation, trained.params, stage("evaluate clients", count))
+    if not known:
+        seconds = None if kept else time.perf_counter() - began
+        before, after = own_scores(simulation.training, simulation.start, trained.params, cohort, strategy=strategy)
+        own = {"before": before._asdict(), "after": after._asdict()}
+        yield Result("training", "clients", {"seconds": seconds, "cohort": ran._asdict(), "own": own})
+        yield from _judge_locals(simulation, trained.params, stage("evaluate clients", count))
 
     update = Update(trained.params, simulation.start, trained.squares, training.steps(np.asarray(cohort.sizes)))
-    known: dict[Any, tuple[Any, float]] = {}
+    shared: dict[Any, tuple[Any, float]] = {}
     for name, rule in rules.items():
-        merged, found = _exchange(rule, update, cohort, key.measure, known, name, stage, strategy)
+        if name in known:
+            continue
+        merged, found = _exchange(rule, update, cohort, key.measure, shared, name, stage, strategy)
         keep(name, merged)
         at = scores_at_clients(simulation.training, merged.params, cohort, merged.apply, strategy=strategy)
         yield Result("rule", name, score(simulation, merged.params, merged.apply) | found | {"clients": at._asdict()})
@@ -138,14 +152,14 @@ def _exchange(
     update: Update,
     cohort: Cohort,
     key: jax.Array,
-    known: dict[Any, tuple[Any, float]],
+    shared: dict[Any, tuple[Any, float]],
     name: str,
     stage: Stage,
     strategy: str | None,
 ) -> tuple[Merged, dict[str, Any]]:
     """Merge by every exchange of a rule; the merged model, and what it cost.
 
-    `known` keeps what first exchanges measured and merged, by measure and by rule, and the seconds that it took.
+    `shared` keeps what first exchanges measured and merged, by measure and by rule, and the seconds that it took.
     """
     bits, measuring, merging = 0, 0.0, 0.0
     zero: list[int] = []
@@ -155,28 +169,28 @@ def _exchange(
         if number and merged.apply is not None:
             raise ValueError(f"rule {name}: a part changes the network, which the next one cannot measure")
         here = update if number == 0 else Update(None, merged.params)
-        if number or part.measure not in known:
+        if number or part.measure not in shared:
             done = stage(f"measure for {part.name}", len(cohort.sizes))
             began, own = time.perf_counter(), jax.random.fold_in(key, number) if number else key
             sent, _ = measure_clients(part.measure, here, cohort, own, done=done, strategy=strategy)
             spent = time.perf_counter() - began
             if number == 0:
-                known[part.measure] = sent, spent
+                shared[part.measure] = sent, spent
         else:
-            sent, spent = known[part.measure]
+            sent, spent = shared[part.measure]
         zero += [int(cohort.members.number[place]) for place in zero_fishers(sent)]
         measuring, bits = measuring + spent, bits + payload_bits(sent)
-        if number or part not in known:
+        if number or part not in shared:
             done, began = stage(f"merge by {part.name}", 1), time.perf_counter()
             merged = merge_clients(part, sent, here.start)
             jax.block_until_ready(merged.params)
             spent = time.perf_counter() - began
             if number == 0:
-                known[part] = merged, spent
+                shared[part] = merged, spent
             if done:
                 done()
         else:
-            merged, spent = known[part]
+            merged, spent = shared[part]
         merging = merging + spent
         diagnostics = merged.diagnostics if number == 0 else diagnostics | {part.name: merged.diagnostics}
     seconds = {"seconds": measuring + merging, "seconds_measure": measuring, "seconds_merge": merging}
@@ -233,7 +247,7 @@ def _judge_locals(simulation: Simulation, stacked: PyTree, done: Callable[..., N
             done()
     best = int(np.argmax([one.get("accuracy", -one["loss"]) for one in scores]))
     yield Result("reference", "best_local", scores[best] | {"client": best})
-    weights = {"ensemble": None, "ensemble_weighted": jnp.asarray(sizes / sizes.sum(), jnp.float32)}
+    weights = {"ensemble": None, "ensemble_by_size": jnp.asarray(sizes / sizes.sum(), jnp.float32)}
     if simulation.training.likelihood.name == "categorical":
         weights["ensemble_by_class"] = jnp.asarray(_class_counts(simulation, stacked), jnp.float32)
     settings = simulation.training.apply, simulation.training.likelihood

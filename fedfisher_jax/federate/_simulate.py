@@ -20,12 +20,13 @@ from ..merge import Merged, Rule, Update, fold
 from ..merge._fold import lift, merge_summary, require_squares
 from ..merge._rule import require_rule
 from ._cohort import Client, Cohort, by_length, require_targets, with_examples
-from ._fold_clients import fold_clients
+from ._groups import checkpoint_of, in_groups, stacked_on
 from ._local import LocalTraining, Trained, train
-from ._map_clients import CohortReport, default_strategy, map_clients
+from ._map_clients import CohortReport, default_strategy, map_clients, report_of
+from ._over_threads import cores
 
 PyTree = Any
-GROUPS = 8  # of clients, between checkpoints
+GROUPS, VECTORISED = 8, 32  # groups of clients with a checkpoint after each; clients of a vectorised program
 
 
 class Shared(NamedTuple):
@@ -79,9 +80,10 @@ def train_clients(
         start: parameters that all clients start from.
         cohort: the clients.
         key: random key of this stage.
-        checkpoint: file written after each group of clients, an eighth of them or so; those that it holds are not
-            trained again, whatever devices there were (`fold_clients`).
-        how: options of `map_clients`: strategy, group, done.
+        checkpoint: file written after each group of clients, an eighth of them or so, the largest first; those that it
+            holds are not trained again, whatever devices there were.
+        how: options of `map_clients`: strategy, group, done. With a checkpoint: strategy, done, and `found`, which is
+            called with the number of clients that it holds.
 
     Returns:
         `Trained` with a leading client axis, and how the cohort ran.
@@ -92,15 +94,40 @@ def train_clients(
     """
     require_targets(training.likelihood, training.apply, start, cohort)
     function, shared = TrainClient(training), Shared(cohort.shared, key, start)
+    steps = training.steps(np.asarray(cohort.sizes))
     if checkpoint is None:
-        steps = training.steps(np.asarray(cohort.sizes))
         trained, report = map_cohort(function, shared, cohort, steps=steps, **how)
     else:
-        group = jax.device_count() * max(1, round(len(cohort.sizes) / jax.device_count() / GROUPS))
-        how = {"combine": "stack", "group": group, "checkpoint": checkpoint} | how
-        trained, report = fold_clients(function, shared, cohort.members, **how)
+        trained, report = _in_groups(function, shared, cohort, steps, checkpoint, **how)
     require_finite(trained.params, "parameters after training (lower the learning rate?)", cohort.members.number)
     return trained, report
+
+
+def _in_groups(
+    function: Callable,
+    shared: Shared,
+    cohort: Cohort,
+    steps: np.ndarray,
+    path: str | os.PathLike[str],
+    strategy: str | None = None,
+    **how: Any,
+) -> tuple[PyTree, CohortReport]:
+    """Run `map_cohort` over groups of clients of like length, the longest first, with a checkpoint after each.
+
+    A group is about an eighth of all, and so many that no thread, device or vectorised program waits for clients.
+    """
+    strategy, count, order = strategy or default_strategy(), len(steps), np.argsort(-steps, kind="stable")
+    width = {"sequential": 1, "threads": cores(), "vectorised": VECTORISED}.get(strategy, jax.device_count())
+
+    def run(rows: np.ndarray) -> tuple[PyTree, CohortReport, float]:
+        part, work = cohort.sample(order[rows]), steps[order[rows]]
+        result, report = map_cohort(function, shared, part, steps=work, strategy=strategy)
+        return jax.tree.map(np.asarray, result), report, float(work.sum())
+
+    group = width * max(1, round(count / width / GROUPS))
+    kept = checkpoint_of(path, "stack", function, shared, pick(cohort.members, order))
+    found, report = in_groups(run, stacked_on, count, group, kept, **how)
+    return pick(found, np.argsort(order)), report
 
 
 @standard_promotion
@@ -137,17 +164,15 @@ def map_cohort(
     strategy = how.pop("strategy", None) or default_strategy()
     if strategy != "vectorised" or len(cohort.lengths) == 1:
         return map_clients(function, shared, with_more(cohort.members, more), steps=steps, strategy=strategy, **how)
-    found, reports, order, work = [], [], [], []
+    found, reports, order = [], [], []
     for part, places in by_length(cohort):
         mine = with_more(part.members, pick(more, places))
         same = shared._replace(cohort=part.shared)
         result, report = map_clients(function, same, mine, steps=np.asarray(steps)[places], strategy=strategy, **how)
-        found, reports, order = [*found, result], [*reports, report], [*order, places]
-        work.append(np.asarray(steps)[places].sum())
+        found, order = [*found, result], [*order, places]
+        reports.append((report, float(np.asarray(steps)[places].sum())))
     back = np.argsort(np.concatenate(order))
-    room = sum(w / max(1 - r.waste, 1e-9) for w, r in zip(work, reports, strict=True))
-    report = CohortReport(strategy, 1, max(r.group for r in reports), float(1 - sum(work) / room) if room else 0.0)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *found), report
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *found), report_of(reports)
 
 
 @standard_promotion

@@ -1,20 +1,20 @@
 """Figures of a run."""
 
-import io
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .._files import write_atomically
+from .._files import write_figure
 from ._colours import LOCAL, REFERENCE, colours_of
 from ._measure import ACCURACY, measure_of_record
-from ._summary import Spread, Summary
+from ._summary import REFERENCES, Spread, Summary, said_of
 
 
 def plot_accuracy(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Bars of test accuracy: local models, rules, references."""
+    """Bars of test accuracy: local models, rules, references; a path without suffix gets .png and .pdf."""
     from matplotlib.figure import Figure
 
     figure = Figure(dpi=130, layout="constrained")
@@ -42,11 +42,12 @@ def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
     own = colours_of(record["rules"])
     for name, rule in record["rules"].items():
         names, values, colours = [*names, name], [*values, rule[measure.key]], [*colours, own[name]]
-    for name in ("ensemble", "ensemble_by_class", "pooled"):
+    for name in REFERENCES[1:]:  # the best local model is among the clients
         if record["references"].get(name):
-            names, values = [*names, name.replace("_", " ")], [*values, record["references"][name][measure.key]]
+            names, values = [*names, said_of(name)], [*values, record["references"][name][measure.key]]
             colours = [*colours, REFERENCE]
-    bars = axes.barh(names, [measure.factor * value for value in values], color=colours)
+    bars = axes.barh(range(len(names)), [measure.factor * value for value in values], color=colours)
+    name_rows(axes, names)
     axes.bar_label(bars, labels=[measure.text(value) for value in values], padding=3, fontsize=8)
     axes.invert_yaxis()
     if measure is ACCURACY:
@@ -58,8 +59,37 @@ def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
     return len(names)
 
 
+def broken(name: str, most: int = 36) -> str:
+    """A rule's name in lines of at most so many characters, where it has a + or commas to break it at."""
+    lines = [""]
+    for part in re.split(r"(?=\+)", name):
+        for piece in [part] if len(part) <= most else re.split(r"(?<=,)", part):
+            if lines[-1] and len(lines[-1]) + len(piece) > most:
+                lines.append("")
+            lines[-1] += piece
+    return "\n".join(lines)
+
+
+def name_rows(axes: Any, names: Sequence[str]) -> None:
+    """Name the rows of bars, in smaller letters where a name needs several lines."""
+    axes.set_yticks(range(len(names)), [broken(name) for name in names])
+    for label in axes.get_yticklabels():
+        if lines := label.get_text().count("\n"):
+            label.set(fontsize=label.get_fontsize() * (0.85 if lines == 1 else 0.65), linespacing=1.1)
+
+
+def legend_below(figure: Any, names: Iterable[str], most: int = 4) -> None:
+    """Put a legend below all axes, in as many columns, up to `most`, as names have room for."""
+    longest = 0.5 + 0.065 * max(map(len, names), default=0)  # inches
+    columns = int(np.clip(figure.get_figwidth() / longest, 1, most))
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+
+
 def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """The scores of a sweep: over rounds where there are some and one column, else a group of bars a column."""
+    """The scores of a sweep: over rounds where there are some and one column, else a group of bars a column.
+
+    A path without suffix gets .png and .pdf.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(6.4, 2.2 + 1.3 * len(summary.columns)), 4.0), dpi=130, layout="constrained")
@@ -81,7 +111,7 @@ def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str
         labels = [column.replace(", ", "\n") for column in summary.columns]
         axes.set_xticks(places, labels if len(labels) > 1 else [""])
         axes.set_ylim(bottom=0)
-    figure.legend(loc="outside lower center", ncols=min(4, len(summary.rules)), frameon=False, fontsize=8)
+    legend_below(figure, summary.rules)
     write_figure(figure, path)
 
 
@@ -99,17 +129,6 @@ def integer_rounds(axes: Any) -> None:
     """Rounds on the axis below, in whole numbers."""
     axes.set_xlabel("rounds")
     axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def write_figure(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a figure whole, without the time at which it was made."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    buffer, kind = io.BytesIO(), os.fspath(path).rpartition(".")[2]
-    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
-    figure.savefig(buffer, format=kind, metadata=undated)
-    write_atomically(path, buffer.getvalue())
 
 
 def _mean(value: Spread) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _svg as svg
 from ._measure import measure_of_record, megabits
-from ._summary import REFERENCES, best_of, summarise
+from ._summary import REFERENCES, best_of, said_of, summarise
 from ._words import words_on_diagnostics
 
 MOST_CLASSES = 20  # of a table
@@ -51,7 +51,7 @@ def _overview(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
         name: [(text(v), name in names) for v, names in zip(row, best, strict=True)]
         for name, row in found.rules.items()
     }
-    others = {name.replace("_", " "): list(map(text, row)) for name, row in found.references.items()}
+    others = {said_of(name): list(map(text, row)) for name, row in found.references.items()}
     return {
         "measure": found.measure.said,
         "columns": found.columns,
@@ -99,7 +99,7 @@ def _rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows.append({"style": "best" if rule[measure.key] == best else "", "cells": cells})
     for name in REFERENCES:
         if one := record["references"].get(name):
-            cells = [name.replace("_", " "), measure.text(one[measure.key]), f"{one['loss']:.4f}", "", ""]
+            cells = [said_of(name), measure.text(one[measure.key]), f"{one['loss']:.4f}", "", ""]
             rows.append({"style": "reference", "cells": cells})
     return rows
 

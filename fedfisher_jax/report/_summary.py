@@ -10,7 +10,7 @@ import numpy as np
 
 from ._measure import ACCURACY, Measure, measure_of
 
-REFERENCES = ("best_local", "ensemble", "ensemble_weighted", "ensemble_by_class", "pooled")
+REFERENCES = ("best_local", "ensemble", "ensemble_by_size", "ensemble_by_class", "pooled")
 
 
 class Spread(NamedTuple):
@@ -106,6 +106,11 @@ def spread(values: Sequence[float], factor: float = 100.0) -> Spread | None:
     return Spread(float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else None, len(found))
 
 
+def said_of(reference: str) -> str:
+    """A reference's name for people."""
+    return reference.replace("_", " ")
+
+
 def markdown(summary: Summary, caption: str) -> str:
     """A table in Markdown, the best rule of a column in bold, under a caption."""
     rows = [["", *summary.columns], ["---"] + ["---:"] * len(summary.columns)]
@@ -174,7 +179,7 @@ def best_of(summary: Summary) -> list[set[str]]:
 
 
 def _worded(references: dict[str, list[Spread | None]]) -> dict[str, list[Spread | None]]:
-    return {name.replace("_", " "): values for name, values in references.items()}
+    return {said_of(name): values for name, values in references.items()}
 
 
 def _text(value: Spread | None, form: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._colours import LOCAL, colours_of
-from ._figures import accuracy_bars, curve, integer_rounds
+from ._figures import accuracy_bars, curve, integer_rounds, legend_below
 from ._measure import measure_of_record
 
 INK = "#010203"  # stands for the colour of the page's text, and is no other's
@@ -72,7 +72,7 @@ def over_rounds(record: Mapping[str, Any], *, megabytes: bool = False) -> str:
         axes.set(ylabel=measure.said, xlabel="megabytes sent by all clients")
         if not megabytes:
             integer_rounds(axes)
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        legend_below(figure, record["rules"], 2)
 
     return _drawn(draw, 3.0 + 0.1 * len(record["rules"]))
 
@@ -101,7 +101,7 @@ def at_clients(record: Mapping[str, Any]) -> str:
             axes.scatter(x + aside, factor * np.asarray(rule["clients"][key]), s=size, c=own[name], label=name)
         axes.set(xlabel="client", ylabel="accuracy (%)" if key == "accuracy" else "loss (nats)")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        legend_below(figure, ["own model", *rules], 2)
 
     return _drawn(draw, 3.0 + 0.1 * len(rules))
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ._measure import measure_of_record, megabits
-from ._summary import Summary, best_of
+from ._summary import REFERENCES, Summary, best_of, said_of
 
 BORDER, PADDING = 1, 3  # characters of a table beside its columns, and of each column beside its text
 
@@ -28,16 +28,9 @@ def result_table(record: Mapping[str, Any]) -> Table:
         row = [f"{rule[measure.key]:.4f}", f"{rule['loss']:.4f}", megabits(bits), f"{bits / base:.2f}"]
         table.add_row(Text(name), *row, f"{rule['seconds']:.1f}" if "seconds" in rule else "", style=mark)
     table.add_section()
-    labels = {
-        "best_local": "best local",
-        "ensemble": "ensemble",
-        "ensemble_weighted": "ensemble by size",
-        "ensemble_by_class": "ensemble by class",
-        "pooled": "pooled",
-    }
-    for key, label in labels.items():
+    for key in REFERENCES:
         if one := references.get(key):
-            table.add_row(label, f"{one[measure.key]:.4f}", f"{one['loss']:.4f}", "", "", "", style="dim")
+            table.add_row(said_of(key), f"{one[measure.key]:.4f}", f"{one['loss']:.4f}", "", "", "", style="dim")
     return table
 
 
@@ -57,7 +50,7 @@ def summary_table(summary: Summary, caption: str, width: int) -> Group:
         name: [text(value, "bold" if name in names else "") for value, names in zip(row, best, strict=True)]
         for name, row in summary.rules.items()
     }
-    references = {name.replace("_", " "): [*map(text, row)] for name, row in summary.references.items()}
+    references = {said_of(name): [*map(text, row)] for name, row in summary.references.items()}
     sections = [rules, references, {name: [*map(text, row)] for name, row in summary.differences.items()}]
     cells = [row for rows in sections for row in rows.values()]
     wide = [

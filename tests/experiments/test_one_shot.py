@@ -28,7 +28,7 @@ def test_table(script):
     table, summary, lines = script("fedfisher.one_shot_table", *TINY, "--epochs", "1", "--alphas", "0.5")
     assert "each draws a split and a training" in table
     column = "digits α=0.5"
-    ensembles = {"ensemble", "ensemble_weighted", "ensemble_by_class"}
+    ensembles = {"ensemble", "ensemble_by_size", "ensemble_by_class"}
     assert set(summary["accuracy"][column]) == {"fedavg", "fisher-merge", "best_local", "pooled"} | ensembles
     found = {}
     for line in lines:
