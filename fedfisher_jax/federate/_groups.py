@@ -116,7 +116,9 @@ def _read(checkpoint: Checkpoint) -> tuple[int, PyTree, Reports]:
             stored = [file[f"leaf{number}"] for number in range(len(leaves))]
             reports: Reports = [(CohortReport(*report), work) for report, work in json.loads(str(file["reports"]))]
     except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
-        raise ValueError(f"checkpoint: {path} is not a checkpoint of this library ({error})") from error
+        raise ValueError(
+            f"checkpoint: {path} is no checkpoint of this version ({error}); delete it or name another"
+        ) from error
     if found != mark:
         raise ValueError(f"checkpoint: {path} belongs to other clients or another grouping; delete it or name another")
     summary = [a.view(leaf.dtype) if a.dtype.kind == "V" else a for a, leaf in zip(stored, leaves, strict=True)]
