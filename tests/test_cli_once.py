@@ -14,16 +14,45 @@ from fedfisher_jax.federate import _simulate
 ONCE = "run --epochs 1 --clients 5 --partition iid --rules fedavg fisher-merge pfnm --pooled --strategy sequential"
 
 
-def run(out):
-    cli.main([*ONCE.split(), "--dataset", str(out.parent / "data.npz"), "--out", str(out)])
+def run(out, *more):
+    cli.main([*ONCE.split(), "--dataset", str(out.parent / "data.npz"), "--out", str(out), *more])
+
+
+def write_data(path):
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(80, 4)).astype(np.float32), np.arange(80) % 3
+    np.savez(path, train_x=x[:60], train_y=y[:60], test_x=x[60:], test_y=y[60:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--rounds", "2")], ids=["one shot", "rounds"])
+def test_it_takes_more_rules(tmp_path, more, capsys):
+    """A finished run that is asked for one more rule has, in the end, the files of a run that was asked for both."""
+    write_data(tmp_path / "data.npz")
+    run(tmp_path / "grown", *more, "--rules", "fisher-merge")
+    before = json.loads((tmp_path / "grown" / "result.json").read_text())["rules"]["fisher-merge"]
+    for rules in (("fedavg", "fisher-merge"), ("fedavg", "fisher-merge"), ("fisher-merge",)):
+        capsys.readouterr()
+        try:
+            run(tmp_path / "grown", *more, "--rules", *rules)
+        except SystemExit:
+            assert "holds another run: rules " in capsys.readouterr().err and rules == ("fisher-merge",)
+        said = capsys.readouterr().out
+    assert "this run is finished" not in said
+    after = json.loads((tmp_path / "grown" / "result.json").read_text())
+    assert list(after["rules"]) == ["fedavg", "fisher-merge"] and after["complete"]
+    assert after["rules"]["fisher-merge"]["accuracy"] == before["accuracy"]
+    if not more:
+        assert after["rules"]["fisher-merge"] == before  # seconds, too: it was not merged again
+    run(tmp_path / "whole", *more, "--rules", "fedavg", "fisher-merge")
+    assert kill._files(tmp_path / "grown") == kill._files(tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_it_goes_on_from_wherever_it_was_stopped(tmp_path, monkeypatch, capsys):
     """Stopped in training, before a rule's model is there, the first one's and another, and when all is found."""
-    draw, out = np.random.default_rng(0), tmp_path / "stopped"
-    x, y = draw.normal(size=(80, 4)).astype(np.float32), np.arange(80) % 3
-    np.savez(tmp_path / "data.npz", train_x=x[:60], train_y=y[:60], test_x=x[60:], test_y=y[60:])
+    out = tmp_path / "stopped"
+    write_data(tmp_path / "data.npz")
     trained, real, replace = [], _simulate.map_clients, _files.os.replace
 
     def count(function, shared, clients, **how):

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,11 @@ def stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def state_of(folder: Path) -> str:
-    """What a cell's folder says of it: done, failed, begun (it runs, or was lost), or waiting."""
+def state_of(folder: Path, rules: Collection[str]) -> str:
+    """What a cell's folder says of it and of its rules: done, failed, begun (it runs, or was lost), or waiting."""
     with contextlib.suppress(OSError, ValueError):
-        if json.loads((folder / RESULT).read_bytes()).get("complete"):
+        record = json.loads((folder / RESULT).read_bytes())
+        if record.get("complete") and set(rules) <= set(record["rules"]):
             return "done"
     if not (folder / LOG).exists():
         return "begun" if (folder / RESULT).exists() else "waiting"

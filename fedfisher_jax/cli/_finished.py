@@ -23,6 +23,8 @@ ELSEWHERE = (
 def begun(settings: Any, dataset: data.Dataset, out: Path, first: bool) -> dict[str, Any] | None:
     """The record of this very run where the folder holds one, whole if it is "complete"; else None.
 
+    A run that is asked for more rules than the folder holds is this very run, and not complete.
+
     Raises:
         ValueError: the folder holds another run; what differs is named.
     """
@@ -40,14 +42,19 @@ def begun(settings: Any, dataset: data.Dataset, out: Path, first: bool) -> dict[
     usual = {field.name: field.default for field in dataclasses.fields(settings) if field.name in given}
     usual = {name: value for name, value in usual.items() if value is not dataclasses.MISSING}
     same, defaults = ({name: json.dumps(_files.plain(v)) for name, v in many.items()} for many in (identity, usual))
-    _files.require_same_run(out, same, write=first, remedy=", or say --overwrite", defaults=defaults)
+    _files.require_same_run(
+        out, same, write=first, remedy=", or say --overwrite", defaults=defaults, may_grow=("rules",)
+    )
     if not result.exists():
         return None
     try:
         record = json.loads(result.read_text())
     except ValueError:
         return None  # damaged by somebody else: it is written whole or not at all
-    return record if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        return None
+    whole = record.get("complete") and set(settings.rules) <= set(record.get("rules", ()))
+    return record | {"complete": bool(whole)}
 
 
 def found_in(before: dict[str, Any] | None) -> dict[str, Any]:

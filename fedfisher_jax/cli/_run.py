@@ -127,6 +127,7 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
     else:
         _one_shot(settings, here, rules, record, console, note, keep)
 
+    record["rules"] = {name: record["rules"][name] for name in rules}  # those that a run was asked for later come last
     record["complete"] = True
     record = _files.plain(record)
     if first:

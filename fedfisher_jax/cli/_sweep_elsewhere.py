@@ -23,13 +23,14 @@ def run_elsewhere(engine: Engine, out: Path, cells: Cells) -> tuple[Cells, list[
     Raises:
         KeyboardInterrupt: the user's; cells that run are stopped.
     """
-    missing = [cell for _, cell in cells if cell.overwrite or state_of(cell.out) != "done"]
+    missing = [cell for _, cell in cells if cell.overwrite or state_of(cell.out, cell.rules) != "done"]
+    rules = {cell.out: cell.rules for cell in missing}
     failed: dict[Path, str] = {}
     console = Console(stderr=True)
     with bars(console) as progress:
         task = progress.add_task("cells", total=len(cells), completed=len(cells) - len(missing))
         for job, said in run_jobs(engine, [_job(cell) for cell in missing], out):
-            if not said and state_of(job.folder) != "done":
+            if not said and state_of(job.folder, rules[job.folder]) != "done":
                 said = f"it ended well elsewhere, and {job.folder} has no result: do all machines share it?"
             if said:
                 failed[job.out] = said
@@ -41,7 +42,7 @@ def run_elsewhere(engine: Engine, out: Path, cells: Cells) -> tuple[Cells, list[
 
 def show_status(cells: Cells) -> None:
     """Print how many cells are done, failed, begun and waiting, and of those that failed the ends of their logs."""
-    console, states = Console(), {cell.out: state_of(cell.out) for _, cell in cells}
+    console, states = Console(), {cell.out: state_of(cell.out, cell.rules) for _, cell in cells}
     counts = collections.Counter(states.values())
     words = {"done": "done", "failed": "failed", "begun": "begun (they run, or were lost)", "waiting": "waiting"}
     console.print(f"{len(cells)} cells: " + ", ".join(f"{counts[state]} {said}" for state, said in words.items()))
