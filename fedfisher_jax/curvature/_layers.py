@@ -45,11 +45,6 @@ class Layer:
             shape = tuple(shape[axis] for axis in argument) if kind == "transpose" else argument
         return (*shape[:-2], shape[-2] + (self.bias is not None), shape[-1])
 
-    @property
-    def turned(self) -> "Layer":
-        """A table as the dense layer that its transpose is: [outputs, rows]."""
-        return dataclasses.replace(self, steps=(*self.steps, ("transpose", (1, 0))), lookup=False)
-
     def to_matrix(self, leaves: Sequence[Any]) -> jax.Array:
         """Arrange the layer's parameters, among the leaves of a whole tree, as its matrix."""
         matrix = run(self.steps, jnp.asarray(leaves[self.weight]))

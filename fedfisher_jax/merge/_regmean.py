@@ -207,8 +207,9 @@ def _shrunk(gram: Gram, factor: float) -> Gram:
 
 
 def _is_dense(captured: Capture, site: Any) -> bool:
-    products = (captured.program.equations[read.product].name == "dot_general" for read in site.reads)
-    return any(product and not read.layer.lookup for product, read in zip(products, site.reads, strict=True))
+    ways = {read.crossed for read in site.reads}  # one that is read both ways is in no `Gram`
+    dense = captured.program.equations[site.product].name == "dot_general" and not site.layer.lookup
+    return dense and len(ways) == 1
 
 
 def _check_factor(off_diagonal: float) -> None:

@@ -92,7 +92,7 @@ def has_params(structure: str | None) -> bool:
 
 
 def require_layers(outlined: Any, known: Sequence[Layer]) -> None:
-    """Refuse layers that the model does not have (some may be left out, and their biases; a table may be a head).
+    """Refuse layers that the model does not have (some may be left out, and their biases).
 
     Raises:
         ValueError: which one.
@@ -102,5 +102,5 @@ def require_layers(outlined: Any, known: Sequence[Layer]) -> None:
         own = by_weight.get(layer.weight)
         if own is not None and layer.bias is None:
             own = dataclasses.replace(own, bias=None, bias_shape=())
-        if layer != own and not (own is not None and own.lookup and layer == own.turned):
+        if layer != own:
             raise ValueError(f"layers[{number}]: not a layer of the model")

@@ -164,16 +164,5 @@ def test_they_are_measured_sent_and_merged(name):
         payloads.append(back)
     merged = ff.merge_payloads(rule, payloads).params
     average = jax.tree.map(lambda *leaves: sum(leaves) / 2, *(sent.params for sent in payloads))
-    assert all(np.abs(m - a).max() > 1e-3 for m, a in zip(*map(jax.tree.leaves, (merged, average)), strict=True))
-
-
-def test_regmean_merges_a_tied_head_as_the_dense_layer_that_it_is():
-    """(Σ w A)⁻¹ Σ w A W for the head's inputs A, by hand."""
-    tied = lambda p, x: language_model(p["table"], p["table"], x, p["inner"])  # noqa: E731
-    rule = ff.merge.regmean(tied, ff.categorical(), off_diagonal=1.0)
-    clients = [({"table": scale * TABLE + shift, "inner": INNER}, X) for scale, shift in ((1.0, 0.0), (1.5, 0.3))]
-    payloads = [rule.measure(ff.Update(p), ff.examples(x), jax.random.key(0)) for p, x in clients]
-    hidden = [np.tanh(p["table"][x] @ p["inner"]).reshape(-1, 4) for p, x in clients]
-    moments = [h.T @ h / len(X) for h in hidden]
-    expected = np.linalg.solve(sum(moments), sum(a @ p["table"].T for a, (p, _) in zip(moments, clients, strict=True)))
-    np.testing.assert_allclose(ff.merge_payloads(rule, payloads).params["table"], expected.T, rtol=1e-6)
+    gaps = {name: np.abs(merged[name] - average[name]).max() for name in params}
+    assert gaps["experts"] > 1e-3 and (gaps["table"] > 1e-3 if name == "fedfisher_kfac" else gaps["table"] < 1e-9)

@@ -24,9 +24,9 @@ PyTree = Any
 class Gram(Structure):
     """A ⊗ I for each layer, zero for every other leaf (where the anchor, the average, stays).
 
-    `inputs[l]` is A [(groups,) inputs, inputs], the second moment of layer l's inputs (arXiv 2212.09849). A table that
-    is the head, too, is that dense layer alone, [outputs, rows]: there each position counts for every row, in a table
-    for one. Any other weight that is read both ways is in no layer, as least squares for both are no such product.
+    `inputs[l]` is A [(groups,) inputs, inputs], the second moment of layer l's inputs (arXiv 2212.09849). A
+    weight that is read both ways, x W and h Wᵀ, such as a tied head, is in no layer: least squares for both uses have
+    the curvature A ⊗ I + I ⊗ H.
 
     Example:
         >>> import jax.numpy as jnp
@@ -119,10 +119,10 @@ class Gram(Structure):
     def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> "Gram":
         """Take the mean second moments of every captured layer's inputs as the matrices."""
         del mean
-        if not captured.layers:
+        pairs = [pair for layer, a in zip(captured.layers, inputs, strict=True) for pair in of_inputs(layer, a)]
+        if not pairs:
             raise ValueError(f"structure: got a gram of a model without layers, expected one: {captured.fallback}")
         leaves, treedef = jax.tree.flatten(params)
-        pairs = [pair for layer, a in zip(captured.layers, inputs, strict=True) for pair in of_inputs(layer, a)]
         moments = tuple(a for _, a in pairs)
         return cls(moments, tuple(layer for layer, _ in pairs), tuple(jnp.shape(leaf) for leaf in leaves), treedef)
 
@@ -138,11 +138,7 @@ class Gram(Structure):
 
 
 def of_inputs(layer: Layer, moment: Any) -> list[tuple[Layer, jax.Array]]:
-    """The layers, at most one, as which a captured layer is one of a `Gram`, with their A."""
-    if isinstance(moment, Chosen):
-        return [(layer, moment.rows)]
-    if not isinstance(moment, Crossed):
-        return [(layer, moment)]
-    if not layer.lookup:
+    """List a captured layer with its A for a `Gram`, if it is one there."""
+    if isinstance(moment, Crossed):
         return []
-    return [(layer.turned, moment.across)]
+    return [(layer, moment.rows if isinstance(moment, Chosen) else moment)]

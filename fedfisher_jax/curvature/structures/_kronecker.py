@@ -298,7 +298,7 @@ def factor_of(layers: Sequence[Layer], factors: Sequence[Any], layer: Layer) -> 
     Raises:
         ValueError: the layer has none.
     """
-    by_weight = {one.weight: factor for one, factor in zip(layers, factors, strict=True) if one.lookup == layer.lookup}
+    by_weight = {one.weight: factor for one, factor in zip(layers, factors, strict=True)}
     if layer.weight not in by_weight:
         raise ValueError(f"fisher: got no factors of the layer of leaf {layer.weight}, expected those of every layer")
     return by_weight[layer.weight]
