@@ -167,7 +167,7 @@ def require_same_run(
     write: bool = True,
     remedy: str = "",
     defaults: Mapping[str, str] | None = None,
-    may_grow: Collection[str] = (),
+    may_change: Collection[str] = (),
 ) -> None:
     """Note what makes a folder's content, or refuse a folder of something else.
 
@@ -179,7 +179,7 @@ def require_same_run(
         write: whether to note it; False only looks.
         remedy: what a person may do instead, for the message.
         defaults: what settings were where the note does not name them, since they are younger than it.
-        may_grow: settings that are lists, and may have got entries more than the note has; it is then written anew.
+        may_change: settings that the caller compares; the note is then written anew.
 
     Raises:
         ValueError: it is another run's; what differs is named.
@@ -193,23 +193,15 @@ def require_same_run(
                 f"folder: {said} is damaged, expected an object of JSON; name another folder{remedy}"
             ) from error
         names = [name for name in dict.fromkeys([*identity, *theirs]) if theirs.get(name) != identity.get(name)]
-        grown = [name for name in names if name in may_grow and _holds_all(identity[name], theirs.get(name, "[]"))]
-        names = [name for name in names if name not in grown]
+        changed = [name for name in names if name in may_change]
+        names = [name for name in names if name not in changed]
         differ = [f"{name} {theirs.get(name)!s:.60} there, {identity.get(name)!s:.60} here" for name in names]
         if differ:
             raise ValueError(f"folder: {folder} holds another run: {'; '.join(differ)}; name another folder{remedy}")
-        if not grown:
+        if not changed:
             return
     if write:
         write_atomically(said, json.dumps(identity, indent=1))
-
-
-def _holds_all(new: str, old: str) -> bool:
-    """Whether a JSON list has all entries of another one."""
-    try:
-        return set(json.loads(old)) <= set(json.loads(new))
-    except (ValueError, TypeError):
-        return False  # somebody else wrote the note
 
 
 @contextlib.contextmanager

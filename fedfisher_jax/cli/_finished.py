@@ -26,7 +26,7 @@ def begun(settings: Any, dataset: data.Dataset, out: Path, first: bool) -> dict[
     A run that is asked for more rules than the folder holds is this very run, and not complete.
 
     Raises:
-        ValueError: the folder holds another run; what differs is named.
+        ValueError: the folder holds another run, or results of rules that are not asked for; what differs is named.
     """
     made_by, result = out / _files.MADE_BY, out / "result.json"
     if settings.overwrite:
@@ -42,19 +42,25 @@ def begun(settings: Any, dataset: data.Dataset, out: Path, first: bool) -> dict[
     usual = {field.name: field.default for field in dataclasses.fields(settings) if field.name in given}
     usual = {name: value for name, value in usual.items() if value is not dataclasses.MISSING}
     same, defaults = ({name: json.dumps(_files.plain(v)) for name, v in many.items()} for many in (identity, usual))
-    _files.require_same_run(
-        out, same, write=first, remedy=", or say --overwrite", defaults=defaults, may_grow=("rules",)
-    )
-    if not result.exists():
-        return None
+    record, remedy = _read(result), ", or say --overwrite"
+    told = list((record or {}).get("rules", ()))
+    if lost := [name for name in told if name not in settings.rules]:
+        raise ValueError(
+            f"folder: {out} holds another run: rules {', '.join(told)} there, without {', '.join(lost)} here; "
+            f"name another folder{remedy}"
+        )
+    _files.require_same_run(out, same, write=first, remedy=remedy, defaults=defaults, may_change=("rules",))
+    whole = record is not None and record.get("complete") and set(settings.rules) <= set(told)
+    return None if record is None else record | {"complete": bool(whole)}
+
+
+def _read(result: Path) -> dict[str, Any] | None:
+    """The record of a folder; None where there is none, or one that somebody else damaged: it is written whole."""
     try:
         record = json.loads(result.read_text())
-    except ValueError:
-        return None  # damaged by somebody else: it is written whole or not at all
-    if not isinstance(record, dict):
+    except (OSError, ValueError):
         return None
-    whole = record.get("complete") and set(settings.rules) <= set(record.get("rules", ()))
-    return record | {"complete": bool(whole)}
+    return record if isinstance(record, dict) else None
 
 
 def found_in(before: dict[str, Any] | None) -> dict[str, Any]:
