@@ -88,7 +88,7 @@ def legend_below(figure: Any, names: Iterable[str], most: int = 4) -> None:
 def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """The scores of a sweep: over rounds where there are some and one column, else a group of bars a column.
 
-    A path without suffix gets .png and .pdf.
+    Of a warm-up, which all rules share, only the last round is shown. A path without suffix gets .png and .pdf.
     """
     from matplotlib.figure import Figure
 
@@ -98,9 +98,11 @@ def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str
     measure, own = summary.measure, colours_of(summary.rules)
     axes.set_ylabel(measure.said)
     if len(summary.columns) == 1 and all("rounds" in rule for cell in cells for rule in cell["rules"].values()):
+        shared = max(min(cell["settings"].get("warm_up_rounds", 0) for cell in cells) - 1, 0)
         for name in summary.rules:
-            values = [[line.get(measure.key) for line in cell["rules"][name]["rounds"]] for cell in cells]
-            curve(axes, name, own[name], measure.factor * np.asarray(values, float))
+            told = [[line.get(measure.key) for line in cell["rules"][name]["rounds"][shared:]] for cell in cells]
+            values = measure.factor * np.asarray(told, float)
+            curve(axes, name, own[name], values, shared + 1 + np.arange(values.shape[1]))
         integer_rounds(axes)
     else:
         width, places = 0.8 / len(summary.rules), np.arange(len(summary.columns))
