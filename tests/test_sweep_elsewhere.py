@@ -58,8 +58,12 @@ def test_local_processes_end_each_with_its_own_code_and_no_more_than_asked_for_r
     running = [log.read_text()[:n].count("+") - log.read_text()[:n].count("-") for n in range(7)]
     assert max(running) == 2
     assert _cell.last_lines(tmp_path / "1", 2) == ["why", "-- ended: exit code 3"]
-    states = [_cell.state_of(tmp_path / name) for name in ("1", "3", "4")]
+    states = [_cell.state_of(tmp_path / name, ("fedavg",)) for name in ("1", "3", "4")]
     assert states == ["failed", "failed", "waiting"]
+    (tmp_path / "4").mkdir()
+    (tmp_path / "4" / "result.json").write_text('{"complete": true, "rules": {"fedavg": {}}}')
+    asked = (("fedavg",), ("fedavg", "fedfisher-kfac"))
+    assert [_cell.state_of(tmp_path / "4", rules) for rules in asked] == ["done", "begun"]
 
 
 def test_local_processes_end_when_the_sweep_does(tmp_path):
@@ -69,7 +73,7 @@ def test_local_processes_end_when_the_sweep_does(tmp_path):
     found.close()
     begun = [path for path in tmp_path.iterdir() if path.name != "0"]
     assert begun and all(_cell.last_lines(path, 1) == ["let go"] for path in begun)
-    assert _cell.state_of(begun[0]) == "begun"
+    assert _cell.state_of(begun[0], ()) == "begun"
 
 
 @pytest.mark.parametrize(
