@@ -34,7 +34,7 @@ class Settings(common.Settings):
 
     Attributes:
         seeds: Seeds of digits.
-        sources: Of clients.
+        sources: Where clients come from.
         damping: What is added to a block, relative to its mean diagonal entry; 0.3 is the library's.
         examples: How many of each client's examples Λ is measured on, the first ones; 0 takes all.
     """

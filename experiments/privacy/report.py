@@ -150,9 +150,9 @@ def figure(networks: Sequence[str], records: Records, sizes: Mapping[int, np.nda
 
     Args:
         networks: their names, a column each.
-        records: of attacks.py.
+        records: results of attacks.py.
         sizes: AUC by a client's number of examples.
-        heads: of `privacy.sums --merged` for the first network and the same clients, or none.
+        heads: results of `privacy.sums --merged` for the first network and the same clients, or none.
     """
     shown = ("membership, AUC", "class images, PSNR to the class mean")
     fig, axes = common.figure(2, len(networks) + 1, width=3.6, height=3.0)

@@ -70,7 +70,7 @@ def in_groups(
 
     Args:
         run: the clients' places → their result, how they ran, and their steps.
-        join: of a leaf so far and the next group's → both.
+        join: a leaf so far, and the next group's → both.
         count: number of clients.
         group: clients in a group; the last has fewer where it does not divide their number.
         checkpoint: where they are kept.

@@ -39,10 +39,10 @@ class Clips(NamedTuple):
     """Largest norms of an example's parts.
 
     Attributes:
-        fisher: of what it adds to each array of a Fisher or of input moments. Merges do not depend on the scale of a
-            layer's Fisher, so this may be far below all parts, which then all count alike.
-        features: of an example's features, or inputs.
-        gradients: of what it adds to each array of a gradient.
+        fisher: the norm of what it adds to each array of a Fisher or of input moments. Merges do not depend on the
+            scale of a layer's Fisher, so this may be far below all parts, which then all count alike.
+        features: the norm of an example's features, or inputs.
+        gradients: the norm of what it adds to each array of a gradient.
     """
 
     fisher: float = 1.0

@@ -46,8 +46,8 @@ def promise(
         epsilon: privacy loss, positive.
         delta: its exception, between 0 and 1; much less than one over the number of examples.
         clip_features: largest Euclidean norm of an example's features, for heads.
-        clip_gradients: of what an example adds to each array of a gradient, for `natural-gradient`.
-        clip_fisher: of what it adds to each array of the Fisher there.
+        clip_gradients: largest norm of what an example adds to each array of a gradient, for `natural-gradient`.
+        clip_fisher: largest norm of what it adds to each array of the Fisher there.
         releases: sums, in all, that an example takes part in: 2 for `analytic` and then `recalibrate`.
         trust: "central", "distributed" or "local".
         sharers: with "distributed": number of clients that certainly add their share of the noise and keep it secret.

@@ -32,7 +32,7 @@ class Beside(NamedTuple):
     """One release of statistics at each trained model: a Fisher, input or class moments, or a head's sums.
 
     Attributes:
-        share: of the privacy, in units of 1/σ² of one Gaussian release; the steps of training have the rest.
+        share: the part of the privacy, in units of 1/σ² of one Gaussian release; the steps of training have the rest.
         clip_fisher: largest norm of what an example adds to each array of a Fisher.
         clip_features: largest norm of an example's features, or inputs.
     """
