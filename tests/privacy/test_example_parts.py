@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import audits
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,10 +68,10 @@ def people(draw, spread=2):
 
 def released(sent, name):
     """The sums in the mechanism's scale: each array over its clip, weighted by √w, w in proportion to √(entries)."""
-    arrays = [np.asarray(a) for a in jax.tree.leaves(sent.statistics)]
+    arrays = jax.tree.leaves(sent.statistics)
     kept = [(a, c) for a, c in zip(arrays, LIMITS[name], strict=True) if c is not None]
     total = sum(math.sqrt(a.size) for a, _ in kept)
-    return float(sent.weight) * np.concatenate([math.sqrt(math.sqrt(a.size) / total) * a.ravel() / c for a, c in kept])
+    return float(sent.weight) * jnp.concatenate([math.sqrt(math.sqrt(a.size) / total) * a.ravel() / c for a, c in kept])
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -123,6 +124,27 @@ def test_the_noise_of_every_array_is_the_multiplier_times_the_sensitivity(name, 
     signs = SIGNS.get(name, [2] * len(sizes))
     moved = math.sqrt(sum(s * w for s, w in zip(signs, sizes, strict=True)) / sum(sizes)) if replaced else 1.0
     np.testing.assert_allclose(gap, 3.0 * moved, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["kronecker", "gradient"])
+def test_an_audit_finds_no_more_than_promised_and_more_with_half_of_the_noise(name, measures):
+    """A canary that is added to a silo's factors, or replaces an example of a gradient; the worst of 60 pairs."""
+    replaced, draw, rows = name == "gradient", np.random.default_rng(5), np.arange(N + 1)
+    other = (np.r_[np.arange(N - 1), N, 0], N) if replaced else (rows, N - 1)
+    pairs = []
+    for _ in range(60):
+        x, y = map(jnp.asarray, people(draw))
+        pair = [measures[name](x, y, jnp.asarray(r), n) for r, n in ((rows, N), other)]
+        pairs.append((float(jnp.linalg.norm(released(pair[0], name) - released(pair[1], name))), pair))
+    _, pair = max(pairs, key=lambda found: found[0])
+    promised = example_noise.promise(8.0, 1e-5)
+
+    def audit(part):
+        noise = example_parts.Noise(part * promised.noise_multiplier, CLIPS, replaced)
+        noisy = lambda sent, draw: noisy_parts.with_noise(sent, noise, draw)  # noqa: E731
+        return audits.gaussian(pair, noisy, lambda sent: released(sent, name), promised.delta)
+
+    assert 0 < audit(1.0) <= 8.0 < audit(0.5)
 
 
 def test_training_and_statistics_keep_one_promise_by_dp_accounting():
