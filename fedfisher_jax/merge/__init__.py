@@ -1,5 +1,8 @@
 """Merge rules: one file each, all of them a `Rule`."""
 
+from ._centres import coordinate_median as coordinate_median
+from ._centres import geometric_median as geometric_median
+from ._centres import trimmed_mean as trimmed_mean
 from ._distil import RELEASED_DENSE as RELEASED_DENSE
 from ._distil import DenseSettings as DenseSettings
 from ._distil import dense as dense
@@ -36,10 +39,7 @@ from ._pseudo_data import pseudo_data as pseudo_data
 from ._regmean import regmean as regmean
 from ._regmean import regmean_kron as regmean_kron
 from ._regmean import released_regmean as released_regmean
-from ._robust import coordinate_median as coordinate_median
-from ._robust import geometric_median as geometric_median
 from ._robust import robust as robust
-from ._robust import trimmed_mean as trimmed_mean
 from ._rule import Carry as Carry
 from ._rule import Kind as Kind
 from ._rule import Merged as Merged

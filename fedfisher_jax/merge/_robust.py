@@ -8,10 +8,11 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ..curvature import quadratic, trace
 from ..curvature.structures._protocol import Fisher
+from ._centres import coordinate_median, geometric_median, trimmed_mean
 from ._fold import fold
 from ._rule import Merged, Payload, Rule, require_rule
 
@@ -19,8 +20,7 @@ PyTree = Any
 How = Literal["cap", "trimmed", "median", "geometric-median", "krum", "outliers", "objective"]
 COORDINATES = ("trimmed", "median")
 TOLERATED = 2.0  # times the median disagreement, above which `objective` weighs a client down
-STANDS_OUT = 3.5  # deviations above the median, by which `outliers` leaves a client out
-STEPS, SMOOTHING = 50, 1e-6  # of Weiszfeld's iteration
+STANDS_OUT = 3.5  # deviations above the median, beyond which `outliers` leaves a client out
 
 
 def robust(rule: Rule, how: str, *, faulty: int | None = None, cap: float | None = None) -> Rule:
@@ -33,8 +33,8 @@ def robust(rule: Rule, how: str, *, faulty: int | None = None, cap: float | None
         rule: one exchange; for "trimmed" and "median" FedAvg.
         how: "cap" does no more than the above. "trimmed" and "median" are taken of each coordinate by itself, without
             weights. "geometric-median" weighs clients as `geometric_median` does, "krum" leaves out the `faulty` ones
-            of largest `krum_scores`, "outliers" those of them alone that `stand_out`, "objective" divides weights by
-            `disagreements` where these are large.
+            of largest `krum_scores`, "outliers" at most so many, those whose `oddity` is above 3.5, "objective" divides
+            weights by `disagreements` where these are large.
         faulty: how many clients may be so; default (n − 3) // 2 of n, at least 1. For "trimmed", "krum" and "outliers".
         cap: the largest share of one client; default 2 / n.
 
@@ -70,9 +70,10 @@ def robust(rule: Rule, how: str, *, faulty: int | None = None, cap: float | None
             centre = coordinate_median if how == "median" else lambda tree: trimmed_mean(tree, most)
             return Merged(centre(payloads.params), {"clients": jnp.asarray(count)})
         vectors = rows(payloads.statistics if payloads.params is None else payloads.params)
+        begun = 0 if payloads.params is None or start is None else rows(jax.tree.map(lambda leaf: leaf[None], start))
         apart = squared_distances(vectors)
         weight = capped(payloads.weight / jnp.sum(apart == 0, axis=1), largest)
-        weight = capped(weight * _factor(how, payloads, vectors, apart, weight, most), largest)
+        weight = capped(weight * _factor(how, payloads, vectors, begun, apart, weight, most), largest)
         tamed = payloads._replace(weight=weight, statistics=_tamed(payloads.statistics, weight, largest))
         summary = fold(rule, jax.vmap(lambda one: rule.lift(one, start))(tamed))
         merged = rule.solve(summary, start)
@@ -106,50 +107,6 @@ def squared_distances(vectors: Float[Array, "n d"]) -> Float[Array, "n n"]:
     return jax.lax.map(lambda one: jnp.sum((vectors - one) ** 2, axis=1), vectors)
 
 
-def trimmed_mean(stacked: PyTree, cut: int) -> PyTree:
-    """Average each coordinate without its `cut` smallest and largest values (Yin et al. 2018, arXiv 1803.01498).
-
-    Args:
-        stacked: trees along a leading axis of n > 2 cut clients.
-        cut: how many values to leave out at either end.
-    """
-    return jax.tree.map(lambda leaf: jnp.mean(jnp.sort(leaf, axis=0)[cut : leaf.shape[0] - cut], axis=0), stacked)
-
-
-def coordinate_median(stacked: PyTree) -> PyTree:
-    """Take the median of each coordinate over clients (Yin et al. 2018, arXiv 1803.01498)."""
-    return jax.tree.map(lambda leaf: jnp.median(leaf, axis=0), stacked)
-
-
-def geometric_median(
-    vectors: Float[Array, "n d"], weight: Float[Array, " n"]
-) -> tuple[Float[Array, " d"], Float[Array, " n"]]:
-    """Find the point with the least weighted sum of distances, by Weiszfeld's smoothed steps.
-
-    Pillutla et al. (2019), "Robust aggregation for federated learning", arXiv 1912.13445, algorithm 2.
-
-    Args:
-        vectors: [n, d].
-        weight: [n], not negative.
-
-    Returns:
-        The point [d], and the weights [n] of which it is the mean: w_i / ‖v_i − point‖.
-    """
-    apart = lambda point: jnp.sqrt(jnp.sum((vectors - point) ** 2, axis=1))  # noqa: E731
-    first = apart(jnp.median(vectors, axis=0))  # not the mean, which is where the farthest client wants it
-    usual = jnp.median(first)
-    least = SMOOTHING * jnp.where(usual > 0, usual, 1)
-
-    def mean(by: jax.Array) -> jax.Array:
-        return by @ vectors / jnp.sum(by)
-
-    def step(_: Any, by: jax.Array) -> jax.Array:
-        return weight / jnp.maximum(apart(mean(by)), least)
-
-    by = jax.lax.fori_loop(0, STEPS, step, weight / jnp.maximum(first, least))
-    return mean(by), by
-
-
 def krum_scores(squared: Float[Array, "n n"], faulty: int) -> Float[Array, " n"]:
     """Sum each client's squared distances to its n − faulty − 2 nearest others.
 
@@ -165,14 +122,31 @@ def krum_scores(squared: Float[Array, "n n"], faulty: int) -> Float[Array, " n"]
     return jnp.sum(jnp.sort(_others(apart), axis=1)[:, : count - faulty - 2], axis=1)
 
 
-def stand_out(scores: Float[Array, " n"]) -> Bool[Array, " n"]:
-    """Tell which of n scores are so far above the median that honest clients' spread does not explain it.
+def oddity(moves: Float[Array, "n d"], faulty: int) -> Float[Array, " n"]:
+    """Tell how far each client stands out of the others by its move's direction or its length, in deviations.
 
-    The deviation is that of a normal distribution with the scores' median absolute deviation, m / 0.6745, and the limit
-    is 3.5 of it, for any scores: Iglewicz and Hoaglin (1993), "How to detect and handle outliers", section 3.3.
+    Who has more examples takes more steps, and so lies farther from everybody, without disagreeing: squared distances
+    are ‖u‖² + ‖v‖² − 2 uᵀv. So `krum_scores` are those of moves of length one, and lengths are compared by themselves;
+    the larger of both counts. Ours; what it is for is what was seen of honest clients.
+
+    Args:
+        moves: [n, d], from where all clients began.
+        faulty: f of `krum_scores`.
     """
-    above = scores - jnp.median(scores)
-    return above > STANDS_OUT * jnp.median(jnp.abs(above)) / 0.6745
+    lengths = jnp.sqrt(jnp.sum(moves**2, axis=1))
+    directions = moves / jnp.where(lengths > 0, lengths, 1)[:, None]
+    return jnp.maximum(above(krum_scores(squared_distances(directions), faulty)), above(lengths))
+
+
+def above(scores: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Count by how many deviations each of n scores lies above their median; infinite where the others are equal.
+
+    The deviation is that of a normal distribution with the scores' median absolute deviation, m / 0.6745: Iglewicz and
+    Hoaglin (1993), "How to detect and handle outliers", section 3.3, who call 3.5 of it an outlier.
+    """
+    gap = scores - jnp.median(scores)
+    usual = jnp.median(jnp.abs(gap)) / 0.6745
+    return jnp.where(usual > 0, gap / jnp.where(usual > 0, usual, 1), jnp.where(gap > 0, jnp.inf, 0))
 
 
 def capped(weight: Float[Array, " n"], cap: float) -> Float[Array, " n"]:
@@ -222,16 +196,16 @@ def disagreements(payloads: Payload) -> Float[Array, " n"]:
 
 
 def _factor(
-    how: str, payloads: Payload, vectors: jax.Array, apart: jax.Array, weight: jax.Array, faulty: int
+    how: str, payloads: Payload, vectors: jax.Array, begun: Any, apart: jax.Array, weight: jax.Array, faulty: int
 ) -> jax.Array:
-    """What each client's weight is multiplied by."""
+    """What each client's weight is multiplied by; `begun` is where the clients' vectors began."""
     if how == "geometric-median":
         _, by = geometric_median(vectors, weight)
         return by / weight
     if how in ("krum", "outliers"):
-        scores = krum_scores(apart, faulty)
+        scores = krum_scores(apart, faulty) if how == "krum" else oddity(vectors - begun, faulty)
         kept = jnp.argsort(jnp.argsort(scores)) < len(weight) - faulty
-        return jnp.asarray(kept if how == "krum" else kept | ~stand_out(scores), weight.dtype)
+        return jnp.asarray(kept if how == "krum" else kept | (scores <= STANDS_OUT), weight.dtype)
     if how == "objective":
         if payloads.params is None or not (payloads.statistics is None or isinstance(payloads.statistics, Fisher)):
             raise ValueError("how: objective reads models and their Fisher information, which these payloads lack")

@@ -11,6 +11,7 @@ from scipy import optimize
 
 import fedfisher_jax as ff
 from fedfisher_jax.curvature import Diagonal
+from fedfisher_jax.merge import _centres as centres
 from fedfisher_jax.merge import _robust as robust
 
 CLIENTS, SIZE = 7, 11
@@ -30,9 +31,9 @@ def test_coordinates_are_those_of_numpy():
     tree = {"a": jnp.asarray(VECTORS[:, :6].reshape(CLIENTS, 2, 3)), "b": jnp.asarray(VECTORS[:, 6:])}
     ordered = np.sort(VECTORS, axis=0)
     for ours, theirs in (
-        (robust.trimmed_mean(tree, 2), ordered[2:5].mean(0)),
-        (robust.coordinate_median(tree), ordered[3]),
-        (robust.trimmed_mean(tree, 0), VECTORS.mean(0)),
+        (centres.trimmed_mean(tree, 2), ordered[2:5].mean(0)),
+        (centres.coordinate_median(tree), ordered[3]),
+        (centres.trimmed_mean(tree, 0), VECTORS.mean(0)),
     ):
         np.testing.assert_allclose(np.concatenate([ours["a"].ravel(), ours["b"]]), theirs, rtol=1e-12)
 
@@ -41,14 +42,14 @@ def test_the_geometric_median_minimises_the_sum_of_distances():
     def total(point):
         return WEIGHT @ np.linalg.norm(VECTORS - point, axis=1)
 
-    point, by = robust.geometric_median(jnp.asarray(VECTORS), jnp.asarray(WEIGHT))
+    point, by = centres.geometric_median(jnp.asarray(VECTORS), jnp.asarray(WEIGHT))
     best = optimize.minimize(total, VECTORS.mean(0), tol=1e-12).x
     np.testing.assert_allclose(point, best, atol=1e-4)
     np.testing.assert_allclose(by @ VECTORS / by.sum(), point, rtol=1e-12)
     far = np.concatenate([VECTORS, np.full((3, SIZE), 1e9)])  # a minority of the weight, anywhere
-    moved, _ = robust.geometric_median(jnp.asarray(far), jnp.ones(CLIENTS + 3))
+    moved, _ = centres.geometric_median(jnp.asarray(far), jnp.ones(CLIENTS + 3))
     assert np.linalg.norm(moved - VECTORS.mean(0)) < 10
-    one, _ = robust.geometric_median(jnp.ones((3, 2)), jnp.ones(3))
+    one, _ = centres.geometric_median(jnp.ones((3, 2)), jnp.ones(3))
     np.testing.assert_allclose(one, 1)
 
 
@@ -66,22 +67,37 @@ def test_who_stands_out_is_told_by_the_median_deviation():
     draw = np.random.default_rng(0).normal(5.0, 0.2, size=(400, 10))
     middle = np.median(draw, axis=1, keepdims=True)
     want = 0.6745 * (draw - middle) / np.median(np.abs(draw - middle), axis=1, keepdims=True) > 3.5
-    told = jax.vmap(robust.stand_out)
+    told = jax.vmap(lambda scores: robust.above(scores) > robust.STANDS_OUT)
     np.testing.assert_array_equal(told(jnp.asarray(draw)), want)
     assert want.any(1).mean() < 0.2
     draw[:, 3] += 3.0
     assert np.asarray(told(jnp.asarray(draw)))[:, 3].all()
-    assert not np.asarray(robust.stand_out(jnp.ones(5))).any()
+    assert not np.asarray(robust.above(jnp.ones(5))).any()
+    assert np.isinf(robust.above(jnp.asarray([1.0, 1.0, 2.0, 1.0]))[2])
 
 
 def test_honest_clients_are_all_kept_by_outliers_and_liars_are_not():
-    """Five equally far from each other: their merge is the plain one, and without a liar's file that of the others."""
-    eyes = [ff.Payload(jnp.asarray(1.0), {"w": jnp.asarray(row)}) for row in np.eye(7)]
-    plain = ff.merge_payloads(FEDAVG, eyes).params["w"]
-    np.testing.assert_allclose(ff.merge_payloads(robust.robust(FEDAVG, "outliers"), eyes).params["w"], plain)
-    lying = [*eyes[:-1], eyes[-1]._replace(params={"w": jnp.full(7, -9.0)})]
-    found = ff.merge_payloads(robust.robust(FEDAVG, "outliers"), lying).params["w"]
-    np.testing.assert_allclose(found, np.eye(7)[:-1].mean(0), atol=1e-12)
+    """Moves equally far from each other: their merge is the plain one, and without a liar's file that of the others."""
+    start = {"w": jnp.full(7, 3.0)}
+    kept = lambda sent: np.asarray(ff.merge_payloads(robust.robust(FEDAVG, "outliers"), sent, start).params["w"])  # noqa: E731
+    sent = [ff.Payload(jnp.asarray(1.0), {"w": 3 + jnp.asarray(row)}) for row in np.eye(7)]
+    np.testing.assert_allclose(kept(sent), 3 + 1 / 7)
+    for lie in (jnp.full(7, -9.0), 3 - 2 * jnp.eye(7)[:6].sum(0) / 6, 3 + 9 * jnp.eye(7)[6]):  # far, against all, long
+        lying = [*sent[:-1], sent[-1]._replace(params={"w": lie})]
+        np.testing.assert_allclose(kept(lying), 3 + np.eye(7)[:-1].mean(0), atol=1e-12)
+
+
+def test_a_longer_move_in_the_direction_of_the_others_does_not_stand_out():
+    """Clients agree more or less, and the longest move is of one in between; by plain distances it would go."""
+    draw, lengths = np.random.default_rng(0), np.r_[np.linspace(0.8, 1.2, 8), 1.55]
+    moves = 1 + np.array([0.6, 0.4, 0.5, 0.7, 0.3, 0.5, 0.4, 0.6, 0.5])[:, None] * draw.normal(size=(9, 400))
+    moves *= (lengths / np.linalg.norm(moves, axis=1))[:, None]
+    far = np.asarray(robust.above(robust.krum_scores(robust.squared_distances(jnp.asarray(moves)), 3)))
+    assert far[8] == far.max() > robust.STANDS_OUT > np.asarray(robust.oddity(jnp.asarray(moves), 3)).max()
+    unit = moves / lengths[:, None]
+    scores = np.sort(2 - 2 * unit @ unit.T, axis=1)[:, 1:5].sum(1)  # to 9 − 3 − 2 others
+    each = [(s - np.median(s)) / np.median(abs(s - np.median(s))) * 0.6745 for s in (scores, lengths)]
+    np.testing.assert_allclose(robust.oddity(jnp.asarray(moves), 3), np.maximum(*each), rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=60)
