@@ -39,7 +39,9 @@ from fedfisher_jax.privacy import example_noise
 from fedfisher_jax.privacy._example_parts import Noise
 from fedfisher_jax.privacy._noisy_parts import mended, private_parts, with_noise
 
-EPSILONS, MORE_EPSILONS = (0.5, 1.0, 2.0, 8.0), (1.0, 2.0, 8.0)
+EPSILONS: tuple[float, ...] = (0.5, 1.0, 2.0, 8.0)
+CELLS = (*((epsilon, True) for epsilon in EPSILONS), (None, True), (None, False))  # ε, and whether parts are clipped
+MORE_EPSILONS = (1.0, 2.0, 8.0, None)
 RULES = ("fedfisher-diag", "regmean", "fedfisher-kfac")
 HEADS = {"fedavg, recalibrated": 1, "fedavg, recalibrated, divided noise": 0}  # how often all of the noise is added
 ROWS = ("fedavg", *RULES, *HEADS, "analytic head")
@@ -132,15 +134,14 @@ def stepped(
 def main() -> None:
     """Runs what is missing and reports."""
     settings = common.command_line(Settings, __doc__, quick={"seeds": 1, "alphas": (10.0,), "epochs": 2})
-    cells = [(epsilon, True) for epsilon in EPSILONS] + [(None, True), (None, False)]
     shared = {"clients": settings.clients, "epochs": settings.epochs}
     grid = [
         {"seed": seed, "alpha": alpha, **shared, "epsilon": epsilon, "clipped": clipped, **more}
         for more in ({}, {"more": True})
         for alpha in settings.alphas
-        for epsilon, clipped in cells
+        for epsilon, clipped in CELLS
         for seed in range(settings.seed, settings.seed + settings.seeds)
-        if not more or epsilon in (*MORE_EPSILONS, None)
+        if not more or epsilon in MORE_EPSILONS
     ]
     records = common.run_all(settings.out, grid, run)
     text = f"Accuracy in %, digits, {settings.clients} clients, δ = {DELTA:g}, one example added or removed; "
@@ -150,14 +151,15 @@ def main() -> None:
         rows = []
         for name in (*ROWS, "pseudo-data", *STEPPED):
             more = None if name in ROWS else True
-            found = [common.column(records, name, alpha=alpha, epsilon=e, clipped=c, more=more) for e, c in cells]
+            found = [common.column(records, name, alpha=alpha, epsilon=e, clipped=c, more=more) for e, c in CELLS]
             rows.append([name, *(common.mean_std(one) if one.size else "–" for one in found)])
-            told = ("no noise" if c else "as it is" if e is None else "" for e, c in cells)
-            names = [words if e is None else f"epsilon {e:g}" for (e, _), words in zip(cells, told, strict=True)]
+            told = ("no noise" if c else "as it is" if e is None else "" for e, c in CELLS)
+            names = [words if e is None else f"epsilon {e:g}" for (e, _), words in zip(CELLS, told, strict=True)]
             summary |= {
                 f"alpha {alpha:g}, {name}, {n}": float(v.mean()) for n, v in zip(names, found, strict=True) if v.size
             }
-        header = ["merge", *(f"ε = {epsilon:g}" for epsilon in EPSILONS), "clipped, no noise", "neither"]
+        header = ["merge"]
+        header += [("clipped, no noise" if c else "neither") if e is None else f"ε = {e:g}" for e, c in CELLS]
         text += f"\nα = {alpha:g}\n\n" + common.markdown_table(header, rows)
     common.report(settings.out, text, summary)
 

@@ -10,7 +10,7 @@ import pytest
 import fedfisher_jax as ff
 
 pytest.importorskip("cryptography", reason="secure sums need pip install 'fedfisher-jax[privacy]'")
-from fedfisher_jax.privacy import dp_training  # noqa: E402
+from fedfisher_jax.privacy import dp_training, example_noise, noise  # noqa: E402
 
 
 @pytest.mark.slow
@@ -96,6 +96,28 @@ def test_private_training_over_rounds(script, monkeypatch):
     step = dp.PoissonSampledDpEvent(64 / 200, dp.GaussianDpEvent(rounds.noise_for(8.0, (200,), 4, 1)))
     spent = rdp.RdpAccountant().compose(dp.SelfComposedDpEvent(step, 4 * 4)).get_epsilon(0.9 * 1e-5 / (1 + np.exp(4)))
     assert 3.9 < spent < 4.01  # for an example that is added or removed: half of what is promised of a replaced one
+
+
+@pytest.mark.slow
+def test_merges_with_privacy_of_every_example(script, monkeypatch):
+    """Less noise is more accurate, and so is noise on sums; a sum's noise hides one example that is added."""
+    merges = importlib.import_module("experiments.privacy.private_merges")
+    rows = "fedavg", "regmean", *merges.HEADS, "analytic head"
+    small = {"CELLS": ((0.5, True), (8.0, True)), "MORE_EPSILONS": (8.0,), "RULES": rows[1:2], "ROWS": rows}
+    for name, value in small.items():
+        monkeypatch.setattr(merges, name, value)
+    table, summary, lines = script("privacy.private_merges", "--quick", figure=False)
+    assert len(lines) == 3
+    told = {row: [summary.get(f"alpha 10, {row}, epsilon {e}") for e in (0.5, 8)] for row in (*rows, *merges.STEPPED)}
+    for row in rows[2:]:
+        assert told[row][0] + 5 < told[row][1]
+    assert told[rows[2]][0] < told[rows[3]][0]
+    (none, sums), *others = (told[row] for row in merges.STEPPED)
+    assert none is None and told["analytic head"][1] < sums + 1 and min(one for _, one in others) > 70
+    assert f"| pseudo-data | – | {summary['alpha 10, pseudo-data, epsilon 8']:.1f} |" in table
+    std = example_noise.deviations(merges.whole(1.0))[0] / merges.whole(1.0).clip_features ** 2
+    moved = np.sqrt(example_noise.SHARES[0])  # where all that an example adds moves the mechanism by 1
+    assert noise.delta_of(1.0, std * moved) == pytest.approx(1e-5, rel=1e-2)
 
 
 def test_what_attackers_send():
