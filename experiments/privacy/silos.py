@@ -14,6 +14,7 @@ from fedfisher_jax.curvature import capture
 from fedfisher_jax.federate import merge_clients, run_keys
 from fedfisher_jax.federate._private import Private
 from fedfisher_jax.merge import (
+    Draws,
     Payload,
     Rule,
     Update,
@@ -29,7 +30,7 @@ from fedfisher_jax.privacy._example_parts import Clips, MeasureParts
 
 DELTA, BATCH, PLACES, CLIP = 1e-5, 64, 160, 1e-3
 RATE, MOMENTUM, CLIP_GRADIENTS = 0.01, 0.9, 1.0
-INPUTS = 8.0  # norm of an input
+INPUTS, DRAWS = 8.0, Draws()  # norm of an input; how the server trains on pseudo-data
 STEPS, OF_STEPS = ("gradient", "length"), Clips(fisher=65.0, gradients=1.0)
 
 
@@ -43,7 +44,7 @@ def world() -> tuple[Any, Any, dict[str, Rule]]:
     rules = {"fedavg": ff.fedavg(*model), "regmean": regmean(*model, **captured)}
     rules |= {"head": recalibrate(*model, **captured), "analytic head": analytic(*model, **captured)}
     low, high = float(found.train_x.min()), float(found.train_x.max())  # of pixels without and full of ink
-    rules |= {"pseudo-data": pseudo_data(*model, low=low, high=high, **captured)}
+    rules |= {"pseudo-data": pseudo_data(*model, low=low, high=high, draws=DRAWS, **captured)}
     rules |= dict(zip(STEPS, exchanges(natural_gradient(*model, **captured)), strict=True))
     named = {"fedfisher-diag": "diagonal", "fedfisher-kfac": "kronecker"}
     return found, network, rules | {n: ff.fedfisher(*model, structure=s, **captured) for n, s in named.items()}
