@@ -88,9 +88,10 @@ def test_private_training_over_rounds(script, monkeypatch):
 
     rounds = importlib.import_module("experiments.privacy.rounds")
     monkeypatch.setattr(rounds, "HOW", {"rounds": (5, ((10, 3),))})
-    flags = "--quick", "--clips", "0.3", "--rates", "0.0001", "0.3"
+    flags = "--quick", "--clips", "0.3", "--rates", "0.0001", "0.3", "--passes", "30"
     table, summary, (choice, line) = script("privacy.rounds", *flags, figure=False)
     assert choice["result"]["rate"] == line["settings"]["rate"] == 0.3 and choice["settings"]["tuning"] == [1000]
+    assert choice["settings"]["schedules"] == [[30, 1]]
     assert line["result"]["accuracy"] > 0.7 and summary["rounds, epsilon 8"] == line["result"]["accuracy"]
     assert f"| {100 * line['result']['accuracy']:.1f} |" in table
     step = dp.PoissonSampledDpEvent(64 / 200, dp.GaussianDpEvent(rounds.noise_for(8.0, (200,), 4, 1)))
