@@ -127,10 +127,10 @@ def oddity(moves: Float[Array, "n d"], faulty: int) -> Float[Array, " n"]:
 
     Who has more examples takes more steps, and so lies farther from everybody, without disagreeing: squared distances
     are ‖u‖² + ‖v‖² − 2 uᵀv. So `krum_scores` are those of moves of length one, and lengths are compared by themselves;
-    the larger of both counts. Ours; what it is for is what was seen of honest clients.
+    the larger of both counts. The measure is ours; docs/privacy.md says what it does to honest clients and to liars.
 
     Args:
-        moves: [n, d], from where all clients began.
+        moves: [n, d], from where all clients began; where nobody knows that, or no model is sent, from zero.
         faulty: f of `krum_scores`.
     """
     lengths = jnp.sqrt(jnp.sum(moves**2, axis=1))
