@@ -53,7 +53,8 @@ class Settings(common.Settings):
         rates: Learning rates to choose from.
         passes: Epochs in all of the schedules to choose from, in the place of those above: rounds of one epoch, or one
             training of so many.
-        tuning: How many seeds of their own settings are chosen with.
+        tuning: How many seeds of their own settings are chosen with; where there is nothing to choose, nothing is run.
+        methods: Those to run, as the table names them; by default all.
     """
 
     dataset: str = "digits"
@@ -63,6 +64,7 @@ class Settings(common.Settings):
     rates: tuple[float, ...] = RATES
     passes: tuple[int, ...] = ()
     tuning: int = 2
+    methods: tuple[str, ...] = ()
 
 
 @cache
@@ -139,8 +141,11 @@ def choose(
     """The settings with the best mean accuracy on examples that are held out, and that accuracy."""
     found, _ = world_of(dataset)
     best: dict[str, Any] = {"accuracy": -1.0}
-    for (rounds, epochs), clip, rate in product(schedules, clips, rates):
-        scores, chosen = [], {"rounds": rounds, "epochs": epochs, "clip": clip, "rate": rate}
+    among = [dict(zip(CHOSEN, (*one[0], *one[1:]), strict=True)) for one in product(schedules, clips, rates)]
+    if len(among) == 1:
+        return among[0]
+    for chosen in among:
+        scores = []
         for seed in tuning:
             order = np.random.default_rng(seed).permutation(len(found.train_y))
             out, inside = np.split(order, [len(order) // 5])
@@ -165,17 +170,18 @@ def main() -> None:
     quick = {"seeds": 1, "epsilons": (8.0,), "tuning": 1}
     settings = common.command_line(Settings, __doc__, quick=quick)
     tuning = list(range(TUNING, TUNING + settings.tuning))
-    pairs = list(product(HOW, settings.epsilons))
+    methods = settings.methods or tuple(HOW)
+    pairs = list(product(methods, settings.epsilons))
     where = {} if settings.dataset == Settings.dataset else {"dataset": settings.dataset}
     among = {"tuning": tuning, "clips": settings.clips, "rates": settings.rates, **where}
-    given = {how: [(n, 1) if how == "rounds" else (1, n) for n in settings.passes] for how in HOW}
+    given = {how: [(n, 1) if how == "rounds" else (1, n) for n in settings.passes] for how in methods}
     asked = [{"how": h, "epsilon": e, "schedules": given[h] or list(HOW[h][1]), **among} for h, e in pairs]
     best = [record["result"] for record in common.run_all(settings.out, asked, run, "choices")]
     chosen = {pair: {name: one[name] for name in CHOSEN} for pair, one in zip(pairs, best, strict=True)}
     seeds = range(settings.seed, settings.seed + settings.seeds)
     grid = [{"how": how, "epsilon": e, "seed": seed, **chosen[how, e], **where} for how, e in pairs for seed in seeds]
     records, rows, summary = common.run_all(settings.out, grid, run), [], {}
-    for how in HOW:
+    for how in methods:
         found = [common.column(records, "accuracy", how=how, epsilon=e) for e in settings.epsilons]
         rows.append([how, *(common.mean_std(one, scale=100) for one in found)])
         for e, one in zip(settings.epsilons, found, strict=True):
