@@ -15,7 +15,7 @@ import dataclasses
 import math
 from functools import cache, partial
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ HOW: dict[str, tuple[int, Schedules]] = {  # method → clients that train, sche
     "rounds": (5, ((10, 1), (30, 1), (10, 3), (30, 3))),
     "a sum a step": (1, ((1, 10), (1, 30), (1, 100))),
 }
-CHOSEN = ("rounds", "epochs", "clip", "rate")
+CHOSEN: tuple[str, ...] = ("rounds", "epochs", "clip", "rate")
 TUNING = 1000  # the first seed of split, start and training to choose with
 
 
@@ -64,7 +64,7 @@ class Settings(common.Settings):
     rates: tuple[float, ...] = RATES
     passes: tuple[int, ...] = ()
     tuning: int = 2
-    methods: tuple[str, ...] = ()
+    methods: tuple[Literal["one shot", "rounds", "a sum a step"], ...] = ()
 
 
 @cache
@@ -191,7 +191,11 @@ def main() -> None:
         f"{settings.seeds} seeds.\n\n"
     ) + common.markdown_table(["method", *(f"ε = {e:g}" for e in settings.epsilons)], rows)
     picked = [[how, f"{e:g}", *chosen[how, e].values()] for how, e in pairs]
-    text += "\nChosen on held-out training examples of seeds that the table does not have:\n\n"
+    some = any(len(settings.clips) * len(settings.rates) * len(one["schedules"]) > 1 for one in asked)
+    told = (
+        "Chosen on held-out training examples of seeds that the table does not have" if some else "Settings, as given"
+    )
+    text += f"\n{told}:\n\n"
     text += common.markdown_table(["method", "ε", "rounds", "local epochs", "clip", "learning rate"], picked)
     common.report(settings.out, text, summary)
 
