@@ -1,5 +1,6 @@
 """Float64, shape checking of every annotated function of the package, and bounded memory maps of long-lived workers."""
 
+import functools
 import gc
 import itertools
 import os
@@ -21,8 +22,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 from jaxtyping import install_import_hook
 
+if version("jax").startswith("0.10."):
+    # A context of MLIR for each of thousands of programs takes a tenth of the time. One serves all but those programs
+    # that are compiled while another one is written: there they would be written into it.
+    make, shared = mlir.make_ir_context, functools.cache(mlir.make_ir_context)
+    mlir.make_ir_context = lambda: shared() if mlir.ir.Context.current is None else make()
 gc.set_threshold(50_000, 20, 10)  # looking for cycles in what JAX and its libraries hold took a seventh of the time
 jax.config.update("jax_enable_x64", True)
 hook = install_import_hook("fedfisher_jax", "beartype.beartype")
