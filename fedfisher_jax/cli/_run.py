@@ -121,7 +121,10 @@ def _run(settings: RunSettings, console: Console, held: contextlib.ExitStack) ->
 
     save()
     if first:
-        data.plot_label_counts(np.asarray(record["clients"]["label_counts"]), out / "clients", here.strata.what)
+        counts, names = np.asarray(record["clients"]["label_counts"]), record["classes"]
+        if settings.likelihood != "categorical":
+            names = here.strata.names
+        data.plot_label_counts(counts, out / "clients", here.strata.what, names)
     if settings.rounds > 1:
         run_over_rounds(settings, here, rules, out, console, note, keep, on_record)
     else:

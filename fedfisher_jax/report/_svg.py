@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data._plot import short
 from ._colours import LOCAL, colours_of
 from ._figures import accuracy_bars, curve, integer_rounds, legend_below
 from ._measure import measure_of_record
 
 INK = "#010203"  # stands for the colour of the page's text, and is no other's
 WIDTH = 4.6  # inches: letters keep their size on a phone
-LONGEST = 16  # characters of a class's name in a figure; tables have all of it
 MOST_VECTOR = 1500  # cells of a heat map beyond which it is pixels
 
 
@@ -47,12 +47,8 @@ def heat_map(record: Mapping[str, Any]) -> str:
 def _named_cells(axis: Any, names: Sequence[str]) -> None:
     """Name the cells of a grid, or every so many where there are more than twelve; long names are cut."""
     step = -(-len(names) // 12)
-    axis.set_ticks(np.arange(0, len(names), step) + 0.5, labels=[_short(name) for name in names[::step]])
+    axis.set_ticks(np.arange(0, len(names), step) + 0.5, labels=[short(name) for name in names[::step]])
     axis.set_tick_params(length=0)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
 def over_rounds(record: Mapping[str, Any], *, megabytes: bool = False) -> str:

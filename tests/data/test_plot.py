@@ -26,3 +26,12 @@ def test_clients_without_examples_can_be_drawn(tmp_path):
 def test_what_is_no_matrix_is_refused(tmp_path, counts):
     with pytest.raises(ValueError, match="counts: got .*, expected shape"):
         plot_label_counts(counts, tmp_path / "clients.png")
+
+
+def test_classes_have_their_names(tmp_path):
+    names = ["cat", "dog", "a name that is longer than a figure has room for"]
+    plot_label_counts(np.ones((2, 3), int), tmp_path / "clients.svg", names=names)
+    drawn = (tmp_path / "clients.svg").read_text()
+    assert "<!-- cat -->" in drawn and "<!-- dog -->" in drawn and "<!-- a name that is … -->" in drawn
+    with pytest.raises(ValueError, match="names: got 2, expected one for each of 3 columns"):
+        plot_label_counts(np.ones((2, 3), int), tmp_path / "clients.svg", names=names[:2])
