@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from experiments.checkpoints import topics
-from experiments.checkpoints.methods import LABELS, Trained, accuracies, others, ours, over_seeds
+from experiments.checkpoints.methods import Trained, others, ours
+from experiments.checkpoints.scoring import LABELS, over_seeds, scores
 from experiments.lib import common
 
 RULES = {  # what clients measure for, and what is then merged by it
@@ -101,8 +102,9 @@ def compared(found: Trained, params: Any, folder: Path) -> dict[str, Any]:
     by_commands = bridge.from_module(bridge.read(folder)).params
     gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), by_commands, params)
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, found.start)
-    scores = {"commands": accuracies(found, by_commands, "test"), "memory": accuracies(found, params, "test")}
-    return scores | {"gap": max(jax.tree.leaves(gaps)), "moved": max(jax.tree.leaves(moved))}
+    ways = {"commands": by_commands, "memory": params}
+    right = {way: scores(found, merged, "test")["accuracy"] for way, merged in ways.items()}
+    return right | {"gap": max(jax.tree.leaves(gaps)), "moved": max(jax.tree.leaves(moved))}
 
 
 def main() -> None:
@@ -114,8 +116,8 @@ def main() -> None:
         found = [result["methods"][method] for result in results]
         each = {way: 100 * np.array([one[way] for one in found]) for way in ("commands", "memory")}
         gap, moved = (max(one[name] for one in found) for name in ("gap", "moved"))
-        scores = [common.mean_std(each[way].mean(1), 2) for way in ("commands", "memory")]
-        rows.append([LABELS[method], *scores, f"{gap:.1e}", f"{moved:.2g}"])
+        right = [common.mean_std(each[way].mean(1), 2) for way in ("commands", "memory")]
+        rows.append([LABELS[method], *right, f"{gap:.1e}", f"{moved:.2g}"])
         summary[method] = {"accuracy": {way: values.mean() for way, values in each.items()}, "gap": gap, "moved": moved}
     columns = ["", "by commands", "in memory", "largest difference of a parameter", "largest move from the start"]
     commands = "\n".join(results[0]["commands"])

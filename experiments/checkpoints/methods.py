@@ -1,11 +1,10 @@
-"""What every task does with fine-tuned models: it trains them, merges them by others' methods and ours, and reports.
+"""What every task does with fine-tuned models: it trains them, and merges them by others' methods and ours.
 
-Methods with a knob are run twice: as published, and as the mean accuracy on validation examples, which nobody trains
-on, chooses among a few values. Test examples choose nothing.
+A method with a knob has several settings, the published one first; `scoring` chooses among them.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,39 +14,22 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from experiments.lib import common
 from fedfisher_jax import (
     LocalTraining,
     Update,
     capture,
     categorical,
     conjugate_gradients,
-    evaluate,
     examples,
     merge_payloads,
     train,
 )
 from fedfisher_jax._trees import pick
+from fedfisher_jax.curvature import Capture
 from fedfisher_jax.merge import catalogue
 
 BATCH = 32
 SCALES = (0.25, 0.4, 0.6, 0.8, 1.0)  # of the sum of four clients' updates; 0.25 is their average
-LABELS = {
-    "pretrained": "pre-trained",
-    "own": "each client's own model, at home",
-    "pooled": "trained on everybody's examples",
-    "average": "average",
-    "task arithmetic": "task arithmetic",
-    "ties": "TIES",
-    "dare": "DARE, then task arithmetic",
-    "fisher-merge": "Fisher merge",
-    "fedfisher-diag": "FedFisher, diagonal",
-    "regmean": "RegMean",
-    "fedfisher-kfac": "FedFisher, K-FAC",
-    "pretrained recalibrated": "pre-trained; head recalibrated",
-    "average recalibrated": "average; head recalibrated",
-    "recalibrated": "FedFisher, K-FAC; head recalibrated",
-}
 Data = tuple[Any, Any]  # inputs [n, ...] and targets [n, ...]
 Ways = dict[str, Callable[[], Any]]  # by setting; the first is the published one, or what stands for it
 
@@ -152,128 +134,75 @@ def others(trained: Trained, seed: int, scales: tuple[float, ...] = SCALES) -> I
 # ---- what this library does ------------------------------
 
 
-def ours(trained: Trained, measured: int, kind: str, key: jax.Array) -> Iterator[tuple[str, Ways]]:
-    """The library's rules by setting; the first is the default.
+@dataclasses.dataclass(frozen=True)
+class Measuring:
+    """What clients measure, and what rules make of it.
 
-    Args:
+    Attributes:
         trained: the models.
-        measured: how many of its training examples a client measures on.
+        data: the training examples on which each client measures.
+        captured: the layers that have curvature of their own.
         kind: the kind of Fisher information.
         key: of Monte-Carlo draws.
     """
-    apply, start = trained.apply, trained.start
+
+    trained: Trained
+    data: list[Any]
+    captured: Capture
+    kind: str
+    key: jax.Array
+
+    def rule(self, name: str, **options: Any) -> Any:
+        """Make a rule of this library."""
+        offers = {"captured": self.captured, "kind": self.kind}
+        return catalogue.named_rule(name, self.trained.apply, categorical(), offers=offers, **options)
+
+    def sent(self, name: str) -> list[Any]:
+        """What each client sends for a rule."""
+        measure, start = jax.jit(self.rule(name).measure), self.trained.start
+        pairs = enumerate(zip(self.trained.tuned, self.data, strict=True))
+        return [measure(Update(params, start), mine, jax.random.fold_in(self.key, n)) for n, (params, mine) in pairs]
+
+    def merged(self, payloads: list[Any], name: str, **options: Any) -> Callable[[], Any]:
+        """A call that merges by a rule."""
+        return lambda: merge_payloads(self.rule(name, **options), payloads, self.trained.start).params
+
+    def damped(self, payloads: list[Any], name: str, values: tuple[float, ...]) -> Ways:
+        """Merge by a rule with several dampings."""
+        each = {f"damping {v}": conjugate_gradients(damping=v) for v in values}
+        return {setting: self.merged(payloads, name, solver=solver) for setting, solver in each.items()}
+
+    def kfac(self) -> Ways:
+        """Measure for K-FAC, and merge by it with several dampings."""
+        return self.damped(self.sent("fedfisher-kfac"), "fedfisher-kfac", (0.3, 0.03, 3.0))
+
+
+def measuring(trained: Trained, measured: int, kind: str, key: jax.Array) -> Measuring:
+    """Let each client measure on so many of its training examples."""
     data = [examples(*pick(part.train, slice(measured))) for part in trained.parts]
-    offers = {"captured": capture(apply, start, pick(data[0].x, slice(1))), "kind": kind}
+    return Measuring(trained, data, capture(trained.apply, trained.start, pick(data[0].x, slice(1))), kind, key)
 
-    def rule(name: str, **options: Any) -> Any:
-        return catalogue.named_rule(name, apply, categorical(), offers=offers, **options)
 
-    def sent(name: str) -> list[Any]:
-        measure = jax.jit(rule(name).measure)
-        pairs = enumerate(zip(trained.tuned, data, strict=True))
-        return [measure(Update(params, start), mine, jax.random.fold_in(key, n)) for n, (params, mine) in pairs]
+def averaged(trained: Trained) -> Any:
+    """Average the clients' parameters."""
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trained.tuned)
 
-    def merged(payloads: list[Any], name: str, **options: Any) -> Callable[[], Any]:
-        return lambda: merge_payloads(rule(name, **options), payloads, start).params
 
-    def damped(payloads: list[Any], name: str, values: tuple[float, ...]) -> Ways:
-        return {f"damping {v}": merged(payloads, name, solver=conjugate_gradients(damping=v)) for v in values}
-
-    diagonals, moments, factors = sent("fisher-merge"), sent("regmean"), sent("fedfisher-kfac")
+def ours(trained: Trained, measured: int, kind: str, key: jax.Array) -> Iterator[tuple[str, Ways]]:
+    """The library's rules by setting; the first is the default. Arguments are as in `measuring`."""
+    clients = measuring(trained, measured, kind, key)
+    merged, diagonals, moments = clients.merged, clients.sent("fisher-merge"), clients.sent("regmean")
     yield "fisher-merge", {"": merged(diagonals, "fisher-merge")}
-    yield "fedfisher-diag", damped(diagonals, "fedfisher-diag", (0.01, 0.1, 1.0))
+    yield "fedfisher-diag", clients.damped(diagonals, "fedfisher-diag", (0.01, 0.1, 1.0))
     yield "regmean", {f"off-diagonal {v}": merged(moments, "regmean", off_diagonal=v) for v in first(0.9, (0.5, 1.0))}
-    yield "fedfisher-kfac", damped(factors, "fedfisher-kfac", (0.3, 0.03, 3.0))
-    head = jax.jit(rule("recalibrate").measure)
+    kfac = clients.kfac()
+    yield "fedfisher-kfac", kfac
+    head = jax.jit(clients.rule("recalibrate").measure)
 
     def recalibrated(middle: Any) -> Any:
-        sums = [head(Update(None, middle), mine, key) for mine in data]
-        return merge_payloads(rule("recalibrate"), sums, middle).params
+        sums = [head(Update(None, middle), mine, key) for mine in clients.data]
+        return merge_payloads(clients.rule("recalibrate"), sums, middle).params
 
-    average = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trained.tuned)
-    yield "pretrained recalibrated", {"": lambda: recalibrated(start)}
-    yield "average recalibrated", {"": lambda: recalibrated(average)}
-    yield "recalibrated", {"": lambda: recalibrated(merged(factors, "fedfisher-kfac")())}
-
-
-# ---- scores and the report ------------------------------
-
-
-def accuracies(trained: Trained, params: Any, which: str) -> list[float]:
-    """Accuracy on each client's "test" or "validate" examples."""
-    each = [getattr(part, which) for part in trained.parts]
-    return [float(evaluate(trained.apply, categorical(), params, x, y, batch_size=64).accuracy) for x, y in each]
-
-
-def scored(
-    trained: Trained, seed: int, measured: int, kind: str, key: jax.Array, scales: tuple[float, ...] = SCALES
-) -> dict[str, Any]:
-    """Merge in every way, and score; arguments as in `ours`, the seed of random drops, and the updates' scales."""
-    cross = [accuracies(trained, params, "test") for params in trained.tuned]
-    result: dict[str, Any] = {
-        "modules": [part.name for part in trained.parts],
-        "cross": cross,
-        "published": {
-            "pretrained": accuracies(trained, trained.start, "test"),
-            "own": [cross[n][n] for n in range(len(cross))],
-            "pooled": accuracies(trained, trained.pooled, "test"),
-        },
-        "chosen": {},
-        "settings": {},
-    }
-    for method, by_setting in (*others(trained, seed, scales), *ours(trained, measured, kind, key)):
-        made = {name: make() for name, make in by_setting.items()}
-        published = next(iter(made))
-        result["published"][method] = accuracies(trained, made[published], "test")
-        if len(made) > 1:
-            scores = {name: float(np.mean(accuracies(trained, params, "validate"))) for name, params in made.items()}
-            best = max(scores, key=scores.__getitem__)
-            result["settings"][method] = {"published": published, "chosen": best, "validation": scores}
-            result["chosen"][method] = accuracies(trained, made[best], "test")
-    return result
-
-
-def over_seeds(settings: Any, run: Callable[..., Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Run what is missing of `settings.seeds` seeds; `run` takes a seed and every flag of the task by name."""
-    flags = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    flags = {name: value for name, value in flags.items() if name not in ("quick", "seed", "out", "seeds")}
-    grid = [{"seed": seed, **flags} for seed in range(settings.seed, settings.seed + settings.seeds)]
-    return [record["result"] for record in common.run_all(settings.out, grid, run)]
-
-
-def report(out: Any, results: Sequence[Mapping[str, Any]], what: str) -> None:
-    """Write table and summary of several seeds' `scored`; `what` says what the accuracy is of."""
-
-    def found(kind: str, method: str) -> np.ndarray:
-        return 100 * np.array([result[kind][method] for result in results])  # [seeds, clients]
-
-    rows, summary = [], {}
-    for method, label in LABELS.items():
-        for kind in ("published", "chosen"):
-            if method in results[0][kind]:
-                each = found(kind, method)
-                gain = each.mean(1) - found("published", "average").mean(1)
-                name = label + (", setting chosen by validation" if kind == "chosen" else "")
-                cells = [common.mean_std(values, 1) for values in (each.mean(1), each.min(1), gain)]
-                rows.append([name, *cells, *[f"{value:.1f}" for value in each.mean(0)]])
-                summary[f"{method}, {kind}"] = {"mean": each.mean(), "gain": gain.mean(), "gain by seed": gain}
-    clients = len(results[0]["modules"])
-    note = (
-        f"{what}; mean ± std over {len(results)} seeds. Gain: the mean accuracy minus the average's, seed by seed. "
-        f"Clients 1 to {clients} differ from seed to seed: "
-        + "; ".join(" | ".join(result["modules"]) for result in results)
-        + f". On the others' examples a client's own model has {off_own(results):.1f}.\n\n"
-    )
-    columns = ["", "mean of clients", "worst client", "gain", *[f"client {n + 1}" for n in range(clients)]]
-    common.report(out, note + common.markdown_table(columns, rows), summary | {"settings": chosen_of(results)})
-
-
-def off_own(results: Sequence[Mapping[str, Any]]) -> float:
-    """Mean accuracy of clients' own models on the others' examples, in %."""
-    other = ~np.eye(len(results[0]["modules"]), dtype=bool)
-    return 100 * float(np.mean([np.array(result["cross"])[other] for result in results]))
-
-
-def chosen_of(results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """What validation chose, by method and seed."""
-    return {method: [r["settings"][method]["chosen"] for r in results] for method in results[0]["settings"]}
+    yield "pretrained recalibrated", {"": lambda: recalibrated(trained.start)}
+    yield "average recalibrated", {"": lambda: recalibrated(averaged(trained))}
+    yield "recalibrated", {"": lambda: recalibrated(next(iter(kfac.values()))())}

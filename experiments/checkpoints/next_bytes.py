@@ -2,17 +2,19 @@
 
 A small transformer learns the next byte of one half of the modules of Python's standard library. Four clients each
 fine-tune it on one module of the other half: those with most text. Every merged model is scored on every client's test
-windows; `methods` tells how, and which.
+windows; `methods` tells which, `scoring` how.
 """
 
 import dataclasses
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.checkpoints.methods import Data, Part, fine_tuned, over_seeds, report, scored, trainer
+from experiments.checkpoints.methods import Data, Part, Trained, fine_tuned, others, ours, trainer
+from experiments.checkpoints.scoring import over_seeds, report, scored
 from experiments.lib import common
 from fedfisher_jax import data, models
 
@@ -54,9 +56,9 @@ def text(seed: int) -> data.TextData:
 
 
 @cache
-def network_of(width: int) -> models.Network:
+def network_of(width: int, tied: bool = False) -> models.Network:
     """One object per setting, so that it is traced once."""
-    return models.build_transformer(256, LENGTH, width=width)
+    return models.build_transformer(256, LENGTH, width=width, tied=tied)
 
 
 def inputs(windows: np.ndarray) -> Data:
@@ -79,17 +81,22 @@ def parts_of(found: data.TextData, windows: int, tested: int) -> list[Part]:
     ]
 
 
-def run(
-    seed: int, windows: int, tested: int, measured: int, first_windows: int, first_epochs: int, epochs: int, width: int
-) -> dict[str, Any]:
-    """Pre-training, four clients, and all merges of theirs."""
-    found, network = text(seed), network_of(width)
+def trained(
+    network: models.Network, seed: int, windows: int, tested: int, first_windows: int, first_epochs: int, epochs: int
+) -> tuple[Trained, jax.Array]:
+    """Pre-train, and let four clients fine-tune: the models, and a key."""
+    found = text(seed)
     init, key, *keys = jax.random.split(jax.random.key(seed), 2 + CLIENTS + 1)
     common_text = np.concatenate([found.train[n][:first_windows] for n in found.pretrain])
     begin = trainer(network.apply, first_epochs, 2e-3)
     start = begin(jax.jit(network.init)(init), inputs(found.windows[common_text]), key)
-    trained = fine_tuned(network.apply, start, parts_of(found, windows, tested), epochs, keys)
-    return scored(trained, seed, measured, "monte_carlo", keys[0])
+    return fine_tuned(network.apply, start, parts_of(found, windows, tested), epochs, keys), keys[0]
+
+
+def run(seed: int, measured: int, width: int, **settings: Any) -> dict[str, Any]:
+    """All merges of a seed."""
+    found, key = trained(network_of(width), seed, **settings)
+    return scored(found, chain(others(found, seed), ours(found, measured, "monte_carlo", key)))
 
 
 def main() -> None:

@@ -13,12 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.checkpoints.methods import SCALES, Data, Part, Trained, fine_tuned, over_seeds, report, scored, trainer
+from experiments.checkpoints.methods import SCALES, Data, Part, Trained, fine_tuned, others, ours, trainer
+from experiments.checkpoints.scoring import over_seeds, report, scored
 from experiments.lib import common
 from fedfisher_jax import data
 
@@ -161,7 +163,8 @@ def run(windows: int, **settings: Any) -> dict[str, Any]:
     """All merges of a seed; a client measures on all that it trained on."""
     found, key = trained(windows=windows, **settings)
     measured = windows * len(TOPICS) // CLIENTS
-    return scored(found, settings["seed"], measured, "exact", key, scales=(0.1, *SCALES))  # the average is too far
+    updates = others(found, settings["seed"], scales=(0.1, *SCALES))  # the average is too far
+    return scored(found, chain(updates, ours(found, measured, "exact", key)))
 
 
 def main() -> None:
