@@ -13,8 +13,8 @@ def ends(said, runs, chance):
 
     Args:
         said: How often the attacker said "the first" where it was, and where it was not.
-        runs: Of each.
-        chance: Of each end that it fails.
+        runs: Number of times that each was there.
+        chance: Probability that an end is wrong.
     """
     right, wrong = said
     return stats.beta.ppf(chance, right, runs - right + 1), stats.beta.ppf(1 - chance, wrong + 1, runs - wrong)
@@ -32,7 +32,7 @@ def gaussian(pair, noisy, scaled, delta, runs=1000):
         noisy: (payload, draw) → the payload with noise, of draw: shape → standard normal numbers.
         scaled: Payload → what is released, in the mechanism's scale, as a vector.
         delta: The promise's.
-        runs: Of the mechanism, for each data set.
+        runs: Number of runs of the mechanism for each data set.
     """
     first, second = map(scaled, pair)
     direction = (first - second) / np.linalg.norm(first - second)

@@ -22,10 +22,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
-from jax._src.interpreters import mlir
 from jaxtyping import install_import_hook
 
 if version("jax").startswith("0.10."):
+    from jax._src.interpreters import mlir
+
     # A context of MLIR for each of thousands of programs takes a tenth of the time. One serves all but those programs
     # that are compiled while another one is written: there they would be written into it.
     make, shared = mlir.make_ir_context, functools.cache(mlir.make_ir_context)

@@ -30,7 +30,7 @@ class Settings(common.Settings):
 
     Attributes:
         clients: How many, all in one round.
-        examples: Of a client.
+        examples: Number of a client's examples.
         worker: For the processes that the script starts: settings of one run, as JSON.
     """
 

@@ -143,7 +143,7 @@ class Measuring:
         data: the training examples on which each client measures.
         captured: the layers that have curvature of their own.
         kind: the kind of Fisher information.
-        key: of Monte-Carlo draws.
+        key: the key of Monte-Carlo draws.
     """
 
     trained: Trained

@@ -46,8 +46,8 @@ class Settings(common.Settings):
         networks: Which of the three; the first is that of the headline and always there.
         seeds: Repetitions: data, start and order of training.
         epochs: Local epochs of Adam.
-        learning_rate: Of Adam.
-        rounds: Of the federation; the headline is after the first.
+        learning_rate: Adam's rate.
+        rounds: Number of rounds; the headline is after the first.
     """
 
     networks: tuple[str, ...] = tuple(NETWORKS)

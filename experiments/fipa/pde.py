@@ -38,13 +38,13 @@ class Settings(common.Settings):
 
     Attributes:
         seeds: Repetitions of Poisson: start and order of training.
-        seeds_allen_cahn: Of Allen–Cahn.
+        seeds_allen_cahn: Number of seeds for Allen–Cahn.
         clients: How many.
-        rounds: Of every method.
+        rounds: Number of rounds of every method.
         warm_up: Rounds of FedAvg that FIPA begins with.
         epochs: Local epochs of Adam in a round, all points of a client at once.
-        learning_rate: Of Adam.
-        width: Of the two hidden layers.
+        learning_rate: Adam's rate.
+        width: Units of each of the two hidden layers.
         tau: Damping of FIPA's damped form, relative to the largest eigenvalue.
     """
 

@@ -32,11 +32,11 @@ class Settings(common.Settings):
     Attributes:
         seeds: Repetitions: data, start and order of training.
         clients: How many.
-        rounds: Of every method.
+        rounds: Number of rounds of every method.
         warm_up: Rounds of FedAvg that FIPA begins with.
         epochs: Local epochs of Adam in a round.
-        learning_rate: Of Adam.
-        width: Of the two hidden layers.
+        learning_rate: Adam's rate.
+        width: Units of each of the two hidden layers.
         tau: Damping of FIPA's damped form, relative to the largest eigenvalue.
     """
 

@@ -24,14 +24,14 @@ class Settings(common.Settings):
 
     Attributes:
         dataset: A name of `fedfisher list`, of images.
-        networks: Of mlp, mlp-bias, lenet.
+        networks: Some of mlp, mlp-bias, lenet.
         kinds: Payloads, of weights, diagonal, kronecker, gram, low_rank, full.
         clients: Their number.
         alpha: Concentration of the Dirichlet split.
         examples: Drawn from the training set for all clients together; the rest are the others.
         epochs: Local epochs.
         hidden: Widths of the MLP; with at most 2000 parameters the full Fisher is attacked, too.
-        rank: Of low-rank Fishers.
+        rank: Rank of low-rank Fishers.
         attacked: How many of the clients are attacked.
         budget: Of compressed payloads, × 32 bits per parameter.
         epsilon: Of private payloads, at δ = 1e-5.

@@ -34,7 +34,7 @@ class Settings(common.Settings):
         seeds: Of split, start and training.
         clients: How many, all of them together.
         attackers: How many of them attack.
-        alphas: Of the Dirichlet splits.
+        alphas: Concentrations of the Dirichlet splits.
         epochs: Local epochs.
     """
 

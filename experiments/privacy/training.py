@@ -32,7 +32,7 @@ class Settings(common.Settings):
     Attributes:
         seeds: Of split, start and training.
         clients: Their numbers.
-        alpha: Of the Dirichlet splits.
+        alpha: Concentration of the Dirichlet splits.
         epochs: Local epochs.
     """
 
