@@ -40,7 +40,7 @@ class Settings(common.Settings):
 
     Attributes:
         rounds: Runs after the first one.
-        networks: Of lenet, cnn and resnet18.
+        networks: Which of lenet, cnn and resnet18.
         clients: Numbers of clients.
         groups: How many clients train at once; 0 for all of them.
         steps: Training steps of a client.

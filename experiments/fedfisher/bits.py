@@ -37,7 +37,7 @@ class Settings(common.Settings):
     Attributes:
         rules: Merge rules by name, or your own as module:function; of the authors' clients only what they measured.
         seeds: Seeds of digits.
-        sources: Of clients.
+        sources: Where clients come from.
     """
 
     rules: tuple[str, ...] = RULES

@@ -125,7 +125,7 @@ def digits(seed: int) -> Clients:
 def golden(seed: int) -> Clients:
     """The authors' five clients, whatever the seed."""
     del seed
-    x, test_x, test_y = layer_by_layer.world()
+    x, test_x, _, test_y = layer_by_layer.world()
     who = range(authors_run.CLIENTS)
     models, fishers = [authors_run.params(i) for i in who], [authors_run.kronecker(i) for i in who]
     examples = [x[authors_run.rows(i)] for i in who]

@@ -2,7 +2,8 @@
 
 RegMean weighs a client's layer by the second moments of that layer's inputs in the client's own model; behind merged
 layers its inputs are others. On the FedFisher authors' five clients (Fashion-MNIST, LeNet, α = 0.1), all layers by
-W = (Σ p A)⁻¹ Σ p A W_i, off-diagonal entries of A times a factor, as RegMean has it. No labels are read.
+W = (Σ p A)⁻¹ Σ p A W_i, off-diagonal entries of A times a factor, as RegMean has it. No labels are read. Last, a
+head in closed form on the result, by labels: is it better to mend the layers below it first?
 """
 
 import dataclasses
@@ -15,13 +16,15 @@ import numpy as np
 
 from experiments.benchmarks import authors_run
 from experiments.lib import common
-from fedfisher_jax import categorical, data, evaluate, examples, fisher
+from fedfisher_jax import Update, categorical, data, evaluate, examples, fisher, merge_payloads
 from fedfisher_jax.curvature import Layer
+from fedfisher_jax.merge import recalibrate
 
 PIXELS = (
     255 * np.float32(0.1307),
     255 * np.float32(0.3081),
 )  # mean and spread in the authors' training
+HEADS = {"recalibrate": (), "recalibrate@fc1,fc2:100": ("fc1", "fc2:100")}
 RIDGE = 1e-6  # times the mean diagonal entry: pixels that are always black say nothing
 
 
@@ -40,17 +43,17 @@ class Settings(common.Settings):
 
 @cache
 def world() -> tuple[Any, ...]:
-    """Training images, test images and labels, scaled as the authors did."""
+    """Training images, test images, both scaled as the authors did, and the labels of both."""
     found = data.load("fashion_mnist")
     assert found.scaling is not None
     mean, std = (np.asarray(values, np.float32) for values in found.scaling)
     scaled = [jnp.asarray((x * std + mean - PIXELS[0]) / PIXELS[1]) for x in (found.train_x, found.test_x)]
-    return (*scaled, jnp.asarray(found.test_y))
+    return (*scaled, jnp.asarray(found.train_y), jnp.asarray(found.test_y))
 
 
 def accuracy(params: Any) -> float:
     """Test accuracy."""
-    _, x, y = world()
+    _, x, _, y = world()
     return float(evaluate(authors_run.NETWORK.apply, categorical(), params, x, y).accuracy)
 
 
@@ -72,8 +75,16 @@ def merged_layer(layer: Layer, moments: list[np.ndarray], models: list[Any], fac
     return layer.from_matrix(jnp.asarray(found, jnp.float32))
 
 
+def recalibrated(params: Any, rows: list[np.ndarray], features: tuple[str, ...]) -> Any:
+    """The model with a head in closed form on these features, from all clients' examples."""
+    rule = recalibrate(authors_run.NETWORK.apply, categorical(), features=features, captured=authors_run.captured())
+    x, _, y, _ = world()
+    measure = jax.jit(lambda at, x, y: rule.measure(Update(None, at), examples(x, y), jax.random.key(0)))
+    return merge_payloads(rule, [measure(params, x[own], y[own]) for own in rows], params).params
+
+
 def run(factor: float, own: bool, count: int) -> dict[str, float]:
-    """Accuracies after each layer: by moments of the clients' own models, or of the model merged so far."""
+    """Accuracies after each layer, by moments of the clients' own models or of the one merged so far; then of heads."""
     clients = range(authors_run.CLIENTS)
     models, rows = [authors_run.params(i) for i in clients], [authors_run.rows(i)[: count or None] for i in clients]
     shares = authors_run.sizes() / authors_run.sizes().sum()
@@ -90,7 +101,9 @@ def run(factor: float, own: bool, count: int) -> dict[str, float]:
             merged[leaf] = value
         name = authors_run.LAYERS[number]
         accuracies[name] = accuracy(jax.tree.unflatten(jax.tree.structure(average), merged))
-    return accuracies
+    last = jax.tree.unflatten(jax.tree.structure(average), merged)
+    heads = {name: accuracy(recalibrated(last, rows, features)) for name, features in HEADS.items()}
+    return accuracies | heads
 
 
 def main() -> None:
@@ -100,11 +113,14 @@ def main() -> None:
     rows, summary = [], {}
     for record in common.run_all(settings.out, grid, run):
         who, found = record["settings"], record["result"]
-        name = "RegMean, one exchange" if who["own"] else f"RegMean++, {len(found)} exchanges"
+        name = "RegMean, one exchange" if who["own"] else f"RegMean++, {len(authors_run.LAYERS)} exchanges"
         rows.append([name, f"{who['factor']:g}", *[f"{100 * a:.1f}" for a in found.values()]])
         summary[f"{name}, factor {who['factor']:g}"] = found[authors_run.LAYERS[-1]]
-    text = "Test accuracy in % when so many layers are merged and the others are averages, one run.\n\n"
-    text += common.markdown_table(["", "factor", *authors_run.LAYERS], rows)
+    text = (
+        "Test accuracy in % when so many layers are merged and the others are averages, one run; in the last columns "
+        "with a head in closed form after that, one exchange more.\n\n"
+    )
+    text += common.markdown_table(["", "factor", *authors_run.LAYERS, *HEADS], rows)
     common.report(settings.out, text, summary)
 
 

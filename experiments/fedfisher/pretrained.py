@@ -33,7 +33,7 @@ class Settings(common.Settings):
         weights: Pre-trained weights, .safetensors, .pt or .pth; by default the script pre-trains and keeps the file.
         pretrain: Name of the set to pre-train on.
         pretrain_classes: Only these of its classes; all by default.
-        pretrain_epochs: Of centralised training.
+        pretrain_epochs: Epochs of centralised training.
         dataset: Name of the clients' set.
         classes: Only these of its classes; all by default.
         model: The network.

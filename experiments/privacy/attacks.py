@@ -33,8 +33,8 @@ class Settings(common.Settings):
         hidden: Widths of the MLP; with at most 2000 parameters the full Fisher is attacked, too.
         rank: Rank of low-rank Fishers.
         attacked: How many of the clients are attacked.
-        budget: Of compressed payloads, × 32 bits per parameter.
-        epsilon: Of private payloads, at δ = 1e-5.
+        budget: Size of compressed payloads, × 32 bits per parameter.
+        epsilon: Privacy of private payloads, at δ = 1e-5.
         sizes: Examples of a client, for membership by leverage alone.
         seeds: Each draws examples, split, start and training.
         heads: Results of `privacy.sums --merged` with the same clients, for the figure, if there are any.

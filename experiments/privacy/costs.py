@@ -30,8 +30,8 @@ class Settings(common.Settings):
     """Flags.
 
     Attributes:
-        seeds: Of split, start and training.
-        draws: Of the noise, for each seed; accuracies are their means.
+        seeds: How many; each draws a split, a start and training.
+        draws: How often noise is drawn for each seed; accuracies are means over it.
     """
 
     seeds: int = 5

@@ -53,7 +53,7 @@ class Settings(common.Settings):
     Attributes:
         dataset: A name of `fedfisher list`, of labels.
         rules: Merge rules by name.
-        examples: Of all silos together; as many more are nobody's, where there are.
+        examples: How many all silos have together; as many more are nobody's, where there are.
         epochs: Local epochs of an exchange.
         seeds: Each draws examples, split, start and training.
     """

@@ -31,7 +31,7 @@ class Settings(common.Settings):
     """Flags.
 
     Attributes:
-        seeds: Of split, start and training.
+        seeds: How many; each draws a split, a start and training.
         clients: How many, all of them together.
         attackers: How many of them attack.
         alphas: Concentrations of the Dirichlet splits.

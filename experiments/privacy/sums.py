@@ -57,7 +57,7 @@ class Settings(common.Settings):
         examples: Drawn from the training set for all clients together; the rest are the others.
         hidden: Widths of the MLP.
         attacked: How many of the clients are attacked.
-        epsilon: Of examples, where noise hides them, at δ = 1e-5.
+        epsilon: Privacy of an example, where noise hides it, at δ = 1e-5.
         seeds: Each draws examples, split and start.
         kinds: Payloads to attack.
         merged: Attack a sum with divided noise, too, and tell the accuracy of heads.

@@ -30,7 +30,7 @@ class Settings(common.Settings):
     """Flags.
 
     Attributes:
-        seeds: Of split, start and training.
+        seeds: How many; each draws a split, a start and training.
         clients: Their numbers.
         alpha: Concentration of the Dirichlet splits.
         epochs: Local epochs.

@@ -36,7 +36,7 @@ class Settings(common.Settings):
         clients: Number of clients.
         examples: Examples of each client.
         inputs: Number of inputs, where they are Gaussian.
-        step_size: Of gradient descent; where the network is not relu, in units of 1/λ_max of its tangent kernel.
+        step_size: Step of gradient descent; where the network is not relu, in units of 1/λ_max of its tangent kernel.
         network: Two layers with this activation of jax.nn, or your own as module:function, function(width, input_shape)
             → (init, apply) with init(key) → params and apply(params, x [n, ...]) → [n, 1].
     """

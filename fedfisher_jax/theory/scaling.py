@@ -22,7 +22,7 @@ def loglog_slope(x: np.ndarray, y: np.ndarray, confidence: float = 0.95) -> Slop
     Args:
         x: [points], positive, for instance widths.
         y: [points, seeds], positive, one series per seed.
-        confidence: Of the interval.
+        confidence: How often such an interval holds the true slope.
 
     Raises:
         ValueError: If a value is not positive (a logarithm would hide it), or there are fewer than two points or seeds.
