@@ -75,7 +75,7 @@ def network(vocab: int, width: int, tokens: int = 4) -> Network:
 
     Args:
         vocab: number of different tokens, V.
-        width: of an embedding; the hidden layer is four times as wide.
+        width: numbers of an embedding; the hidden layer is four times as wide.
         tokens: how many are read.
     """
     shapes = {"embedding": (vocab, width), "hidden": (tokens * width, 4 * width), "out": (4 * width, vocab)}

@@ -18,7 +18,7 @@ class Settings(cells.Settings):
         alphas: Concentrations of the Dirichlet split over clients' mixtures of classes.
         clients: Number of clients.
         epochs: Local epochs.
-        model: The network for all data sets; by default LeNet for MNIST-like images, the paper's CNN for others, else an MLP.
+        model: The network; by default LeNet for MNIST-like images, the paper's CNN for others, else an MLP.
     """
 
     datasets: tuple[str, ...] = ("fashion_mnist",)

@@ -26,7 +26,7 @@ def split_of(settings: Any, dataset: Dataset, labels: np.ndarray, seed: int) -> 
         settings: a run's.
         dataset: the data.
         labels: [N] integers by which training examples are split.
-        seed: of all that is drawn here.
+        seed: what all draws here follow from.
 
     Raises:
         ValueError: more examples asked for than there are, no client left, one held out that has a single example; or

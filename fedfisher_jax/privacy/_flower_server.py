@@ -47,7 +47,7 @@ class SecureFedFisher(FedFisher):
             identities: the public keys of all silos, as the nodes have them.
             threshold: how many nodes must stay, as the nodes have it.
             patience: seconds that each of the three steps after training waits for answers.
-            options: of `FedFisher`.
+            options: what `FedFisher` takes.
 
         Raises:
             ValueError: a rule that stacks payloads; regions or evaluation by nodes; a threshold that is no majority.

@@ -62,7 +62,7 @@ def join(
     Args:
         own: its contribution.
         number: the silo's number in the sum.
-        name: of the sum.
+        name: the sum's name.
         agreed: what everybody agrees on.
         identity: signs the keys, where silos have identities.
 

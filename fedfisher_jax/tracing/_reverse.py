@@ -30,7 +30,7 @@ def convolve(images: jax.Array, kernel: jax.Array, strides: tuple[int, int], poo
         kernel: [rows, columns, inputs, outputs].
         strides: (down, right).
         pool: 2, or 1 for no maximum.
-        precision: of the matrix products, as `jax.numpy.matmul` takes it.
+        precision: how exact the matrix products are, as `jax.numpy.matmul` takes it.
 
     Returns:
         [n, height, width, outputs], as `max_pool2(lax.conv_general_dilated(…))`.

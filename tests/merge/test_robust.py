@@ -63,7 +63,7 @@ def test_krum_scores_are_those_of_the_paper():
 
 
 def test_who_stands_out_is_told_by_the_median_deviation():
-    """Of normal scores almost nobody does, of a far one everybody says so, and equal ones are all kept."""
+    """Almost no normal score is called odd, a far one always is, and equal ones are all kept."""
     draw = np.random.default_rng(0).normal(5.0, 0.2, size=(400, 10))
     middle = np.median(draw, axis=1, keepdims=True)
     want = 0.6745 * (draw - middle) / np.median(np.abs(draw - middle), axis=1, keepdims=True) > 3.5
