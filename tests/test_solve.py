@@ -61,10 +61,12 @@ def flatten(solution):
 
 @pytest.mark.parametrize("structure", ["diagonal", "kronecker", "full"])
 def test_objective_is_the_sum_over_clients(structure):
-    problem, _, _, mean, value = explicit(structure)
+    problem, curvature, pull, mean, value = explicit(structure)
     point = jax.tree.map(lambda leaf: leaf + 0.3, problem.anchor)
     np.testing.assert_allclose(problem.value(point), value(mean + 0.3), rtol=1e-12)
     np.testing.assert_allclose(problem.value_at_anchor, value(mean), rtol=1e-12)
+    slope = ravel_pytree(problem.half_gradient(point))[0]
+    np.testing.assert_allclose(slope, curvature @ np.full(15, 0.3) - pull, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize(("structure", "rank"), [("diagonal", 30), ("full", 30), ("full", 3)])

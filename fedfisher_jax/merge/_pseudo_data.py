@@ -211,18 +211,18 @@ def train_on_draws(
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
     key = jax.random.key(settings.seed)
 
-    def loss(p: PyTree, x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
-        fitted = jnp.mean(jax.vmap(likelihood.nll)(model(p, x), y))
-        return fitted + settings.weight / 2 * problem.value(p), fitted
+    def loss(p: PyTree, x: Any, y: Any) -> jax.Array:
+        return jnp.mean(jax.vmap(likelihood.nll)(model(p, x), y))
 
     def step(number: Any, carry: tuple) -> tuple:
         p, inner, _ = carry
         x, y = draw(source, settings.batch_size, jax.random.fold_in(key, number))
-        slope, fitted = jax.grad(loss, has_aux=True)(p, x, y)
+        fitted, slope = jax.value_and_grad(loss)(p, x, y)
+        slope = jax.tree.map(lambda a, b: a + settings.weight * b, slope, problem.half_gradient(p))
         updates, inner = optimizer.update(slope, inner, p)
         return optax.apply_updates(p, updates), inner, fitted
 
-    dtype = jax.eval_shape(lambda: loss(params, *draw(source, 1, key))[1]).dtype
+    dtype = jax.eval_shape(lambda: loss(params, *draw(source, 1, key))).dtype
     carry = params, optimizer.init(params), jnp.zeros((), dtype)
     params, _, fitted = jax.lax.fori_loop(0, settings.steps, step, carry)
     return params, fitted

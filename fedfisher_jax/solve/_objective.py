@@ -30,6 +30,11 @@ class Objective(NamedTuple):
         slope = optax.tree.vdot(self.pull, delta)
         return self.value_at_anchor - 2 * slope + optax.tree.vdot(delta, self.curvature.matvec(delta))
 
+    def half_gradient(self, params: PyTree) -> PyTree:
+        """Evaluate ½∇Q = H (θ − θ̄) − r at `params`: one product with H, where differentiating `value` takes two."""
+        delta = jax.tree.map(jnp.subtract, params, self.anchor)
+        return jax.tree.map(jnp.subtract, self.curvature.matvec(delta), self.pull)
+
 
 class Solution(NamedTuple):
     """A solver's result; diagnostics are scalars: objective_start, objective_end, residual, iterations, converged."""
