@@ -92,6 +92,7 @@ def main() -> None:
     for axis, (name, each) in zip(axes.ravel(), found.items(), strict=True):
         cell_tables.dots(axis, each, rules)
         axis.set_title(name)
+        axis.label_outer()
     common.report(settings.out, text, cell_tables.summary(found, rules, settings), fig)
 
 
@@ -103,7 +104,7 @@ def settings_note(chosen: list[dict[str, Any]]) -> str:
         f"λ = {Draws().weight:g}, {Draws().steps} steps of Adam. "
     )
     if not chosen:
-        return text + "They were not compared on validation examples yet (`--choose` does it).\n"
+        return text + "How they compare on validation examples is not in this folder (`--choose` measures it).\n"
     text += (
         f"By accuracy on {VALIDATION} training examples that nobody trained on, with seeds that no cell has, the best "
     )
