@@ -5,7 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from ._compat import Tracer
 
 PyTree = Any
 
@@ -34,7 +37,17 @@ def stack(trees: Sequence[PyTree]) -> PyTree:
 
 def pick(stacked: PyTree, where: Any) -> PyTree:
     """Take one client's part, or that of many, of a tree whose leaves have a leading axis of clients."""
+    if isinstance(where, slice) or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((stacked, where))):
+        return _taken(stacked, where)
+    where = where if isinstance(where, jax.Array) else np.asarray(where)
+    return _taken_at_once(stacked, np.flatnonzero(where) if where.dtype == bool else where)
+
+
+def _taken(stacked: PyTree, where: Any) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[where], stacked)
+
+
+_taken_at_once = jax.jit(_taken)  # or each leaf's shape is compiled for itself, which people wait for
 
 
 def arrays(x: PyTree) -> PyTree:

@@ -233,12 +233,14 @@ def payload_bits(payloads: PyTree) -> int:
 
 def require_finite(stacked: PyTree, what: str, numbers: Any = None) -> None:
     """Raise ValueError naming the first client (of [M] `numbers`) whose part of a stacked tree is not finite."""
-    finite = [
-        jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(1)
-        for leaf in jax.tree.leaves(stacked)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
-    bad = np.flatnonzero(~np.asarray(jnp.stack(finite).all(0)))
+    bad = np.flatnonzero(~np.asarray(_finite(jax.tree.leaves(stacked))))
     if bad.size:
         number = bad[0] if numbers is None else numbers[bad[0]]
         raise ValueError(f"client {number}: NaN or infinity in its {what}")
+
+
+@jax.jit
+def _finite(leaves: list[jax.Array]) -> jax.Array:
+    """Tell of each client [M] whether its numbers are finite; one program, not one for each leaf's shape."""
+    kept = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(1) for leaf in kept]).all(0)
