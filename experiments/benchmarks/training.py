@@ -3,8 +3,8 @@
 LeNet on 28×28×1 and the paper's CNN on 32×32×3, on random examples of those shapes (speed does not depend on values).
 One epoch of SGD with momentum at batch 64 for each client, from a common start, everything compiled and warmed up.
 PyTorch's best arrangement counts: one thread, all threads, or one process per core, each with a share of the clients.
-Ours is in a process per core, too, at 32 clients: not a strategy of the library, but measured, since it would be one if
-it won.
+Ours is in a process per core, too, at 32 clients, for comparison: that is no strategy of the library (docs/scale.md says
+why).
 """
 
 import dataclasses
