@@ -3,8 +3,8 @@
 LeNet on 28×28×1 and the paper's CNN on 32×32×3, on random examples of those shapes (speed does not depend on values).
 One epoch of SGD with momentum at batch 64 for each client, from a common start, everything compiled and warmed up.
 PyTorch's best arrangement counts: one thread, all threads, or one process per core, each with a share of the clients.
-Ours is in a process per core, too, at 32 clients, for comparison: that is no strategy of the library (docs/scale.md says
-why).
+Ours is in a process per core, too, at 32 clients, for comparison: that is no strategy of the library, as docs/scale.md
+says.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ PRODUCTS = {
     "cnn": (28 * 28 * 32 * 75, 10 * 10 * 64 * 800, 1600 * 512 + 512 * 128 + 128 * 10),
 }
 TORCH = {"1 thread": "torch, 1 thread", "threads": "torch, all threads", "processes": "torch, a process per core"}
+GREYS = dict(zip(TORCH.values(), ("0.7", "0.45", "0.0"), strict=True))
 PROCESSES = "ours, a process per core"
 
 
@@ -150,10 +151,11 @@ def main() -> None:
                 if name in r["result"]["steps_per_second"]
             ]
             if points:
-                axis.plot(*zip(*points, strict=True), "o-" if name.startswith("ours") else "s--", label=name)
+                style = {"fmt": "o-"} if name.startswith("ours") else {"fmt": "s--", "color": GREYS[name]}
+                axis.errorbar(*zip(*points, strict=True), label=name, **style)
         axis.set(title=network, xlabel="clients", ylabel="client-steps per second", ylim=(0, None))
         axis.set_xscale("log", base=2)
-        axis.legend(fontsize=6)
+    fig_axes[0].legend(*fig_axes[1][0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     text = f"Client-steps of batch {BATCH} per second; ratio to PyTorch's best with its range over rounds.\n\n"
     text += common.markdown_table(["network", "clients", *names, "ratio", "share of peak"], rows)
     headline = 32 if 32 in sizes else max(sizes)
