@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import zoo
 
 import fedfisher_jax as ff
 from fedfisher_jax import payload
@@ -37,6 +38,28 @@ def test_a_step_is_the_sum_of_clipped_gradients():
         gradient = np.outer(one, one @ w - target)
         want += gradient * min(1.0, 0.5 / np.linalg.norm(gradient))
     np.testing.assert_allclose(got.params, w - 0.1 * want / N, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["linen_convolution", "depthwise_and_circular", "attention", "tied_head", "stacked_experts", "layer_norm", "lstm"],
+)
+def test_clipped_gradients_of_any_layer_are_those_that_optax_clips(name):
+    """By inner products of positions, written out, or of a leaf that no layer has: all one norm."""
+    model = zoo.CASES[name]()
+    x, params = model.x, model.params
+    y = DRAW.normal(size=jax.eval_shape(model.apply, params, x).shape)
+    loss = lambda p, one, target: ff.gaussian().nll(model.apply(p, one[None])[0], target)  # noqa: E731
+    slopes = jax.vmap(jax.grad(loss), (None, 0, 0))(params, x, y)
+    norms = jnp.sqrt(sum(jnp.sum(g**2, axis=tuple(range(1, g.ndim))) for g in jax.tree.leaves(slopes)))
+    leaves, treedef = jax.tree.flatten(slopes)
+    clip = float(jnp.median(norms))  # so that some are cut and some are not
+    want, _ = optax.per_example_global_norm_clip(leaves, clip)
+    one = ff.LocalTraining(model.apply, ff.gaussian(), optax.sgd(1.0), 1, len(x), private=Private(clip, 0.0, len(x)))
+    got = ff.train(one, params, ff.examples(x, y), jax.random.key(0)).params
+    moved = jax.tree.map(lambda new, old: (old - new) * len(x), got, params)
+    for found, wanted in zip(jax.tree.leaves(moved), jax.tree.leaves(treedef.unflatten(want)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9)
 
 
 def test_every_example_is_taken_by_itself_with_its_probability():

@@ -153,7 +153,7 @@ def fishers(
         readers["gradients"] = capture(apply, params, data.x, structured=False)
     columns = heaviest(apply, likelihood, params, data, size, skip) if skip else None
     if batch_size is None:
-        size, columns = _fitting(readers, params, data, rows_of, columns, split=kind == "exact")
+        size, columns = fitting(readers, params, data, rows_of, columns, split=kind == "exact")
     means = _one_pass(summed, readers, params, data, size, rows_of, columns, likelihood)
     for name, structure in summed.items():
         result[name] = structure.from_sums(*means[name], layers, params)
@@ -174,7 +174,7 @@ def _chosen(names: Sequence[str], params: PyTree, kind: str, skip: float) -> dic
     return chosen
 
 
-def _fitting(
+def fitting(
     readers: Mapping[str, Capture], params: PyTree, data: Examples, rows_of: Callable, columns: Any, split: bool
 ) -> tuple[int, Columns | None]:
     """Choose how many examples, or columns of examples, to pull back at once: as many as there is room for."""

@@ -1,58 +1,28 @@
 """Products with a Fisher matrix by its rows, which are kept where there is room for them, else pulled back again.
 
-H = (1/n) Σ_x Σ_k j_xk j_xkᵀ, j_xk = J_xᵀ s_xk. A layer's part of j is Σ_t a_t g_tkᵀ: where positions t are fewer than
-cotangents k, a and g are kept in its place, which are smaller and multiply faster (arXiv 1503.05671 has these sums).
+H = (1/n) Σ_x Σ_k j_xk j_xkᵀ, j_xk = J_xᵀ s_xk.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .._compat import vary, varying
 from .._examples import Batch, Examples, take
-from .._trees import pick, wide, widened
+from .._trees import pick, wide
 from ._capture import capture
-from ._pull_back import Capture, pull_back
-from ._reuse import gradient
+from ._pull_back import Capture
+from ._rows import Factors, as_leaves, rows_of_batch
 from .structures._low_rank import split
 
 PyTree = Any
 ROOM = 2**27  # bytes of rows
 BATCH = 16  # examples pulled back at once, whose gradients at a network's layers stay near a core
-
-
-class Factors(NamedTuple):
-    """A layer's rows as activations [n, T, inputs] and output gradients [n, K, T, outputs]."""
-
-    inputs: jax.Array
-    outputs: jax.Array
-
-    def times(self, v: jax.Array) -> jax.Array:
-        """Multiply with matrices [inputs, outputs, m]: [n, K, m]."""
-        return jnp.einsum("nkto,ntom->nkm", self.outputs, jnp.einsum("nti,iom->ntom", self.inputs, v))
-
-    def back(self, along: jax.Array) -> jax.Array:
-        """Add the rows up with weights [n, K, m]: [inputs, outputs, m]."""
-        return jnp.einsum("nti,ntom->iom", self.inputs, jnp.einsum("nkto,nkm->ntom", self.outputs, along))
-
-
-class Written(NamedTuple):
-    """Rows written out, [n, K, *shape]."""
-
-    rows: jax.Array
-
-    def times(self, v: jax.Array) -> jax.Array:
-        """Multiply with [*shape, m]: [n, K, m]."""
-        return jnp.tensordot(self.rows, v, axes=v.ndim - 1)
-
-    def back(self, along: jax.Array) -> jax.Array:
-        """Add the rows up with weights [n, K, m]: [*shape, m]."""
-        return jnp.tensordot(self.rows, along, axes=((0, 1), (0, 1)))
 
 
 def by_rows(
@@ -68,18 +38,8 @@ def by_rows(
         return None
     captured = _only(capture(apply, params, data.x), covered)
 
-    def example(x: Any, y: Any, mask: Any, position: Any) -> list[Any]:
-        cotangents = lambda outputs: jnp.where(mask, rows_of(outputs, y, position), 0)  # noqa: E731
-        pulled = widened(pull_back(captured, leaves, x, cotangents))
-        found: list[Any] = []
-        for site, a, g in zip(captured.sites, pulled.activations, pulled.gradients, strict=True):
-            plain = site.layer.groups == 1 and isinstance(a, jax.Array) and g.shape[-2] <= g.shape[0]
-            found.append(Factors(a, g) if plain else Written(jax.vmap(lambda one, a=a: gradient(a, one))(g)))
-        return found + [Written(leaf) for leaf in pulled.leaves]
-
     def of_batch(batch: Batch) -> list[Any]:
-        sound = lambda leaf: jnp.where(batch.mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[:1])  # noqa: E731
-        return jax.vmap(example)(jax.tree.map(sound, batch.x), batch.y, batch.mask, batch.position)
+        return rows_of_batch(captured, leaves, batch, rows_of, lambda a, g: g.shape[-2] <= g.shape[0])[1]
 
     size = min(BATCH, most, data.indices.shape[0])
     batches = -(-data.indices.shape[0] // size)
@@ -111,7 +71,7 @@ def by_rows(
 
         zeros = [vary(jnp.zeros(part.shape, wide(part.dtype)), varying((params, data))) for part in parts]
         total = jax.lax.fori_loop(0, used, add, zeros)
-        found = _as_leaves(captured, [jnp.moveaxis(part, -1, 0) for part in total])
+        found = as_leaves(captured, [jnp.moveaxis(part, -1, 0) for part in total])
         flat = [found[n].reshape(vectors.shape[1], math.prod(jnp.shape(leaves[n]))) for n in covered]
         return jnp.concatenate(flat, axis=1).T / data.size.astype(vectors.dtype)
 
@@ -133,11 +93,3 @@ def _as_rows(captured: Capture, leaves: Sequence[Any], given: dict[int, jax.Arra
     all_ = [given.get(n, jnp.zeros((m, *jnp.shape(leaf)))) for n, leaf in enumerate(leaves)]
     matrices = [jax.vmap(site.layer.to_matrix)(all_) for site in captured.sites]
     return matrices + [all_[leaf] for leaf in captured.fallback_leaves]
-
-
-def _as_leaves(captured: Capture, parts: Sequence[jax.Array]) -> dict[int, jax.Array]:
-    """Undo `_as_rows`, with what layers have beside the leaves that are covered."""
-    found = dict(zip(captured.fallback_leaves, parts[len(captured.sites) :], strict=True))
-    for site, part in zip(captured.sites, parts, strict=False):
-        found |= jax.vmap(site.layer.from_matrix)(part)
-    return found

@@ -63,6 +63,7 @@ class Pulled(NamedTuple):
     activations: list[Any]  # per layer [(groups,) T, inputs], or a `Lookup`, a `Chosen`, or a `Crossed` of both ways
     gradients: list[Any]  # per layer [K, (groups,) T, outputs], or a `Crossed` of such
     leaves: list[jax.Array]  # per fallback leaf [K, *leaf]
+    outputs: Any  # of the model
     positions: list[Any] | None = None  # per layer (and way), how many of the T count; None where all do
 
 
@@ -95,7 +96,7 @@ def pull_back(captured: Capture, leaves: Sequence[Any], x: Any, cotangents: Call
         return jax.vmap(lambda g: position_rows(program, read, g))(by_output[read.output])
 
     rows = [masked(a, _joined(site, of_read)) for site, a in zip(sites, activations, strict=True)]
-    return Pulled(activations, rows, by_leaf)
+    return Pulled(activations, rows, by_leaf, outputs)
 
 
 def activations(captured: Capture, leaves: Sequence[Any], x: Any) -> list[Any]:
