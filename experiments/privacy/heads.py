@@ -13,6 +13,7 @@ examples of Fashion-MNIST, 6,000 of them held out, with a start that the table d
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -62,11 +63,20 @@ def measured(dataset: str, start_name: str, seed: int) -> tuple[np.ndarray, np.n
     network, likelihood = models.build(MODELS[dataset], found.train_x.shape[1:], found.num_classes), categorical()
     start = models.STARTS[start_name](network.init(jax.random.key(seed)))
     rule = analytic(network.apply, likelihood, ridge=RIDGE, captured=capture(network.apply, start, found.train_x))
-    place, _ = rule.measure.place(start, found.test_x)
-    leaves = jax.tree.leaves(start)
-    features = jax.jit(lambda xs: jax.lax.map(lambda x: place.rows(leaves, x)[0], xs, batch_size=256))
-    train, test = (np.asarray(features(jnp.asarray(x))) for x in (found.train_x, found.test_x))
+    features = reader(rule, start, found.test_x)
+    train, test = (np.asarray(features(start, jnp.asarray(x))) for x in (found.train_x, found.test_x))
     return train, found.train_y, test, found.test_y
+
+
+def reader(rule: Any, params: Any, x: Any) -> Callable:
+    """The function (parameters, examples) → features that a head of this rule reads."""
+    place, _ = rule.measure.place(params, x)
+
+    def features(params: Any, xs: Any) -> Any:
+        leaves = jax.tree.leaves(params)
+        return jax.lax.map(lambda x: place.rows(leaves, x)[0], xs, batch_size=256)
+
+    return jax.jit(features)
 
 
 def moments_of(rows: np.ndarray, labels: np.ndarray, count: int, basis: Basis | None = None) -> Payload:
@@ -96,16 +106,44 @@ def run(dataset: str, start: str, seed: int, epsilon: float | None, trust: str, 
         sums, basis = mailed_sums(rows, labels, epsilon, MAILED[trust], seed), None
     else:
         draw = np.random.default_rng([seed, TRUST[trust], int(10 * epsilon)])
-        promised, basis = example_noise.promise(epsilon, DELTA, clip_features=CLIP), None
-        if how == "whitened":
-            first, promised = example_noise.split(promised)
-            sums = noisy_sums(as_they_are(dataset, start, seed), first, TRUST[trust], draw)
-            basis = example_noise.whitening(sums)
-        sent = as_they_are(dataset, start, seed) if basis is None else moments_of(rows, labels, labels.max() + 1, basis)
-        sums = noisy_sums(sent, promised, TRUST[trust], draw)
-    head, _ = head_of(sums, RIDGE)
-    head = head if basis is None else basis.matrix @ head
+        promised = example_noise.promise(epsilon, DELTA, clip_features=CLIP)
+        plain = as_they_are(dataset, start, seed)
+        sums, basis = private_sums(rows, labels, plain, promised, TRUST[trust], how == "whitened", draw)
+    head = solved(sums, basis)
     return {"accuracy": float(np.mean(np.argmax(test @ head, axis=1) == wanted)), "features": len(head)}
+
+
+def private_sums(
+    rows: np.ndarray,
+    labels: np.ndarray,
+    plain: Payload,
+    promised: Promise,
+    times: int,
+    whitened: bool,
+    draw: np.random.Generator,
+) -> tuple[Any, Basis | None]:
+    """What the server is told in one exchange, or in two, the first of which is for whitening.
+
+    Args:
+        rows: [n, D] features.
+        labels: [n] classes.
+        plain: `moments_of` them, not whitened.
+        promised: what is promised of all exchanges together.
+        times: how often all of the noise is added.
+        whitened: whether there are two exchanges.
+        draw: of the noise.
+    """
+    if not whitened:
+        return noisy_sums(plain, promised, times, draw), None
+    first, promised = example_noise.split(promised)
+    basis = example_noise.whitening(noisy_sums(plain, first, times, draw))
+    return noisy_sums(moments_of(rows, labels, labels.max() + 1, basis), promised, times, draw), basis
+
+
+def solved(sums: Any, basis: Basis | None) -> np.ndarray:
+    """The head on features as they are."""
+    head, _ = head_of(sums, RIDGE)
+    return head if basis is None else basis.matrix @ head
 
 
 def noisy_sums(sent: Payload, promised: Promise, times: int, draw: np.random.Generator) -> Any:

@@ -29,7 +29,7 @@ from fedfisher_jax.federate import run_keys
 from fedfisher_jax.federate._private import Private
 from fedfisher_jax.privacy import dp_training
 
-EPSILONS, DELTA, ALPHA, BATCH, PLACES = (0.5, 1.0, 2.0, 8.0), 1e-5, 10.0, 64, 160
+EPSILONS, DELTA, ALPHA, BATCH = (0.5, 1.0, 2.0, 8.0), 1e-5, 10.0, 64
 CLIPS, RATES, MOMENTUM = (0.1, 0.3), (0.03, 0.1, 0.3, 1.0), 0.9  # what steps depend on is mostly their product
 Schedules = tuple[tuple[int, int], ...]  # to choose from: rounds and local epochs
 HOW: dict[str, tuple[int, Schedules]] = {  # method → clients that train, schedules
@@ -51,6 +51,7 @@ class Settings(common.Settings):
         epsilons: The promise's ε, one or several.
         clips: To choose from.
         rates: Learning rates to choose from.
+        batch: Mean number of examples in a step of DP-SGD.
         passes: Epochs in all of the schedules to choose from, in the place of those above: rounds of one epoch, or one
             training of so many.
         tuning: How many seeds of their own settings are chosen with; where there is nothing to choose, nothing is run.
@@ -62,6 +63,7 @@ class Settings(common.Settings):
     epsilons: tuple[float, ...] = EPSILONS
     clips: tuple[float, ...] = CLIPS
     rates: tuple[float, ...] = RATES
+    batch: int = BATCH
     passes: tuple[int, ...] = ()
     tuning: int = 2
     methods: tuple[Literal["one shot", "rounds", "a sum a step"], ...] = ()
@@ -75,40 +77,63 @@ def world_of(dataset: str) -> tuple[Any, Any]:
 
 
 @cache
-def noise_for(epsilon: float, sizes: tuple[int, ...], rounds: int, epochs: int) -> float:
+def noise_for(epsilon: float, sizes: tuple[int, ...], rounds: int, epochs: int, batch: int = BATCH) -> float:
     """The noise multiplier of all steps, for the client that needs most."""
-    delta = DELTA / (1 + math.exp(epsilon / 2))
-    asked = {"batch_size": BATCH, "epochs": epochs, "releases": rounds, "clip_gradients": 1.0}
-    promised = dp_training.promise(epsilon / 2, delta, sizes, **asked)
-    if promised.places > PLACES:
-        raise ValueError(f"places: got {promised.places}, expected at most {PLACES}")
-    return promised.noise_multiplier
+    asked = {"batch_size": batch, "epochs": epochs, "releases": rounds, "clip_gradients": 1.0}
+    return promised(epsilon, sizes, **asked).noise_multiplier
 
 
-@partial(jax.jit, static_argnums=0)
+def promised(epsilon: float, sizes: int | tuple[int, ...], **asked: Any) -> dp_training.Promise:
+    """What keeps (ε, `DELTA`) for an example that is replaced: that is one removed, and another one added."""
+    found = dp_training.promise(epsilon / 2, DELTA / (1 + math.exp(epsilon / 2)), sizes, **asked)
+    if found.places > places(asked["batch_size"]):
+        raise ValueError(f"places: got {found.places}, expected at most {places(asked['batch_size'])}")
+    return found
+
+
+def places(batch: int) -> int:
+    """Room for a step's sample, so that one program serves all noises."""
+    return 2 * batch + 32
+
+
+@partial(jax.jit, static_argnums=(0, 1))
 def federated(
-    network: Any, start: Any, clients: ff.Examples, schedule: Any, private: Any, rate: Any, key: jax.Array
+    network: Any,
+    batch: int,
+    start: Any,
+    clients: ff.Examples,
+    schedule: Any,
+    noise: Any,
+    clip: Any,
+    rate: Any,
+    key: jax.Array,
 ) -> Any:
     """Rounds of FedAvg over private training, one program for all settings.
 
     Args:
         network: the network.
+        batch: mean number of examples in a step.
         start: the common model.
         clients: `indices` and `size` with a leading axis of clients.
         schedule: rounds and local epochs.
-        private: clip and noise multiplier.
+        noise: each client's noise multiplier; None: training without clips and noise.
+        clip: largest norm of an example's gradient.
         rate: learning rate.
         key: random key.
     """
     optimizer, (rounds, epochs) = optax.sgd(rate, MOMENTUM), schedule
-    kept = Private(*private, places=PLACES)
-    training = ff.LocalTraining(network.apply, ff.categorical(), optimizer, epochs, BATCH, private=kept)
     weights = clients.size / jnp.sum(clients.size)
 
     def one(number: Any, params: Any) -> Any:
         keys = jax.random.split(jax.random.fold_in(key, number), len(weights))
-        own = lambda c: ff.train(training, params, clients._replace(indices=c[0], size=c[1]), c[2]).params  # noqa: E731
-        sent = jax.lax.map(own, (clients.indices, clients.size, keys))
+
+        def own(client: Any) -> Any:
+            indices, size, own_key, *more = client
+            kept = Private(clip, *more, places(batch)) if more else None
+            training = ff.LocalTraining(network.apply, ff.categorical(), optimizer, epochs, batch, private=kept)
+            return ff.train(training, params, clients._replace(indices=indices, size=size), own_key).params
+
+        sent = jax.lax.map(own, (clients.indices, clients.size, keys, *([] if noise is None else [noise])))
         return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), sent)
 
     return jax.lax.fori_loop(0, rounds, one, start)
@@ -118,25 +143,31 @@ def accuracy(
     dataset: str, how: str, epsilon: float, seed: int, inside: np.ndarray, chosen: dict[str, Any], test: Any
 ) -> float:
     """Accuracy on the test examples of clients that have the training examples `inside`."""
-    (found, network), key = world_of(dataset), run_keys(seed)
-    count, _ = HOW[how]
+    (_, network), key = world_of(dataset), run_keys(seed)
+    clients, sizes = split(dataset, inside, HOW[how][0], seed, ALPHA)
+    schedule, batch = (chosen["rounds"], chosen["epochs"]), chosen.get("batch", BATCH)
+    noise = jnp.full(len(sizes), noise_for(epsilon, sizes, *schedule, batch))
+    start, rest = network.init(key.init), (chosen["clip"], chosen["rate"], key.train)
+    model = federated(network, batch, start, clients, schedule, noise, *rest)
+    return float(ff.evaluate(network.apply, ff.categorical(), model, *test).accuracy)
+
+
+def split(dataset: str, inside: np.ndarray, count: int, seed: int, alpha: float) -> tuple[ff.Examples, tuple[int, ...]]:
+    """Clients of a Dirichlet split of the training examples `inside`, stacked, and their sizes."""
+    found, _ = world_of(dataset)
     parts = [inside]
     if count > 1:
-        parts = ff.data.split("dirichlet-client", found.train_y[inside], count, seed=seed, alpha=ALPHA)
+        parts = ff.data.split("dirichlet-client", found.train_y[inside], count, seed=seed, alpha=alpha)
         parts = [inside[part] for part in parts]
     rows, sizes = np.zeros((count, len(found.train_y)), np.int32), tuple(map(len, parts))
     for row, part in zip(rows, parts, strict=True):
         row[: len(part)] = part
     x, y = jnp.asarray(found.train_x), jnp.asarray(found.train_y)
-    clients = ff.Examples(x, y, jnp.asarray(rows), jnp.asarray(sizes, jnp.int32))
-    schedule = chosen["rounds"], chosen["epochs"]
-    private = chosen["clip"], noise_for(epsilon, sizes, *schedule)
-    model = federated(network, network.init(key.init), clients, schedule, private, chosen["rate"], key.train)
-    return float(ff.evaluate(network.apply, ff.categorical(), model, *test).accuracy)
+    return ff.Examples(x, y, jnp.asarray(rows), jnp.asarray(sizes, jnp.int32)), sizes
 
 
 def choose(
-    dataset: str, how: str, epsilon: float, tuning: list[int], schedules: Any, clips: Any, rates: Any
+    dataset: str, how: str, epsilon: float, tuning: list[int], schedules: Any, clips: Any, rates: Any, **fixed: Any
 ) -> dict[str, Any]:
     """The settings with the best mean accuracy on examples that are held out, and that accuracy."""
     found, _ = world_of(dataset)
@@ -150,7 +181,7 @@ def choose(
             order = np.random.default_rng(seed).permutation(len(found.train_y))
             out, inside = np.split(order, [len(order) // 5])
             held = found.train_x[out], found.train_y[out]
-            scores.append(accuracy(dataset, how, epsilon, seed, np.sort(inside), chosen, held))
+            scores.append(accuracy(dataset, how, epsilon, seed, np.sort(inside), chosen | fixed, held))
         if np.mean(scores) > best["accuracy"]:
             best = chosen | {"accuracy": float(np.mean(scores))}
     return best
@@ -172,7 +203,8 @@ def main() -> None:
     tuning = list(range(TUNING, TUNING + settings.tuning))
     methods = settings.methods or tuple(HOW)
     pairs = list(product(methods, settings.epsilons))
-    where = {} if settings.dataset == Settings.dataset else {"dataset": settings.dataset}
+    where: dict[str, Any] = {} if settings.dataset == Settings.dataset else {"dataset": settings.dataset}
+    where |= {} if settings.batch == BATCH else {"batch": settings.batch}
     among = {"tuning": tuning, "clips": settings.clips, "rates": settings.rates, **where}
     given = {how: [(n, 1) if how == "rounds" else (1, n) for n in settings.passes] for how in methods}
     asked = [{"how": h, "epsilon": e, "schedules": given[h] or list(HOW[h][1]), **among} for h, e in pairs]
