@@ -3,8 +3,8 @@
 What privacy this gives is computed in `privacy.dp_training`; here is only what a step does. An example's gradient in a
 layer is Σ_t a_t g_tᵀ over positions t, of activations and output gradients. Where positions are few, its norm is had
 from their inner products, and the clipped sum over examples is one product of matrices, so that no gradient of a single
-example is written out ("ghost clipping": Goodfellow 2015, arXiv 1510.01799; Li et al. 2021, arXiv 2110.05679; mixed with
-plain gradients where positions are many, as in convolutions: Bu et al. 2022, arXiv 2205.10683).
+example is written out ("ghost clipping": Goodfellow 2015, arXiv 1510.01799; Li et al. 2021, arXiv 2110.05679; mixed
+with plain gradients where positions are many, as in convolutions: Bu et al. 2022, arXiv 2205.10683).
 """
 
 from typing import Any, NamedTuple
