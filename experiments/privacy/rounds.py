@@ -128,12 +128,12 @@ def federated(
         keys = jax.random.split(jax.random.fold_in(key, number), len(weights))
 
         def own(client: Any) -> Any:
-            indices, size, own_key, *more = client
-            kept = Private(clip, *more, places(batch)) if more else None
+            indices, size, own_key, multiplier = client
+            kept = None if multiplier is None else Private(clip, multiplier, places(batch))
             training = ff.LocalTraining(network.apply, ff.categorical(), optimizer, epochs, batch, private=kept)
             return ff.train(training, params, clients._replace(indices=indices, size=size), own_key).params
 
-        sent = jax.lax.map(own, (clients.indices, clients.size, keys, *([] if noise is None else [noise])))
+        sent = jax.lax.map(own, (clients.indices, clients.size, keys, noise))
         return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), sent)
 
     return jax.lax.fori_loop(0, rounds, one, start)

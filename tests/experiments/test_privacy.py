@@ -100,6 +100,26 @@ def test_private_training_over_rounds(script, monkeypatch):
 
 
 @pytest.mark.slow
+def test_heads_after_private_training(script):
+    """Training and head keep one promise together, and a head on features of a bad model is better than the model."""
+    import dp_accounting as dp
+    from dp_accounting import rdp
+
+    recalibrated = importlib.import_module("experiments.privacy.recalibrated")
+    table, summary, lines = script("privacy.recalibrated", "--quick", figure=False)
+    assert len(lines) == 5 and "| 5 | recalibrated, whitened first |" in table
+    for name in recalibrated.HOW:
+        less, more, none = (summary[f"5 clients, {name}, {e}"] for e in ("epsilon 0.5", "epsilon 8", "no noise"))
+        assert less + 5 < more < none and summary["5 clients, fedavg, epsilon 8"] + 20 < more
+    promised = recalibrated.promised_for(2.0, 300, 3)
+    step = dp.PoissonSampledDpEvent(64 / 300, dp.GaussianDpEvent(promised.noise_multiplier))
+    head = example_noise.after_training(promised, trust="distributed", sharers=5)
+    accountant = rdp.RdpAccountant().compose(dp.SelfComposedDpEvent(step, 3 * 5))
+    accountant.compose(dp.GaussianDpEvent(head.noise_multiplier * example_noise.sensitivity()))
+    assert 0.95 < accountant.get_epsilon(0.9 * 1e-5 / (1 + np.exp(1))) < 1.01  # half of ε: a replaced example is two
+
+
+@pytest.mark.slow
 def test_merges_with_privacy_of_every_example(script, monkeypatch):
     """Noise on sums is less noise, and that of a head hides one example that is added; rows without a cell say so."""
     merges, silos = (importlib.import_module(f"experiments.privacy.{name}") for name in ("private_merges", "silos"))
