@@ -88,8 +88,8 @@ def run(
     for name, whitened in HOW.items():
         sums, basis = summed(plain), None
         if promises:
-            promised = example_noise.after_training(promises[0], trust="distributed", sharers=clients)
-            sums, basis = private_sums(rows, labels, plain, promised, 1, whitened, draw)
+            whole = example_noise.after_training(promises[0])  # which all clients' shares add up to
+            sums, basis = private_sums(rows, labels, plain, whole, 1, whitened, draw)
         guesses = np.argmax(test @ solved(sums, basis), axis=1)
         result[name] = 100 * float(np.mean(guesses == found.test_y))
     return result
