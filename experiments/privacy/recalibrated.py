@@ -70,6 +70,11 @@ def promised_for(epsilon: float, size: int, epochs: int) -> dp_training.Promise:
     return rounds.promised(epsilon, size, **asked, beside=dp_training.Beside(clip_features=CLIP))
 
 
+def of_sum(promised: dp_training.Promise) -> example_noise.Promise:
+    """What is promised about the sum, in which all clients' shares of noise add up to that of one client alone."""
+    return example_noise.after_training(promised, trust="local")
+
+
 def run(
     dataset: str, seed: int, clients: int, alpha: float, epochs: int, rate: float, epsilon: float | None
 ) -> dict[str, float]:
@@ -88,8 +93,7 @@ def run(
     for name, whitened in HOW.items():
         sums, basis = summed(plain), None
         if promises:
-            whole = example_noise.after_training(promises[0])  # which all clients' shares add up to
-            sums, basis = private_sums(rows, labels, plain, whole, 1, whitened, draw)
+            sums, basis = private_sums(rows, labels, plain, of_sum(promises[0]), 1, whitened, draw)
         guesses = np.argmax(test @ solved(sums, basis), axis=1)
         result[name] = 100 * float(np.mean(guesses == found.test_y))
     return result

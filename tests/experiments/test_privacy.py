@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -113,10 +114,16 @@ def test_heads_after_private_training(script):
         assert less + 5 < more < none and summary["5 clients, fedavg, epsilon 8"] + 20 < more
     promised = recalibrated.promised_for(2.0, 300, 3)
     step = dp.PoissonSampledDpEvent(64 / 300, dp.GaussianDpEvent(promised.noise_multiplier))
-    head = example_noise.after_training(promised, trust="distributed", sharers=5)
+    head = recalibrated.of_sum(promised)
     accountant = rdp.RdpAccountant().compose(dp.SelfComposedDpEvent(step, 3 * 5))
     accountant.compose(dp.GaussianDpEvent(head.noise_multiplier * example_noise.sensitivity()))
     assert 0.95 < accountant.get_epsilon(0.9 * 1e-5 / (1 + np.exp(1))) < 1.01  # half of ε: a replaced example is two
+    heads, rows = importlib.import_module("experiments.privacy.heads"), np.ones((40, 3))
+    plain = heads.moments_of(rows, np.arange(40) % 4, 4)
+    ones = SimpleNamespace(normal=lambda size: np.ones(size))
+    noisy, _ = heads.private_sums(rows, np.arange(40) % 4, plain, head, 1, False, ones)
+    moved = promised.noise_statistics * np.sqrt(1 / np.asarray(example_noise.SHARES)[1]) * promised.clip_features
+    np.testing.assert_allclose(noisy.cross - heads.summed(plain).cross, moved, rtol=1e-5)  # all of it is in the sum
 
 
 @pytest.mark.slow
