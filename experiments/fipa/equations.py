@@ -86,7 +86,7 @@ def allen_cahn_residual(params: Any, points: Any) -> Any:
     return along(u, [0.0, 1.0])(points) - DIFFUSION * diffused - REACTION * (value - value**3)
 
 
-# ---- solutions ---------------------------------------------------------------------------------------------
+# ---- solutions -------------------------------------------------------------------------------------------------------
 
 
 def poisson_reference(intervals: int) -> np.ndarray:

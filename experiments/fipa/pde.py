@@ -2,8 +2,8 @@
 
 A client holds collocation points of its own pieces of the domain and fits the residual of the equation there, of those
 in `experiments.fipa.equations`. One contiguous piece per client is the most heterogeneous split. "pooled" is one client
-that has all points and trains as long. Error: relative l2 distance to the solution, where it has no formula by finite
-differences.
+that has all points and trains as long. Error: relative l2 distance to the solution, by finite differences or, in two
+dimensions, by its formula.
 """
 
 import dataclasses

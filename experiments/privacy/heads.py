@@ -131,7 +131,7 @@ def private_sums(
         promised: what is promised of all exchanges together.
         times: how often all of the noise is added.
         whitened: whether there are two exchanges.
-        draw: of the noise.
+        draw: random numbers for the noise.
     """
     if not whitened:
         return noisy_sums(plain, promised, times, draw), None
