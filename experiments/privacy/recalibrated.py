@@ -6,8 +6,8 @@ promise about one example that is replaced, δ = 1e-5: training has three quarte
 of which "whitened" spends a quarter on its first exchange (`privacy.heads`). Accountants compose for an example that is
 added or removed; a replaced one is both, so that promise is for ε/2 and δ/(1 + e^(ε/2)). Head, clip of features, ridge
 and constants are those of `privacy.heads`, on as many features; DP-SGD's settings are those that `privacy.rounds` chose
-for one shot on Fashion-MNIST. A client's noise is that of one with at most a tenth fewer examples: two digits of its size
-count.
+for one shot on Fashion-MNIST. A client's noise is that of one with at most a tenth fewer examples: two digits of its
+size count.
 """
 
 import dataclasses
