@@ -1,0 +1,148 @@
+"""Rounds go on where they were stopped, in a folder that is theirs."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+import small_rounds
+from small_rounds import FEDAVG, KFAC, TRAIN, begun, plan_of
+
+from fedfisher_jax._files import only_writer
+from fedfisher_jax.federate import _checkpoints as resume
+from fedfisher_jax.federate import _variants as variants
+from fedfisher_jax.federate import rounds
+
+problem = pytest.fixture(scope="module")(small_rounds.problem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["sequential", "vectorised"])
+def test_one_program_tells_of_a_model_that_diverged_and_nothing_of_it_is_kept(problem, strategy, tmp_path):
+    _, who = problem
+    far = dataclasses.replace(TRAIN, optimizer=optax.sgd(1e200))
+    plan = dataclasses.replace(plan_of(FEDAVG), training=far)
+    state = begun(problem, plan)
+    _, metrics = rounds.step(plan, state, who, strategy=strategy)
+    assert np.isinf(metrics.loss) and not np.isfinite(metrics.moved)
+    with pytest.raises(ValueError, match="round 1: NaN or infinity after a round's training"):
+        resume.run_rounds(plan, state, who, 2, tmp_path, strategy=strategy)
+    assert not resume.read_lines(tmp_path / "rounds.jsonl")
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_parameters(problem, tmp_path):
+    """A process is killed in round 7 of 10; another one goes on; the result is that of an undisturbed run."""
+    worker = Path(__file__).with_name("rounds_worker.py")
+
+    def launch(folder, kill):
+        env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, str(worker), str(folder), str(kill)]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    assert launch(tmp_path / "killed", 7).returncode == -signal.SIGKILL
+    assert len(resume.read_lines(tmp_path / "killed" / "rounds.jsonl")) == 6
+    resumed, whole = launch(tmp_path / "killed", 0), launch(tmp_path / "whole", 0)
+    assert resumed.returncode == whole.returncode == 0, resumed.stderr + whole.stderr
+    assert resumed.stdout == whole.stdout != ""
+    lines = [resume.read_lines(tmp_path / name / "rounds.jsonl") for name in ("killed", "whole")]
+    assert lines[0] == lines[1] and [line["round"] for line in lines[0]] == list(range(1, 11))
+
+
+def test_rounds_go_on_from_a_state_that_has_some_behind_it(problem, tmp_path):
+    """A warm-up in a folder of its own, and the rest in another, are the rounds of one run."""
+    _, who = problem
+    plan = plan_of(FEDAVG)
+    state = begun(problem, plan)
+    run = lambda state, count, name: resume.run_rounds(plan, state, who, count, tmp_path / name, strategy="sequential")  # noqa: E731
+    whole, lines = run(state, 3, "whole")
+    warm, first = run(state, 1, "warm")
+    for count in (2, 3, 3):  # the rest is interrupted after a round, and then begun once more where it is done
+        rest, others = run(warm, count, "rest")
+    assert [*first, *others] == lines and int(rest.round) == 3
+    jax.tree.map(np.testing.assert_array_equal, rest.params, whole.params)
+
+
+def test_too_few_rounds_are_refused(problem, tmp_path):
+    _, who = problem
+    plan = plan_of(FEDAVG)
+    state = begun(problem, plan)
+    resume.run_rounds(plan, state, who, 2, tmp_path, strategy="sequential")
+    with pytest.raises(ValueError, match="rounds: got 1"):
+        resume.run_rounds(plan, state, who, 1, tmp_path, strategy="sequential")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda lines: [lines[0], lines[1][:9], lines[2]], "line 2: got .*expected an object with round"),
+        (lambda lines: [lines[0], "{}", lines[2]], "line 2: got"),
+        (lambda lines: [lines[0], lines[2]], "line 2: got round 3, expected 2"),
+        (lambda lines: [lines[0].replace('"round": 1', '"round": "1"'), *lines[1:]], "line 1: got round 1"),
+    ],
+)
+def test_a_damaged_line_of_rounds_is_named_before_a_round_is_run(change, words, problem, tmp_path):
+    _, who = problem
+    plan = plan_of(FEDAVG)
+    state = begun(problem, plan)
+    resume.run_rounds(plan, state, who, 3, tmp_path, strategy="sequential")
+    log = tmp_path / "rounds.jsonl"
+    log.write_text("\n".join(change(log.read_text().splitlines())) + "\n")
+    with pytest.raises(ValueError, match=rf"rounds\.jsonl: {words}"):
+        resume.run_rounds(plan, state, who, 4, tmp_path, strategy="sequential")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3", ""])
+def test_a_damaged_note_of_whose_folder_it_is(text, problem, tmp_path):
+    _, who = problem
+    plan = plan_of(FEDAVG)
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        resume.run_rounds(plan, begun(problem, plan), who, 1, tmp_path)
+
+
+def test_a_folder_of_another_run_is_refused_with_what_differs(problem, tmp_path):
+    _, who = problem
+    plan = plan_of(FEDAVG)
+    run = lambda plan, who, seed: resume.run_rounds(  # noqa: E731
+        plan, begun(problem, plan, seed=seed), who, 2, tmp_path, strategy="sequential"
+    )
+    first, _ = run(plan, who, 1)
+    again, _ = run(plan, who, 1)
+    chex.assert_trees_all_equal(again.params, first.params)
+    faster = dataclasses.replace(plan, training=dataclasses.replace(TRAIN, optimizer=optax.sgd(50.0)))
+    more = dataclasses.replace(plan, training=dataclasses.replace(TRAIN, epochs=5))
+    others = dataclasses.replace(who, x=who.x + 1)
+    for other, words in (
+        ((plan, who, 2), "key "),
+        ((faster, who, 1), "optimizer "),
+        ((more, who, 1), "epochs 2 there, 5 here"),
+        ((plan, others, 1), "data "),
+        ((dataclasses.replace(plan, variant=variants.fedprox(0.5)), who, 1), "variant none there"),
+        ((plan_of(KFAC), who, 1), "rule fedavg there, fedfisher-kfac here"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another run: .*{words}"):
+            run(*other)
+    with only_writer(tmp_path), pytest.raises(ValueError, match="another run is writing"):
+        run(plan, who, 1)
+
+
+@pytest.mark.slow
+def test_rounds_of_optimisers_that_need_the_loss_are_kept_apart_too(problem, tmp_path):
+    _, who = problem
+    newton = dataclasses.replace(TRAIN, optimizer=optax.lbfgs(memory_size=2))
+    plan = dataclasses.replace(plan_of(FEDAVG), training=newton)
+    state = begun(problem, plan)
+    resume.run_rounds(plan, state, who, 1, tmp_path, strategy="sequential")
+    strong, weak = (dataclasses.replace(plan_of(FEDAVG), variant=variants.fedprox(mu)) for mu in (0.5, 0.1))
+    resume.run_rounds(strong, state, who, 1, tmp_path / "prox", strategy="sequential")
+    with pytest.raises(ValueError, match="variant "):
+        resume.run_rounds(weak, state, who, 1, tmp_path / "prox", strategy="sequential")
