@@ -20,7 +20,7 @@ from fedfisher_jax import Rule, Update, categorical, cohort, data, evaluate, fed
 from fedfisher_jax.federate import _one_shot as one_shot
 from fedfisher_jax.federate import run_keys
 from fedfisher_jax.merge import Draws, fedbens, fedfisher, pseudo_data, recalibrate
-from fedfisher_jax.merge._pseudo_data import draw, gaussians
+from fedfisher_jax.merge._pseudo_data import gaussians, train_on_draws
 from fedfisher_jax.tracing._convolution import for_loops
 
 PyTree = Any
@@ -103,19 +103,12 @@ def run(dataset: str, epochs: int, seed: int) -> dict[str, float]:
 
 def distilled(apply: Callable, teacher: Callable, source: Any, params: PyTree) -> PyTree:
     """Train a model on draws with the teacher's probabilities, by the steps and rate of `pseudo-data`."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(DRAWS.learning_rate, DRAWS.steps))
-    key = jax.random.key(DRAWS.seed)
 
-    def step(number: Any, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
-        params, inner = carry
-        x, _ = draw(source, DRAWS.batch_size, jax.random.fold_in(key, number))
-        shares = jax.nn.softmax(teacher(x))
-        loss = lambda p: optax.softmax_cross_entropy(apply(p, x), shares).mean()  # noqa: E731
-        updates, inner = optimizer.update(jax.grad(loss)(params), inner, params)
-        return optax.apply_updates(params, updates), inner
+    def loss(params: PyTree, x: Any, classes: Any) -> jax.Array:
+        del classes  # the teacher says what it sees
+        return optax.softmax_cross_entropy(apply(params, x), jax.nn.softmax(teacher(x))).mean()
 
-    carry = params, optimizer.init(params)
-    return jax.jit(lambda first: jax.lax.fori_loop(0, DRAWS.steps, step, first))(carry)[0]
+    return jax.jit(lambda first: train_on_draws(loss, optax.tree.zeros_like, source, DRAWS, first))(params)[0]
 
 
 def main() -> None:

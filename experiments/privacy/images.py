@@ -191,8 +191,8 @@ def like_mean(here: Federation, target: Target, image: Any) -> dict[str, float]:
 def gradient_inversion(*cell: Any) -> dict[str, Any]:
     """A client with one example per class sends one step of a network that was trained on them.
 
-    Of a secure sum, the server sees the mean step of all clients' batches; it then looks for all of their images, and
-    those of the first client are compared with the nearest found of their class.
+    Where sums are secure, the server sees the mean step of all clients' batches; it then looks for all of their images,
+    and those of the first client are compared with the nearest found of their class.
     """
     world, name, seed, _, protection = cell
     here = federation(world, name, seed)

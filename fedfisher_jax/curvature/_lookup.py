@@ -91,7 +91,7 @@ def gradient(a: Any, g: jax.Array) -> jax.Array:
 def second_moment(a: Any) -> jax.Array:
     """Add up a aᵀ over examples and positions: [(groups,) inputs, inputs] from a [n, (groups,) T, inputs].
 
-    Of a table it is the diagonal [size] alone: how often each row is read.
+    A table has the diagonal [size] alone: how often each row is read.
     """
     if isinstance(a, Lookup):
         return jnp.zeros(a.size + 1, a.dtype).at[a.numbers.ravel()].add(1)[1:]

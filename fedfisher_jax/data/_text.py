@@ -170,7 +170,7 @@ def text_clients(
     """Cut every client's text into windows of `length` + 1 tokens, and the clients into two halves.
 
     A client's documents are read one after the other, a line end between them; the last incomplete window is dropped.
-    Of the windows that begin in a document the last ones are for the test, as many as keep the client's share so far
+    The last of the windows that begin in a document are for the test, as many as keep the client's share so far
     nearest to `test_share`.
 
     Args:

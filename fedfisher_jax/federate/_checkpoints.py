@@ -34,7 +34,7 @@ def run_rounds(
 ) -> tuple[State, list[dict[str, Any]]]:
     """Run until `rounds` rounds are done, going on from the last checkpoint in `folder`.
 
-    Of several hosts, all of which call it, the first one writes, and the others begin from what it read.
+    All hosts of a run call it; the first one writes, and the others begin from what it read.
 
     Args:
         federation: the settings.

@@ -26,8 +26,8 @@ def merge_one_by_one(rule: Rule, payloads: Iterable[Any] | Callable[[], Iterable
     let go. Contributions are those of memory, but their sum is exact and rounded once: no order or grouping changes a
     bit, and the result may differ from that of `merge_payloads` by the rounding of its sum.
 
-    Of the rules that stack those that solve a quadratic (FedFisher with Kronecker or low-rank Fishers, FedLPA, FedFish
-    with Kronecker factors) go through all payloads again for each step of conjugate gradients; the result is that of
+    Rules that stack payloads and solve a quadratic (FedFisher with Kronecker or low-rank Fishers, FedLPA, FedFish with
+    Kronecker factors) go through all payloads again for each step of conjugate gradients; the result is that of
     `merge_payloads` to the solver's tolerance.
 
     Args:

@@ -27,7 +27,7 @@ from ..curvature.structures._class_moments import ClassMoments
 from ..curvature.structures._moments import example_of
 from ..models._starts import by_frequency, cosines
 from ..solve._conjugate_gradients import conjugate_gradients
-from ..solve._objective import Objective, Solver
+from ..solve._objective import Solver
 from ..tracing._convolution import for_loops
 from ._fedfisher import DAMPING, stacked
 from ._measure import MeasureFisher, require_options
@@ -135,6 +135,10 @@ def pseudo_data(
         raise ValueError(f"low, high: got {low}, {high}, expected a range")
     measure = MeasureInputs(MeasureFisher(apply, likelihood, "kronecker", **options), coefficients, low, high)
     chosen = conjugate_gradients(damping=DAMPING["kronecker"]) if solver is None else solver
+    model = for_loops(apply)
+
+    def loss_on_draws(params: PyTree, x: Any, y: Any) -> jax.Array:
+        return jnp.mean(jax.vmap(likelihood.nll)(model(params, x), y))
 
     def solve(payloads: Payload, start: PyTree) -> Merged:
         require_inputs(apply, payloads, coefficients)
@@ -142,7 +146,7 @@ def pseudo_data(
         merged, diagnostics = chosen(problem)
         shares = payloads.weight / jnp.sum(payloads.weight)
         source = gaussians(payloads.statistics, shares, coefficients)
-        params, loss = train_on_draws(apply, likelihood, problem, source, draws, merged)
+        params, loss = train_on_draws(loss_on_draws, problem.half_gradient, source, draws, merged)
         return Merged(params, {**diagnostics, "loss_on_draws": loss})
 
     takes = Takes((ClassMoments,), (INPUTS,))
@@ -204,21 +208,29 @@ def draw(source: Gaussians, count: int, key: jax.Array) -> tuple[jax.Array, jax.
 
 
 def train_on_draws(
-    apply: Callable, likelihood: Likelihood, problem: Objective, source: Gaussians, settings: Draws, params: PyTree
+    loss: Callable[[PyTree, Any, Any], jax.Array],
+    prior: Callable[[PyTree], PyTree],
+    source: Gaussians,
+    settings: Draws,
+    params: PyTree,
 ) -> tuple[PyTree, jax.Array]:
-    """Minimise the loss on fresh draws plus (λ/2) Q from `params`; also the last step's loss on draws."""
-    model = for_loops(apply)
+    """Minimise a loss on fresh draws plus λ times a prior from `params`; also the last step's loss on draws.
+
+    Args:
+        loss: (params, drawn inputs [n, ...], their classes [n]) → the mean loss.
+        prior: params → the prior's gradient, λ times which is added to the loss's.
+        source: what is drawn from.
+        settings: λ, steps, rate and the number of draws a step.
+        params: where to begin.
+    """
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
     key = jax.random.key(settings.seed)
-
-    def loss(p: PyTree, x: Any, y: Any) -> jax.Array:
-        return jnp.mean(jax.vmap(likelihood.nll)(model(p, x), y))
 
     def step(number: Any, carry: tuple) -> tuple:
         p, inner, _ = carry
         x, y = draw(source, settings.batch_size, jax.random.fold_in(key, number))
         fitted, slope = jax.value_and_grad(loss)(p, x, y)
-        slope = jax.tree.map(lambda a, b: a + settings.weight * b, slope, problem.half_gradient(p))
+        slope = jax.tree.map(lambda a, b: a + settings.weight * b, slope, prior(p))
         updates, inner = optimizer.update(slope, inner, p)
         return optax.apply_updates(p, updates), inner, fitted
 

@@ -139,7 +139,7 @@ def _is_fishers(statistics: Any, name: str) -> bool:
 def _largest(sign: str, shape: tuple[int, ...]) -> float:
     """Largest expected eigenvalue of symmetric noise with a deviation of 1 on its diagonal, or of a diagonal of it.
 
-    Of a matrix of side n it is the semicircle's edge, 2 √(n/2); of n numbers at most √(2 log 2n).
+    For a matrix of side n it is the semicircle's edge, 2 √(n/2); for n numbers at most √(2 log 2n).
     """
     return math.sqrt(2 * shape[-1]) if sign == "semidefinite" else math.sqrt(2 * math.log(2 * math.prod(shape)))
 

@@ -3,8 +3,8 @@
 The `Moments` of heads are such sums: an example with features φ, clipped to norm c, and the one-hot target y adds φφᵀ,
 φyᵀ and y. The guarantee (ε, δ) is about one example: were it replaced by any other, what is released would look about
 the same. The number of examples is public. One Gaussian mechanism releases the three sums together, each scaled to what
-an example can add to it, so that there is one noise multiplier, as for clients that send gradients. Of every other
-statistic that is a mean over examples (a Fisher, input and class moments, gradients) `_example_parts` clips each
+an example can add to it, so that there is one noise multiplier, as for clients that send gradients. For every
+other statistic that is a mean over examples (a Fisher, input and class moments, gradients) `_example_parts` clips each
 example's part. Beside a model that was trained with privacy a promise of `dp_training` is about both, with one example
 added or removed, and noise is "local"; it is divided among clients in sums of heads alone.
 
@@ -17,7 +17,7 @@ Whom one has to trust is a choice:
 - "local": each client adds all of it, and trusts nobody.
 
 Here noise is drawn as float64 and sums are float32, so the promise is that of real numbers: what rounding may tell is
-not counted. Of the mechanisms only that of secure sums by mail is one of integers, see `_integer_noise`.
+not counted. Only the mechanism of secure sums by mail is one of integers, see `_integer_noise`.
 """
 
 import dataclasses

@@ -88,7 +88,7 @@ def legend_below(figure: Any, names: Iterable[str], most: int = 4) -> None:
 def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """The scores of a sweep: over rounds where there are some and one column, else a group of bars a column.
 
-    Of a warm-up, which all rules share, only the last round is shown. A path without suffix gets .png and .pdf.
+    A warm-up, which all rules share, is shown by its last round alone. A path without suffix gets .png and .pdf.
     """
     from matplotlib.figure import Figure
 

@@ -2,7 +2,7 @@
 
 XLA's own rules leave the cache: patches of a whole batch are written, read, kept for the backward pass, and padded and
 added up entry by entry. Here as many images as fit in the cache go through at once; the backward pass gathers their
-patches again, and adds what belongs to the inputs in place. Of the maximum one byte an output is kept. The rule is for
+patches again, and adds what belongs to the inputs in place. The maximum keeps one byte an output. The rule is for
 reverse mode alone: forward derivatives of it are refused by JAX.
 """
 

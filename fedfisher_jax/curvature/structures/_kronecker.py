@@ -35,8 +35,8 @@ class Kronecker(Structure):
     Uses of one weight are more positions (Martens, Ba and Johnson 2018). Where some read its transpose, as h Wᵀ with
     output gradients δ, theirs is D ⊗ H, of the second moments of δ and of h. A ⊗ G + D ⊗ H is no product; `inputs[l]`
     and `outputs[l]` are factors of the one with the same partial traces, which is the nearest in relative entropy, and
-    exact where one use has no gradient. Left out is how the gradients of different uses go together. Of a table that is
-    the head, too (GPT-2), only the diagonal of D is taken. Experts that positions choose: see `_chosen`.
+    exact where one use has no gradient. Left out is how the gradients of different uses go together. A table that is
+    the head, too (GPT-2), has only the diagonal of D. Experts that positions choose: see `_chosen`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -142,7 +142,7 @@ class Structure(Fisher, Statistic):
         """One Fisher near Σ_i w_i F_i of these Fishers, stacked on a leading axis, whose spectrum is cheap.
 
         Solvers are preconditioned with it. None, the default, means that the sum's diagonal is the best that is known.
-        Of groups' nearest without a floor it is that of all: so it is found a few clients at a time.
+        Without a floor, the nearest of several groups' nearest is that of all clients: so it is found a few at a time.
 
         Args:
             weights: [M], the w_i.

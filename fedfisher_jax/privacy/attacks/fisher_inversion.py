@@ -2,7 +2,7 @@
 
 The Kronecker factor A of a layer is the second moment E[a aᵀ] of its inputs a (arXiv 2403.12329, section 4), with a 1
 appended for the bias: its last row is the client's mean input, exactly, and its eigenvectors are the principal
-components. Of a dense first layer these are images; of a convolution patches, a far weaker thing. Other structures give
+components. A dense first layer shows images so, a convolution patches, a far weaker thing. Other structures give
 the same up to weights: the block of a layer summed over its outputs is Σ_o F_(io),(jo) = E[|g|² a_i a_j], where
 hard examples weigh more; of a diagonal, only i = j is known.
 

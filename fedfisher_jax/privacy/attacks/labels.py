@@ -34,8 +34,8 @@ def of_update(start: PyTree, params: PyTree, layer: Layer) -> Shares:
 def of_output_moment(moment: Float[Array, "c c"]) -> Shares:
     """Guess shares from G = E[g gᵀ] at the last layer's output: its diagonal.
 
-    Of the exact Fisher G_cc = E[p_c (1 − p_c)], how often class c is in doubt, and a class that a client does not have
-    seldom is. Of the empirical one G_cc = E[(p_c − y_c)²].
+    The exact Fisher has G_cc = E[p_c (1 − p_c)], how often class c is in doubt, and a class that a client does not
+    have seldom is. The empirical one has G_cc = E[(p_c − y_c)²].
     """
     return shares_of(jnp.diagonal(moment))
 

@@ -1,6 +1,6 @@
 """What sums over one client's examples tell exactly: how often each class is there, and what its mean is.
 
-Nothing is optimised. Of a sum over many clients the same is told of all of them together; so a client with one example
+Nothing is optimised. A sum over many clients tells the same of all of them together; so a client with one example
 of a class shows that example, unless others that have some of it are in the sum.
 """
 
