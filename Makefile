@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # A file of exact versions to install, such as constraints.txt, which .ci/run gives; without it the newest that there are.
 CONSTRAINTS ?=
+# K/N runs only the K-th of N parts of the slow tests.
+SHARE ?=
 PIP_INSTALL := pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PYTEST := python -m pytest -n auto --dist worksteal -rs
 # The newest Python of this machine, and the tests of what stands on JAX's internals and of the code that the README and the pages show.
@@ -17,9 +19,9 @@ demo: .venv/installed
 test: .venv/installed-tests
 	$(BIN)/$(PYTEST) --quick
 
-# Real processes, the authors' arrays, experiments at a size of seconds: what `make test` skips.
+# Real processes, the authors' arrays, experiments at a size of seconds: what `make test` skips; SHARE=0/4 is a quarter.
 test-slow: .venv/installed-tests
-	$(BIN)/$(PYTEST) -m slow
+	$(BIN)/$(PYTEST) -m slow $(if $(SHARE),--share $(SHARE))
 
 # The site, into site/; warnings (broken links, names that are not there) are errors.
 docs: .venv/installed-docs
@@ -30,7 +32,7 @@ newest:
 
 # With XLA's optimisations, which tests/conftest.py turns off to compile faster.
 test-newest: .venv/newest/installed
-	XLA_FLAGS= .venv/newest/bin/$(PYTEST) $(TESTS)
+	XLA_FLAGS= .venv/newest/bin/$(PYTEST) $(TESTS) $(if $(SHARE),--share $(SHARE))
 
 test-flower: .venv/flower/installed
 	.venv/flower/bin/python -m pytest tests/test_flower*.py

@@ -1,9 +1,11 @@
 """Float64, shape checking of every annotated function of the package, and bounded memory maps of long-lived workers."""
 
+import argparse
 import functools
 import gc
 import itertools
 import os
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,14 +45,26 @@ tests_until_a_look = itertools.cycle(reversed(range(20)))  # reading the maps ta
 def pytest_addoption(parser):
     """`make test` is quick, `make test-slow` runs the rest; both together are the suite, and CI runs both."""
     parser.addoption("--quick", action="store_true", help="skip the tests that are marked slow")
+    parser.addoption("--share", metavar="K/N", type=share_of, help="only the K-th of N parts of the slow tests, K < N")
+
+
+def share_of(text):
+    """K and N of "K/N"."""
+    number, parts = map(int, text.split("/"))
+    if not 0 <= number < parts:
+        raise argparse.ArgumentTypeError(f"got {text}, expected K/N with 0 <= K < N")
+    return number, parts
 
 
 def pytest_collection_modifyitems(config, items):
     """Skipped, and so listed at the end with the reason, where deselected tests would go unsaid."""
-    if config.getoption("--quick"):
-        for item in items:
-            if item.get_closest_marker("slow"):
+    quick, share = config.getoption("--quick"), config.getoption("--share")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            if quick:
                 item.add_marker(pytest.mark.skip(reason="slow: make test-slow runs it"))
+            elif share and zlib.crc32(item.nodeid.encode()) % share[1] != share[0]:
+                item.add_marker(pytest.mark.skip(reason=f"slow, and not of the share {share[0]}/{share[1]}"))
 
 
 def pytest_collection_finish(session):
