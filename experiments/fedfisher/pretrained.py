@@ -1,14 +1,16 @@
 """Federated fine-tuning from pre-trained weights at a lower rate, against training from scratch (2403.12329).
 
 The paper starts ResNet-18 from Tiny-ImageNet weights. Give such a file (a PyTorch state dict or safetensors) with
---weights, or let the script pre-train on any named set; the last layer is new. --quick shows the same on digits: an MLP
+--weights, or let the script pre-train on any named set; the last layer is new. The `designed` start is one for heads in
+closed form that nobody trained (`--rules analytic …`). --quick shows the same on digits: an MLP
 pre-trained on the classes 5 to 9 and fine-tuned by clients that hold 0 to 4.
 """
 
 import dataclasses
 import hashlib
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ import optax
 
 from experiments.fedfisher import cell_tables
 from experiments.lib import cells, common
-from fedfisher_jax import LocalTraining, categorical, cohort, data, evaluate
+from fedfisher_jax import LocalTraining, categorical, cohort, data, evaluate, models
 from fedfisher_jax.data import Dataset
 from fedfisher_jax.federate import Simulation, crop_and_flip, run_keys, train_clients
 from fedfisher_jax.federate import _one_shot as one_shot
@@ -40,7 +42,8 @@ class Settings(common.Settings):
         alpha: Concentration of the Dirichlet split.
         clients: Number of clients.
         epochs: Local epochs.
-        rate: Local learning rate from pre-trained weights; from scratch it is 0.01.
+        rate: Local learning rate from pre-trained weights; from other starts it is 0.01.
+        starts: What the clients start from: pre-trained weights, and what those are compared with.
         rules: Merge rules by name, or your own as module:function.
         seeds: Each draws a split and a training.
     """
@@ -56,6 +59,7 @@ class Settings(common.Settings):
     clients: int = 5
     epochs: int = 30
     rate: float = 0.001
+    starts: tuple[Literal["pre-trained", "scratch", "designed"], ...] = ("pre-trained", "scratch")
     rules: tuple[str, ...] = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
     seeds: int = 3
 
@@ -70,7 +74,7 @@ QUICK = {
     "epochs": 20,
 }
 BATCH = 64
-STARTS = {"pre-trained": None, "scratch": 0.01}
+SCRATCH_RATE = 0.01  # local learning rate from starts that nobody trained
 
 
 def some_classes(dataset: Dataset, classes: tuple[int, ...]) -> Dataset:
@@ -123,11 +127,14 @@ def run(here: cells.World, settings: Settings, file: Path, start: str, seed: int
     params = network.init(key.init)
     if start == "pre-trained":
         params = jax.tree.map(jnp.asarray, weights.read(file, params, keep=(head_of(here),)))
-    rate = STARTS[start] or settings.rate
+    elif start == "designed":
+        params = models.designed(params)
+    rate = settings.rate if start == "pre-trained" else SCRATCH_RATE
     augment = crop_and_flip() if dataset.augment else None
     train = LocalTraining(network.apply, categorical(), optax.sgd(rate, 0.9), settings.epochs, BATCH, augment)
     offers = one_shot.offers(network.init, train, here.captured, seed)
-    rules = {name: catalogue.named_rule(name, network.apply, categorical(), offers=offers) for name in settings.rules}
+    make = cache(lambda part: catalogue.named_rule(part, network.apply, categorical(), offers=offers))
+    rules = {name: catalogue.composed(name, make) for name in settings.rules}
     x, y, *test = here.arrays
     simulation = Simulation(train, params, cohort(x, y, parts, length=len(y)), *test)
     found = one_shot.compare(simulation, rules, key)
@@ -157,7 +164,7 @@ def main() -> None:
     names = ("dataset", "classes", "model", "alpha", "clients", "epochs", "rate", "rules")
     fixed = {name: getattr(settings, name) for name in names} | {"weights": digest(file.read_bytes())}
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    grid = [{"start": start, "seed": seed, **fixed} for seed in seeds for start in STARTS]
+    grid = [{"start": start, "seed": seed, **fixed} for seed in seeds for start in settings.starts]
     records = common.run_all(settings.out, grid, lambda start, seed, **_: run(here, settings, file, start, seed))
     methods = list(records[0]["result"])
 
@@ -165,25 +172,25 @@ def main() -> None:
         chosen = [r["result"][method]["accuracy"] for r in records if r["settings"]["start"] == start]
         return 100 * np.asarray(chosen)
 
+    first, *others = settings.starts
     rows = []
     for method in methods:
-        pair = [values(start, method) for start in STARTS]
-        rows.append(
-            [cell_tables.label(method), *[common.mean_std(v) for v in pair], common.mean_std(pair[0] - pair[1])]
-        )
+        found = [values(start, method) for start in settings.starts]
+        gains = [common.mean_std(found[0] - other) for other in found[1:]]
+        rows.append([cell_tables.label(method), *map(common.mean_std, found), *gains])
     text = (
         f"{note}; clients hold {settings.dataset} ({dataset.num_classes} classes), α = {settings.alpha:g}, rate "
-        f"{settings.rate:g} from pre-trained weights and {STARTS['scratch']:g} from scratch. Test accuracy in %, "
-        f"mean ± std over {settings.seeds} seeds (split and training); the difference is paired.\n\n"
-    ) + common.markdown_table(["", *STARTS, "difference"], rows)
+        f"{settings.rate:g} from pre-trained weights and {SCRATCH_RATE:g} from other starts. Test accuracy in %, "
+        f"mean ± std over {settings.seeds} seeds (split and training); differences are paired.\n\n"
+    ) + common.markdown_table(["", *settings.starts, *(f"{first} − {other}" for other in others)], rows)
     fig, axes = common.figure(height=0.35 * len(methods) + 0.8, width=5)
-    for start, marker in zip(STARTS, "os", strict=True):
+    for start, marker in zip(settings.starts, "os^", strict=False):
         means = [values(start, method).mean() for method in methods]
         axes[0, 0].plot(means, range(len(methods)), marker, label=start)
     axes[0, 0].set_yticks(range(len(methods)), [cell_tables.label(method) for method in methods])
     axes[0, 0].set(xlabel="test accuracy (%)")
     axes[0, 0].legend()
-    summary = {start: {method: values(start, method).mean() for method in methods} for start in STARTS}
+    summary = {start: {method: values(start, method).mean() for method in methods} for start in settings.starts}
     common.report(settings.out, text, {"accuracy": summary}, fig)
 
 
