@@ -12,7 +12,8 @@ from .._layers import Layer
 from .._leaves import Leaf
 from .._pull_back import Capture, Pulled
 from .._reuse import Crossed
-from ._kronecker import Kronecker, input_names, layer_blocks, times
+from ._factors import input_names, layer_blocks, times
+from ._kronecker import Kronecker
 from ._protocol import Blocks, Spectral, Structure
 from ._signs import Sign
 

@@ -10,12 +10,22 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ..._trees import weighted_sum
-from .._chosen import Chosen
 from .._layers import Layer, layers_from_json, layers_to_json, numbered
 from .._leaves import Leaf
-from .._lookup import Lookup, second_moment
 from .._pull_back import Capture, Pulled
-from .._reuse import Crossed, input_moment
+from .._reuse import input_moment
+from ._factors import (
+    balanced,
+    factor_of,
+    from_means,
+    gradient_moments,
+    input_eigenpairs,
+    input_names,
+    layer_blocks,
+    nearest,
+    reciprocal,
+    times,
+)
 from ._protocol import Blocks, Spectral, Structure, eigenpairs, require_static, shaped
 from ._signs import Sign
 
@@ -119,11 +129,11 @@ class Kronecker(Structure):
 
     def preconditioner(self, damping: float) -> Callable[[PyTree], PyTree]:
         """Each factor damped on its own, by ε relative to its mean diagonal entry (arXiv 1503.05671, section 6.3)."""
-        rest = {leaf: _reciprocal(value, damping, None) for leaf, value in self.rest.items()}
+        rest = {leaf: reciprocal(value, damping, None) for leaf, value in self.rest.items()}
         parts = []
         for layer, a, g in zip(self.layers, self.inputs, self.outputs, strict=True):
             (left, u, _), (right, w, _) = input_eigenpairs(layer, a, None), eigenpairs(g, None)
-            factors = _reciprocal(left, damping)[..., :, None] * _reciprocal(right, damping)[..., None, :]
+            factors = reciprocal(left, damping)[..., :, None] * reciprocal(right, damping)[..., None, :]
             parts.append((u, factors, w))
         return self._turned(parts, rest)
 
@@ -181,7 +191,7 @@ class Kronecker(Structure):
         rest = [jnp.sum(g**2, axis=(0, 1)) for g in pulled.leaves]
         positions = [None] * len(pulled.gradients) if pulled.positions is None else pulled.positions
         layers = zip(pulled.activations, pulled.gradients, positions, strict=True)
-        return {"rest": rest, "outputs": [_gradient_moments(a, g, count) for a, g, count in layers]}
+        return {"rest": rest, "outputs": [gradient_moments(a, g, count) for a, g, count in layers]}
 
     @classmethod
     def input_sums(cls, activations: Sequence[Any]) -> PyTree:
@@ -192,7 +202,7 @@ class Kronecker(Structure):
     def from_sums(cls, mean: PyTree, inputs: PyTree, captured: Capture, params: PyTree) -> "Kronecker":
         """Take the means as the factors."""
         rest = dict(zip(captured.fallback_leaves, mean["rest"], strict=True))
-        pairs = [_factors(*layer) for layer in zip(captured.layers, inputs, mean["outputs"], strict=True)]
+        pairs = [from_means(*layer) for layer in zip(captured.layers, inputs, mean["outputs"], strict=True)]
         treedef = jax.tree.structure(params)
         return cls(tuple(a for a, _ in pairs), tuple(g for _, g in pairs), rest, captured.layers, treedef)
 
@@ -203,7 +213,7 @@ class Kronecker(Structure):
         directions that few clients know. Of equal clients it is their own Fisher, but for that.
         """
         stacked = zip(self.layers, self.inputs, self.outputs, strict=True)
-        pairs = [_nearest(layer, a, g, weights, floor) for layer, a, g in stacked]
+        pairs = [nearest(layer, a, g, weights, floor) for layer, a, g in stacked]
         first = jax.tree.map(lambda leaf: leaf[0], self)
         rest = weighted_sum(weights, self.rest)
         return dataclasses.replace(
@@ -212,48 +222,13 @@ class Kronecker(Structure):
 
     def balanced(self) -> "Kronecker":
         """The same F with both factors of a layer of one norm, so that clipping treats them alike."""
-        pairs = [_balanced(a, g) for a, g in zip(self.inputs, self.outputs, strict=True)]
+        pairs = [balanced(a, g) for a, g in zip(self.inputs, self.outputs, strict=True)]
         return dataclasses.replace(self, inputs=tuple(a for a, _ in pairs), outputs=tuple(g for _, g in pairs))
 
     def moment(self, layer: Layer, side: int) -> jax.Array:
         """The factor itself: A, or G."""
         factor = factor_of(self.layers, (self.inputs, self.outputs)[side], layer)
         return jnp.diag(factor) if layer.lookup and side == 0 else factor
-
-
-def _gradient_moments(a: Any, g: Any, count: Any) -> Any:
-    """Add up second moments of a layer's output gradients [n, K, (groups,) T, outputs], averaged over positions."""
-    if isinstance(a, Chosen):
-        return second_moment(g.reshape(-1, *g.shape[2:]))  # divided by all positions that chose, in the end
-    if not isinstance(a, Crossed):
-        return _averaged(second_moment, g, count)
-    across = _square if isinstance(a.along, Lookup) else second_moment
-    along, other = (None, None) if count is None else (count.along, count.across)
-    return Crossed(_averaged(second_moment, g.along, along), _averaged(across, g.across, other))
-
-
-def _averaged(moment: Callable, g: jax.Array, count: Any) -> jax.Array:
-    """A moment of g [n, K, …, T, outputs] divided by T, or by how many positions of each example count [n]."""
-    rows = g.reshape(-1, *g.shape[2:])  # each cotangent as an example
-    if count is None:
-        return moment(rows) / rows.shape[-2]
-    each = jnp.repeat(jnp.maximum(count, 1).astype(rows.dtype), len(rows) // len(count))
-    return moment(rows / jnp.sqrt(each).reshape(-1, *[1] * (rows.ndim - 1)))
-
-
-def _square(g: jax.Array) -> jax.Array:
-    """The diagonal of `second_moment` of [n, T, outputs]."""
-    return jnp.sum(g**2, axis=(0, 1))
-
-
-def _factors(layer: Layer, a: Any, g: Any) -> tuple[Any, Any]:
-    """A and G for means of moments; of uses both ways those of one product, the diagonal of D where A is a diagonal."""
-    if isinstance(a, Chosen):
-        return a.rows, g / jnp.where(a.chose > 0, a.chose, 1)[:, None, None]
-    if not isinstance(a, Crossed):
-        return a, g
-    sides = jnp.stack([a.along, g.across]), jnp.stack([g.along, a.across])
-    return _nearest(layer, *sides, jnp.ones(2), 0.0)
 
 
 def _tree(like: PyTree, result: dict[int, Any]) -> PyTree:
@@ -270,73 +245,3 @@ def _turn(layers: Sequence[Layer], parts: Sequence[tuple], rest: Mapping[int, An
         back = (factors * turned) @ jnp.swapaxes(w, -1, -2)
         result |= layer.from_matrix(back if u is None else u @ back)
     return _tree(v, result)
-
-
-def layer_blocks(layers: Sequence[Layer], others: Sequence[int]) -> Blocks:
-    """A layer's leaves are one block; every other leaf is one alone."""
-    return tuple(layer.leaves for layer in layers) + tuple((leaf,) for leaf in others)
-
-
-def input_names(layers: Sequence[Layer], leaves: Sequence[Leaf]) -> tuple[str, ...]:
-    """Name each layer's A by its weight: "inputs", or "counts" where it is the diagonal of a table."""
-    return tuple(f"{'counts' if layer.lookup else 'inputs'}/{leaves[layer.weight].path}" for layer in layers)
-
-
-def times(layer: Layer, a: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Multiply A with a layer's matrix."""
-    return a[..., :, None] * matrix if layer.lookup else a @ matrix
-
-
-def input_eigenpairs(layer: Layer, a: jax.Array, cutoff: float | None) -> tuple[jax.Array, Any, jax.Array]:
-    """Eigenvalues, eigenvectors and rounding errors of A, as `eigenpairs`; a diagonal has None and no errors."""
-    return (a, None, jnp.zeros_like(a[..., :1])) if layer.lookup else eigenpairs(a, cutoff)
-
-
-def factor_of(layers: Sequence[Layer], factors: Sequence[Any], layer: Layer) -> jax.Array:
-    """Find the factor that belongs to a layer.
-
-    Raises:
-        ValueError: the layer has none.
-    """
-    by_weight = {one.weight: factor for one, factor in zip(layers, factors, strict=True)}
-    if layer.weight not in by_weight:
-        raise ValueError(f"fisher: got no factors of the layer of leaf {layer.weight}, expected those of every layer")
-    return by_weight[layer.weight]
-
-
-def _reciprocal(values: jax.Array, damping: float, axis: int | None = -1) -> jax.Array:
-    """1 / (values + ε), ε relative to their mean over an axis; zero where all are."""
-    mean = jnp.mean(values, axis=axis, keepdims=True)
-    floor = jnp.maximum(damping * mean, jnp.finfo(values.dtype).tiny)
-    return jnp.where(mean > 0, 1 / (values + floor), 0)
-
-
-def _nearest(layer: Layer, a: Any, g: Any, weights: Any, floor: float) -> tuple[Any, Any]:
-    """A and G of one layer for factors [M, (groups,) n, n], a table's A [M, n]; the trace of the sum goes into G."""
-    traces = [jnp.sum(a, axis=-1) if layer.lookup else _traces(a), _traces(g)]
-    shares = weights.reshape(-1, *[1] * (g.ndim - 3)).astype(a.dtype) * traces[0] * traces[1]
-    total = jnp.sum(shares, axis=0)
-    shares = jnp.where(total > 0, shares / jnp.where(total > 0, total, 1), 0)
-
-    def mean(factor: Any, trace: Any, unit: Any) -> Any:
-        known = jnp.where(trace > 0, shares / jnp.where(trace > 0, trace, 1), 0)
-        rows = known.reshape(len(known), -1), factor.reshape(len(known), known[0].size, -1)
-        total = jnp.einsum("mg,mgk->gk", *rows)  # as a sum of products XLA takes n³ steps for it on a CPU
-        return total.reshape(factor.shape[1:]) + floor / factor.shape[-1] * unit.astype(factor.dtype)
-
-    unit = jnp.ones(a.shape[-1]) if layer.lookup else jnp.eye(a.shape[-1])
-    return mean(a, traces[0], unit), total[..., None, None] * mean(g, traces[1], jnp.eye(g.shape[-1]))
-
-
-def _traces(factor: Any) -> jax.Array:
-    return jnp.trace(factor, axis1=-2, axis2=-1)
-
-
-def _balanced(a: Any, g: Any) -> tuple[Any, Any]:
-    norms = []
-    for factor in (a, g):
-        largest = jnp.max(jnp.abs(factor))  # the squares of large numbers overflow
-        norms.append(largest * jnp.linalg.norm(factor / jnp.where(largest > 0, largest, 1)))
-    known = (norms[0] > 0) & (norms[1] > 0)
-    ratio = jnp.where(known, jnp.sqrt(norms[1]) / jnp.sqrt(jnp.where(known, norms[0], 1)), 1)
-    return ratio * a, g / ratio
