@@ -107,8 +107,8 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def require_folder(path: str | os.PathLike[str]) -> Path:
-    """Create a folder and prove that files can be written there.
+def require_folder(path: str | os.PathLike[str], name: str = "out") -> Path:
+    """Create a folder, which the argument `name` says, and prove that files can be written there.
 
     Raises:
         ValueError: it cannot be created or written to.
@@ -119,12 +119,16 @@ def require_folder(path: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"out: cannot write to {folder}: {error.strerror or error}") from error
+        raise ValueError(f"{name}: cannot write to {folder}: {error.strerror or error}") from error
     return folder
 
 
-def require_file(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+def require_file(
+    path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = (), name: str = "out"
+) -> None:
     """Prove, before any work, that a file can be written there, and that it is none of the inputs under any name.
+
+    The argument `name` says which one it is.
 
     Raises:
         ValueError: its folder is not there or cannot be written to, its name is none, it is a folder, or an input.
@@ -132,18 +136,18 @@ def require_file(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
     target = Path(path)
     try:
         if "\0" in str(target) or not target.name or target.is_dir():
-            raise ValueError(f"out: got {str(target)[:200]!r}, expected the name of a file")
+            raise ValueError(f"{name}: got {str(target)[:200]!r}, expected the name of a file")
         if not target.parent.is_dir():
-            raise ValueError(f"out: cannot write {target}: no folder {target.parent}")
+            raise ValueError(f"{name}: cannot write {target}: no folder {target.parent}")
         with contextlib.suppress(FileNotFoundError):
             target.lstat()  # OSError where the name is too long
         with tempfile.TemporaryFile(dir=target.parent):
             pass
         for taken in map(Path, inputs):
             if target.resolve() == taken.resolve() or (target.exists() and taken.exists() and target.samefile(taken)):
-                raise ValueError(f"out: got {target}, which would write over {taken}")
+                raise ValueError(f"{name}: got {target}, which would write over {taken}")
     except OSError as error:
-        raise ValueError(f"out: cannot write {str(target)[:200]}: {error.strerror or error}") from error
+        raise ValueError(f"{name}: cannot write {str(target)[:200]}: {error.strerror or error}") from error
 
 
 def content(tree: Any) -> str:

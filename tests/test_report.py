@@ -272,3 +272,17 @@ def test_in_a_browser_nothing_is_cut(width, tmp_path):
     seen = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout).group(1))
     assert len(seen["figures"]) == 4 and all(w > 200 and h > 100 for w, h in seen["figures"])
     assert seen["cut"] == [] and seen["wide"] <= 0
+
+
+def test_a_score_that_was_not_finite_is_a_dash_and_the_others_are_shown(tmp_path):
+    """Records have None in the place of what is NaN."""
+    rules = {name: dict(rule) for name, rule in record()["rules"].items()}
+    rules["fedavg"] |= {"accuracy": None, "loss": None}
+    for wrong in (rules, {"fedavg": rules["fedavg"]}):
+        console = rich.console.Console(width=100, file=io.StringIO(), force_terminal=False)
+        console.print(report.result_table(record(rules=wrong)))
+        (line,) = [line for line in console.file.getvalue().splitlines() if "fedavg" in line]
+        assert line.count("–") == 2
+        assert "–" in " ".join(checked(report.page([("run", record(rules=wrong))])).text)
+        report.plot_accuracy(record(rules=wrong), tmp_path / "bars.png")
+        assert (tmp_path / "bars.png").stat().st_size > 1000

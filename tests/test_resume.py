@@ -13,12 +13,14 @@ import numpy as np
 import optax
 import pytest
 import small_rounds
-from small_rounds import FEDAVG, KFAC, TRAIN, begun, plan_of
+from small_rounds import FEDAVG, KFAC, LIKELIHOOD, NETWORK, TRAIN, begun, plan_of
 
+import fedfisher_jax as ff
 from fedfisher_jax._files import only_writer
 from fedfisher_jax.federate import _checkpoints as resume
 from fedfisher_jax.federate import _variants as variants
 from fedfisher_jax.federate import rounds
+from fedfisher_jax.federate._private import Private
 
 problem = pytest.fixture(scope="module")(small_rounds.problem)
 
@@ -121,7 +123,10 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(problem, tmp_path)
     faster = dataclasses.replace(plan, training=dataclasses.replace(TRAIN, optimizer=optax.sgd(50.0)))
     more = dataclasses.replace(plan, training=dataclasses.replace(TRAIN, epochs=5))
     others = dataclasses.replace(who, x=who.x + 1)
+    private = dataclasses.replace(plan, training=dataclasses.replace(TRAIN, private=Private(1.0, 0.5, 40)))
     for other, words in (
+        ((private, who, 1), "private None there, Private.*noise=0.5"),
+        ((dataclasses.replace(plan, barrier=True), who, 1), "barrier False there, True here"),
         ((plan, who, 2), "key "),
         ((faster, who, 1), "optimizer "),
         ((more, who, 1), "epochs 2 there, 5 here"),
@@ -133,6 +138,35 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(problem, tmp_path)
             run(*other)
     with only_writer(tmp_path), pytest.raises(ValueError, match="another run is writing"):
         run(plan, who, 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        (KFAC, ff.fedfisher(NETWORK.apply, LIKELIHOOD, solver=ff.conjugate_gradients(damping=9.0)), "rule's settings"),
+        (KFAC, ff.fedfisher(NETWORK.apply, LIKELIHOOD, kind="monte_carlo", samples=3), "rule's settings"),
+        (KFAC, ff.fedfisher(NETWORK.apply, LIKELIHOOD), None),
+    ],
+    ids=["another solver", "another Fisher", "the same"],
+)
+def test_rules_of_one_name_are_told_apart_by_their_settings(one, other, words, problem, tmp_path):
+    """Those that were made twice alike are the same rule."""
+    run = lambda rule: resume.run_rounds(  # noqa: E731
+        plan_of(rule), begun(problem, plan_of(rule)), problem[1], 1, tmp_path, strategy="sequential"
+    )
+    first, _ = run(one)
+    if words:
+        with pytest.raises(ValueError, match=words):
+            run(other)
+    else:
+        chex.assert_trees_all_equal(run(other)[0].params, first.params)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_a_round(problem, tmp_path):
+    plan, file = plan_of(FEDAVG), tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ValueError, match="folder: cannot write to .*inside"):
+        resume.run_rounds(plan, begun(problem, plan), problem[1], 1, file / "inside")
 
 
 @pytest.mark.slow

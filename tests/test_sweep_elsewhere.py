@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import kill
 import pytest
 
-from fedfisher_jax.cli import _cell, _cluster
+from fedfisher_jax.cli import _cell, _cluster, _sweep_elsewhere
 from fedfisher_jax.cli import _cli as cli
+from fedfisher_jax.cli._settings import RunSettings
 
 QUICK = ("sweep", "--epochs", "1", "--clients", "2", "--rules", "fedavg", "--seeds", "1", "--strategy", "sequential")
 TABLES = ("results.jsonl", "table.md", "table.csv", "table.tex", "figure.png", "figure.pdf")
@@ -64,6 +66,9 @@ def test_local_processes_end_each_with_its_own_code_and_no_more_than_asked_for_r
     (tmp_path / "4" / "result.json").write_text('{"complete": true, "rules": {"fedavg": {}}}')
     asked = (("fedavg",), ("fedavg", "fedfisher-kfac"))
     assert [_cell.state_of(tmp_path / "4", rules) for rules in asked] == ["done", "begun"]
+    for damaged in ("[]", "{", '{"complete": true}'):
+        (tmp_path / "4" / "result.json").write_text(damaged)
+        assert _cell.state_of(tmp_path / "4", ("fedavg",)) == "begun"
 
 
 def test_local_processes_end_when_the_sweep_does(tmp_path):
@@ -105,6 +110,15 @@ def test_options_of_slurm_go_to_submitit_by_its_names(monkeypatch):
     engine = _cluster.engine_of("slurm,partition=gpu,time=60,memory=8,at-once=4")
     expected = {"slurm_partition": "gpu", "timeout_min": 60, "mem_gb": 8, "slurm_array_parallelism": 4}
     assert engine.options == expected
+
+
+def test_a_relative_folder_is_found_when_its_cells_have_ended(tmp_path, monkeypatch):
+    """Cells run in the folder that the sweep was started in, and `--out` counts from there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_sweep_elsewhere, "run_jobs", lambda engine, jobs, out: iter([(job, "") for job in jobs]))
+    cell = RunSettings(out=Path("runs/cells/seed=0"))
+    done, failed = _sweep_elsewhere.run_elsewhere(_cluster.engine_of("local=1"), Path("runs"), [("column", cell)])
+    assert done == [] and failed == ["seed=0"]  # it left no result
 
 
 @pytest.mark.slow

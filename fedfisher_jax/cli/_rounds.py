@@ -133,7 +133,7 @@ def _go_on(
 
     def done(line: dict[str, Any]) -> None:
         measure = measure_of([line])
-        words = f"{name[:17]} {measure.text(line[measure.key]):>5}{' %' * (measure is ACCURACY)}"
+        words = f"{name[:17]} {measure.text(line.get(measure.key)):>5}{' %' * (measure is ACCURACY)}"
         setting.progress.update(task, completed=line["round"], description=words)
         setting.on_record({"kind": "round", "name": name, **line})
 

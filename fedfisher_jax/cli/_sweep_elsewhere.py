@@ -30,7 +30,7 @@ def run_elsewhere(engine: Engine, out: Path, cells: Cells) -> tuple[Cells, list[
     with bars(console) as progress:
         task = progress.add_task("cells", total=len(cells), completed=len(cells) - len(missing))
         for job, said in run_jobs(engine, [_job(cell) for cell in missing], out):
-            if not said and state_of(job.folder, rules[job.folder]) != "done":
+            if not said and state_of(job.folder, rules[job.out]) != "done":
                 said = f"it ended well elsewhere, and {job.folder} has no result: do all machines share it?"
             if said:
                 failed[job.out] = said

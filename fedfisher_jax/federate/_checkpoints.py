@@ -14,8 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._files import content, only_writer, plain, read_json_lines, require_same_run, write_atomically
+from .._files import (
+    content,
+    only_writer,
+    plain,
+    read_json_lines,
+    require_folder,
+    require_same_run,
+    write_atomically,
+)
 from ._cohort import Cohort
+from ._described import described
 from ._over_devices import from_first
 from .rounds import DIVERGED, Federation, State, step
 
@@ -61,10 +70,10 @@ def run_rounds(
             raise ValueError(f"{name}: got {value}, expected at least 1")
     folder, first = Path(folder).resolve(), jax.process_index() == 0
     if first:
-        folder.mkdir(parents=True, exist_ok=True)
+        require_folder(folder, "folder")
     identity = _identity(federation, state, cohort, how.get("epochs"))
     with only_writer(folder) if first else contextlib.nullcontext():
-        require_same_run(folder, identity, write=first)
+        require_same_run(folder, identity, write=first, defaults=_further(federation))
         return _go_on(federation, state, cohort, rounds, folder, every, evaluate, on_record, how)
 
 
@@ -163,7 +172,21 @@ def _identity(federation: Federation, state: State, cohort: Cohort, epochs: Any)
     }
     if federation.lengths:
         parts["lengths"] = federation.lengths
-    return {name: str(value) for name, value in parts.items()}
+    return {name: str(value) for name, value in parts.items()} | _further(federation)
+
+
+def _further(federation: Federation) -> dict[str, str]:
+    """What folders of earlier versions do not name."""
+    training, rule = federation.training, federation.rule
+    settings = described((rule.measure, rule.lift, rule.solve))
+    return {
+        "the rule's settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
+        "the likelihood's settings": described(training.likelihood.nll),
+        "private": described(training.private),
+        "augment": described(training.augment),
+        "squares": described(training.squares or rule.squares),
+        "barrier": described(federation.barrier),
+    }
 
 
 def _corrected(federation: Federation, state: State) -> Any:

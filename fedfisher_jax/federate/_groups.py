@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._files import content, write_atomically
+from .._files import content, require_file, write_atomically
 from .._trees import pick
 from ._map_clients import CohortReport, report_of
 from ._over_devices import require_same_everywhere
@@ -42,12 +42,11 @@ def checkpoint_of(
         clients: with a leading client axis.
 
     Raises:
-        ValueError: its folder is not there.
+        ValueError: its folder is not there or cannot be written to.
     """
     if path is None:
         return Checkpoint(None, "", None)
-    if not Path(path).parent.is_dir():
-        raise ValueError(f"checkpoint: no folder {Path(path).parent}")
+    require_file(path, name="checkpoint")
     shape = jax.eval_shape(function, shared, pick(clients, 0))
     return Checkpoint(Path(path), content({how: (shared, clients, shape)}), shape)
 

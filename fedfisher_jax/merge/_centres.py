@@ -16,12 +16,22 @@ def trimmed_mean(stacked: PyTree, cut: int) -> PyTree:
     Args:
         stacked: trees along a leading axis of n > 2 cut clients.
         cut: how many values to leave out at either end.
+
+    Raises:
+        ValueError: a cut that leaves nothing, or is negative.
     """
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    if not 0 <= 2 * cut < count:
+        raise ValueError(f"cut: got {cut} of {count} clients, expected at least 0, and less than half of them")
     return jax.tree.map(lambda leaf: jnp.mean(jnp.sort(leaf, axis=0)[cut : leaf.shape[0] - cut], axis=0), stacked)
 
 
 def coordinate_median(stacked: PyTree) -> PyTree:
-    """Take the median of each coordinate over clients (Yin et al. 2018, arXiv 1803.01498)."""
+    """Take the median of each coordinate over clients (Yin et al. 2018, arXiv 1803.01498).
+
+    Args:
+        stacked: trees along a leading axis of clients.
+    """
     return jax.tree.map(lambda leaf: jnp.median(leaf, axis=0), stacked)
 
 

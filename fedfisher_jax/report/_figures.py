@@ -41,12 +41,13 @@ def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
     colours = [LOCAL] * len(names)
     own = colours_of(record["rules"])
     for name, rule in record["rules"].items():
-        names, values, colours = [*names, name], [*values, rule[measure.key]], [*colours, own[name]]
+        names, values, colours = [*names, name], [*values, rule.get(measure.key)], [*colours, own[name]]
     for name in REFERENCES[1:]:  # the best local model is among the clients
         if record["references"].get(name):
-            names, values = [*names, said_of(name)], [*values, record["references"][name][measure.key]]
+            names, values = [*names, said_of(name)], [*values, record["references"][name].get(measure.key)]
             colours = [*colours, REFERENCE]
-    bars = axes.barh(range(len(names)), [measure.factor * value for value in values], color=colours)
+    lengths = measure.factor * np.asarray(values, float)  # NaN, where there is no bar, of None
+    bars = axes.barh(range(len(names)), lengths, color=colours)
     name_rows(axes, names)
     axes.bar_label(bars, labels=[measure.text(value) for value in values], padding=3, fontsize=8)
     axes.invert_yaxis()
@@ -54,7 +55,7 @@ def accuracy_bars(axes: Any, record: Mapping[str, Any]) -> int:
         axes.set_xlim(0, 112)
         axes.set_xticks(range(0, 101, 20))
     else:
-        axes.set_xlim(0, 1.2 * max(values, default=1.0))
+        axes.set_xlim(0, 1.2 * max(lengths[np.isfinite(lengths)], default=1.0))
     axes.set_xlabel(measure.said)
     return len(names)
 

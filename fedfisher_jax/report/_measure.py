@@ -13,7 +13,7 @@ class Measure(NamedTuple):
         plural: its name in the record of clients.
         factor: what it is multiplied by to be shown.
         form: how it is written then.
-        best: which of several values is best.
+        better: which of several values is best.
     """
 
     key: str
@@ -21,11 +21,16 @@ class Measure(NamedTuple):
     plural: str
     factor: float
     form: str
-    best: Callable[[Iterable[float]], float]
+    better: Callable[[Iterable[float]], float]
 
-    def text(self, value: float) -> str:
+    def text(self, value: float | None) -> str:
         """A value, as it is in a result, as it is shown."""
-        return format(self.factor * value, self.form)
+        return "–" if value is None else format(self.factor * value, self.form)
+
+    def best(self, values: Iterable[float | None]) -> float | None:
+        """The best of some values, those that were not finite (None) left out; None where no other is there."""
+        known = [value for value in values if value is not None]
+        return self.better(known) if known else None
 
 
 ACCURACY = Measure("accuracy", "test accuracy (%)", "accuracies", 100.0, ".1f", max)
@@ -43,6 +48,11 @@ def measure_of(results: Iterable[Mapping[str, Any] | None]) -> Measure:
 def measure_of_record(record: Mapping[str, Any]) -> Measure:
     """Choose what the results of a run are compared by."""
     return measure_of([*record["rules"].values(), *record["references"].values()])
+
+
+def digits(value: float | None) -> str:
+    """Write a score with four digits; a dash stands for one that was not finite, which records have as None."""
+    return "–" if value is None else f"{value:.4f}"
 
 
 def megabits(bits: int | float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import _svg as svg
-from ._measure import measure_of_record, megabits
+from ._measure import digits, measure_of_record, megabits
 from ._summary import REFERENCES, best_of, said_of, summarise
 from ._words import words_on_diagnostics
 
@@ -92,14 +92,14 @@ def _sentence(record: Mapping[str, Any]) -> str:
 
 def _rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     measure, rows = measure_of_record(record), []
-    best = measure.best([rule[measure.key] for rule in record["rules"].values()]) if record["rules"] else None
+    best = measure.best(rule.get(measure.key) for rule in record["rules"].values())
     for name, rule in record["rules"].items():
         bits = megabits(rule["bits_up"]), f"{rule['bits_up'] / record['fedavg_bits']:.2f}"
-        cells = [name, measure.text(rule[measure.key]), f"{rule['loss']:.4f}", *bits]
-        rows.append({"style": "best" if rule[measure.key] == best else "", "cells": cells})
+        cells = [name, measure.text(rule.get(measure.key)), digits(rule["loss"]), *bits]
+        rows.append({"style": "best" if best is not None and rule.get(measure.key) == best else "", "cells": cells})
     for name in REFERENCES:
         if one := record["references"].get(name):
-            cells = [said_of(name), measure.text(one[measure.key]), f"{one['loss']:.4f}", "", ""]
+            cells = [said_of(name), measure.text(one.get(measure.key)), digits(one["loss"]), "", ""]
             rows.append({"style": "reference", "cells": cells})
     return rows
 

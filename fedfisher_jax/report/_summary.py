@@ -173,7 +173,7 @@ def best_of(summary: Summary) -> list[set[str]]:
         shown = {
             name: format(one.mean, summary.measure.form) for name, row in summary.rules.items() if (one := row[place])
         }
-        best = summary.measure.best(map(float, shown.values())) if shown else None
+        best = summary.measure.best(map(float, shown.values()))
         found.append({name for name, mean in shown.items() if float(mean) == best})
     return found
 

@@ -64,7 +64,7 @@ def over_rounds(record: Mapping[str, Any], *, megabytes: bool = False) -> str:
                 warm, first = record["settings"].get("warm_up_rounds", 0), rule.get("bits_up_warm_up", 0)
                 sent = np.where(x <= warm, x * first, warm * first + (x - warm) * rule["bits_up"])
                 x = sent * record["sampled"] / 8e6
-            curve(axes, name, own[name], measure.factor * np.asarray([[line[measure.key] for line in lines]]), x)
+            curve(axes, name, own[name], measure.factor * np.asarray([[line[measure.key] for line in lines]], float), x)
         axes.set(ylabel=measure.said, xlabel="megabytes sent by all clients")
         if not megabytes:
             integer_rounds(axes)

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ._measure import measure_of_record, megabits
+from ._measure import digits, measure_of_record, megabits
 from ._summary import REFERENCES, Summary, best_of, said_of
 
 BORDER, PADDING = 1, 3  # characters of a table beside its columns, and of each column beside its text
@@ -22,15 +22,15 @@ def result_table(record: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     rules, references = record["rules"], record["references"]
     base = record["fedavg_bits"]
-    best = measure.best([rule[measure.key] for rule in rules.values()]) if rules else None
+    best = measure.best(rule.get(measure.key) for rule in rules.values())
     for name, rule in rules.items():
-        bits, mark = rule["bits_up"], "bold" if rule[measure.key] == best else ""
-        row = [f"{rule[measure.key]:.4f}", f"{rule['loss']:.4f}", megabits(bits), f"{bits / base:.2f}"]
+        bits, mark = rule["bits_up"], "bold" if best is not None and rule.get(measure.key) == best else ""
+        row = [digits(rule.get(measure.key)), digits(rule["loss"]), megabits(bits), f"{bits / base:.2f}"]
         table.add_row(Text(name), *row, f"{rule['seconds']:.1f}" if "seconds" in rule else "", style=mark)
     table.add_section()
     for key in REFERENCES:
         if one := references.get(key):
-            table.add_row(said_of(key), f"{one[measure.key]:.4f}", f"{one['loss']:.4f}", "", "", "", style="dim")
+            table.add_row(said_of(key), digits(one.get(measure.key)), digits(one["loss"]), "", "", "", style="dim")
     return table
 
 

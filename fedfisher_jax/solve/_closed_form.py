@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..curvature.structures._protocol import mean_diagonals
-from ._objective import Objective, Solution, Solver, _shifts, _solution
+from ._objective import Objective, Solution, Solver, _shifts, _solution, require_at_least
 
 
 def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float | None = None) -> Solver:
@@ -22,6 +22,7 @@ def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float | Non
             difference of its numbers, below which eigenvalues of a [d, d] matrix are rounding errors.
 
     Raises:
+        ValueError: a damping, floor or cutoff that is negative or not finite.
         TypeError: the curvature is a sum whose arrays do not add up, as of Kronecker products.
 
     Example:
@@ -33,6 +34,9 @@ def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float | Non
         >>> ff.closed_form()(problem).params.tolist()  # (1 · 0 + 3 · 2) / (1 + 3)
         [1.5]
     """
+    require_at_least("damping", damping, 0)
+    require_at_least("floor", floor, 0)
+    require_at_least("cutoff", 0 if cutoff is None else cutoff, 0)
 
     def solve(problem: Objective) -> Solution:
         means = mean_diagonals(problem.curvature)

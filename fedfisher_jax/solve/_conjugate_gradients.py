@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from ..curvature import Mixture
 from ..curvature.structures._protocol import damped_inverse, power_near
-from ._objective import Objective, Solution, Solver, _divide, _mean_diagonals, _shifts, _solution
+from ._objective import Objective, Solution, Solver, _divide, _mean_diagonals, _shifts, _solution, require_at_least
 from ._passes import Streamed
 
 PyTree = Any
@@ -27,6 +27,9 @@ def conjugate_gradients(*, damping: float = 0.3, iterations: int = ITERATIONS, t
         iterations: the most steps taken.
         tolerance: a block stops when its residual falls below this multiple of its right-hand side.
 
+    Raises:
+        ValueError: a damping or tolerance that is negative or not finite, or fewer than 0 iterations.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import fedfisher_jax as ff
@@ -37,6 +40,9 @@ def conjugate_gradients(*, damping: float = 0.3, iterations: int = ITERATIONS, t
         >>> print(f"{solution.params[0]:.4f}", bool(solution.diagnostics["converged"]))
         1.5000 True
     """
+    require_at_least("damping", damping, 0)
+    require_at_least("tolerance", tolerance, 0)
+    require_at_least("iterations", iterations, 0)
 
     def solve(problem: Objective) -> Solution:
         streamed = isinstance(problem.curvature, Streamed)
@@ -48,7 +54,9 @@ def conjugate_gradients(*, damping: float = 0.3, iterations: int = ITERATIONS, t
         step = lambda state: advance(system, state, problem.curvature.matvec(state.direction))  # noqa: E731
         last = loop(unfinished, step, first)
         converged = ~jnp.any(_active(problem, system, last.residual))
-        return _solution(problem, last.delta, system.shifts, iterations=last.count, converged=converged)
+        # Without steps where the residual is NaN, the answer would be the anchor, a plain average that says nothing.
+        delta = jax.tree.map(lambda d, r: jnp.where(jnp.isnan(r), r, d), last.delta, last.residual)
+        return _solution(problem, delta, system.shifts, iterations=last.count, converged=converged)
 
     return solve
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._compat import Tracer
 from .._trees import weighted_sum
 from ..curvature import Fisher, Mixture
 from ..curvature.structures._protocol import mean_diagonals, power_near
@@ -54,6 +55,12 @@ def objective(fishers: PyTree, params: PyTree, weights: Any) -> Objective:
         params: the clients' models θ_i, with a leading client axis.
         weights: [M], the w_i, which are divided by their sum.
 
+    Returns:
+        Q around the weighted mean of the models, its anchor; the clients' Fishers stay apart in a `Mixture`.
+
+    Raises:
+        ValueError: another number of weights than of clients.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import fedfisher_jax as ff
@@ -62,6 +69,10 @@ def objective(fishers: PyTree, params: PyTree, weights: Any) -> Objective:
         >>> problem.anchor.tolist(), float(problem.value(jnp.asarray([1.5])))  # (1.5² · 1 + 0.5² · 3) / 2
         ([1.0], 1.5)
     """
+    weights = jnp.asarray(weights)
+    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((fishers, params))}
+    if counts != {weights.shape}:
+        raise ValueError(f"weights: got shape {weights.shape}, expected one for each of the clients, {sorted(counts)}")
     shares = weights / jnp.sum(weights)
     anchor = weighted_sum(shares, params)
     gaps = jax.tree.map(jnp.subtract, params, anchor)
@@ -88,18 +99,20 @@ def _shifts(problem: Objective, damping: float) -> PyTree:
 def _solution(problem: Objective, delta: PyTree, shifts: PyTree, *, iterations: Any, converged: Any) -> Solution:
     params = jax.tree.map(lambda a, d: (a + d).astype(a.dtype), problem.anchor, delta)
     applied = jax.tree.map(lambda hv, d, s: hv + s * d, problem.curvature.matvec(delta), delta, shifts)
-    unit = power_near(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(problem.pull)])))
+    largest = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(problem.pull)]
+    unit = power_near(jnp.max(jnp.stack(largest)))
     gap = optax.tree.norm(jax.tree.map(lambda r, hd: unit * (r - hd), problem.pull, applied))
     size = optax.tree.norm(jax.tree.map(lambda r: unit * r, problem.pull))
+    residual = jnp.where(size == 0, 0.0, gap / jnp.where(size == 0, 1, size))  # NaN where the pull is
     start, end = _squares(problem, problem.value_at_anchor), _squares(problem, problem.value(params))
     return Solution(
         params,
         {
             "objective_start": start,
             "objective_end": end,
-            "residual": jnp.where(size > 0, gap / jnp.where(size > 0, size, 1), 0.0),
+            "residual": residual,
             "iterations": jnp.asarray(iterations),
-            "converged": jnp.asarray(converged),
+            "converged": jnp.asarray(converged) & jnp.isfinite(residual),
         },
     )
 
@@ -113,6 +126,16 @@ def _squares(problem: Objective, value: jax.Array) -> jax.Array:
     eps = max(float(jnp.finfo(one.dtype).eps) for one in (value, *leaves))  # weights may be wider than parameters
     rounding = ROUNDING * numbers**0.5 * eps * size  # of so many sums, whose errors are random
     return jnp.where((value < 0) & (value >= -rounding), 0, value)
+
+
+def require_at_least(name: str, value: Any, least: int) -> None:
+    """Refuse a setting that is too small or not finite; one that is traced is not looked at.
+
+    Raises:
+        ValueError: its name, the value and what is allowed.
+    """
+    if not isinstance(value, Tracer) and not least <= value < float("inf"):
+        raise ValueError(f"{name}: got {value}, expected a finite number of at least {least}")
 
 
 def _divide(a: jax.Array, b: jax.Array, shift: Any = 0.0) -> jax.Array:

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._objective import Objective, Solution, Solver, _solution
+from .._doors import require_optimizer
+from ._objective import Objective, Solution, Solver, _solution, require_at_least
 
 PyTree = Any
+STRUCTURES = ("diagonal", "kronecker", "full")
 
 
 def paper_loop(
@@ -28,6 +30,10 @@ def paper_loop(
         validation: params → score, higher is better. The released method scores accuracy on 500 labelled training
             examples at the server; without it the last iterate is returned and no labels are needed.
 
+    Raises:
+        TypeError: an optimiser that is none.
+        ValueError: fewer than 0 steps, or `every` below 1.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import optax
@@ -37,6 +43,10 @@ def paper_loop(
         >>> print(f"{ff.paper_loop(optax.sgd(0.1), steps=100)(problem).params[0]:.4f}")
         1.5000
     """
+    if optimizer is not None:
+        require_optimizer(optimizer)
+    require_at_least("steps", steps, 0)
+    require_at_least("every", every, 1)
     transform = released_adam("diagonal") if optimizer is None else optimizer
 
     def solve(problem: Objective) -> Solution:
@@ -77,7 +87,16 @@ def released_adam(structure: str, learning_rate: float = 0.01) -> optax.Gradient
 
     The denominator is √del + 0.01 for "diagonal" and √(del + 0.01) otherwise. It is Adam(0.9, 0.99) without bias
     correction, with eps = 1e-3 (diagonal) or eps_root = 1e-4, on other scales; optax's Adam always corrects the bias.
+
+    Args:
+        structure: "diagonal", or "kronecker" or "full", which have one formula.
+        learning_rate: η.
+
+    Raises:
+        ValueError: another structure.
     """
+    if structure not in STRUCTURES:
+        raise ValueError(f"structure: got {structure!r}, expected one of {', '.join(STRUCTURES)}")
 
     def init(params: PyTree) -> tuple[PyTree, PyTree]:
         return optax.tree.zeros_like(params), optax.tree.zeros_like(params)
