@@ -172,17 +172,17 @@ def main() -> None:
         chosen = [r["result"][method]["accuracy"] for r in records if r["settings"]["start"] == start]
         return 100 * np.asarray(chosen)
 
-    first, *others = settings.starts
+    base, *others = settings.starts
     rows = []
     for method in methods:
-        found = [values(start, method) for start in settings.starts]
-        gains = [common.mean_std(found[0] - other) for other in found[1:]]
-        rows.append([cell_tables.label(method), *map(common.mean_std, found), *gains])
+        scores = [values(start, method) for start in settings.starts]
+        gains = [common.mean_std(scores[0] - other) for other in scores[1:]]
+        rows.append([cell_tables.label(method), *map(common.mean_std, scores), *gains])
     text = (
         f"{note}; clients hold {settings.dataset} ({dataset.num_classes} classes), α = {settings.alpha:g}, rate "
         f"{settings.rate:g} from pre-trained weights and {SCRATCH_RATE:g} from other starts. Test accuracy in %, "
         f"mean ± std over {settings.seeds} seeds (split and training); differences are paired.\n\n"
-    ) + common.markdown_table(["", *settings.starts, *(f"{first} − {other}" for other in others)], rows)
+    ) + common.markdown_table(["", *settings.starts, *(f"{base} − {other}" for other in others)], rows)
     fig, axes = common.figure(height=0.35 * len(methods) + 0.8, width=5)
     for start, marker in zip(settings.starts, "os^", strict=False):
         means = [values(start, method).mean() for method in methods]

@@ -51,7 +51,7 @@ def _fields(value: Any) -> tuple[str, ...]:
 
 
 def _ours(function: types.FunctionType) -> bool:
-    return function.__module__.partition(".")[0] == __package__.partition(".")[0]
+    return function.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _closed_over(function: types.FunctionType) -> dict[str, Any]:
