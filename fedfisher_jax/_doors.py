@@ -64,34 +64,42 @@ def require_optimizer(optimizer: Any, name: str = "optimizer") -> None:
         raise TypeError(f"{name}: got {given}, expected an optax optimiser, such as optax.sgd(0.1)")
 
 
-def require_arrays(params: PyTree) -> None:
+def require_arrays(params: PyTree, name: str = "params") -> None:
     """Refuse parameters that are no arrays, or none at all.
+
+    Args:
+        params: the parameters.
+        name: what messages call them.
 
     Raises:
         TypeError: the first leaf that is none, by its path.
     """
     found = jax.tree.leaves_with_path(params)
     if not found:
-        raise TypeError(f"params: got {type(params).__name__} without arrays, expected at least one")
+        raise TypeError(f"{name}: got {type(params).__name__} without arrays, expected at least one")
     for path, leaf in found:
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             given = getattr(leaf, "__name__", type(leaf).__name__)
             raise TypeError(
-                f"params{jax.tree_util.keystr(path)}: got {given}, expected an array (of a number jnp.asarray makes "
+                f"{name}{jax.tree_util.keystr(path)}: got {given}, expected an array (of a number jnp.asarray makes "
                 "one; of a module pass the arrays alone, and put the rest into apply)"
             )
 
 
-def require_params(params: PyTree) -> None:
+def require_params(params: PyTree, name: str = "params") -> None:
     """Refuse parameters that are no arrays of floating-point numbers, or none at all.
+
+    Args:
+        params: the parameters.
+        name: what messages call them.
 
     Raises:
         TypeError: the first leaf that is none, by its path.
     """
-    require_arrays(params)
+    require_arrays(params, name)
     for path, leaf in jax.tree.leaves_with_path(params):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"params{jax.tree_util.keystr(path)}: got {leaf.dtype}, expected floating-point numbers")
+            raise TypeError(f"{name}{jax.tree_util.keystr(path)}: got {leaf.dtype}, expected floating-point numbers")
 
 
 @contextlib.contextmanager

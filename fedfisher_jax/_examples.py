@@ -1,5 +1,6 @@
 """A client's examples: a row of indices into arrays that all clients share."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from ._compat import Tracer, standard_promotion, vary, varying
-from ._trees import arrays, count_rows, pick, wide
+from ._trees import array, arrays, count_rows, pick, wide
 
 PyTree = Any
 
@@ -44,7 +45,8 @@ def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
         mask: [N] booleans; all examples by default.
 
     Raises:
-        ValueError: lengths differ, or there is no example. A mask that is traced is not looked into.
+        ValueError: lengths differ, there is no example, or integers are beyond what JAX's types hold. A mask that is
+            traced is not looked into.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,9 +55,9 @@ def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
         >>> int(data.size), data.indices[:2].tolist()
         (2, [0, 2])
     """
-    x = arrays(x)
+    x = arrays("x", x)
     count = count_rows("x", x)
-    y = None if y is None else jnp.asarray(y)
+    y = None if y is None else array("y", y)
     if y is not None and y.shape[:1] != (count,):
         raise ValueError(f"y: got shape {y.shape}, expected {count} targets, one for each example of x")
     if mask is None:
@@ -87,14 +89,29 @@ def known(y: Any) -> Any:
     return y
 
 
+def require_whole(name: str, number: Any, least: int) -> None:
+    """Refuse what is no whole number of at least `least`; what is traced is not looked at.
+
+    Raises:
+        ValueError: what was given, by its name.
+    """
+    if isinstance(number, Tracer):
+        return
+    try:
+        right = operator.index(number) >= least
+    except TypeError:
+        right = False
+    if not right:
+        raise ValueError(f"{name}: got {number}, expected a whole number of at least {least}")
+
+
 def require_batch_size(batch_size: int) -> None:
     """Refuse batches of nothing.
 
     Raises:
-        ValueError: a batch size below 1.
+        ValueError: a batch size that is no whole number of at least 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+    require_whole("batch_size", batch_size, 1)
 
 
 @standard_promotion
@@ -115,7 +132,7 @@ def mean_over_batches(
         ValueError: a batch size below 1.
     """
     require_batch_size(batch_size)
-    count = data.size if count is None else count
+    count = jnp.asarray(data.size if count is None else count)
     batch_size = min(batch_size, data.indices.shape[0])
 
     def add(step: Any, total: PyTree) -> PyTree:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ._trees import paths as paths_of
+
 PyTree = Any
 
 
@@ -36,7 +38,7 @@ def trainable(apply: Callable, params: PyTree, where: Callable[[str], bool]) -> 
         where: path of a parameter, its keys joined by "/" → whether it is trained.
 
     Raises:
-        ValueError: `where` holds for no parameter.
+        ValueError: `where` holds for no parameter, or two parameters have one path.
 
     Example:
         >>> import jax.numpy as jnp, fedfisher_jax as ff
@@ -45,14 +47,13 @@ def trainable(apply: Callable, params: PyTree, where: Callable[[str], bool]) -> 
         >>> list(model.params), sorted(model.whole(model.params))
         (['head'], ['body', 'head'])
     """
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
-    paths = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in keyed]
-    chosen = {path: leaf for path, (_, leaf) in zip(paths, keyed, strict=True) if where(path)}
+    leaves, treedef = jax.tree.flatten(params)
+    paths = paths_of(params)
+    chosen = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if where(path)}
     if not chosen:
         raise ValueError(f"where: expected it to hold for a parameter, but it does for none of {', '.join(paths)}")
 
     def whole(trained: dict[str, Any]) -> PyTree:
-        leaves = [trained.get(path, leaf) for path, (_, leaf) in zip(paths, keyed, strict=True)]
-        return treedef.unflatten(leaves)
+        return treedef.unflatten([trained.get(path, leaf) for path, leaf in zip(paths, leaves, strict=True)])
 
     return Trainable(lambda trained, x: apply(whole(trained), x), chosen, whole)

@@ -40,7 +40,8 @@ def further_scores(likelihood: Likelihood, outputs: Any, y: Any) -> dict[str, An
     if likelihood.name != "categorical":
         return {}
     classes = outputs.shape[1]
-    table = np.bincount(classes * y + outputs.argmax(1), minlength=classes**2).reshape(classes, classes)
+    places = classes * y.astype(np.int64) + outputs.argmax(1)  # of a narrow type they would wrap
+    table = np.bincount(places, minlength=classes**2).reshape(classes, classes)
     counts = table.sum(1)
     shares = [float(table[c, c] / counts[c]) if counts[c] else None for c in range(classes)]
     found = _auc(y[:, None] == np.arange(classes), scipy.special.log_softmax(outputs, axis=1)) | {

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from ._compat import Tracer, standard_promotion
 from ._doors import applying, require_arrays, require_likelihood
 from ._examples import require_batch_size
 from ._likelihood import Likelihood, check_targets
-from ._trees import arrays, count_rows, outline, pick, widened
+from ._trees import array, arrays, count_rows, outline, pick, widened
 from .tracing import for_training, require_apart
 
 Apply = Callable[[Any, Any], Any]
@@ -40,7 +40,7 @@ def evaluate(
     y: Shaped[Array | np.ndarray, "n2 ..."],
     *,
     batch_size: int = 1000,
-    mask: Bool[Array | np.ndarray, " n3"] | None = None,
+    mask: Any = None,
 ) -> Scores:
     """Measure the loss and the accuracy of a model.
 
@@ -53,12 +53,13 @@ def evaluate(
         x: [n, ...] inputs: an array, or a dictionary or tuple of arrays.
         y: [n, ...] targets.
         batch_size: examples at a time; bounds the memory and does not change the result.
-        mask: [n], which examples count (all by default); where none does, the result is NaN.
+        mask: [n] booleans, which examples count (all by default); where none does, the result is NaN.
 
     Raises:
-        ValueError: if lengths differ, there is no example, the batch size is not positive, targets do not fit the
-            outputs (labels beyond the classes, say), examples mix (batch norm in training mode) or `apply` draws random
-            numbers (dropout). Under `jit` targets are not looked at.
+        ValueError: if lengths differ, there is no example, the mask is not of booleans, the batch size is not positive,
+            targets do not fit the outputs (labels beyond the classes, say), integers are beyond what JAX's types hold,
+            examples mix (batch norm in training mode) or `apply` draws random numbers (dropout). Under `jit` targets
+            are not looked at.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,13 +78,15 @@ def _scores(
     """Check, then score the model, or with weights [m] or [m, c] the ensemble of the m models in `params`."""
     require_likelihood(likelihood)
     require_arrays(params)
-    x, y = arrays(x), jnp.asarray(y)
+    x, y, mask = arrays("x", x), array("y", y), None if mask is None else jnp.asarray(mask)
     shapes = [leaf.shape for leaf in jax.tree.leaves(x)]
     n = count_rows("x, y, mask", x)
     if y.shape[:1] != (n,) or (mask is not None and mask.shape != (n,)):
         given = f"x {shapes[0] if len(shapes) == 1 else shapes}, y {y.shape}"
         given += f", mask {None if mask is None else mask.shape}"
         raise ValueError(f"x, y, mask: got {given}, expected one common length of at least 1")
+    if mask is not None and mask.dtype != bool:
+        raise ValueError(f"mask: got {mask.dtype}, expected booleans")
     require_batch_size(batch_size)
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x, y, mask))):
         counted = slice(None) if mask is None else np.asarray(mask)
@@ -145,7 +148,12 @@ def predict(apply: Apply, params: Any, x: Any, *, batch_size: int = 1000) -> np.
 
     Returns:
         Outputs [n, ...].
+
+    Raises:
+        ValueError: there is no example, the batch size is not positive, or integers are beyond what JAX's types hold.
     """
+    require_batch_size(batch_size)
+    x = arrays("x", x)
     n = count_rows("x", x)
     size = min(batch_size, n)
     rows = [np.minimum(np.arange(first, first + size), n - 1) for first in range(0, n, size)]  # one shape for all
@@ -172,7 +180,12 @@ def ensemble_apply(
     Returns:
         (stacked_params, x) -> outputs, where each leaf of `stacked_params` has a leading axis of members. One member is
         applied at a time.
+
+    Raises:
+        ValueError: weights for each class and another likelihood, a negative weight, or none that is positive; weights
+            that are traced are not looked at.
     """
+    _require_weights(weights)
     if weights is not None and jnp.ndim(weights) == 2 and likelihood.name != "categorical":
         raise ValueError(f"weights: got one for each class and likelihood {likelihood.name}, expected categorical")
 
@@ -200,7 +213,7 @@ def ensemble(
     *,
     weights: Float[Array, " m"] | Float[Array, "m c"] | None = None,
     batch_size: int = 1000,
-    mask: Bool[Array | np.ndarray, " n3"] | None = None,
+    mask: Any = None,
 ) -> Scores:
     """Evaluate the ensemble of several models, whose mean parameters are averaged (see `ensemble_apply`).
 
@@ -208,7 +221,8 @@ def ensemble(
     non-negative weights of the members, equal by default, or [m, c] for each class (see `ensemble_apply`).
 
     Raises:
-        ValueError: as `evaluate`, or if there is not one weight for each member.
+        ValueError: as `evaluate` and `ensemble_apply`, or if leaves differ in their numbers of members, or if there is
+            not one weight for each member.
 
     Example:
         >>> import jax.numpy as jnp
@@ -220,13 +234,25 @@ def ensemble(
         0.6931
     """
     require_arrays(stacked_params)
-    members = jax.tree.leaves(stacked_params)[0].shape[0]
+    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(stacked_params)}
+    if len(counts) > 1 or counts & {(), (0,)}:
+        raise ValueError(f"stacked_params: got leading axes {sorted(counts)}, expected one of members in every leaf")
+    ((members,),) = counts
     weights = jnp.ones(members) if weights is None else jnp.asarray(weights)
     if weights.ndim not in (1, 2) or weights.shape[0] != members:
         raise ValueError(
             f"weights: got shape {weights.shape}, expected ({members},), one for each member, or ({members}, classes)"
         )
+    _require_weights(weights)
     return _scores(apply, likelihood, stacked_params, x, y, weights, batch_size, mask)
+
+
+def _require_weights(weights: Any) -> None:
+    if weights is None or any(isinstance(weight, Tracer) for weight in jax.tree.leaves(weights)):
+        return
+    given = np.asarray(weights)
+    if not (given >= 0).all() or not 0 < given.sum() < np.inf:
+        raise ValueError(f"weights: got {str(given.tolist())[:60]}, expected none below zero and a positive sum")
 
 
 def as_numbers(scores: Scores) -> dict[str, float]:

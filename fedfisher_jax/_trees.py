@@ -1,6 +1,7 @@
 """What is done to whole parameter trees all over the library: scaling, means over clients, types that sums need."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -50,11 +51,51 @@ def _taken(stacked: PyTree, where: Any) -> PyTree:
 _taken_at_once = jax.jit(_taken)  # or each leaf's shape is compiled for itself, which people wait for
 
 
-def arrays(x: PyTree) -> PyTree:
-    """Make arrays of inputs: of one, or of each in a dictionary, a tuple or another tree; a list is one array."""
+def array(name: str, value: Any) -> jax.Array:
+    """Make an array, in which no integer wraps where JAX's integers have fewer bits than numpy's.
+
+    Raises:
+        ValueError: an integer that would, by the argument's name.
+    """
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)):
+        return jnp.asarray(value)  # of JAX's types already, and perhaps traced
+    found = jnp.asarray(value if hasattr(value, "dtype") else np.asarray(value))
+    if not jnp.issubdtype(found.dtype, jnp.integer):
+        return found
+    given, held = np.asarray(value), np.iinfo(found.dtype)
+    for number in (given.min(), given.max()) if given.size else ():
+        if not held.min <= number <= held.max:
+            raise ValueError(f"{name}: got {number}, expected integers from {held.min} to {held.max} ({held.dtype})")
+    return found
+
+
+def arrays(name: str, x: PyTree) -> PyTree:
+    """Make arrays of inputs: of one, or of each in a dictionary, a tuple or another tree; a list is one array.
+
+    Raises:
+        ValueError: as `array`.
+    """
     if jax.tree_util.all_leaves([x]) or isinstance(x, list):
-        return jnp.asarray(x)
-    return jax.tree.map(jnp.asarray, x, is_leaf=lambda leaf: isinstance(leaf, list))
+        return array(name, x)
+    return jax.tree.map(partial(array, name), x, is_leaf=lambda leaf: isinstance(leaf, list))
+
+
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """List the leaves of a tree with their paths, keys joined by "/"."""
+    keyed = jax.tree.leaves_with_path(tree)
+    return [(jax.tree_util.keystr(keys, simple=True, separator="/"), leaf) for keys, leaf in keyed]
+
+
+def paths(params: PyTree) -> list[str]:
+    """List the paths of a parameter tree's leaves, their keys joined by "/", in order.
+
+    Raises:
+        ValueError: two leaves have one path, or there is no leaf.
+    """
+    found = [path for path, _ in named_leaves(params)]
+    if not found or len(set(found)) != len(found):
+        raise ValueError("params: expected leaves with different paths, at least one")
+    return found
 
 
 def count_rows(name: str, x: PyTree) -> int:

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from fedfisher_jax import models
 from fedfisher_jax.cli import _cli as cli
 from fedfisher_jax.silos import _model_file as model_file
+from fedfisher_jax.silos import _silo_data as silo_data
 
 KINDS = ("cat", "dog", "owl")
 
@@ -64,6 +66,15 @@ def test_evaluate_and_predict_know_the_labels(ran, capsys, tmp_path):
     with pytest.raises(SystemExit):
         command("evaluate", model, "--data", other, "--label", "kind")
     assert "got the label 'cow', expected one of the model's: cat, dog, owl" in capsys.readouterr().err
+
+
+def test_labels_of_positions_are_named_as_those_of_examples():
+    kind = model_file.Kind("mlp", (8,), 2)
+    model = model_file.Model(kind, models.build("mlp", (8,), 2), None, "us", None, ("benign", "malign"))
+    names = np.array([["malign", "benign"], ["benign", "benign"]])
+    np.testing.assert_array_equal(silo_data.classes_of("d", model, names), [[1, 0], [0, 0]])
+    with pytest.raises(ValueError, match="data: d: got the label 'odd'"):
+        silo_data.classes_of("d", model, np.where(names == "malign", "odd", names))
 
 
 def test_classes_in_model_files_are_checked(ran, tmp_path):

@@ -44,3 +44,25 @@ def test_classes_have_an_ensemble_by_their_shares():
     loss = -np.log((mixed / mixed.sum(1, keepdims=True))[np.arange(30), y]).mean()
     assert abs(found["ensemble_by_class"]["loss"] - loss) < 1e-5
     assert abs(found["ensemble_by_class"]["accuracy"] - np.mean(mixed.argmax(1) == y)) < 1e-6
+
+
+@pytest.mark.slow
+def test_a_tree_of_inputs_and_targets_that_do_not_count_are_compared_as_one_array_without_them():
+    """Every example's last position is padding in one federation, and is cut off in the other."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 4, 3)), rng.integers(0, 2, (12, 4))
+    several = {"a": x[..., :1], "b": x[..., 1:]}
+    of_dict = lambda params, x: jnp.concatenate([x["a"], x["b"]], axis=-1) @ params  # noqa: E731
+
+    def compared(apply, likelihood, x, y):
+        train = ff.LocalTraining(apply, likelihood, optax.sgd(0.1), 1, 4)
+        who = ff.cohort(x, y, [np.arange(5), np.arange(5, 12)])
+        problem = one_shot.Simulation(train, jnp.zeros((3, 2)), who, x, y)
+        found = one_shot.compare(problem, {}, one_shot.run_keys(0))
+        return {one.name: one.value for one in found if one.kind == "reference"}
+
+    found = compared(of_dict, ff.categorical(ignore=-100), several, np.where(np.arange(4) < 3, y, -100))
+    expected = compared(lambda params, x: x @ params, ff.categorical(), x[:, :3], y[:, :3])
+    assert set(found) == {"best_local", "ensemble", "ensemble_by_size", "ensemble_by_class"}
+    for name, scores in expected.items():
+        assert found[name] == pytest.approx(scores)

@@ -100,6 +100,19 @@ def test_numbers_that_do_not_match_the_clients_are_refused():
         ff.rounds.step(plain, ff.rounds.init(plain, START, 2, KEY), cohort, epochs=jnp.array([1]))
 
 
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ([0, -1], r"got \[0, -1\], expected whole numbers from 0 to 2147483647"),
+        ([0, 2**31], r"got \[0, 2147483648\], expected whole numbers"),
+        ([7, 7], r"got \[7, 7\], expected different ones"),
+    ],
+)
+def test_clients_that_would_share_their_random_draws_are_refused(numbers, words):
+    with pytest.raises(ValueError, match=f"numbers: {words}"):
+        ff.cohort(X, LABELS, PARTS, numbers=numbers)
+
+
 @pytest.mark.parametrize("size", [0, -3])
 @pytest.mark.parametrize("structure", ["diagonal", "kronecker", "full", "gram", "low_rank"])
 def test_a_fisher_in_batches_of_nothing_is_refused(structure, size):

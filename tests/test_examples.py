@@ -1,9 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import fedfisher_jax as ff
 from fedfisher_jax._examples import Examples, examples, mean_over_batches, take
+from fedfisher_jax.curvature import Subspace
 
 
 def _client(rows, size, seed=0):
@@ -63,6 +66,28 @@ def test_means_do_not_depend_on_batches_or_padding(batch_size, padding):
     found = mean_over_batches(function, data, batch_size)
     np.testing.assert_allclose(found["x"], np.asarray(data.x)[rows].mean(0), rtol=1e-12)
     assert float(found["one"]) == 1
+
+
+def _slopes(data):
+    return ff.fisher(lambda w, x: x @ w, ff.gaussian(), jnp.ones((3, 1)), data).values
+
+
+def _low_rank(data):
+    options = {"structure": "low_rank", "key": jax.random.key(0), "subspace": Subspace(2)}
+    return ff.fisher(lambda w, x: x @ w, ff.gaussian(), jnp.ones((3, 1)), data, **options).diagonal()
+
+
+def _trained(data):
+    training = ff.LocalTraining(lambda w, x: x @ w, ff.gaussian(), optax.sgd(0.1), 2, 2)
+    found = ff.train(training, jnp.ones((3, 1)), data._replace(y=data.y[:, None] / 20), jax.random.key(0))
+    return found.params, found.loss
+
+
+@pytest.mark.parametrize("function", [_slopes, _low_rank, _trained])
+def test_a_size_may_be_a_python_integer(function):
+    data = _client([3, 17, 5, 8, 0, 0], 4)
+    for plain, expected in zip(*map(jax.tree.leaves, map(function, (data._replace(size=4), data))), strict=True):
+        np.testing.assert_array_equal(plain, expected)
 
 
 def test_padding_is_not_computed():

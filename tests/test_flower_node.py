@@ -1,9 +1,11 @@
 """A node of a live federation without a network: what it answers to Flower's messages."""
 
+import dataclasses
 import time
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -91,6 +93,16 @@ def test_a_node_evaluates_what_it_is_sent():
     log_sum = np.log(np.exp(logits).sum(1))
     assert found["loss"] == pytest.approx(np.mean(log_sum - logits[np.arange(40), node.y]), rel=1e-5)
     assert found["num-examples"] == 40
+
+
+def test_a_node_of_several_inputs_counts_its_examples():
+    node = small_silo()
+    apply = lambda params, x: node.training.apply(params, jnp.concatenate([x["a"], x["b"]], axis=1))  # noqa: E731
+    x = {"a": np.asarray(node.x[:, :2]), "b": np.asarray(node.x[:, 2:])}
+    training = dataclasses.replace(node.training, apply=apply)
+    several = node._replace(x=x, training=training, rule=ff.fedavg(apply, node.training.likelihood))
+    assert answer(several, "train")["metrics"]["num-examples"] == 40
+    assert dict(answer(several, "evaluate")["metrics"]) == pytest.approx(dict(answer(node, "evaluate")["metrics"]))
 
 
 @pytest.mark.parametrize(("changes", "words"), [({"number": 0}, "server-round"), ({"arrays": ArrayRecord()}, "arrays")])

@@ -78,6 +78,13 @@ def test_parameters_that_are_only_not_trained_do_move():
     assert jnp.abs(ff.merge_payloads(rule, sent).params["w"] - PARAMS["w"]).max() > 1e-2
 
 
+def test_two_parameters_of_one_path_are_refused():
+    """Each would stand for the other."""
+    params = {"a": {"b": jnp.ones(2)}, "a/b": jnp.zeros(2)}
+    with pytest.raises(ValueError, match="params: expected leaves with different paths"):
+        ff.trainable(two_layers, params, lambda path: True)
+
+
 @pytest.mark.slow
 def test_frozen_parameters_stay_where_they_are_and_the_rest_is_trained_and_merged():
     start = {"w": jax.random.normal(KEY, (4, 8)), "b": jnp.zeros(8), "v": jax.random.normal(KEY, (8, 3))}

@@ -25,6 +25,11 @@ def test_classes():
     assert further_scores(ff.categorical(), outputs[None], y[None]) == {}
 
 
+def test_labels_of_a_narrow_type_do_not_wrap():
+    y = np.arange(100, dtype=np.uint8)
+    assert further_scores(ff.categorical(), np.eye(100), y)["confusion"] == np.eye(100, dtype=int).tolist()
+
+
 def test_labels_and_numbers():
     y = np.array([[1, 0], [0, 0], [1, 0]])
     outputs = np.array([[0.5, 0], [0.2, 0], [0.1, 0]])

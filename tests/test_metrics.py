@@ -68,6 +68,12 @@ def test_masked_examples_do_not_count(family):
     _same(metrics.evaluate(apply, family, params, x.at[20:].set(jnp.nan), y, mask=mask, batch_size=6), kept)
 
 
+def test_a_mask_may_be_a_list():
+    _, params, x, y = _problem(FAMILIES[0])
+    kept = metrics.evaluate(apply, FAMILIES[0], params, x[:20], y[:20])
+    _same(metrics.evaluate(apply, FAMILIES[0], params, x, y, mask=[n < 20 for n in range(N)]), kept)
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_ensemble_of_equal_members_is_the_model(family):
     _, params, x, y = _problem(family)

@@ -144,6 +144,30 @@ def test_an_audit_finds_no_more_than_promised_and_more_with_half_of_the_noise():
     assert audit(kept._replace(noise=kept.noise / 2), 12, 4, 0.1) > 2.0
 
 
+@pytest.mark.parametrize(
+    ("private", "words"),
+    [
+        (Private(-1.0, 1.0, 4), "clip: got -1.0, expected a positive number"),
+        (Private(0.0, 1.0, 4), "clip: got 0.0"),
+        (Private(np.inf, 1.0, 4), "clip: got inf"),
+        (Private(1.0, -1.0, 4), "noise: got -1.0, expected a number of at least 0"),
+        (Private(1.0, np.nan, 4), "noise: got nan"),
+        (Private(1.0, 1.0, 0), "places: got 0, expected a whole number of at least 1"),
+        (Private(1.0, 1.0, 2.5), "places: got 2.5"),
+    ],
+)
+def test_settings_that_would_turn_gradients_round_or_lose_them_are_refused(private, words):
+    with pytest.raises(ValueError, match=f"private.{words}"):
+        ff.LocalTraining(linear, ff.gaussian(), optax.sgd(1.0), 1, 1, private=private)
+
+
+def test_a_clip_and_noise_that_are_traced_are_not_looked_at():
+    data, w = ff.examples(np.ones((N, 3)), np.ones((N, 2))), jnp.zeros((3, 2))
+    step = lambda clip, std: ff.train(training(clip, std, N), w, data, jax.random.key(0)).params  # noqa: E731
+    np.testing.assert_allclose(jax.jit(step)(0.5, 0.0), step(0.5, 0.0), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda: step(jnp.asarray(0.5), 0.0))(), step(0.5, 0.0), rtol=1e-6)
+
+
 def test_what_private_training_refuses():
     with pytest.raises(ValueError, match="squares: got private training"):
         ff.LocalTraining(linear, ff.gaussian(), optax.sgd(1.0), 1, 1, squares=True, private=Private(1.0, 1.0, 1))

@@ -389,3 +389,13 @@ def test_a_robust_merge_of_files_is_that_of_memory(folder, tmp_path, capsys):
     more = "--start", folder / "start.safetensors"
     refused("holds a sum, in which no silo can be told", capsys, "merge", region, *more, "--robust", "krum")
     refused("faulty, cap: need robust", capsys, "merge", *paths, *more, "--cap", 0.5)
+
+
+@pytest.mark.slow
+def test_a_robust_merge_holds_all_payloads_however_few_bytes_are_for_them(folder, tmp_path):
+    """The rule that it wraps would read them again for each step."""
+    paths, how = files(folder, "fedfisher-kfac"), ("--robust", "cap")
+    held, _ = merged(folder, paths, tmp_path / "held.safetensors", *how)
+    small, _ = merged(folder, paths, tmp_path / "small.safetensors", *how, "--in-memory", 1)
+    for a, b in zip(small, held, strict=True):
+        np.testing.assert_array_equal(a, b)

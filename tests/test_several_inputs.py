@@ -1,5 +1,7 @@
 """Models of several inputs, and targets that do not count."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +83,12 @@ def test_heads_of_several_inputs_are_those_of_one_array(way):
     assert not np.allclose(found, PARAMS["w"])
 
 
+@pytest.mark.parametrize("way", [*WAYS, "list"])
+def test_a_silo_of_several_inputs_has_all_of_its_examples(way):
+    x = ONE.tolist() if way == "list" else WAYS[way][1]
+    assert ff.silos.silo_cohort(x, LABELS, 0, 10).sizes.tolist() == [12]
+
+
 @pytest.mark.parametrize("name", ["otfusion", "pfnm", "dense", "pseudo-data"])
 def test_rules_that_look_at_one_array_say_so(name):
     rule = named_rule(name, of_dict, ff.categorical())
@@ -156,6 +164,31 @@ def test_padded_positions_are_left_out_of_fishers(structure, kind):
         agree([jax.tree.leaves(found)], [jax.tree.map(lambda *a: sum(a) / len(a), *map(jax.tree.leaves, alone))])
     else:
         np.testing.assert_allclose(found.to_dense(), sum(f.to_dense() for f in alone) / len(alone), atol=1e-12)
+
+
+MEASURES = {
+    "recalibrate": ff.merge.recalibrate,
+    "natural-gradient": ff.merge.natural_gradient,
+    "natural-gradient of the loss": partial(ff.merge.natural_gradient, squares=False),
+    "regmean": ff.merge.regmean,
+    "regmean-kron": ff.merge.regmean_kron,
+}
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in MEASURES if name.startswith("natural-gradient")]
+
+
+@pytest.mark.parametrize("name", ["recalibrate", "regmean", "regmean-kron", *SLOW])
+def test_padded_positions_are_left_out_of_what_rules_measure(name):
+    """As if the examples, which all end two positions early here, were cut to their length."""
+    padded = ff.examples(TOKENS, np.where(np.arange(6) < 4, TAGS, -1))
+    cut, sent = ff.examples(TOKENS[:, :4], TAGS[:, :4]), PARAMS
+    parts = zip(*(ff.merge.exchanges(MEASURES[name](tagger, ff.categorical(n))) for n in (-1, None)), strict=True)
+    for ignoring, plain in parts:
+        update = ff.Update(PARAMS if plain.trains else None, sent)
+        found, expected = ignoring.measure(update, padded, KEY), plain.measure(update, cut, KEY)
+        agree(found, expected)
+        sent = ff.merge_payloads(plain, [expected], sent).params
 
 
 def test_what_is_written_at_padded_positions_changes_no_training():

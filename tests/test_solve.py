@@ -9,9 +9,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from fedfisher_jax import solve
+from fedfisher_jax._examples import examples
 from fedfisher_jax._likelihood import categorical, gaussian
 from fedfisher_jax.curvature import Diagonal, Full, Kronecker, Layer, Mixture
-from fedfisher_jax.merge import Payload, fedfisher, fisher_merge, merge_payloads
+from fedfisher_jax.merge import Payload, Update, fedfisher, fisher_merge, merge_payloads
 
 WEIGHTS = np.array([3.0, 1.0, 6.0])
 SHARES = WEIGHTS / WEIGHTS.sum()
@@ -286,6 +287,23 @@ def test_rounding_of_narrow_parameters_is_no_objective_below_zero(seed):
     merged = merge_payloads(rule, payloads)
     assert payloads[0].weight.dtype == jnp.float64 and float(merged.diagnostics["objective_start"]) >= 0
     np.testing.assert_allclose(merged.params, params, rtol=1e-5)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker", "full"])
+def test_parameters_without_entries_change_nothing(structure):
+    def merged(**empty):
+        rule = fedfisher(lambda p, x: x @ p["w"], categorical(), structure=structure)
+        draw, found = np.random.default_rng(0), []
+        for number in range(2):
+            params = {"w": jnp.asarray(draw.normal(size=(3, 2)))} | empty
+            data = examples(jnp.asarray(draw.normal(size=(5, 3))))
+            found.append(rule.measure(Update(params), data, jax.random.key(number)))
+        return merge_payloads(rule, found)
+
+    got, expected = merged(e=jnp.zeros(0), f=jnp.zeros((0, 4))), merged()
+    np.testing.assert_allclose(got.params["w"], expected.params["w"], rtol=1e-6)
+    assert got.params["e"].shape == (0,) and got.params["f"].shape == (0, 4)
+    chex.assert_trees_all_close(got.diagnostics, expected.diagnostics, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("solver", [solve.conjugate_gradients(), solve.closed_form()], ids=["steps", "closed"])

@@ -11,6 +11,7 @@ PREAMBLE = """
 import json, sys, warnings
 warnings.simplefilter("error")
 import jax, jax.numpy as jnp, numpy as np, optax
+jax.config.update("jax_enable_x64", False)  # whatever JAX_ENABLE_X64 says: 32 bits, in which integers may wrap
 import fedfisher_jax as ff
 from fedfisher_jax.federate import merge_clients, train_clients
 from fedfisher_jax.privacy import secure_merge
@@ -27,8 +28,16 @@ def trained(apply=apply, likelihood=LIKE, optimizer=SGD, params=W, data=DATA, ke
     return ff.train(ff.LocalTraining(apply, likelihood, optimizer, 1, 8), params, data, key)
 
 
-def training(likelihood=LIKE, optimizer=SGD):
-    return ff.LocalTraining(apply, likelihood, optimizer, 1, 8)
+def training(likelihood=LIKE, optimizer=SGD, epochs=1, batch_size=8, private=None):
+    return ff.LocalTraining(apply, likelihood, optimizer, epochs, batch_size, private=private)
+
+
+def ensemble(members=jnp.stack([W, W]), **options):
+    return ff.ensemble(apply, LIKE, members, X, Y, **options)
+
+
+def wide(*numbers):
+    return np.array(numbers) + 2**32
 
 
 class Module:  # as an Equinox module: its leaves are arrays and functions
@@ -78,6 +87,24 @@ CASES = {
     "train columns": ("trained(data=ff.examples(X[:, 1:], Y))", "x: got examples of shape (4,)"),
     "evaluate columns": ("ff.evaluate(apply, LIKE, W, X[:, 1:], Y)", "x: got examples of shape (4,)"),
     "seed": ("ff.federate.run_keys(2**32)", "seed: got 4294967296, expected a whole number from 0 to 4294967295"),
+    "epochs": ("training(epochs=2.0)", "epochs: got 2.0, expected a whole number of at least 0"),
+    "batch size": ("training(batch_size=1.5)", "batch_size: got 1.5, expected a whole number of at least 1"),
+    "predict batch": ("ff._metrics.predict(apply, W, X, batch_size=0)", "batch_size: got 0, expected a whole number"),
+    "private": ("training(private=(1.0, 1.0, 4))", "private: got tuple, expected a Private"),
+    "wide labels": ("ff.evaluate(apply, LIKE, W, X[:2], wide(0, 1))", "y: got 4294967296, expected integers from -21"),
+    "wide list": ("ff.evaluate(apply, LIKE, W, X[:2], wide(0, 1).tolist())", "y: got 4294967296, expected integers"),
+    "wide examples": ("ff.examples(X[:2], wide(0, 1))", "y: got 4294967296, expected integers"),
+    "wide cohort": ("ff.cohort(X[:2], wide(-(2**32), 1), [np.arange(2)])", "y: got 4294967297, expected integers"),
+    "number": ("ff.cohort(X[:1], [0], [np.arange(1)], numbers=[1.5])", "numbers: got [1.5], expected whole numbers"),
+    "wide tokens": ("ff.examples({'ids': wide(5)})", "x: got 4294967301, expected integers"),
+    "below": ("ff.examples(wide(-(2**33)))", "x: got -4294967296, expected integers"),
+    "predict tokens": ("ff._metrics.predict(lambda w, x: w[x], W, wide(0))", "x: got 4294967296, expected integers"),
+    "mask": ("ff.evaluate(apply, LIKE, W, X, Y, mask=np.ones(30, int))", "mask: got int32, expected booleans"),
+    "no weight": ("ensemble(weights=[0.0, 0.0])", "weights: got [0.0, 0.0], expected none below zero and a positive"),
+    "weight below": ("ensemble(weights=[2, -1.5])", "weights: got [2.0, -1.5], expected none below zero"),
+    "joint weights": ("ff._metrics.ensemble_apply(apply, LIKE, [0, 0])", "weights: got [0, 0], expected none below"),
+    "scalar member": ("ensemble({'w': W, 'b': jnp.ones(())})", "stacked_params: got leading axes [(), (5,)], expected"),
+    "more members": ("ensemble({'w': W, 'b': jnp.ones(3)})", "stacked_params: got leading axes [(3,), (5,)], expected"),
     "seed below": ("ff.federate.run_keys(-1)", "seed: got -1, expected a whole number"),
 }
 

@@ -96,7 +96,7 @@ def state_of(folder: Path, rules: Collection[str]) -> str:
     """What a cell's folder says of it and of its rules: done, failed, begun (it runs, or was lost), or waiting."""
     with contextlib.suppress(OSError, ValueError):
         record = json.loads((folder / RESULT).read_bytes())
-        if record.get("complete") and set(rules) <= set(record["rules"]):
+        if isinstance(record, dict) and record.get("complete") and set(rules) <= set(record.get("rules", ())):
             return "done"
     if not (folder / LOG).exists():
         return "begun" if (folder / RESULT).exists() else "waiting"

@@ -56,7 +56,7 @@ class MergeSettings:
     damping: float | None = None
     """Damping of the fedfisher solvers, relative to a layer's mean diagonal; by default the rule's own."""
     robust: Literal["cap", "trimmed", "median", "geometric-median", "krum", "outliers", "objective"] | None = None
-    """Do not trust every silo (docs/privacy.md); trimmed and median with --rule fedavg alone."""
+    """Do not trust every silo (docs/privacy.md), with all payloads in memory; trimmed, median: --rule fedavg alone."""
     faulty: int | None = None
     """With robust trimmed, krum or outliers: how many silos may be faulty; by default (n − 3) / 2 of n."""
     cap: float | None = None
@@ -78,8 +78,8 @@ class MergeSettings:
     of such a module: --out is a state dict then, .safetensors or PyTorch's .pt, that `load_state_dict` takes."""
     base: Path | None = None
     """Folder of the model that all fine-tuned, where the payloads are of --model hf:FOLDER; --out is a folder then, as
-    `from_pretrained` loads it (docs/checkpoints.md). Of torch:module:function, the state dict that all fine-tuned; by
-    default its numbers are as the function makes them."""
+    `from_pretrained` loads it (docs/checkpoints.md). For torch:module:function: the state dict that all fine-tuned;
+    by default its numbers are as the function makes them."""
     adapter: Path | None = None
     """With a base, where the payloads are of adapters: the folder of one of the same shapes, such as a client's, for
     its config. --out is an adapter, too."""

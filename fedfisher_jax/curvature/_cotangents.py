@@ -57,9 +57,14 @@ def cotangents(
     return rows
 
 
+def counting(likelihood: Likelihood, classes: Any) -> Any:
+    """Tell which of these classes [...], the targets of positions, count: booleans [...]."""
+    return jnp.ones(jnp.shape(classes), bool) if likelihood.counts is None else likelihood.counts(classes)
+
+
 def counted(likelihood: Likelihood, target: Any, rows: jax.Array) -> jax.Array:
-    """Cotangents [K, *outputs] of one example, zero at positions that its target leaves out."""
-    return rows if likelihood.counts is None else jnp.where(likelihood.counts(target)[..., None], rows, 0)
+    """Rows [..., *positions, d] of one example, such as cotangents, zero at positions that its target leaves out."""
+    return rows if likelihood.counts is None else jnp.where(likelihood.counts(known(target))[..., None], rows, 0)
 
 
 def counted_activations(likelihood: Likelihood, target: Any, rows: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -70,7 +75,7 @@ def counted_activations(likelihood: Likelihood, target: Any, rows: list[Any]) ->
     Returns:
         The activations, and how many positions count in each layer (in each way, where its weight is read both ways).
     """
-    if likelihood.counts is None or not jnp.ndim(target):
+    if likelihood.counts is None or not jnp.ndim(known(target)):
         return rows, [each(lambda a: jnp.asarray(_positions(a)), a) for a in rows]
     kept = likelihood.counts(target)
 

@@ -72,7 +72,7 @@ class Estimate:
         skip: share of Σ_x tr(S_x S_xᵀ), the Fisher of the outputs, that may be left out. The columns of S that carry
             least are not pulled back, which saves most of the work where a classifier is sure of itself. What is found
             is never above the exact F: the rest, (1/n) Σ J_xᵀ s sᵀ J_x over the columns s left out, is positive
-            semi-definite. Activations are not concerned. Needs one number per example and column.
+            semi-definite. Activations are not concerned. It needs one number per example and column.
         captured: the model's layers, from `capture`; found where they are needed if not given.
             `capture(..., structured=False)` gives the plain per-example reference.
         subspace: rank and effort of "low_rank", and which parameters it covers.
@@ -131,6 +131,7 @@ def fishers(
     kind, samples, batch_size, skip = how.kind, how.samples, how.batch_size, how.skip
     require_likelihood(likelihood)
     require_examples(data)
+    data = data._replace(size=jnp.asarray(data.size))
     require_params(params)
     rows_of = cotangents(likelihood, kind, key, samples)
     params = vary(params, varying((data, key)))  # under `shard_map` every device has gradients of its own

@@ -73,7 +73,7 @@ def by_rows(
         total = jax.lax.fori_loop(0, used, add, zeros)
         found = as_leaves(captured, [jnp.moveaxis(part, -1, 0) for part in total])
         flat = [found[n].reshape(vectors.shape[1], math.prod(jnp.shape(leaves[n]))) for n in covered]
-        return jnp.concatenate(flat, axis=1).T / data.size.astype(vectors.dtype)
+        return jnp.concatenate(flat, axis=1).T / jnp.asarray(data.size, vectors.dtype)
 
     return product
 

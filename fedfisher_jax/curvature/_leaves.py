@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from .._trees import paths
+
 PyTree = Any
 
 
@@ -26,15 +28,12 @@ def leaves(params: PyTree) -> tuple[Leaf, ...]:
     """List the leaves of a tree of arrays (or of shapes), in order.
 
     Raises:
-        ValueError: two leaves have one path, or there is no leaf, or one is not of floating-point numbers.
+        ValueError: two leaves have one path, or there is no leaf, or one is no array of floating-point numbers.
     """
     found = []
-    for keys, leaf in jax.tree.leaves_with_path(params):
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        dtype = np.dtype(leaf.dtype)
-        if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
-            raise ValueError(f"params: got {path} of {dtype}, expected floating-point numbers")
-        found.append(Leaf(path, tuple(int(size) for size in np.shape(leaf)), dtype.name))
-    if not found or len({leaf.path for leaf in found}) != len(found):
-        raise ValueError("params: expected leaves with different paths, at least one")
+    for path, leaf in zip(paths(params), jax.tree.leaves(params), strict=True):
+        dtype = getattr(leaf, "dtype", type(leaf).__name__)
+        if isinstance(dtype, str) or not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+            raise ValueError(f"params: got {path} of {dtype}, expected an array of floating-point numbers")
+        found.append(Leaf(path, tuple(int(size) for size in np.shape(leaf)), np.dtype(dtype).name))
     return tuple(found)

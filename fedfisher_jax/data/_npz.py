@@ -20,8 +20,8 @@ def read_npz(path: Path, inputs: str = "standardised", likelihood: str = "catego
 
     Images are [N, H, W, C], or [N, H, W] with one channel, and rows [N, features], of any real type. Labels are
     integers from 0, or texts; texts, and integers with gaps, are numbered 0 … C − 1 in their order, which
-    `Dataset.classes` keeps. Of other likelihoods targets are numbers, [N] or [N, C]. `groups` is one entry per training
-    example, integers or strings.
+    `Dataset.classes` keeps. Other likelihoods have numbers as targets, [N] or [N, C]. `groups` is one entry per
+    training example, integers or strings.
 
     Args:
         path: the file.

@@ -16,7 +16,7 @@ import numpy as np
 from .. import _doors
 from .._examples import Examples
 from .._likelihood import Likelihood
-from .._trees import arrays, count_rows, pick
+from .._trees import array, arrays, count_rows, pick
 
 PyTree = Any
 SHORTEST, RATIO = 256, 16  # rows come in lengths that differ by this ratio, since each is a program of its own
@@ -90,7 +90,8 @@ def cohort(
 
     Raises:
         ValueError: no client, one without examples, or with rows that are not whole numbers from 0 to N − 1; it is
-            named. Also where `numbers` does not hold one number for each client.
+            named. Also where `numbers` does not hold one whole number from 0 to 2³¹ − 1 for each client, all of them
+            different, or where integers of x or y are beyond what JAX's types hold.
 
     Example:
         >>> import numpy as np, fedfisher_jax as ff
@@ -100,19 +101,17 @@ def cohort(
     """
     if not len(parts):
         raise ValueError("parts: expected at least one client, got none")
-    x = arrays(x)
+    x = arrays("x", x)
     count = count_rows("x", x)
     if np.shape(y)[:1] != (count,):
         raise ValueError(f"y: expected {count} targets, one for each row of x, got shape {np.shape(y)}")
     rows = [_checked(np.asarray(part), count, number) for number, part in enumerate(parts)]
-    named = np.arange(len(rows)) if numbers is None else np.asarray(numbers)
-    if named.shape != (len(rows),):
-        raise ValueError(f"numbers: got shape {named.shape}, expected ({len(rows)},), one for each client")
+    named = np.arange(len(rows)) if numbers is None else _numbers(np.asarray(numbers), len(rows))
     sizes = np.array([len(part) for part in rows], np.int32)
     starts = (np.cumsum(sizes) - sizes).astype(np.int32)
     clients = Client(named.astype(np.int32), starts, sizes)
     lengths = _lengths(sizes, length)
-    return Cohort(x, jnp.asarray(y), jnp.asarray(np.concatenate(rows), jnp.int32), clients, lengths)
+    return Cohort(x, array("y", y), jnp.asarray(np.concatenate(rows), jnp.int32), clients, lengths)
 
 
 def with_examples(everyone: Cohort, client: Client, function: Callable[[Examples], PyTree]) -> PyTree:
@@ -147,6 +146,17 @@ def _lengths(sizes: np.ndarray, least: int) -> tuple[int, ...]:
     while (shorter := -(-lengths[0] // RATIO)) >= max(SHORTEST, least) and sizes.min() <= shorter:
         lengths.insert(0, shorter)
     return tuple(lengths)
+
+
+def _numbers(named: np.ndarray, count: int) -> np.ndarray:
+    if named.shape != (count,):
+        raise ValueError(f"numbers: got shape {named.shape}, expected ({count},), one for each client")
+    shown = str(named.tolist())[:60]
+    if not np.issubdtype(named.dtype, np.integer) or named.min() < 0 or named.max() >= 2**31:
+        raise ValueError(f"numbers: got {shown}, expected whole numbers from 0 to {2**31 - 1}")
+    if len(np.unique(named)) < count:
+        raise ValueError(f"numbers: got {shown}, expected different ones, or clients have the same random draws")
+    return named
 
 
 def _checked(part: np.ndarray, count: int, number: int) -> np.ndarray:

@@ -12,12 +12,12 @@ import optax
 from .._augment import Augment
 from .._compat import standard_promotion, vary, varying
 from .._doors import require_examples, require_likelihood, require_optimizer, require_params, require_targets
-from .._examples import Batch, Examples, take
+from .._examples import Batch, Examples, require_whole, take
 from .._likelihood import Likelihood
 from .._trees import wide, widened
 from ..tracing._convolution import for_loops
 from ..tracing._training_form import for_training
-from ._private import Private, train_privately
+from ._private import Private, require_private, train_privately
 
 PyTree = Any
 
@@ -54,9 +54,10 @@ class LocalTraining:
         private: clip each example's gradient and add noise, see `Private`; `batch_size` is then a batch's mean size.
 
     Raises:
-        TypeError: a likelihood or optimiser that is none.
-        ValueError: negative epochs, batches without examples, or squared gradients of private training, which tell what
-            it hides; epochs that are traced are not looked at.
+        TypeError: a likelihood, an optimiser or a `private` that is none.
+        ValueError: epochs or a batch size that are no whole numbers of at least 0 and 1, private training with a clip,
+            noise or places out of range, or with squared gradients, which tell what it hides; numbers that are traced
+            are not looked at.
     """
 
     apply: Callable
@@ -73,9 +74,10 @@ class LocalTraining:
     def __post_init__(self) -> None:
         require_likelihood(self.likelihood)
         require_optimizer(self.optimizer)
-        for name, number, least in (("batch_size", self.batch_size, 1), ("epochs", self.epochs, 0)):
-            if isinstance(number, int) and number < least:
-                raise ValueError(f"{name}: got {number}, expected at least {least}")
+        require_whole("batch_size", self.batch_size, 1)
+        require_whole("epochs", self.epochs, 0)
+        if self.private is not None:
+            require_private(self.private)
         if self.private is not None and self.squares:
             raise ValueError("squares: got private training, expected none: squared gradients tell what it hides")
 
@@ -116,6 +118,7 @@ def train(training: LocalTraining, params: PyTree, data: Examples, key: jax.Arra
     require_params(params)
     require_examples(data)
     require_targets(likelihood, apply, params, data)
+    data = data._replace(size=jnp.asarray(data.size))
     if training.private is not None:
         return Trained(*train_privately(training, params, data, key))
     axes = varying((params, data, key, training.epochs))

@@ -12,8 +12,9 @@ import numpy as np
 
 from .._examples import Examples
 from .._metrics import as_numbers, ensemble, evaluate
-from .._trees import pick
+from .._trees import arrays, outline, pick
 from ..curvature import Capture
+from ..curvature._cotangents import counting
 from ..merge import FreshModes, Merged, Rule, Update, exchanges
 from ._cohort import Cohort, cohort
 from ._local import LocalTraining, train
@@ -258,9 +259,10 @@ def _judge_locals(simulation: Simulation, stacked: PyTree, done: Callable[..., N
 
 def _class_counts(simulation: Simulation, stacked: PyTree) -> np.ndarray:
     """Count each client's targets of each class, [clients, classes]."""
-    everyone, test = simulation.cohort, simulation.test_x
-    outputs = jax.eval_shape(simulation.training.apply, pick(stacked, 0), jnp.asarray(test[:1]))
+    everyone, training, one = simulation.cohort, simulation.training, outline(arrays("x", simulation.test_x), 1)
+    outputs = jax.eval_shape(training.apply, pick(stacked, 0), one)
     y, rows = np.asarray(everyone.y), np.asarray(everyone.rows)
+    counted = np.asarray(counting(training.likelihood, y))
     starts, sizes = np.asarray(everyone.members.start), np.asarray(everyone.sizes)
     parts = [rows[begin : begin + size] for begin, size in zip(starts, sizes, strict=True)]
-    return np.stack([np.bincount(y[part].ravel(), minlength=outputs.shape[-1]) for part in parts])
+    return np.stack([np.bincount(y[part][counted[part]], minlength=outputs.shape[-1]) for part in parts])

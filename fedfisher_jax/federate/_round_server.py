@@ -45,6 +45,11 @@ def merge_here(
 
 
 def solve_here(rule: Rule, summary: PyTree, start: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    """Solve a round's summary; the merged parameters and diagnostics.
+
+    Raises:
+        ValueError: the rule makes another network.
+    """
     merged = rule.solve(summary, start)
     if merged.apply is not None:
         raise ValueError(f"rule: {rule.name} changes the network, so that the next round cannot start from its model")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import Tracer, standard_promotion
+from .._doors import require_params
 from .._trees import pick
 from ..merge import Merged, Rule, Update, fold
 from ..merge._fold import lift, merge_summary, require_squares
@@ -186,10 +187,13 @@ def merge_clients(rule: Rule, payloads: PyTree, start: PyTree = None) -> Merged:
 
     Raises:
         ValueError: the rule cannot merge what payloads hold, gives an `apply` of its own and says that it can be
-            compiled, or ends with an objective below zero; a client's weight is not positive, where weights are there
-            to be looked at: not under `jit`.
+            compiled, or ends with an objective below zero; the start is not like the parameters; a client's weight is
+            not positive, where weights are there to be looked at: not under `jit`.
+        TypeError: parameters that are no floating-point numbers.
     """
     require_rule(rule)
+    if payloads.params is not None:
+        require_params(payloads.params)
     weights = getattr(payloads, "weight", None)
     if weights is not None and not isinstance(weights, Tracer):
         _require_weights(np.asarray(weights))

@@ -64,7 +64,7 @@ def scaffold(learning_rate: float) -> Variant:
     """SCAFFOLD (arXiv 1910.06378, algorithm 1, option II): gradients g − c_i + c with control variates.
 
     After K local steps c_i ← c_i − c + (θ⁽ᵏ⁾ − θ_i) / (K η), with none c_i stays; the server adds the share of clients
-    sampled times their mean change, weighted by examples, to c. Sends twice the parameters.
+    sampled times their mean change, weighted by examples, to c. A client sends twice the parameters.
 
     Args:
         learning_rate: η of the local optimiser, plain SGD. With momentum β use η / (1 − β), the size of its steps.
@@ -107,7 +107,7 @@ def feddyn(alpha: float) -> Variant:
     """FedDyn (arXiv 2111.04263, algorithm 1): local objectives L_i(θ) − ⟨h_i, θ⟩ + α/2 ‖θ − θ⁽ᵏ⁾‖².
 
     After training h_i ← h_i − α (θ_i − θ⁽ᵏ⁾); the server keeps h ← h − α · share · mean (θ_i − θ⁽ᵏ⁾) and moves to the
-    merged model − h/α, means weighted by examples. Made for averages: FedAvg as the rule.
+    merged model − h/α, means weighted by examples. It is made for averages: FedAvg as the rule.
 
     Raises:
         ValueError: α not positive.

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from .._compat import Tracer, standard_promotion
+from .._doors import require_params
 from .._trees import stack, widened
 from ..curvature.structures._protocol import Structure
-from ._rule import Merged, Payload, Rule, exchanges, require_rule
-from ._sent import in_models_types
+from ._rule import Merged, Payload, Rule, require_like, require_one_exchange, require_rule
+from ._sent import in_models_types, model_of
 
 PyTree = Any
 
@@ -22,13 +23,14 @@ def lift(rule: Rule, payload: Any, start: PyTree = None) -> Any:
 
     Args:
         rule: one exchange.
-        payload: one client's; arrays may be traced, or stacked where the rule's `lift` allows it.
+        payload: one client's; arrays may be traced.
         start: the model that the clients were sent; None where nobody knows it.
 
     Raises:
-        ValueError: the rule cannot merge what the payload holds.
+        ValueError: the rule cannot merge what the payload holds, or the start is not like the payload's parameters.
     """
     require_taken(rule, payload)
+    _require_start_like(rule, payload, start)
     return rule.lift(widened(payload), widened(start))
 
 
@@ -48,6 +50,15 @@ def require_taken(rule: Rule, payload: Any) -> None:
         held = _in_words(type(payload.statistics), () if payload.kind is None else (payload.kind.name,))
         wanted = " or ".join(_in_words(one, kinds) for one in types)
         raise ValueError(f"rule: {rule.name} takes {wanted}; the payload holds {held}, which it cannot merge")
+
+
+def _require_start_like(rule: Rule, payload: Any, start: PyTree) -> None:
+    """Refuse a start that is not like the payload's model; what a rule of one's own starts from may be anything."""
+    if rule.takes is None or start is None or payload.params is None:
+        return
+    several = type(payload.statistics) is tuple  # models, of FedBEns
+    for params in payload.params if several else (payload.params,):
+        require_like("start", model_of(start), params)
 
 
 def _in_words(statistics: type, kinds: Sequence[str]) -> str:
@@ -111,8 +122,9 @@ def merge_payloads(rule: Rule, payloads: Sequence[Any], start: PyTree = None) ->
 
     Raises:
         ValueError: no payload, trees or shapes that do not match, non-finite or negative entries (the client is named),
-            several exchanges, no start where the rule reads it, statistics that the rule cannot merge, or an objective
-            below zero.
+            several exchanges, no start where the rule reads it, a start that is not like the parameters, statistics
+            that the rule cannot merge, or an objective below zero.
+        TypeError: parameters that are no floating-point numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -126,8 +138,7 @@ def merge_payloads(rule: Rule, payloads: Sequence[Any], start: PyTree = None) ->
     require_rule(rule)
     if not payloads:
         raise ValueError("payloads: expected at least one, got none")
-    if len(exchanges(rule)) > 1:
-        raise ValueError(f"rule: got {rule.name}, which is {len(exchanges(rule))} exchanges, expected one of its parts")
+    require_one_exchange(rule)
     for number, payload in enumerate(payloads):
         require_taken(rule, payload)
         check_payload(payload, payloads[0], f"payloads[{number}]")
@@ -145,25 +156,20 @@ def check_payload(payload: Payload, like: Payload, name: str = "payload") -> Non
 
     Raises:
         ValueError: with `name`, the entry and what is wrong with it.
+        TypeError: parameters that are no floating-point numbers, which a mean would round.
     """
-    if jax.tree.structure(payload) != jax.tree.structure(like):
-        given, expected = jax.tree.structure(payload), jax.tree.structure(like)
-        raise ValueError(f"{name}: got a tree {given}, expected the first payload's, {expected}")
-    entries = zip(jax.tree.leaves_with_path(payload), jax.tree.leaves(like), strict=True)
-    for (path, leaf), expected in entries:
-        entry = f"{name}{jax.tree_util.keystr(path)}"
-        if jnp.shape(leaf) != jnp.shape(expected):
-            raise ValueError(f"{entry}: got shape {jnp.shape(leaf)}, expected {jnp.shape(expected)}")
+    require_like(name, payload, like, "the first payload's")
+    if payload.params is not None:
+        require_params(payload.params, f"{name}.params")
+    for path, leaf in jax.tree.leaves_with_path(payload):
         if not bool(jnp.all(jnp.isfinite(leaf))):
-            raise ValueError(f"{entry}: got NaN or infinity, expected finite numbers")
+            raise ValueError(f"{name}{jax.tree_util.keystr(path)}: got NaN or infinity, expected finite numbers")
     if not float(payload.weight) > 0:
         raise ValueError(f"{name}.weight: got {payload.weight}, expected a positive number of examples")
     structured = lambda node: hasattr(node, "diagonal") and not hasattr(node, "dtype")  # noqa: E731
     for at, node in jax.tree.leaves_with_path(payload.statistics, is_leaf=structured):
         if structured(node):
             for path, leaf in jax.tree.leaves_with_path(node.diagonal()):
-                if float(jnp.min(leaf)) < 0:
+                if (least := float(jnp.min(leaf, initial=0))) < 0:
                     where = jax.tree_util.keystr((*at, *path))
-                    raise ValueError(
-                        f"{name}.statistics{where}: got {float(jnp.min(leaf)):g}, expected no negative diagonal entry"
-                    )
+                    raise ValueError(f"{name}.statistics{where}: got {least:g}, expected no negative diagonal entry")

@@ -19,6 +19,7 @@ from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import scaled, widened
 from ..curvature import Capture, Moments, capture
+from ..curvature._cotangents import counted
 from ..curvature._leaves import leaves as leaves_of
 from ..curvature.structures._moments import NoisyMoments, example_of, inputs_like
 from ..curvature.structures._signs import nearest_semidefinite
@@ -70,16 +71,20 @@ class MeasureMoments:
         if self.clip is not None and len(place.outputs) > 1:
             raise ValueError(f"clip: got outputs of shape {place.outputs} for an example, expected one row")
 
+        def of_example(x: Any, y: Any) -> list[jax.Array]:
+            found = place.rows(leaves, x), regressed(self.likelihood, place.outputs, y)
+            return [counted(self.likelihood, y, a) for a in found]
+
         def sums(batch: Batch) -> list[jax.Array]:
-            rows = widened(jax.vmap(lambda x: place.rows(leaves, x))(batch.x))
+            rows, targets = jax.vmap(of_example)(batch.x, batch.y)
+            rows = widened(rows)
             if self.basis is not None:
                 rows = rows @ jnp.asarray(self.basis.matrix, rows.dtype)
             if self.clip is not None:
                 rows = rows.astype(jnp.result_type(float))  # float64 where JAX has it, see `example_noise.exact`
                 size = jnp.linalg.norm(rows.reshape(len(rows), -1), axis=-1)
                 rows = rows * jnp.minimum(1, self.clip / jnp.maximum(size, self.clip * 1e-30))[:, None, None]
-            targets = jax.vmap(lambda y: regressed(self.likelihood, place.outputs, y))(batch.y).astype(rows.dtype)
-            rows, targets = (jnp.where(batch.mask[:, None, None], a, 0) for a in (rows, targets))
+            rows, targets = (jnp.where(batch.mask[:, None, None], a, 0) for a in (rows, targets.astype(rows.dtype)))
             return [
                 jnp.einsum("nti,ntj->ij", rows, rows),
                 jnp.einsum("nti,ntc->ic", rows, targets),

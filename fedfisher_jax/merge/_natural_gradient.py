@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood, gaussian
 from .._trees import scaled, stack, widened
+from ..curvature._cotangents import counted
 from ..curvature._leaves import leaves as leaves_of
 from ..curvature.structures._gradient import Gradient, Quadratic
 from ..curvature.structures._protocol import Blocks, damped_inverse, mean_diagonals
@@ -52,11 +53,12 @@ class Fit:
         if not self.squares:
             return self.likelihood.nll(outputs, target)
         wanted = regressed(self.likelihood, outputs.shape, target).reshape(outputs.shape)
-        return jnp.sum((outputs - wanted.astype(outputs.dtype)) ** 2) / 2
+        return jnp.sum(counted(self.likelihood, target, outputs - wanted.astype(outputs.dtype)) ** 2) / 2
 
-    def factor(self, outputs: Any) -> jax.Array:
+    def factor(self, outputs: Any, target: Any) -> jax.Array:
         """Rows s_k whose sum of s_k s_kᵀ is the loss's curvature in one example's outputs."""
-        return (gaussian() if self.squares else self.likelihood).fisher_factor(outputs)
+        fitted = gaussian() if self.squares else self.likelihood
+        return counted(self.likelihood, target, fitted.fisher_factor(outputs))
 
     def payload(self, data: Examples, measured: Gradient | Quadratic) -> Payload:
         """What is sent of the means over these examples."""
@@ -107,7 +109,7 @@ class MeasureQuadratic:
             outputs, along = jax.linearize(lambda p: apply(p, batch.x), model)
             moved = jax.lax.map(lambda one: along(sent.part(*one)), (places, masks))  # [m, n, ...]
             slopes = jax.vmap(jax.grad(self.fit.loss))(outputs, batch.y)
-            rows = jax.vmap(self.fit.factor)(outputs)
+            rows = jax.vmap(self.fit.factor)(outputs, batch.y)
             slopes, rows = (
                 jnp.where(batch.mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0) for leaf in (slopes, rows)
             )
@@ -165,7 +167,8 @@ def natural_gradient(
         if not 0 < value < float("inf"):
             raise ValueError(f"{name}: got {value}, expected a positive number")
     fit = Fit(apply, likelihood, squares, options.get("batch_size") or 256)
-    fisher = MeasureFisher(apply, gaussian() if squares else likelihood, "kronecker", at="start", **options)
+    fitted = dataclasses.replace(gaussian(), counts=likelihood.counts) if squares else likelihood
+    fisher = MeasureFisher(apply, fitted, "kronecker", at="start", **options)
     parts = []
     for step in range(1, steps + 1):
         name, measure = f"natural-gradient-{step}", MeasureGradient(fit, fisher)

@@ -21,7 +21,7 @@ PyTree = Any
 def with_past(rule: Rule, past: PastFishers, like: Diagonal | Kronecker) -> Rule:
     """Make a rule that remembers past rounds' Fishers, over rounds alone: FedFish's or FedFisher's.
 
-    Diagonals are averaged exactly. Of Kronecker factors the sides are averaged, so the product of two means stands for
+    Diagonals are averaged exactly. The sides of Kronecker factors are averaged, so the product of two means stands for
     the mean of products: 5 % off in Frobenius norm in the example of tests/merge/test_past_client.py. With FedFish it
     cost accuracy where it was tried (docs/fisher-over-rounds.md), so no rule has it unless asked.
 

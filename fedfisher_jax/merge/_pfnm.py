@@ -18,6 +18,7 @@ from .._examples import Examples, known
 from .._likelihood import Likelihood
 from ..curvature import Capture
 from ..curvature._chain import Chain, Units
+from ..curvature._cotangents import counting
 from ._outline import COUNTS, chain_of, models, one_input, outline
 from ._rule import Merged, Payload, Rule, Takes, Update
 
@@ -128,7 +129,8 @@ class MeasureCounts:
         if self.likelihood.name == "categorical":
             classes = known(data.y)[data.indices]  # [n], or [n, T] for sequences
             valid = (jnp.arange(len(classes)) < data.size).reshape(-1, *[1] * (classes.ndim - 1))
-            counts = jnp.zeros_like(counts).at[classes].add(jnp.broadcast_to(valid, classes.shape).astype(counts.dtype))
+            valid &= counting(self.likelihood, classes)
+            counts = jnp.zeros_like(counts).at[classes].add(valid.astype(counts.dtype))
         return outline(params, data, counts=counts)
 
 

@@ -17,6 +17,7 @@ from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import scaled, widened
 from ..curvature import Capture, Gram, activations, capture
+from ..curvature._cotangents import counted_activations
 from ..curvature._reuse import input_moment
 from ..curvature.structures._gram import of_inputs
 from ..solve._conjugate_gradients import conjugate_gradients
@@ -35,10 +36,12 @@ Compression = Callable[[jax.Array, int], jax.Array]  # (second moment, rank) →
 class MeasureGrams:
     """Measures parameters and A = (1/n) Σ_x Σ_t a aᵀ, the mean over examples, of the layers' inputs a.
 
+    Positions t that targets leave out are left out, as in `fisher(..., structure="gram")`.
     With `dense_only` it does so for the weights of dense layers alone, without biases; else for every captured layer.
     """
 
     apply: Callable
+    likelihood: Likelihood
     dense_only: bool
     batch_size: int = 64
     captured: Capture | None = None
@@ -53,8 +56,11 @@ class MeasureGrams:
         if not chosen:
             raise ValueError(f"apply: got a model without a dense layer, expected one: {captured.fallback}")
 
+        def of_example(x: Any, y: Any) -> list[Any]:
+            return counted_activations(self.likelihood, y, activations(captured, leaves, x))[0]
+
         def sums(batch: Batch) -> list[Any]:
-            rows = jax.vmap(lambda x: activations(captured, leaves, x))(batch.x)
+            rows = jax.vmap(of_example)(batch.x, batch.y)
             kept = jax.tree.map(lambda a: jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0), rows)
             return [input_moment(a) for a in widened([kept[n] for n in chosen])]
 
@@ -84,7 +90,7 @@ def regmean(
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
-        likelihood: what was fitted; not used.
+        likelihood: what was fitted; it tells which positions count.
         off_diagonal: the factor of the off-diagonal entries of A, from 0 (a diagonal merge) to 1 (plain least squares).
         uniform: whether to average everything else over clients instead of over examples, as the released FedFisher
             code does.
@@ -108,7 +114,7 @@ def regmean(
     """
     _check_factor(off_diagonal)
     require_options(options, regmean, MeasureGrams)
-    measure = MeasureGrams(apply, True, **options)
+    measure = MeasureGrams(apply, likelihood, True, **options)
 
     def lift(payload: Payload, start: PyTree) -> dict[str, Any]:
         sent = payload if compression is None else _compressed(payload, compression)
@@ -153,7 +159,7 @@ def regmean_kron(
 
     Args:
         apply: (params, x [n, ...]) → outputs [n, ...]; examples do not mix.
-        likelihood: what was fitted; not used.
+        likelihood: what was fitted; it tells which positions count.
         off_diagonal: as in `regmean`; the solver's damping does the same work here.
         solver: what finds the minimiser; default `conjugate_gradients()`.
         options: what else `MeasureGrams` takes: batch_size, captured.
@@ -171,7 +177,7 @@ def regmean_kron(
     def solve(summary: dict[str, Any], start: PyTree) -> Merged:
         return Merged(*(solver or conjugate_gradients())(summed(summary)))
 
-    measure, takes = MeasureGrams(apply, False, **options), Takes((Gram,), (ALL_INPUTS,))
+    measure, takes = MeasureGrams(apply, likelihood, False, **options), Takes((Gram,), (ALL_INPUTS,))
     return Rule("regmean-kron", measure, lift, solve, "add", takes=takes)
 
 

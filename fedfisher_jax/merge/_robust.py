@@ -4,6 +4,7 @@ Weights by distance serve every rule, since every rule weighs its clients; a coo
 merge of parameters in itself, so it serves FedAvg alone. None of this sees what looks like an honest client.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -14,7 +15,7 @@ from ..curvature import quadratic, trace
 from ..curvature.structures._protocol import Fisher
 from ._centres import coordinate_median, geometric_median, trimmed_mean
 from ._fold import fold
-from ._rule import Merged, Payload, Rule, require_rule
+from ._rule import Carry, Merged, Payload, Rule, require_one_exchange, require_rule
 
 PyTree = Any
 How = Literal["cap", "trimmed", "median", "geometric-median", "krum", "outliers", "objective"]
@@ -27,7 +28,8 @@ def robust(rule: Rule, how: str, *, faulty: int | None = None, cap: float | None
     """Make a rule robust against a minority of clients.
 
     Whatever `how` is, clients that send the same numbers share one client's weight, and no client has more than `cap`
-    of all weight, nor of all weight times the trace of its Fisher. All payloads must be at hand: the rule stacks.
+    of all weight, nor of all weight times the trace of its Fisher. All payloads must be at hand: the rule stacks. What
+    a rule keeps from round to round, it keeps of what is left of the clients.
 
     Args:
         rule: one exchange; for "trimmed" and "median" FedAvg.
@@ -52,35 +54,50 @@ def robust(rule: Rule, how: str, *, faulty: int | None = None, cap: float | None
     require_rule(rule)
     if how not in get_args(How):
         raise ValueError(f"how: got {how!r}, expected one of {', '.join(get_args(How))}")
-    if rule.parts:
-        raise ValueError(f"rule: got {rule.name}, which is {len(rule.parts)} exchanges, expected one of its parts")
+    require_one_exchange(rule)
     if how in COORDINATES and rule.name != "fedavg":
         others = ", ".join(name for name in get_args(How) if name not in COORDINATES)
         raise ValueError(f"how: {how} merges parameters alone, as fedavg does; for {rule.name} expected {others}")
     if cap is not None and not 0 < cap <= 1:
         raise ValueError(f"cap: got {cap}, expected a share above 0, at most 1")
 
-    def solve(payloads: Payload, start: PyTree) -> Merged:
+    def distrusting(payloads: Payload, start: PyTree, solve: Callable[[Any], tuple[Merged, Any]]) -> tuple[Merged, Any]:
+        """Solve by the rule (summary → model, what is kept) after the clients' weights and Fishers were lowered."""
         count = payloads.weight.shape[0]
         most = faulty_of(how, count, faulty)
         largest = 2 / count if cap is None else cap
-        if largest * count < 1:
+        if largest * count < 1 - 1e-9:  # 1 / 49 times 49 is rounded to less than 1
             raise ValueError(f"cap: got {largest}, expected at least 1 / {count}, the share of one of {count} clients")
         if how in COORDINATES:
             centre = coordinate_median if how == "median" else lambda tree: trimmed_mean(tree, most)
-            return Merged(centre(payloads.params), {"clients": jnp.asarray(count)})
+            return Merged(centre(payloads.params), {"clients": jnp.asarray(count)}), None
         vectors = rows(payloads.statistics if payloads.params is None else payloads.params)
         begun = 0 if payloads.params is None or start is None else rows(jax.tree.map(lambda leaf: leaf[None], start))
         apart = squared_distances(vectors)
         weight = capped(payloads.weight / jnp.sum(apart == 0, axis=1), largest)
         weight = capped(weight * _factor(how, payloads, vectors, begun, apart, weight, most), largest)
         tamed = payloads._replace(weight=weight, statistics=_tamed(payloads.statistics, weight, largest))
-        summary = fold(rule, jax.vmap(lambda one: rule.lift(one, start))(tamed))
-        merged = rule.solve(summary, start)
+        merged, kept = solve(fold(rule, jax.vmap(lambda one: rule.lift(one, start))(tamed)))
         share = weight / jnp.sum(weight)
-        return merged._replace(diagnostics=merged.diagnostics | {"effective_clients": 1 / jnp.sum(share**2)})
+        return merged._replace(diagnostics=merged.diagnostics | {"effective_clients": 1 / jnp.sum(share**2)}), kept
 
-    return rule._replace(name=f"{rule.name} ({how})", lift=lambda sent, start: sent, solve=solve, combine="stack")
+    def solve(payloads: Payload, start: PyTree) -> Merged:
+        return distrusting(payloads, start, lambda summary: (rule.solve(summary, start), None))[0]
+
+    def over_rounds(carry: Carry) -> Carry:
+        return Carry(
+            carry.init,
+            lambda payloads, start, kept: distrusting(payloads, start, lambda s: carry.solve(s, start, kept)),
+        )
+
+    return rule._replace(
+        name=f"{rule.name} ({how})",
+        lift=lambda sent, start: sent,
+        solve=solve,
+        combine="stack",
+        passes=False,
+        carry=None if rule.carry is None else over_rounds(rule.carry),
+    )
 
 
 def faulty_of(how: str, count: int, faulty: int | None = None) -> int:

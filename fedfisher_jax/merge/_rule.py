@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from .._examples import Examples
 from .._trees import difference
@@ -119,6 +120,16 @@ def exchanges(rule: Rule) -> tuple[Rule, ...]:
     return rule.parts or (rule,)
 
 
+def require_one_exchange(rule: Rule) -> None:
+    """Refuse a rule of several exchanges.
+
+    Raises:
+        ValueError: how many it is.
+    """
+    if rule.parts:
+        raise ValueError(f"rule: got {rule.name}, which is {len(rule.parts)} exchanges, expected one of its parts")
+
+
 def require_start(start: PyTree) -> PyTree:
     """Return the start itself, if there is one.
 
@@ -128,6 +139,27 @@ def require_start(start: PyTree) -> PyTree:
     if start is None:
         raise ValueError("start: got None, expected the model that the clients were sent, which this rule reads")
     return start
+
+
+def require_like(name: str, tree: PyTree, like: PyTree, whose: str = "the parameters'") -> None:
+    """Refuse a tree of another structure or other shapes than a tree has that it is added to; types may differ.
+
+    Args:
+        name: what messages call the tree.
+        tree: arrays, or their shapes.
+        like: arrays, or their shapes.
+        whose: what messages call the structure of `like`.
+
+    Raises:
+        ValueError: another structure, or the first leaf of another shape, by its path.
+    """
+    given, expected = jax.tree.structure(tree), jax.tree.structure(like)
+    if given != expected:
+        raise ValueError(f"{name}: got a tree {given}, expected {whose}, {expected}")
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(like), strict=True):
+        if np.shape(leaf) != np.shape(other):
+            entry = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{entry}: got shape {np.shape(leaf)}, expected {np.shape(other)}")
 
 
 def moved(payload: Payload, start: PyTree) -> Payload:

@@ -158,9 +158,11 @@ def encode(codec: Codec, array: np.ndarray, random: np.random.Generator | None =
             return parts | ({"tail": np.asarray(tail, array.dtype)} if codec.tail else {})
         case Singular():
             rank = min(codec.rank, array.shape[-1])
-            u, s, v = np.linalg.svd(array)
+            u, s, v = np.linalg.svd(array.astype(np.float64))
             pieces = {"left": u[..., :rank], "values": s[..., :rank], "right": v[..., :rank, :]}
-            encoded = [_under(name, encode(codec.inner, piece, random)) for name, piece in pieces.items()]
+            encoded = [
+                _under(name, encode(codec.inner, piece.astype(array.dtype), random)) for name, piece in pieces.items()
+            ]
             return encoded[0] | encoded[1] | encoded[2]
 
 

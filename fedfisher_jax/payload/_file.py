@@ -84,7 +84,7 @@ def size_bits(payload: Payload, about: About, plan: Plan | None = None) -> int:
 
 def _entries(payload: Payload, plan: Plan) -> dict[str, np.ndarray]:
     examples = float(payload.weight)
-    if not (examples >= 1 and examples == int(examples) and examples < 2**53):
+    if not (1 <= examples < 2**53 and examples == int(examples)):
         raise ValueError(f"payload.weight: expected a number of examples, got {payload.weight}")
     arrays = entries(payload)
     unknown = set(plan) - set(arrays)

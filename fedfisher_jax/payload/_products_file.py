@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import __version__
+from .._trees import named_leaves
 from ..curvature.structures._kronecker import Kronecker
 from ..curvature.structures._protocol import named, with_arrays
 from ..solve._products import Products
 from . import _container as container
 from ._decode import outline_of, require_sound
-from ._region import FORMAT, PRODUCTS, Silo, named_leaves, summed_header
+from ._region import FORMAT, PRODUCTS, Silo, summed_header
 
 PyTree = Any
 NUMBERS = ("shifts", "dropped", "kept")  # of each layer

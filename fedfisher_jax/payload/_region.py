@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import __version__
+from .._trees import named_leaves
 from ..curvature._leaves import Leaf
 from ..curvature.structures._protocol import Statistic, named, sign_of
 from ..merge._exact_sums import Sums
@@ -218,11 +219,6 @@ def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"silos: expected objects, got {str(value)[:40]!r}")
     return value
-
-
-def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    keyed = jax.tree.leaves_with_path(tree)
-    return [(jax.tree_util.keystr(keys, simple=True, separator="/"), leaf) for keys, leaf in keyed]
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

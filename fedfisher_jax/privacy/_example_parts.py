@@ -27,7 +27,7 @@ from ..merge._measure import MeasureFisher
 from ..merge._natural_gradient import MeasureGradient, MeasureQuadratic
 from ..merge._pseudo_data import MeasureInputs
 from ..merge._regmean import MeasureGrams
-from ..merge._rule import Payload, Rule, Update
+from ..merge._rule import Payload, Rule, Update, require_one_exchange
 from ..payload._structures import model_leaves
 
 PyTree = Any
@@ -111,8 +111,7 @@ def require_parts(rule: Rule) -> None:
         ValueError: what the rule measures.
     """
     measure = rule.measure
-    if rule.parts:
-        raise ValueError(f"rule: got {rule.name}, which is {len(rule.parts)} exchanges, expected one of its parts")
+    require_one_exchange(rule)
     if not isinstance(measure, MEASURES) or (isinstance(measure, MeasureFisher) and measure.structure is None):
         raise ValueError(f"rule: got {rule.name}, expected one that measures sums over examples")
     if isinstance(measure, MeasureFisher) and measure.structure == "low_rank":

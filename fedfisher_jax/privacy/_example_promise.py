@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from .noise import _where, delta_of, epsilon_of
+from .noise import _where, delta_of, epsilon_of, require_exception, require_positive
 
 Trust = Literal["central", "distributed", "local"]
 TRUST: tuple[Trust, ...] = ("central", "distributed", "local")
@@ -61,11 +61,8 @@ def promise(
         3.73
     """
     clips = {"clip_features": clip_features, "clip_gradients": clip_gradients, "clip_fisher": clip_fisher}
-    for name, value in ({"epsilon": epsilon} | clips).items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}: got {value}, expected a positive number")
-    if not 0 < delta < 1 or releases < 1:
-        raise ValueError(f"delta, releases: got {delta}, {releases}, expected a number in (0, 1), and at least 1")
+    require_positive(epsilon=epsilon, **clips)
+    require_exception(delta, releases=releases)
     if trust not in TRUST or sharers < 1 or (sharers > 1 and trust != "distributed"):
         raise ValueError(
             f"trust, sharers: got {trust!r}, {sharers}, expected one of {', '.join(TRUST)}, and at least 1"
@@ -83,9 +80,15 @@ def spent(multipliers: Sequence[float], delta: float) -> float:
 
     Args:
         multipliers: noise multipliers σ_i, at least one.
-        delta: probability of the exception.
+        delta: probability of the exception, between 0 and 1.
+
+    Raises:
+        ValueError: numbers out of range.
     """
-    return epsilon_of(1 / math.sqrt(sum(1 / sigma**2 for sigma in multipliers)), delta)
+    require_exception(delta, multipliers=len(multipliers))
+    for sigma in multipliers:
+        require_positive(multipliers=sigma)
+    return epsilon_of(1 / math.hypot(*(1 / sigma for sigma in multipliers)), delta)
 
 
 def split(promised: Promise, share: float = WHITENING) -> tuple[Promise, Promise]:

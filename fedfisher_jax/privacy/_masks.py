@@ -31,10 +31,16 @@ def clamped(masking: bytes) -> bytes:
 
 
 def public_of(masking: bytes) -> bytes:
+    """Compute the public key of a private one, 32 bytes each."""
     return X25519PrivateKey.from_private_bytes(masking).public_key().public_bytes_raw()
 
 
 def exchange(own: X25519PrivateKey, public: bytes, other: int) -> bytes:
+    """Agree on 32 secret bytes with client `other`, of whom the public key is known (X25519, RFC 7748).
+
+    Raises:
+        ValueError: a key that agrees with every other one on the same bytes.
+    """
     try:
         return own.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:  # a point of small order
@@ -51,6 +57,7 @@ def pairwise_mask(
 
 
 def derived(settings: Round, secret: bytes, purpose: bytes) -> bytes:
+    """Derive a key for one purpose in one round from a secret (HKDF, RFC 5869)."""
     return HKDF(SHA256(), KEY_BYTES, salt=settings.label, info=b"fedfisher secure sum " + purpose).derive(secret)
 
 
@@ -61,8 +68,10 @@ def stream(key: bytes, size: int) -> np.ndarray:
 
 
 def pair(first: int, second: int) -> bytes:
+    """Write two clients' numbers as 8 bytes."""
     return first.to_bytes(4, "big") + second.to_bytes(4, "big")
 
 
 def listed(numbers: Collection[object]) -> str:
+    """Name clients in words, in order: "clients 1, 2, 5"."""
     return f"client{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers, key=str)))}"

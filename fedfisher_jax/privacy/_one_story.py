@@ -100,6 +100,11 @@ def fingerprint(settings: Round, keys: Mapping[int, MaskingKeys]) -> str:
 
 
 def require_signed(settings: Round, number: int, key: MaskingKeys) -> None:
+    """Refuse a client's keys that its identity, which the round names, has not signed for this round.
+
+    Raises:
+        ValueError: the client is named.
+    """
     try:
         public = Ed25519PublicKey.from_public_bytes(settings.identities[number - 1])
         public.verify(key.signature, _statement(settings, number, key))

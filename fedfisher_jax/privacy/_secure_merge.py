@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import standard_promotion
+from .._trees import named_leaves
 from ..merge._fold import check_payload, lift, merge_summary, require_squares, require_taken
 from ..merge._rule import Merged, Rule, require_rule
 from . import _fixed_point as fixed_point
@@ -57,7 +58,7 @@ def total(contributions: Sequence[PyTree], **options: Any) -> PyTree:
     bits = resolution(announced, count, contributions[0])
     encoded = [fixed_point.encode(to_vector(one), count, bits) for one in contributions]
     summed = from_vector(fixed_point.decode(secure_sum(encoded, **options).total, bits), contributions[0])
-    for path, leaf in _named(summed):
+    for path, leaf in named_leaves(summed):
         if not np.isfinite(np.asarray(leaf, np.float64)).all():
             raise ValueError(f"contributions: {path}: the sum is beyond {leaf.dtype}")
     return summed
@@ -69,7 +70,7 @@ def scales(contribution: PyTree, name: str = "contribution") -> list[int]:
     Raises:
         ValueError: numbers that are not finite; the array is named.
     """
-    return [_exponent(f"{name}: {path}", leaf) for path, leaf in _named(contribution)]
+    return [_exponent(f"{name}: {path}", leaf) for path, leaf in named_leaves(contribution)]
 
 
 def resolution(announced: Sequence[Sequence[int]], clients: int, like: PyTree) -> np.ndarray:
@@ -84,11 +85,6 @@ def resolution(announced: Sequence[Sequence[int]], clients: int, like: PyTree) -
     return np.repeat([fixed_point.finest(max(each), clients) for each in zip(*announced, strict=True)], sizes)
 
 
-def _named(tree: PyTree) -> list[tuple[str, Any]]:
-    keyed = jax.tree.leaves_with_path(tree)
-    return [(jax.tree_util.keystr(keys, simple=True, separator="/"), leaf) for keys, leaf in keyed]
-
-
 def _exponent(name: str, leaf: Any) -> int:
     try:
         return fixed_point.exponent(np.asarray(leaf))
@@ -100,11 +96,11 @@ def _require_alike(contributions: Sequence[PyTree]) -> None:
     """Refuse trees that cannot be added, leaf by leaf, without a word being lost."""
     if not contributions or not jax.tree.leaves(contributions[0]):
         raise ValueError("contributions: expected trees with at least one array, got none")
-    first = _named(contributions[0])
+    first = named_leaves(contributions[0])
     for number, tree in enumerate(contributions):
         if jax.tree.structure(tree) != jax.tree.structure(contributions[0]):
             raise ValueError(f"contributions[{number}]: another tree than contributions[0]")
-        for (path, leaf), (_, like) in zip(_named(tree), first, strict=True):
+        for (path, leaf), (_, like) in zip(named_leaves(tree), first, strict=True):
             dtype = getattr(leaf, "dtype", None)
             if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
                 given = type(leaf).__name__ if dtype is None else dtype

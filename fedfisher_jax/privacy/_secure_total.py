@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._trees import named_leaves
 from ..curvature.structures._moments import NoisyMoments
 from ..merge import Rule
 from ..merge._exact_sums import Sums
@@ -98,7 +99,7 @@ def _kept(owed: Promise, moments: NoisyMoments, silos: int) -> dict[str, Any]:
 def _sums(summed: Any, shape: Any, header: Header) -> tuple[Sums, float | None]:
     """The sum that a region of these silos would hold, and the examples of all where it tells."""
     arrays = {}
-    for name, leaf in region.named_leaves(summed):
+    for name, leaf in named_leaves(summed):
         arrays |= {f"high/{name}": leaf, f"low/{name}": np.zeros(leaf.shape)}
     examples = float(arrays["high/weight"]) if "high/weight" in arrays else None
     if examples is not None and not (examples >= 1 and examples == int(examples)):

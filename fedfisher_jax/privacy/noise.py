@@ -19,7 +19,7 @@ from ..curvature._leaves import leaves as described
 from ..curvature.structures import _signs as signs
 from ..curvature.structures._protocol import named, sign_of, with_arrays
 from ..curvature.structures._registry import STRUCTURES, is_known
-from ..merge._rule import Payload
+from ..merge._rule import Payload, require_like
 
 PyTree = Any
 SENSITIVITY = 2.0  # of a block clipped to norm one, when all of a silo's data are replaced
@@ -45,7 +45,13 @@ def delta_of(epsilon: float, noise_multiplier: float) -> float:
     Args:
         epsilon: privacy loss ε, at least 0.
         noise_multiplier: σ, the noise's standard deviation as a multiple of the sensitivity.
+
+    Raises:
+        ValueError: numbers out of range.
     """
+    require_positive(noise_multiplier=noise_multiplier)
+    if not epsilon >= 0:
+        raise ValueError(f"epsilon: got {epsilon}, expected at least 0")
     half, moved = 0.5 / noise_multiplier, epsilon * noise_multiplier
     first, second = (float(scipy.special.log_ndtr(side - moved)) for side in (half, -half))
     if first == -math.inf:
@@ -57,7 +63,17 @@ def epsilon_of(noise_multiplier: float, delta: float, rounds: int = 1) -> float:
     """Find the least ε of `rounds` releases with Gaussian noise: together they are one with σ / √rounds.
 
     It is rounded up, so that δ never is above what is asked for.
+
+    Args:
+        noise_multiplier: σ of each release.
+        delta: its exception, between 0 and 1: Gaussian noise keeps no ε without one.
+        rounds: how many releases.
+
+    Raises:
+        ValueError: numbers out of range.
     """
+    require_positive(noise_multiplier=noise_multiplier)
+    require_exception(delta, rounds=rounds)
     sigma = noise_multiplier / math.sqrt(rounds)
     if delta_of(0.0, sigma) <= delta:
         return 0.0
@@ -79,13 +95,32 @@ def noise_for(
     Raises:
         ValueError: numbers out of range.
     """
-    for name, value in (("epsilon", epsilon), ("clip_params", clip_params), ("clip_fisher", clip_fisher)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}: got {value}, expected a positive number")
-    if not 0 < delta < 1 or rounds < 1:
-        raise ValueError(f"delta, rounds: got {delta}, {rounds}, expected a number between 0 and 1, and at least 1")
+    require_positive(epsilon=epsilon, clip_params=clip_params, clip_fisher=clip_fisher)
+    require_exception(delta, rounds=rounds)
     sigma = _where(lambda sigma: delta_of(epsilon, sigma) <= delta, 1.0)
     return Guarantee(epsilon, delta, rounds, sigma * math.sqrt(rounds), clip_params, clip_fisher)
+
+
+def require_positive(**numbers: float) -> None:
+    """Refuse numbers that are not positive and finite.
+
+    Raises:
+        ValueError: the first such number, by its name.
+    """
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: got {value}, expected a positive number")
+
+
+def require_exception(delta: float, **counts: int) -> None:
+    """Refuse a δ that is not between 0 and 1, or less than one of what is counted.
+
+    Raises:
+        ValueError: all of these numbers, by their names.
+    """
+    if not (0 < delta < 1 and all(count >= 1 for count in counts.values())):
+        names, given = ", ".join(("delta", *counts)), ", ".join(map(str, (delta, *counts.values())))
+        raise ValueError(f"{names}: got {given}, expected a number between 0 and 1, and at least 1")
 
 
 def require_defined(fisher: Any) -> None:
@@ -131,8 +166,8 @@ def privatise(payload: Payload, start: PyTree, guarantee: Guarantee) -> Payload:
         guarantee: what `noise_for` returns.
 
     Raises:
-        ValueError: an entry that is not finite, whose norm could not be clipped, by name; or a structure of Fisher
-            information that has no such form.
+        ValueError: an entry that is not finite, whose norm could not be clipped, by name; a start that is not like the
+            parameters; or a structure of Fisher information that has no such form.
     """
     moved, arrays = _moved(payload, start), _arrays(payload)
     scale = _scale(guarantee, len(arrays))
@@ -158,6 +193,7 @@ def privatise(payload: Payload, start: PyTree, guarantee: Guarantee) -> Payload:
 
 def _moved(payload: Payload, start: PyTree) -> list[np.ndarray]:
     """Trained minus starting parameters in float64, finite."""
+    require_like("start", start, payload.params)
     moved = []
     both = zip(described(payload.params), jax.tree.leaves(payload.params), jax.tree.leaves(start), strict=True)
     for leaf, trained, begin in both:
@@ -210,6 +246,8 @@ def _where(holds: Callable[[float], bool], guess: float, precision: float = 1e-1
     """The least positive number from which on `holds` is true, rounded up to a relative precision, by bisection."""
     low = high = guess
     while not holds(high):
+        if high == math.inf:
+            raise ValueError("epsilon, delta: got a promise that no number keeps, expected larger ones")
         low, high = high, 2 * high
     while low > 1e-300 and holds(low):
         low, high = low / 2, low

@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp  # pyright: ignore[reportMissingImports]
 
 from .. import payload
 from .._metrics import as_numbers, evaluate
+from .._trees import arrays, count_rows
 from ..federate import LocalTraining, RunKeys, run_keys
 from ..merge import Payload, Rule, exchanges
 from ..merge._sent import model_of, sent_like
@@ -36,7 +37,7 @@ class Silo(NamedTuple):
     Attributes:
         training: model, likelihood and settings of local training.
         rule: what is measured; the server's must take it.
-        x: [n, ...] the node's examples.
+        x: [n, ...] the node's examples: an array, or a dictionary or tuple of arrays.
         y: [n, ...].
         number: the silo's own, different ones in a federation; random draws depend on it.
         like: parameters of the model, or their shapes: the tree to train.
@@ -126,7 +127,8 @@ def client_app(silo_of: Callable[[Context], Silo | Region]) -> ClientApp:
         node = silo_of(context)
         start, number = start_of(message, node.like), round_of(message)
         data = node.folded(start, number) if isinstance(node, Region) else _trained(node, start, number)
-        return answered(message, data, {} if isinstance(node, Region) else {"num-examples": len(node.x)})
+        told = {} if isinstance(node, Region) else {"num-examples": count_rows("x", arrays("x", node.x))}
+        return answered(message, data, told)
 
     @app.evaluate()
     @keeping_its_errors
@@ -134,11 +136,9 @@ def client_app(silo_of: Callable[[Context], Silo | Region]) -> ClientApp:
         node = silo_of(context)
         if isinstance(node, Region):
             raise ValueError("region: a node that answers for silos has no examples here to evaluate on")
-        params = model_of(start_of(message, node.like))
-        found = evaluate(
-            node.training.apply, node.training.likelihood, params, jnp.asarray(node.x), jnp.asarray(node.y)
-        )
-        metrics = MetricRecord({"num-examples": len(node.x), **as_numbers(found)})
+        params, x = model_of(start_of(message, node.like)), arrays("x", node.x)
+        found = evaluate(node.training.apply, node.training.likelihood, params, x, jnp.asarray(node.y))
+        metrics = MetricRecord({"num-examples": count_rows("x", x), **as_numbers(found)})
         return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
 
     return app

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._trees import pick
+from .._trees import arrays, count_rows, pick
 from ..federate import Cohort, LocalTraining, RunKeys, cohort, measure_clients, train_clients
 from ..merge import Payload, Rule, Update
 
@@ -17,13 +17,14 @@ def silo_cohort(x: Any, y: Any, number: int, batch_size: int) -> Cohort:
     """Make a cohort of one client from one silo's examples.
 
     Args:
-        x: [n, ...] inputs of this silo alone.
+        x: [n, ...] inputs of this silo alone: an array, or a dictionary or tuple of arrays.
         y: [n, ...] its targets.
         number: the silo's number, with which its random keys are folded.
         batch_size: batch size of training; the row of examples is no shorter, up to `MOST_PADDED`, since fewer examples
             make a smaller program, whose sums round differently.
     """
-    return cohort(x, y, [np.arange(len(x))], numbers=[number], length=min(batch_size, MOST_PADDED))
+    x = arrays("x", x)
+    return cohort(x, y, [np.arange(count_rows("x", x))], numbers=[number], length=min(batch_size, MOST_PADDED))
 
 
 def train_and_measure(

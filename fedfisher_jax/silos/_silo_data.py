@@ -129,11 +129,11 @@ def classes_of(source: str, model: Model, y: np.ndarray) -> np.ndarray:
         return y
     known = {name: number for number, name in enumerate(model.classes)}
     texts = isinstance(model.classes[0], str)
-    found = [known.get(str(label) if texts else label, -1) for label in y.tolist()]
+    found = [known.get(str(label) if texts else label, -1) for label in y.ravel().tolist()]
     if -1 in found:
-        shown, names = y[found.index(-1)], ", ".join(map(str, model.classes))[:200]
+        shown, names = y.ravel()[found.index(-1)], ", ".join(map(str, model.classes))[:200]
         raise ValueError(f"data: {source}: got the label {str(shown)[:40]!r}, expected one of the model's: {names}")
-    return np.asarray(found, np.int32)
+    return np.asarray(found, np.int32).reshape(y.shape)
 
 
 def targets_of(source: str, likelihood: Likelihood, outputs: tuple[int, ...], y: np.ndarray) -> np.ndarray:

@@ -79,9 +79,9 @@ def together(objectives: Sequence[Objective], weights: Sequence[float]) -> Objec
 def recompressed(regions: Sequence[Products], clients: tuple[float, Objective, Passes] | None, rank: int) -> Products:
     """Keep `rank` products a layer of the objective of all regions and clients together.
 
-    Products of a few clients are cut together with what was kept of those before. Of at most max(`SPARE` · rank,
-    `LEAST`) clients and earlier products the result is the nearest sum, and `dropped` its error; of more, it is near
-    that, and `dropped` is an upper end of the error.
+    Products of a few clients are cut together with what was kept of those before. Where there are at most
+    max(`SPARE` · rank, `LEAST`) clients and earlier products, the result is the nearest sum, and `dropped` its error;
+    where there are more, it is near that, and `dropped` is an upper end of the error.
 
     Args:
         regions: what was kept of other clients before.

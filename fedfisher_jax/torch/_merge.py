@@ -68,7 +68,8 @@ def merge(rule: Rule, payloads: Iterable[Payload], start: PyTree = None) -> Merg
 def _layer_by_layer(rule: Rule, payloads: Sequence[Payload]) -> Merged:
     """Merge Kronecker factors as `merge_payloads` does, but that no solver's vector is longer than a layer.
 
-    Layers do not couple, so the minimiser is the same. Of diagnostics, objectives are sums, and the others the worst.
+    Layers do not couple, so the minimiser is the same. The objectives among the diagnostics are
+    sums, and the others are the worst of all layers.
     """
     for number, payload in enumerate(payloads):
         require_taken(rule, payload)

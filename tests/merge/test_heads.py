@@ -180,6 +180,17 @@ def test_a_sequence_of_positions_gives_a_row_each():
     np.testing.assert_allclose(sequence(merged.params, X.reshape(20, 3, 5)).reshape(60, 3), expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("shape", [(1, 3), (3,)])
+@pytest.mark.parametrize("make", [ff.merge.analytic, ff.merge.recalibrate])
+def test_targets_that_do_not_count_are_not_fitted(make, shape):
+    """As zeros they would halve the first column; targets are of a sequence's positions, or of an example each."""
+    x, y = jnp.asarray([[1.0, 0], [0, 1], [1, 0]]).reshape(*shape, 2), jnp.asarray([0, 1, -100]).reshape(shape)
+    rule = make(lambda p, x: x @ p, ff.categorical(ignore=-100))
+    sent = rule.measure(ff.Update(None, jnp.zeros((2, 2))), ff.examples(x, y), KEY)
+    merged = ff.merge_payloads(rule, [sent], jnp.zeros((2, 2))).params
+    np.testing.assert_allclose(merged, np.eye(2) / (1 + 1e-4), rtol=1e-6)
+
+
 def test_padding_may_hold_anything():
     likelihood, y = TARGETS["categorical"]
     rule = ff.merge.recalibrate(apply, likelihood, batch_size=7)

@@ -9,7 +9,7 @@ import pytest
 from test_ot_fusion import chained, shuffled
 
 from fedfisher_jax import _metrics as metrics
-from fedfisher_jax import capture, merge_payloads
+from fedfisher_jax import capture, categorical, examples, merge_payloads
 from fedfisher_jax._examples import Examples
 from fedfisher_jax.curvature._chain import Units
 from fedfisher_jax.merge import Update, pfnm, released_pfnm
@@ -50,6 +50,13 @@ def test_counts_of_classes_of_sequences(length):
     data = Examples(jnp.zeros((4, length, 2)), jnp.asarray(y), jnp.arange(4), jnp.asarray(3))  # one is padding
     sent = MeasureCounts(lambda p, x: x @ p, federation.LIKELIHOOD)(Update(jnp.ones((2, 2))), data, None)
     np.testing.assert_array_equal(sent.statistics["counts"], 3 * np.bincount(y[0]))
+
+
+@pytest.mark.parametrize("fill", [-1, -100])
+def test_positions_that_do_not_count_are_of_no_class(fill):
+    data = examples(jnp.zeros((2, 3, 2)), jnp.asarray([[0, 1, fill], [1, fill, fill]]))
+    sent = MeasureCounts(lambda p, x: x @ p, categorical(ignore=fill))(Update(jnp.ones((2, 2))), data, None)
+    np.testing.assert_array_equal(sent.statistics["counts"], [1, 2])
 
 
 @pytest.mark.parametrize("name", NETS)

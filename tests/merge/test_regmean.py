@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedfisher_jax import _metrics as metrics
-from fedfisher_jax import capture, examples, merge_payloads
+from fedfisher_jax import capture, categorical, examples, fisher, merge_payloads
 from fedfisher_jax.curvature.structures._gram import Gram
 from fedfisher_jax.merge import Payload, Update, regmean, regmean_kron, released_regmean
 from fedfisher_jax.merge._regmean import MeasureGrams, low_rank
@@ -84,14 +84,27 @@ def test_padding_is_not_measured():
     apply, params, shape, captured = federation.net("convolutional")
     padded = federation.data(shape, 0)
     alone = examples(padded.x[: federation.SIZES[0]], padded.y[: federation.SIZES[0]])
-    measure = MeasureGrams(apply, False, batch_size=5, captured=captured)
+    measure = MeasureGrams(apply, federation.LIKELIHOOD, False, batch_size=5, captured=captured)
     sent = [measure(Update(params), mine, federation.KEY) for mine in (alone, padded)]
     federation.close(*sent, 1e-12)
 
 
+def test_a_layer_whose_positions_are_not_the_targets_keeps_all_of_them_as_in_a_fisher():
+    apply = lambda p, x: jnp.tanh(x.reshape(len(x), 3, 4) @ p["a"]).reshape(len(x), 2, 3) @ p["b"]  # noqa: E731
+    rng = np.random.default_rng(0)
+    params = {"a": jnp.asarray(rng.normal(size=(4, 2))), "b": jnp.asarray(rng.normal(size=(3, 2)))}
+    data = examples(rng.normal(size=(5, 12)), np.array([[0, -1], [1, 1], [1, -1], [0, 0], [-1, 1]]))
+    found = MeasureGrams(apply, categorical(ignore=-1), False)(Update(params), data, federation.KEY).statistics
+    expected = fisher(apply, categorical(ignore=-1), params, data, structure="gram")
+    federation.close(found, expected, 1e-12)
+    with pytest.raises(ValueError, match="y: got None, expected targets"):
+        regmean(apply, categorical(ignore=-1)).measure(Update(params), data._replace(y=None), federation.KEY)
+
+
 def test_gram_algebra_agrees_with_its_matrix():
     apply, params, _, captured = federation.net("dense")
-    gram = federation.payloads(MeasureGrams(apply, True, captured=captured), "dense")[0].statistics
+    measure = MeasureGrams(apply, federation.LIKELIHOOD, True, captured=captured)
+    gram = federation.payloads(measure, "dense")[0].statistics
     assert isinstance(gram, Gram)
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     dense = np.stack([jax.flatten_util.ravel_pytree(gram.matvec(unravel(row)))[0] for row in np.eye(flat.size)])
@@ -108,7 +121,7 @@ def test_a_factor_out_of_range_is_refused():
 @pytest.mark.slow
 def test_golden_second_moments_are_measured():
     data = examples(*golden.data(3))
-    grams = jax.jit(MeasureGrams(golden.network.apply, True, 512))(
+    grams = jax.jit(MeasureGrams(golden.network.apply, federation.LIKELIHOOD, True, 512))(
         Update(golden.params(3)), data, federation.KEY
     ).statistics.inputs
     for name, gram in zip(("fc1", "fc2", "fc3"), grams, strict=True):  # theirs carry √10 for ten classes

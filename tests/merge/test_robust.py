@@ -25,6 +25,7 @@ def nothing(params, x):
 
 FEDAVG = ff.fedavg(nothing, ff.categorical())
 DIAGONAL = ff.fedfisher(nothing, ff.categorical(), structure="diagonal")
+KFAC = ff.fedfisher(nothing, ff.categorical())
 
 
 def test_coordinates_are_those_of_numpy():
@@ -178,6 +179,13 @@ def test_a_silo_under_two_names_counts_once(how):
         assert gap(ff.merge_payloads(rule, twice).params, plain) < 0.02
 
 
+def test_an_equal_share_is_a_cap_however_it_is_rounded():
+    """1 / 49 times 49 is 1 − 2⁻⁵³."""
+    models = [ff.Payload(jnp.asarray(1.0 + n), jnp.full(1, float(n))) for n in range(49)]
+    merged = ff.merge_payloads(robust.robust(FEDAVG, "cap", cap=1 / 49), models)
+    np.testing.assert_allclose(merged.params, 24)
+
+
 @pytest.mark.slow
 def test_equal_clients_give_their_model_and_order_does_not_matter():
     same = [sent(1)[0]] * 5
@@ -208,6 +216,10 @@ def test_the_disagreement_is_what_models_cost():
             "cap: got 0.1, expected at least 1 / 5",
         ),
         (lambda: ff.merge_payloads(robust.robust(FEDAVG, "krum"), sent(4)), "expected at least 5 clients"),
+        (
+            lambda: ff.merge.merge_one_by_one(robust.robust(KFAC, "cap"), sent(structure="kronecker")),
+            "needs all payloads at once",
+        ),
         (lambda: ff.merge_payloads(robust.robust(FEDAVG, "trimmed", faulty=3), sent(6)), "expected at least 7 clients"),
     ],
 )

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import fedfisher_jax as ff
-from fedfisher_jax.merge import catalogue, check_payload, combine, fold
+from fedfisher_jax.federate import merge_clients
+from fedfisher_jax.merge import catalogue, check_payload, combine, fold, merge_one_by_one
 
 RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac", "fedfisher-full")
 likelihood = ff.categorical()
@@ -105,6 +106,40 @@ def test_refusals_name_the_entry(words):
     rule, payloads = rule_and_payloads("fedfisher-diag")
     with pytest.raises(ValueError, match=rf"payloads\[2\].*{words}"):
         ff.merge_payloads(rule, [*payloads[:2], BROKEN[words](payloads[2]), payloads[3]])
+
+
+@pytest.mark.parametrize("step", [jnp.asarray(5), jnp.asarray(True)], ids=["integer", "boolean"])
+def test_parameters_that_a_mean_would_round_to_zero_are_refused(step):
+    rule, sent = ff.fedavg(apply, likelihood), ff.Payload(1.0, {"w": jnp.ones(2), "step": step})
+    words = rf"params\['step'\]: got {step.dtype}, expected floating-point numbers"
+    for merge in (ff.merge_payloads, merge_one_by_one):
+        with pytest.raises(TypeError, match=r"payloads\[0\]." + words):
+            merge(rule, [sent, sent])
+    with pytest.raises(TypeError, match=words):
+        merge_clients(rule, jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * 2), sent))
+
+
+STARTS = {
+    r"\['w'\]: got shape \(3, 1\), expected \(2,\)": {"w": jnp.zeros((3, 1))},
+    r": got a tree .*'v'.*, expected the parameters', .*'w'": {"v": jnp.zeros(2)},
+}
+
+
+@pytest.mark.parametrize("words", STARTS)
+def test_a_start_that_is_not_like_the_parameters_is_refused_by_every_merge(words):
+    ones = {"w": jnp.ones(2)}
+    rule, sent, start = ff.fedfish(apply, likelihood), ff.Payload(1.0, ones, ff.Diagonal(ones)), STARTS[words]
+    for merge in (ff.merge_payloads, merge_one_by_one):
+        with pytest.raises(ValueError, match="start" + words):
+            merge(rule, [sent, sent], start)
+    with pytest.raises(ValueError, match="start" + words):
+        merge_clients(rule, jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), sent), start)
+
+
+def test_a_start_may_have_other_types():
+    rule, sent = ff.fedavg(apply, likelihood), ff.Payload(jnp.asarray(1.0), {"w": jnp.full(2, 0.5, jnp.float32)})
+    start = {"w": np.zeros(2, np.float64)}
+    assert ff.merge_payloads(rule, [sent, sent], start).params["w"].tolist() == [0.5, 0.5]
 
 
 def test_every_fisher_of_a_payload_is_looked_at():

@@ -40,7 +40,7 @@ def through(codec, array, seed=0):
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("batch", [(), (2,)])
 def test_bits_counted_are_bytes_written(name, dtype, batch):
     array = np.stack([np.asarray(psd(i, 5), dtype) for i in range(math.prod(batch))]).reshape(*batch, 5, 5)

@@ -87,10 +87,12 @@ def test_other_trees_need_the_start():
     [
         (payload(None)._replace(weight=2.5), "weight"),
         (payload(None)._replace(weight=0.0), "weight"),
+        (payload(None)._replace(weight=jnp.inf), "weight"),
         (payload(None)._replace(statistics={"example": jnp.zeros(3)}), "dict has no form"),
         (payload(None)._replace(params={"w": jnp.array([jnp.nan])}), "params/w: expected finite"),
         (payload("diagonal")._replace(statistics=ff.Diagonal(params())), "fisher/diagonal/.*: expected no negative"),
         (payload(None)._replace(params={"w": jnp.array([1])}), "int"),
+        (payload(None)._replace(params={"w": 1.0}), "params: got w of float, expected an array"),
     ],
 )
 def test_what_readers_refuse_is_not_written(sent, words):

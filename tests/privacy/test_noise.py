@@ -7,11 +7,12 @@ import pytest
 from samples import START, STRUCTURES, payload
 from scipy import special, stats
 
+import fedfisher_jax as ff
 from fedfisher_jax.curvature import Gram, Layer
 from fedfisher_jax.curvature.structures import _signs as signs
 from fedfisher_jax.payload import _file as file
 from fedfisher_jax.payload import _structures as structures
-from fedfisher_jax.privacy import noise
+from fedfisher_jax.privacy import example_noise, noise
 
 SILENT = noise.Guarantee(1.0, 1e-5, 1, 0.0, clip_params=2.0, clip_fisher=0.5)  # clips, adds nothing
 MOVED = {structure: payload(structure) for structure in STRUCTURES if structure != "low_rank"}
@@ -166,6 +167,27 @@ def test_promises_that_are_none(changes, words):
         noise.noise_for(arguments.pop("epsilon"), arguments.pop("delta"), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("account", "words"),
+    [
+        (lambda: noise.epsilon_of(1.0, 0.0), "delta, rounds: got 0.0, 1"),
+        (lambda: noise.epsilon_of(1.0, -1e-5), "delta, rounds: got -1e-05, 1"),
+        (lambda: noise.epsilon_of(1.0, np.nan), "delta, rounds: got nan, 1"),
+        (lambda: noise.epsilon_of(1.0, 1e-5, rounds=0), "delta, rounds: got 1e-05, 0"),
+        (lambda: noise.epsilon_of(-1.0, 1e-5), "noise_multiplier: got -1.0"),
+        (lambda: noise.delta_of(1.0, 0.0), "noise_multiplier: got 0.0"),
+        (lambda: noise.delta_of(-1.0, 1.0), "epsilon: got -1.0"),
+        (lambda: example_noise.spent([1.0, 1.0], 0.0), "delta, multipliers: got 0.0, 2"),
+        (lambda: example_noise.spent([], 1e-5), "delta, multipliers: got 1e-05, 0"),
+        (lambda: example_noise.spent([1.0, 0.0], 1e-5), "multipliers: got 0.0"),
+        (lambda: noise._where(lambda _: False, 1.0), "epsilon, delta: got a promise that no number keeps"),
+    ],
+)
+def test_what_cannot_be_accounted_for_is_refused(account, words):
+    with pytest.raises(ValueError, match=words):
+        account()
+
+
 def test_structures_without_noise_are_refused():
     with pytest.raises(ValueError, match="no noise is defined for LowRank"):
         noise.privatise(payload("low_rank"), START, SILENT)
@@ -199,6 +221,16 @@ def test_what_is_to_be_private_must_be_finite(odd):
         for function in (noise.privatise, noise.losses):
             with pytest.raises(ValueError, match=f"payload: {entry}: got NaN or infinity"):
                 function(spoiled, start, guarantee)
+
+
+@pytest.mark.parametrize("function", [noise.privatise, noise.losses])
+def test_a_start_that_is_not_like_the_parameters_is_refused(function):
+    """It would broadcast, and the noise be scaled for something else than what is sent."""
+    sent = ff.Payload(1.0, {"w": jnp.zeros(3)})
+    with pytest.raises(ValueError, match=r"start\['w'\]: got shape \(3, 1\), expected \(3,\)"):
+        function(sent, {"w": jnp.zeros((3, 1))}, SILENT)
+    with pytest.raises(ValueError, match="start: got a tree"):
+        function(sent, {"v": jnp.zeros(3)}, SILENT)
 
 
 def test_huge_factors_are_clipped_like_others():

@@ -163,6 +163,16 @@ def test_merging_by_secure_sum_is_merging(name, structure):
         secure_merge(rule, sent, silent=[1, 2])
 
 
+def test_what_cannot_be_merged_is_not_summed_either():
+    one = jnp.ones(2)
+    rule, sent = ff.fedfish(nothing, ff.categorical()), ff.Payload(1.0, one, ff.Diagonal(one))
+    with pytest.raises(ValueError, match=r"start: got shape \(3, 1\), expected \(2,\)"):
+        secure_merge(rule, [sent, sent], jnp.zeros((3, 1)))
+    whole = ff.Payload(1.0, jnp.arange(2))
+    with pytest.raises(TypeError, match=r"payloads\[0\].params: got int.*, expected floating-point numbers"):
+        secure_merge(ff.fedavg(nothing, ff.categorical()), [whole, whole])
+
+
 @pytest.mark.parametrize("scale", [1e12, 1e-8, 1e-30])
 def test_small_and_large_fishers_are_summed_as_well(scale):
     """The merged model does not depend on the Fisher's scale, and so must not the sum's resolution."""

@@ -49,5 +49,7 @@ def test_a_gradient_of_squares_with_factors_shows_what_a_head_does():
     told = sums.of_gradient(sent.statistics, PARAMS, layer)
     np.testing.assert_allclose(told.shares, SHARES, atol=1e-9)
     np.testing.assert_allclose(told.means, class_means(np.tanh(X @ PARAMS["a"])), atol=1e-7)
+    with pytest.raises(ValueError, match="layer: expected one without groups, got 2"):
+        sums.of_gradient(sent.statistics, PARAMS, dataclasses.replace(layer, groups=2))
     with pytest.raises(ValueError, match="layer: got one without a bias"):
         sums.of_gradient(sent.statistics, PARAMS, dataclasses.replace(layer, bias=None, bias_shape=()))

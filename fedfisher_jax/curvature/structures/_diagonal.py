@@ -94,7 +94,13 @@ class Diagonal(Structure):
         return cls(jax.tree.unflatten(jax.tree.structure(params), [by_leaf[n] for n in range(len(by_leaf))]))
 
     def moment(self, layer: Any, side: int) -> jax.Array:
-        """The layer's moment, which is a diagonal matrix."""
+        """The layer's moment, which is a diagonal matrix.
+
+        Raises:
+            ValueError: a layer with groups, each of which has a moment of its own.
+        """
+        if layer.groups != 1:
+            raise ValueError(f"layer: got {layer.groups} groups, expected one without groups")
         return jnp.diag(jnp.sum(layer.to_matrix(jax.tree.leaves(self.values)), axis=1 - side))
 
 

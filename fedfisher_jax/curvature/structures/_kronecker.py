@@ -210,7 +210,7 @@ class Kronecker(Structure):
         """One product C · A ⊗ G, A and G being the partial traces of Σ_i w_i A_i ⊗ G_i divided by its trace C.
 
         Each then gets 1 % of its mean diagonal entry on its diagonal, since the sum is larger than this product in
-        directions that few clients know. Of equal clients it is their own Fisher, but for that.
+        directions that few clients know. Where clients are equal it is their own Fisher, but for that.
         """
         stacked = zip(self.layers, self.inputs, self.outputs, strict=True)
         pairs = [nearest(layer, a, g, weights, floor) for layer, a, g in stacked]

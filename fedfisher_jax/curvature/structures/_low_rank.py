@@ -144,7 +144,7 @@ def recompress(fishers: LowRank, weights: Any, rank: int) -> Recompressed:
     """Compute Σ_i w_i F_i of stacked clients in their joint subspace, and keep its `rank` largest eigenpairs.
 
     With a = √(w λ) u as columns of A = Q R (a QR decomposition of the joint basis), Σ w F = Q R Rᵀ Qᵀ, and the singular
-    values of R squared are its eigenvalues. Costs O(d · (M r)²); jit it.
+    values of R squared are its eigenvalues. It costs O(d · (M r)²); jit it.
 
     Args:
         fishers: the clients' Fishers with a leading client axis: values [M, r].

@@ -50,7 +50,7 @@ class Fisher(Protocol):
 
     @abc.abstractmethod
     def spectral(self, function: Spectral, cutoff: float | None = None) -> Callable[[PyTree], PyTree]:
-        """The map v → f(F) v: every eigenvalue replaced, the eigenvectors kept. Decomposes once, here.
+        """The map v → f(F) v: every eigenvalue replaced, the eigenvectors kept. F is decomposed once, here.
 
         Args:
             function: (eigenvalues of a block, below which size they are rounding errors, the block's number in
@@ -238,11 +238,11 @@ def num_bytes(fisher: Fisher) -> int:
 
 
 def mean_diagonals(fisher: Fisher) -> list[jax.Array]:
-    """Compute the mean diagonal entry of each of F's blocks."""
+    """Compute the mean diagonal entry of each of F's blocks; zero of a block without entries."""
     leaves = jax.tree.leaves(fisher.diagonal())
     sums = [sum(jnp.sum(leaves[leaf]) for leaf in block) for block in fisher.blocks()]
     sizes = [sum(leaves[leaf].size for leaf in block) for block in fisher.blocks()]
-    return [jnp.asarray(total / size) for total, size in zip(sums, sizes, strict=True)]
+    return [jnp.asarray(total / max(size, 1)) for total, size in zip(sums, sizes, strict=True)]
 
 
 def damped_inverse(fisher: Fisher, shifts: Any) -> Callable[[PyTree], PyTree]:

@@ -94,7 +94,7 @@ def leverage_scores(
     damping: float = DAMPING,
     batch_size: int = BATCH,
 ) -> Scores:
-    """Score by minus the leverage aᵀ (A + ε)⁻¹ a of an example's layer inputs, over layers. Needs no label.
+    """Score by minus the leverage aᵀ (A + ε)⁻¹ a of an example's layer inputs, over layers. No label is needed.
 
     An example's leverage in a second moment that it is part of is smaller: of n examples in d dimensions by a factor of
     1 − leverage / n, on average 1 − d / n. With fewer examples than dimensions, members alone lie in the span of A.

@@ -14,6 +14,7 @@ from ...curvature import Layer, Moments
 from ...curvature.structures._class_moments import ClassMoments
 from ...curvature.structures._gradient import Gradient
 from ...merge._pseudo_data import basis
+from .fisher_inversion import input_moment
 from .labels import shares_of
 
 PyTree = Any
@@ -53,12 +54,12 @@ def of_gradient(sent: Gradient, params: PyTree, layer: Layer) -> Classes:
         layer: the model's last, from `capture`.
 
     Raises:
-        ValueError: the layer has no bias: means are then known up to each class's share.
+        ValueError: the layer has no bias: means are then known up to each class's share. Also as `input_moment`.
     """
     if layer.bias is None:
         raise ValueError("layer: got one without a bias, expected one with a bias, whose input is one")
     weights, slopes = (layer.to_matrix(jax.tree.leaves(tree)) for tree in (params, sent.gradient))
-    cross = sent.fisher.moment(layer, 0) @ weights.astype(slopes.dtype) - slopes
+    cross = input_moment(sent.fisher, layer) @ weights.astype(slopes.dtype) - slopes
     return _divided(cross[-1], cross[:-1].T)
 
 
