@@ -35,6 +35,17 @@ class Batch(NamedTuple):
     mask: Bool[Array, " b"]
     position: Int[Array, " b"]  # place in the client's row of indices: what random keys are folded with
 
+    def zeroed(self, tree: PyTree) -> PyTree:
+        """Put zero in the rows of padding, in leaves [b, ...]."""
+        return jax.tree.map(lambda leaf: jnp.where(self._along(leaf), leaf, 0), tree)
+
+    def sound(self, tree: PyTree) -> PyTree:
+        """Put the first row in those of padding, which may hold anything, even what is not finite."""
+        return jax.tree.map(lambda leaf: jnp.where(self._along(leaf), leaf, leaf[:1]), tree)
+
+    def _along(self, leaf: Any) -> Any:
+        return self.mask.reshape(-1, *[1] * (leaf.ndim - 1))
+
 
 def examples(x: Any, y: Any = None, mask: Any = None) -> Examples:
     """Make one client of all of `x` and `y`, or of those examples where `mask` holds.

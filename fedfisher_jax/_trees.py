@@ -1,6 +1,6 @@
 """What is done to whole parameter trees all over the library: scaling, means over clients, types that sums need."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -78,6 +78,11 @@ def arrays(name: str, x: PyTree) -> PyTree:
     if jax.tree_util.all_leaves([x]) or isinstance(x, list):
         return array(name, x)
     return jax.tree.map(partial(array, name), x, is_leaf=lambda leaf: isinstance(leaf, list))
+
+
+def from_numbered(treedef: Any, by_number: Mapping[int, Any]) -> PyTree:
+    """Make a tree of its leaves by their numbers, 0 to their number − 1."""
+    return treedef.unflatten([by_number[number] for number in range(len(by_number))])
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:

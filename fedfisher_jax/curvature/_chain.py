@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _compat
+from .._trees import from_numbered
 from ..tracing._jaxpr import Program
 from ._pull_back import Capture, Site, activation_rows, position_rows
 
@@ -59,7 +60,7 @@ class Chain:
             matrix = jnp.zeros((rows.size, weight.shape[-1]), weight.dtype)
             matrix = matrix.at[rows.ravel()].set(weight.reshape(rows.size, -1))
             leaves |= layer.from_matrix(matrix if layer.bias is None else jnp.concatenate([matrix, bias[None]]))
-        return jax.tree.unflatten(self.treedef, [leaves[leaf] for leaf in range(len(leaves))])
+        return from_numbered(self.treedef, leaves)
 
     def outputs(self, layers: Sequence[Units], x: Any) -> list[jax.Array]:
         """Compute each layer's outputs [n, positions, units], bias added, at x [n, ...], for layers of any width."""

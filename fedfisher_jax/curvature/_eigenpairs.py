@@ -18,6 +18,7 @@ from .._compat import standard_promotion, vary, varying
 from .._doors import require_examples, require_likelihood, require_params
 from .._examples import Batch, Examples, mean_over_batches, require_batch_size
 from .._likelihood import Likelihood
+from .._trees import from_numbered
 from ..tracing._apart import require_apart
 from ..tracing._convolution import for_loops
 from ._cotangents import cotangents
@@ -159,15 +160,11 @@ def _product(
         return jnp.where(mask, jnp.tensordot(dot(rows, tangent), rows, axes=1), 0)
 
     def on_batch(vectors: jax.Array, batch: Batch) -> jax.Array:
-        def sound(leaf: jax.Array) -> jax.Array:
-            """Padding may hold anything, even what is not finite."""
-            return jnp.where(batch.mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[:1])
-
-        x = jax.tree.map(sound, batch.x)
+        x = batch.sound(batch.x)
 
         def outputs_of(values: list[jax.Array]) -> jax.Array:
             everything = dict(enumerate(leaves)) | dict(zip(covered, values, strict=True))
-            return apply(treedef.unflatten([everything[n] for n in range(len(leaves))]), x)
+            return apply(from_numbered(treedef, everything), x)
 
         outputs, push = jax.linearize(outputs_of, chosen)
         pull = jax.linear_transpose(push, chosen)

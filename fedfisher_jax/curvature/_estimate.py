@@ -242,9 +242,7 @@ def _one_pass(
         def of_example(x: Any, y: Any) -> list[Any]:
             return counted_activations(likelihood, y, activations(readers["layers"], leaves, x))[0]
 
-        rows = jax.vmap(of_example)(batch.x, batch.y)
-        rows = jax.tree.map(lambda a: jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0), rows)
-        return input_sums(widened(rows))
+        return input_sums(widened(batch.zeroed(jax.vmap(of_example)(batch.x, batch.y))))
 
     def sums(batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         parts = {reads: pulled(reads, batch) for reads in {structure.reads for structure in structures.values()}}

@@ -79,8 +79,7 @@ def rows_of_batch(
             found.append(Factors(a, g) if apart else Written(jax.vmap(lambda one, a=a: gradient(a, one))(g)))
         return pulled.outputs, found + [Written(leaf) for leaf in pulled.leaves]
 
-    sound = lambda leaf: jnp.where(batch.mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[:1])  # noqa: E731
-    return jax.vmap(example)(jax.tree.map(sound, batch.x), batch.y, batch.mask, batch.position)
+    return jax.vmap(example)(batch.sound(batch.x), batch.y, batch.mask, batch.position)
 
 
 def as_leaves(captured: Capture, parts: Sequence[jax.Array]) -> dict[int, jax.Array]:

@@ -23,7 +23,7 @@ from ..solve._conjugate_gradients import conjugate_gradients
 from ..solve._objective import Objective, Solver
 from ._fedfisher import DAMPING, lift_sums, stacked
 from ._measure import MeasureFisher, require_options
-from ._rule import Kind, Merged, Payload, Rule, Update, moved, require_start
+from ._rule import Kind, Merged, Payload, Rule, Update, moved, require_start, weight_of
 
 PyTree = Any
 SQUARES = "squares"
@@ -40,7 +40,7 @@ def measure_squares(update: Update, data: Examples, key: jax.Array) -> Payload:
     del key
     if update.squares is None:
         raise ValueError("update.squares: got None, expected the squared gradients of the last local epoch")
-    weight = jnp.asarray(data.size, jnp.result_type(float))
+    weight = weight_of(data)
     return Payload(weight, update.params, Diagonal(update.squares), Kind(SQUARES))
 
 

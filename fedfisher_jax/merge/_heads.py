@@ -25,7 +25,7 @@ from ..curvature.structures._moments import NoisyMoments, example_of, inputs_lik
 from ..curvature.structures._signs import nearest_semidefinite
 from ._head_place import Place, find_place, require_exact, require_room, widest_place
 from ._measure import require_options
-from ._rule import Kind, Merged, Payload, Rule, Takes, Update, require_start
+from ._rule import Kind, Merged, Payload, Rule, Takes, Update, require_start, weight_of
 
 PyTree = Any
 RIDGE = 1e-4  # λ
@@ -93,7 +93,7 @@ class MeasureMoments:
 
         second, cross, totals = mean_over_batches(sums, data, self.batch_size)
         moments = Moments(second, cross, totals, place.features, place.constant, example_of(data.x), described)
-        return Payload(jnp.asarray(data.size, jnp.result_type(float)), None, moments, Kind(self.kind))
+        return Payload(weight_of(data), None, moments, Kind(self.kind))
 
     def place(self, params: PyTree, x: Any) -> tuple[Place, Any]:
         """Find the head's place in a model and describe the model's leaves; x [n, ...] is looked at for its shape."""

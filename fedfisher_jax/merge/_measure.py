@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from .._doors import require_examples, require_known
 from .._examples import Examples
 from .._likelihood import Likelihood
 from ..curvature import Capture, Estimate, Subspace, fisher
 from ..curvature.structures._registry import by_name
-from ._rule import Kind, Payload, Takes, Update, require_start
+from ._rule import Kind, Payload, Takes, Update, require_start, weight_of
 
 AT_START = " at start"  # of a Fisher of the model that was sent, not of the trained one
 ALL_INPUTS = "inputs of all layers"  # of a Gram
@@ -40,7 +39,7 @@ class MeasureFisher:
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload."""
         require_examples(data)
-        weight = jnp.asarray(data.size, jnp.result_type(float))
+        weight = weight_of(data)
         if self.structure is None:
             return Payload(weight, update.params)
         place = "" if self.at == "params" else AT_START

@@ -30,7 +30,7 @@ from ..curvature.structures._protocol import Blocks, damped_inverse, mean_diagon
 from ..tracing._convolution import for_loops
 from ._heads import regressed
 from ._measure import MeasureFisher, require_options
-from ._rule import Kind, Merged, Payload, Rule, Takes, Update, exchanges, require_start, then
+from ._rule import Kind, Merged, Payload, Rule, Takes, Update, exchanges, require_start, then, weight_of
 from ._sent import Along, Stepped, model_of
 
 PyTree = Any
@@ -62,7 +62,7 @@ class Fit:
 
     def payload(self, data: Examples, measured: Gradient | Quadratic) -> Payload:
         """What is sent of the means over these examples."""
-        weight = jnp.asarray(data.size, jnp.result_type(float))
+        weight = weight_of(data)
         return Payload(weight, None, measured, Kind(KINDS[self.squares]))
 
 
@@ -110,9 +110,7 @@ class MeasureQuadratic:
             moved = jax.lax.map(lambda one: along(sent.part(*one)), (places, masks))  # [m, n, ...]
             slopes = jax.vmap(jax.grad(self.fit.loss))(outputs, batch.y)
             rows = jax.vmap(self.fit.factor)(outputs, batch.y)
-            slopes, rows = (
-                jnp.where(batch.mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0) for leaf in (slopes, rows)
-            )
+            slopes, rows = batch.zeroed((slopes, rows))
             turned = jnp.einsum("nk...,mn...->mnk", rows, moved)
             return jnp.einsum("n...,mn...->m", slopes, moved), jnp.einsum("ink,jnk->ij", turned, turned)
 

@@ -10,7 +10,7 @@ from .._examples import Examples
 from .._trees import pick
 from ..curvature import Capture, capture
 from ..curvature import _chain as chain
-from ._rule import Kind, Payload, Takes
+from ._rule import Kind, Payload, Takes, weight_of
 
 PyTree = Any
 
@@ -39,7 +39,7 @@ TAKES_ANY = Takes((dict,), (EXAMPLE, COUNTS, BOUNDS))
 def outline(params: PyTree, data: Examples, **more: Any) -> Payload:
     """Make a payload of parameters, `like(data)` as "example" and small statistics by name."""
     statistics = {"example": like(data), **more}
-    return Payload(jnp.asarray(data.size, jnp.result_type(float)), params, statistics, Kind(", ".join(statistics)))
+    return Payload(weight_of(data), params, statistics, Kind(", ".join(statistics)))
 
 
 def chain_of(apply: Callable, payloads: Payload, captured: Capture | None) -> chain.Chain:

@@ -25,7 +25,7 @@ from ..solve._least_squares import least_squares
 from ..solve._objective import Solver
 from ._fedfisher import lift_sums, summed
 from ._measure import ALL_INPUTS, require_options
-from ._rule import Kind, Merged, Payload, Rule, Takes, Update
+from ._rule import Kind, Merged, Payload, Rule, Takes, Update, weight_of
 
 PyTree = Any
 DENSE_INPUTS = "inputs of dense layers"  # without their biases
@@ -60,8 +60,7 @@ class MeasureGrams:
             return counted_activations(self.likelihood, y, activations(captured, leaves, x))[0]
 
         def sums(batch: Batch) -> list[Any]:
-            rows = jax.vmap(of_example)(batch.x, batch.y)
-            kept = jax.tree.map(lambda a: jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0), rows)
+            kept = batch.zeroed(jax.vmap(of_example)(batch.x, batch.y))
             return [input_moment(a) for a in widened([kept[n] for n in chosen])]
 
         means = zip(chosen, mean_over_batches(sums, data, self.batch_size), strict=True)
@@ -71,7 +70,7 @@ class MeasureGrams:
             total = [a if layer.bias is None else a[..., :-1, :-1] for layer, a in zip(layers, total, strict=True)]
             layers = [dataclasses.replace(layer, bias=None, bias_shape=()) for layer in layers]
         shapes = tuple(jnp.shape(leaf) for leaf in leaves)
-        weight = jnp.asarray(data.size, jnp.result_type(float))
+        weight = weight_of(data)
         kind = Kind(DENSE_INPUTS if self.dense_only else ALL_INPUTS)
         return Payload(weight, params, Gram(tuple(total), tuple(layers), shapes, treedef), kind)
 

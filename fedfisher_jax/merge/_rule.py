@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._examples import Examples
@@ -118,6 +119,11 @@ def then(first: Rule, second: Rule) -> Rule:
 def exchanges(rule: Rule) -> tuple[Rule, ...]:
     """List the rules that clients and server go through one after the other; most rules are one exchange."""
     return rule.parts or (rule,)
+
+
+def weight_of(data: Examples) -> jax.Array:
+    """A client's weight, which is its number of examples, as a float."""
+    return jnp.asarray(data.size, jnp.result_type(float))
 
 
 def require_one_exchange(rule: Rule) -> None:

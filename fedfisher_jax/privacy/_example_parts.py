@@ -87,7 +87,7 @@ class MeasureParts:
         def sums(batch: Batch) -> list[jax.Array]:
             arrays = jax.tree.leaves(jax.vmap(lambda n: alone(n).statistics)(batch.position))
             kept = [shortened(array, limit) for array, limit in zip(arrays, limits, strict=True)]
-            return [jnp.sum(jnp.where(batch.mask.reshape(-1, *[1] * (a.ndim - 1)), a, 0), 0) for a in kept]
+            return [jnp.sum(part, 0) for part in batch.zeroed(kept)]
 
         arrays = jax.tree.leaves(like.statistics)
         each = sum(array.size * array.dtype.itemsize for array in arrays)

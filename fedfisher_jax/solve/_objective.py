@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .._compat import Tracer
-from .._trees import weighted_sum
+from .._trees import from_numbered, weighted_sum
 from ..curvature import Fisher, Mixture
 from ..curvature.structures._protocol import mean_diagonals, power_near
 
@@ -88,7 +88,7 @@ def _mean_diagonals(problem: Objective) -> PyTree:
     by_leaf = {}
     for block, mean in zip(problem.curvature.blocks(), mean_diagonals(problem.curvature), strict=True):
         by_leaf |= dict.fromkeys(block, mean)
-    return jax.tree.structure(problem.anchor).unflatten([by_leaf[leaf] for leaf in range(len(by_leaf))])
+    return from_numbered(jax.tree.structure(problem.anchor), by_leaf)
 
 
 def _shifts(problem: Objective, damping: float) -> PyTree:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import scipy  # its parts load where they are used
 
-from .._trees import pick, stack, weighted_sum
+from .._trees import from_numbered, pick, stack, weighted_sum
 from ..curvature import Mixture
 from ..curvature.structures._kronecker import Kronecker
 from ..curvature.structures._nearest_products import joined, nearest_products
@@ -141,9 +141,7 @@ def _shift(products: Products, number: int) -> float:
     def times(v: np.ndarray) -> np.ndarray:
         matrix = jnp.asarray(v, leaves[layer.weight].dtype).reshape(layer.matrix_shape)
         held = dict(enumerate(leaves)) | layer.from_matrix(matrix)
-        result = jax.tree.leaves(
-            _product(terms, products.spare, treedef.unflatten([held[n] for n in range(len(held))]))
-        )
+        result = jax.tree.leaves(_product(terms, products.spare, from_numbered(treedef, held)))
         return np.asarray(layer.to_matrix(result), np.float64).ravel()
 
     operator = scipy.sparse.linalg.LinearOperator((size, size), times, dtype=np.float64)  # pyright: ignore[reportCallIssue]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from ..._trees import from_numbered
 from .._chosen import Chosen
 from .._leaves import Leaf
 from .._lookup import Lookup, squares
@@ -91,7 +92,7 @@ class Diagonal(Structure):
         by_leaf = dict(zip(captured.fallback_leaves, mean["rest"], strict=True))
         for layer, found in zip(captured.layers, mean["squares"], strict=True):
             by_leaf |= layer.from_matrix(found)
-        return cls(jax.tree.unflatten(jax.tree.structure(params), [by_leaf[n] for n in range(len(by_leaf))]))
+        return cls(from_numbered(jax.tree.structure(params), by_leaf))
 
     def moment(self, layer: Any, side: int) -> jax.Array:
         """The layer's moment, which is a diagonal matrix.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ..._trees import from_numbered
 from .._chosen import Chosen
 from .._layers import Layer
 from .._leaves import Leaf
@@ -63,7 +64,7 @@ class Gram(Structure):
         result = dict(enumerate(jax.tree.map(jnp.zeros_like, leaves)))
         for layer, a in zip(self.layers, self.inputs, strict=True):
             result |= layer.from_matrix(times(layer, a, layer.to_matrix(leaves)))
-        return jax.tree.unflatten(treedef, [result[leaf] for leaf in range(len(leaves))])
+        return from_numbered(treedef, result)
 
     def diagonal(self) -> PyTree:
         """The diagonal of F, which is diag(A) for each of a layer's outputs."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ..._trees import weighted_sum
+from ..._trees import from_numbered, weighted_sum
 from .._layers import Layer, layers_from_json, layers_to_json, numbered
 from .._leaves import Leaf
 from .._pull_back import Capture, Pulled
@@ -87,7 +87,7 @@ class Kronecker(Structure):
             left = a if layer.lookup else jnp.diagonal(a, axis1=-2, axis2=-1)
             right = jnp.diagonal(g, axis1=-2, axis2=-1)
             result |= layer.from_matrix(left[..., :, None] * right[..., None, :])
-        return jax.tree.unflatten(self.treedef, [result[leaf] for leaf in range(len(result))])
+        return from_numbered(self.treedef, result)
 
     def scale(self, factor: Any) -> "Kronecker":
         """F times a factor, which G and the diagonal take."""
@@ -232,7 +232,7 @@ class Kronecker(Structure):
 
 
 def _tree(like: PyTree, result: dict[int, Any]) -> PyTree:
-    return jax.tree.unflatten(jax.tree.structure(like), [result[leaf] for leaf in range(len(result))])
+    return from_numbered(jax.tree.structure(like), result)
 
 
 def _turn(layers: Sequence[Layer], parts: Sequence[tuple], rest: Mapping[int, Any], v: PyTree) -> PyTree:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..._trees import wide
+from ..._trees import from_numbered, wide
 from .._layers import Layer
 from .._leaves import Leaf
 from .._pull_back import Capture, Pulled
@@ -180,7 +180,7 @@ class Structure(Fisher, Statistic):
         def column(number: jax.Array) -> jax.Array:
             unit = jnp.zeros(layer.matrix_shape, zeros[layer.weight].dtype).ravel().at[number].set(1)
             leaves = dict(enumerate(zeros)) | layer.from_matrix(unit.reshape(layer.matrix_shape))
-            product = self.matvec(treedef.unflatten([leaves[n] for n in range(len(leaves))]))
+            product = self.matvec(from_numbered(treedef, leaves))
             rows, columns = layer.matrix_shape
             matrix = layer.to_matrix(jax.tree.leaves(product))
             return matrix[:, number % columns] if side == 0 else matrix[number // columns]
