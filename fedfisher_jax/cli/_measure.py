@@ -1,15 +1,19 @@
 """`fedfisher measure`: what a silo does. Data and the start in, one payload file out."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
 from .. import _files, payload
 from .._examples import examples
+from .._likelihood import Likelihood
 from ..data import Columns
 from ..data._scaling import far_from_one
 from ..data._where import expanded
 from ..federate import Cohort, LocalTraining, best_constant, crop_and_flip, own_scores, run_keys, zero_fishers
-from ..merge import Payload, Update
+from ..federate._private import Private
+from ..merge import Payload, Rule, Update
 from ..merge._natural_gradient import exchange_at
 from ..merge._options import plain_name
 from ..payload import _structures as structures
@@ -35,6 +39,7 @@ from ._measure_settings import (
 from ._once import layers_of, optimizer_of, rule_of, scoring
 from ._one_line import say
 
+PyTree = Any
 Guarantee = noise.Guarantee | Promise | dp_training.Promise
 
 
@@ -91,26 +96,7 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
     structures.name_of(promised.statistics)  # before training: what has no form in files, or no noise
     if isinstance(guarantee, noise.Guarantee):
         noise.require_defined(promised.statistics)
-    params, training = None, None
-    if not rule.trains:
-        if given := changed(settings, (*TRAINING, "checkpoint", "local")):
-            raise ValueError(f"{given}: {settings.rule} measures the start itself, and nothing is trained")
-    elif settings.checkpoint is not None:
-        params = model_file.read_checkpoint(settings.checkpoint, start.params)
-    else:
-        optimizer = optimizer_of("sgd", settings.learning_rate, settings.momentum)
-        augment = crop_and_flip() if settings.augment else None
-        training = LocalTraining(
-            apply,
-            likelihood,
-            optimizer,
-            settings.epochs,
-            settings.batch_size,
-            augment,
-            None,
-            rule.squares,
-            private=private,
-        )
+    params, training = _how_to_train(settings, rule, start, likelihood, private)
     mine = silo_cohort(x, y, settings.silo, settings.batch_size)
     if isinstance(guarantee, Promise) and guarantee.trust == "distributed":
         sent = example_noise.exact(rule, start.sent, examples(x, y), key.measure)
@@ -131,6 +117,32 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
     print(f"{settings.out}: silo {settings.silo}, {len(x)} examples, {bits / 32 / size:.3f} × FedAvg's bits")
     if settings.trust == "distributed":
         print("it has no noise yet: give it to fedfisher secure, and to nobody else")
+
+
+def _how_to_train(
+    settings: MeasureSettings, rule: Rule, start: model_file.Model, likelihood: Likelihood, private: Private | None
+) -> tuple[PyTree, LocalTraining | None]:
+    """The parameters of a checkpoint, or how this silo trains its own; neither for a rule that measures the start.
+
+    Raises:
+        ValueError: settings of a training that is not to be.
+    """
+    if not rule.trains:
+        if given := changed(settings, (*TRAINING, "checkpoint", "local")):
+            raise ValueError(f"{given}: {settings.rule} measures the start itself, and nothing is trained")
+        return None, None
+    if settings.checkpoint is not None:
+        return model_file.read_checkpoint(settings.checkpoint, start.params), None
+    return None, LocalTraining(
+        start.network.apply,
+        likelihood,
+        optimizer_of("sgd", settings.learning_rate, settings.momentum),
+        settings.epochs,
+        settings.batch_size,
+        crop_and_flip() if settings.augment else None,
+        squares=rule.squares,
+        private=private,
+    )
 
 
 def _require_near_one(settings: MeasureSettings, start: model_file.Model, x: np.ndarray) -> None:
