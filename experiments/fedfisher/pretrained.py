@@ -152,11 +152,10 @@ def main() -> None:
         one = {"pretrain": settings.pretrain, "classes": settings.pretrain_classes, "model": settings.model}
         one |= {"epochs": settings.pretrain_epochs, "seed": settings.seed}
         file = settings.out / f"pretrained-{digest(common.run_key(one).encode())}.safetensors"
-        record = common.run_all(
-            settings.out,
-            [one],
-            lambda **_: {"accuracy": pretrain(first, settings.model, settings.pretrain_epochs, settings.seed, file)},
-        )
+        train = lambda **_: {"accuracy": pretrain(first, settings.model, settings.pretrain_epochs, settings.seed, file)}  # noqa: E731
+        record = common.run_all(settings.out, [one], train)
+        if not file.exists():  # results are kept longer than weights; other weights are other runs
+            train()
         reached = 100 * record[0]["result"]["accuracy"]
         note = f"Pre-trained on {settings.pretrain} ({first.num_classes} classes) to {reached:.1f} %"
     else:
