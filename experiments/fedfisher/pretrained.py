@@ -165,7 +165,8 @@ def main() -> None:
     seeds = range(settings.seed, settings.seed + settings.seeds)
     grid = [{"start": start, "seed": seed, **fixed} for seed in seeds for start in settings.starts]
     records = common.run_all(settings.out, grid, lambda start, seed, **_: run(here, settings, file, start, seed))
-    methods = list(records[0]["result"])
+    found = records[0]["result"]  # without training, local models are the start, and say nothing
+    methods = [method for method in found if settings.epochs or method in settings.rules]
 
     def values(start: str, method: str) -> np.ndarray:
         chosen = [r["result"][method]["accuracy"] for r in records if r["settings"]["start"] == start]
