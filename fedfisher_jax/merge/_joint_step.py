@@ -122,7 +122,7 @@ def joint_step(
 def together(fishers: LowRank, shares: jax.Array) -> LowRank:
     """Write Σ w_m U_m Λ_m U_mᵀ as one list of M r pairs, whose vectors are not orthogonal to each other."""
     values = shares.astype(fishers.values.dtype)[:, None] * fishers.values
-    vectors = {leaf: u.reshape(-1, *u.shape[2:]) for leaf, u in fishers.vectors.items()}
+    vectors = {leaf: u.reshape(u.shape[0] * u.shape[1], *u.shape[2:]) for leaf, u in fishers.vectors.items()}
     return dataclasses.replace(fishers, values=values.reshape(-1), vectors=vectors)
 
 

@@ -257,3 +257,16 @@ def test_what_a_small_memory_leaves_out_is_told_and_rounds_keep_it():
         assert 0 < off <= report.diagnostics["past_dropped_trace"] * (1 + 1e-9)
     with pytest.raises(ValueError, match="fipa, which keeps past rounds"):
         ff.then(ff.fedavg(apply, GAUSSIAN), rule)
+
+
+@pytest.mark.parametrize("make", [fipa, ff.fedfisher], ids=["fipa", "fedfisher"])
+def test_a_parameter_without_entries_is_merged_too(make):
+    draw = np.random.default_rng(0)
+    apply, start = (lambda params, x: x @ params["w"]), {"e": jnp.zeros((0, 4)), "w": jnp.ones((3, 2))}
+    options = {"rank": 2} if make is fipa else {"structure": "low_rank", "subspace": Subspace(2)}
+    rule = make(apply, ff.categorical(), **options)
+    data = ff.examples(jnp.asarray(draw.normal(size=(6, 3))), jnp.asarray(draw.integers(0, 2, 6)))
+    sent = rule.measure(ff.Update(start, start), data, jax.random.key(0))
+    merged = ff.merge_payloads(rule, [sent, sent], start).params
+    assert merged["e"].shape == (0, 4)
+    np.testing.assert_allclose(merged["w"], start["w"])

@@ -196,4 +196,4 @@ def split(rows: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]
     """Undo `joined`."""
     ends = np.cumsum([math.prod(shape) for shape in shapes])
     pieces = jnp.split(rows, ends[:-1], axis=1)
-    return [piece.reshape(-1, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    return [piece.reshape(rows.shape[0], *shape) for piece, shape in zip(pieces, shapes, strict=True)]
