@@ -15,7 +15,7 @@ from .._files import content
 def described(value: Any, inside: frozenset[int] = frozenset()) -> str:
     """Write down a value's settings: fields of dataclasses and what functions of this library close over.
 
-    Of a user's own function only the name is known, so that two with one name are taken for the same.
+    A user's own function is known by its name alone, so that two with one name are taken for the same.
 
     Args:
         value: a number, text, array, dataclass, function, or a tree of such.
