@@ -64,6 +64,16 @@ def require_optimizer(optimizer: Any, name: str = "optimizer") -> None:
         raise TypeError(f"{name}: got {given}, expected an optax optimiser, such as optax.sgd(0.1)")
 
 
+def require_at_least(name: str, value: Any, least: int) -> None:
+    """Refuse a setting that is too small or not finite; one that is traced is not looked at.
+
+    Raises:
+        ValueError: its name, the value and what is allowed.
+    """
+    if not isinstance(value, Tracer) and not least <= value < float("inf"):
+        raise ValueError(f"{name}: got {value}, expected a finite number of at least {least}")
+
+
 def require_arrays(params: PyTree, name: str = "params") -> None:
     """Refuse parameters that are no arrays, or none at all.
 

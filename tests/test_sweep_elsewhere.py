@@ -54,7 +54,12 @@ def test_local_processes_end_each_with_its_own_code_and_no_more_than_asked_for_r
     log = tmp_path / "log"
     noted = f"import os, time; f = open({str(log)!r}, 'a'); f.write('+'); f.flush(); time.sleep(.2); f.write('-')"
     engine = _cluster.engine_of("local=2")
-    codes = (noted, noted + "; f.flush(); print('why', flush=True); os._exit(3)", noted, "import os; os.kill(os.getpid(), 9)")
+    codes = (
+        noted,
+        noted + "; f.flush(); print('why', flush=True); os._exit(3)",
+        noted,
+        "import os; os.kill(os.getpid(), 9)",
+    )
     found = {job.name: said for job, said in _cluster.run_jobs(engine, jobs(tmp_path, *codes), tmp_path)}
     assert found == {"0": "", "1": "exit code 3", "2": "", "3": "killed by signal 9"}
     running = [log.read_text()[:n].count("+") - log.read_text()[:n].count("-") for n in range(7)]

@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._doors import require_at_least
 from ..curvature.structures._protocol import mean_diagonals
-from ._objective import Objective, Solution, Solver, _shifts, _solution, require_at_least
+from ._objective import Objective, Solution, Solver, _shifts, _solution
 
 
 def closed_form(*, damping: float = 0.0, floor: float = 0.0, cutoff: float | None = None) -> Solver:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
+from .._doors import require_at_least
 from ..curvature import Mixture
 from ..curvature.structures._protocol import damped_inverse, power_near
-from ._objective import Objective, Solution, Solver, _divide, _mean_diagonals, _shifts, _solution, require_at_least
+from ._objective import Objective, Solution, Solver, _divide, _mean_diagonals, _shifts, _solution
 from ._passes import Streamed
 
 PyTree = Any

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._compat import Tracer
 from .._trees import from_numbered, weighted_sum
 from ..curvature import Fisher, Mixture
 from ..curvature.structures._protocol import mean_diagonals, power_near
@@ -126,16 +125,6 @@ def _squares(problem: Objective, value: jax.Array) -> jax.Array:
     eps = max(float(jnp.finfo(one.dtype).eps) for one in (value, *leaves))  # weights may be wider than parameters
     rounding = ROUNDING * numbers**0.5 * eps * size  # of so many sums, whose errors are random
     return jnp.where((value < 0) & (value >= -rounding), 0, value)
-
-
-def require_at_least(name: str, value: Any, least: int) -> None:
-    """Refuse a setting that is too small or not finite; one that is traced is not looked at.
-
-    Raises:
-        ValueError: its name, the value and what is allowed.
-    """
-    if not isinstance(value, Tracer) and not least <= value < float("inf"):
-        raise ValueError(f"{name}: got {value}, expected a finite number of at least {least}")
 
 
 def _divide(a: jax.Array, b: jax.Array, shift: Any = 0.0) -> jax.Array:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._doors import require_optimizer
-from ._objective import Objective, Solution, Solver, _solution, require_at_least
+from .._doors import require_at_least, require_optimizer
+from ._objective import Objective, Solution, Solver, _solution
 
 PyTree = Any
 STRUCTURES = ("diagonal", "kronecker", "full")
