@@ -1,4 +1,4 @@
-"""How the Fisher is estimated: exactly, from sampled or given labels, against the explicit matrix; padding and batches."""
+"""How the Fisher is estimated: exactly, from drawn or given labels, against the explicit matrix; padding, batches."""
 
 import explicit
 import jax
