@@ -1,10 +1,13 @@
 """The scripts over rounds, at sizes of seconds."""
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.fedfish import kinds
+from experiments.fipa import frozen_body
 from experiments.lib import cells
+from fedfisher_jax import categorical, evaluate
 
 
 @pytest.mark.slow
@@ -74,3 +77,15 @@ def test_rivals_of_natural_gradient_steps(script):
     assert len(tried) == 2 and averages[0]["settings"]["rate"] == best["settings"]["rate"]
     after = 100 * averages[0]["result"]["accuracy"][2]
     assert summary["accuracy"]["FedAvg"]["by_exchanges"]["3"] == pytest.approx(after) and f"{after:.1f} (" in table
+
+
+def test_rounds_with_a_frozen_body_go_on_from_the_warm_up():
+    setting = {"dataset": "digits", "clients": 4, "sampled": 2, "alpha": 0.5}
+    found = frozen_body.run("fedavg", "whole", 1.0, 3, 1, count=1, **setting)
+    longer = frozen_body.warm(seed=3, count=2, **setting)
+    scored = evaluate(longer.here.network.apply, categorical(), longer.state.params, *longer.here.arrays[2:])
+    np.testing.assert_allclose(found["accuracy"][0], scored.accuracy, atol=1e-6)
+    head = frozen_body.run("fedavg", "last", 1.0, 3, 1, count=1, **setting)
+    kernel = jax.tree.leaves(longer.state.params)[longer.here.captured.layers[-1].weight]
+    assert head["bits"] == 32 * kernel.size < found["bits"]
+    assert 0 < head["moved"][0] < found["moved"][0]
