@@ -6,6 +6,7 @@ import pytest
 import fedfisher_jax as ff
 from fedfisher_jax import _likelihood as likelihood
 from fedfisher_jax import _metrics as metrics
+from fedfisher_jax._ensemble import ensemble_apply
 from fedfisher_jax.federate.rounds import client_scores
 
 FAMILIES = [likelihood.categorical(), likelihood.gaussian(0.5), likelihood.bernoulli()]
@@ -132,7 +133,7 @@ def test_an_ensemble_by_class_shares_is_the_formula():
     family = likelihood.categorical()
     stacked, _, x, y = _problem(family)
     counts = np.array([[5.0, 0, 2, 0], [1, 3, 0, 0], [0, 9, 2, 0]])
-    joint = metrics.ensemble_apply(apply, family, jnp.asarray(counts))
+    joint = ensemble_apply(apply, family, jnp.asarray(counts))
     each = np.stack(
         [jax.nn.softmax(apply(jax.tree.map(lambda leaf, i=i: leaf[i], stacked), x)) for i in range(MEMBERS)]
     )

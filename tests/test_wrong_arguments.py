@@ -102,7 +102,7 @@ CASES = {
     "mask": ("ff.evaluate(apply, LIKE, W, X, Y, mask=np.ones(30, int))", "mask: got int32, expected booleans"),
     "no weight": ("ensemble(weights=[0.0, 0.0])", "weights: got [0.0, 0.0], expected none below zero and a positive"),
     "weight below": ("ensemble(weights=[2, -1.5])", "weights: got [2.0, -1.5], expected none below zero"),
-    "joint weights": ("ff._metrics.ensemble_apply(apply, LIKE, [0, 0])", "weights: got [0, 0], expected none below"),
+    "joint weights": ("ff._ensemble.ensemble_apply(apply, LIKE, [0, 0])", "weights: got [0, 0], expected none below"),
     "scalar member": ("ensemble({'w': W, 'b': jnp.ones(())})", "stacked_params: got leading axes [(), (5,)], expected"),
     "more members": ("ensemble({'w': W, 'b': jnp.ones(3)})", "stacked_params: got leading axes [(3,), (5,)], expected"),
     "seed below": ("ff.federate.run_keys(-1)", "seed: got -1, expected a whole number"),

@@ -26,6 +26,7 @@ from fedfisher_jax.curvature import Capture, capture
 from fedfisher_jax.data import Dataset
 from fedfisher_jax.federate import Simulation, crop_and_flip, run_keys
 from fedfisher_jax.federate import _one_shot as one_shot
+from fedfisher_jax.federate._references import train_pooled
 from fedfisher_jax.merge import Rule, catalogue, exchanges
 
 ALPHA_RULES = ("fedavg", "fisher-merge", "fedfisher-diag", "fedfisher-kfac")
@@ -166,7 +167,7 @@ def pooled(here: World, cell: Cell) -> dict[str, Any]:
     x, y, *_ = here.arrays
     everybody = cohort(x, y, [np.arange(len(y))])
     federation = simulation(here, cell["epochs"], cell["train_seed"], everybody)
-    return one_shot.train_pooled(federation, run_keys(cell["train_seed"]).train)
+    return train_pooled(federation, run_keys(cell["train_seed"]).train)
 
 
 def simulation(

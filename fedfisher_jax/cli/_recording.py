@@ -12,7 +12,7 @@ from rich.console import Console
 from .. import _files, data, report
 from .._further import further_scores
 from .._metrics import predict
-from ..federate._one_shot import Result
+from ..federate._references import Result
 from ..merge import Merged
 from ..report._measure import measure_of
 from ..report._records import as_csv, as_json_lines, rows_of, rule_of

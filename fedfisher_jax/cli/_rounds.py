@@ -23,8 +23,8 @@ from ..federate import (
     run_rounds,
     scores_at_clients,
 )
-from ..federate._one_shot import Result, train_pooled
 from ..federate._over_devices import require_same_everywhere
+from ..federate._references import Result, train_pooled
 from ..federate._variants import Variant
 from ..merge import Merged, Rule
 from ..report._measure import ACCURACY, measure_of

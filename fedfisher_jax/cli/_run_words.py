@@ -4,7 +4,7 @@ from .. import data, report
 from .._metrics import Scores
 from ..data._scaling import far_from_one
 from ..federate import best_constant
-from ..federate._one_shot import Result
+from ..federate._references import Result
 from ._world import World
 
 

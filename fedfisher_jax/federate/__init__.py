@@ -14,7 +14,6 @@ from ._local import train as train
 from ._map_clients import CohortReport as CohortReport
 from ._map_clients import map_clients as map_clients
 from ._one_shot import RunKeys as RunKeys
-from ._one_shot import Simulation as Simulation
 from ._one_shot import compare as compare
 from ._one_shot import run_keys as run_keys
 from ._own_scores import own_scores as own_scores
@@ -23,6 +22,7 @@ from ._own_scores import zero_fishers as zero_fishers
 from ._personalise import Personalised as Personalised
 from ._personalise import personalise as personalise
 from ._private import Private as Private
+from ._references import Simulation as Simulation
 from ._server_step import clip_to_clients as clip_to_clients
 from ._server_step import server_adam as server_adam
 from ._simulate import measure_clients as measure_clients

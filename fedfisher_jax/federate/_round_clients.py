@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._ensemble import wide_outputs
 from .._examples import Examples, mean_over_batches
 from .._likelihood import Likelihood
-from .._metrics import wide_outputs
 from .._trees import difference
 from ..merge import Rule, Update, exchanges, lift
 from ..tracing import for_training

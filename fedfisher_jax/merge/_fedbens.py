@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._ensemble import ensemble_apply
 from .._examples import Examples
 from .._likelihood import Likelihood
-from .._metrics import ensemble_apply
 from .._trees import stack
 from ..curvature import Kronecker
 from ._measure import MeasureFisher, require_options
