@@ -15,8 +15,8 @@ import fedfisher_jax as ff
 ROOT = Path(ff.__file__).parent
 ORDER = (
     "_compat", "_trees", "tracing", "_files", "_users_code", "_augment", "_examples", "_frozen", "_likelihood",
-    "_doors", "_ensemble", "_metrics", "_further", "data", "models", "curvature", "solve", "merge", "federate", "payload", "silos",
-    "privacy", "theory", "report", "torch", "cli",
+    "_doors", "_ensemble", "_metrics", "_further", "data", "models", "curvature", "solve", "merge", "federate",
+    "payload", "silos", "privacy", "theory", "report", "torch", "cli",
 )  # fmt: skip
 ROOMS = [name for name in ORDER if not name.startswith("_")]
 HERE = [name for name in ROOMS if name != "torch" or importlib.util.find_spec("torchax")]  # can be imported

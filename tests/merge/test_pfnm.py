@@ -13,8 +13,9 @@ from fedfisher_jax import capture, categorical, examples, merge_payloads
 from fedfisher_jax._examples import Examples
 from fedfisher_jax.curvature._chain import Units
 from fedfisher_jax.merge import Update, pfnm, released_pfnm
+from fedfisher_jax.merge._match_neurons import Prior, match
 from fedfisher_jax.merge._outline import outline
-from fedfisher_jax.merge._pfnm import MeasureCounts, Prior, match
+from fedfisher_jax.merge._pfnm import MeasureCounts
 
 NETS = ("dense", "convolutional")
 NO_NEW_UNITS = Prior(gamma=1e-9, sigma=0.01)
