@@ -1,79 +1,20 @@
-"""Regions: files that stand for many silos give the merge of their silos' own files; silos that leave are not in it."""
-
-import hashlib
-import json
+"""Regions: files that stand for many silos give the merge of their silos' own files."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import region_files
+from region_files import RULES, SILOS, command, equal, files, fold, merged, refused, start_of
 from samples import resealed
 
 import fedfisher_jax as ff
 from fedfisher_jax import payload
-from fedfisher_jax.cli import _cli as cli
 from fedfisher_jax.merge import catalogue
-from fedfisher_jax.payload import _container as container
 from fedfisher_jax.payload import _files_of_a_merge as files_of
 from fedfisher_jax.silos import _model_file as model_file
 
-RULES = {"fedavg": None, "fedfisher-diag": None, "fisher-merge": None, "analytic": None, "fedfisher-kfac": "8 bits"}
-SILOS = 7
-
-
-def command(*arguments):
-    cli.main([str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Payload files of seven silos for every rule, of models that differ, measured on their data."""
-    here = tmp_path_factory.mktemp("regions")
-    command("init", "--model", "mlp", "--input-shape", 6, "--outputs", 3, "--out", here / "start.safetensors")
-    start = model_file.read(here / "start.safetensors")
-    draw = np.random.default_rng(0)
-    for name in RULES:
-        (here / name).mkdir()
-        rule = catalogue.named_rule(name, start.network.apply, ff.categorical())
-        measure = jax.jit(
-            lambda model, data, rule=rule: rule.measure(ff.Update(model, start.params), data, jax.random.key(0))
-        )
-        for number in range(SILOS):
-            size = 10 + number
-            x, y = draw.normal(size=(size, 6)).astype(np.float32), draw.integers(0, 3, size)
-            model = jax.tree.map(
-                lambda leaf: leaf + jnp.asarray(0.1 * draw.normal(size=leaf.shape), leaf.dtype), start.params
-            )
-            sent = measure(model, ff.examples(x, y))
-            kind = None if sent.kind is None else sent.kind.name
-            said = payload.About(name, "categorical", start.fingerprint, kind, silo=number, name=f"silo {number}")
-            chosen = payload.plan.fit(sent, said, 2.0) if RULES[name] else None
-            payload.write(here / name / f"{number}.safetensors", sent, said, chosen)
-    return here
-
-
-def files(folder, rule, *numbers):
-    return [folder / rule / f"{number}.safetensors" for number in numbers or range(SILOS)]
-
-
-def merged(folder, paths, out, *more):
-    command("merge", *paths, "--start", folder / "start.safetensors", "--out", out, *more)
-    params = model_file.read(out).params
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(params)], json.loads(out.with_suffix(".json").read_text())
-
-
-def fold(folder, paths, out, *more):
-    command("fold", *paths, "--start", folder / "start.safetensors", "--out", out, *more)
-    return out
-
-
-def start_of(folder):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(model_file.read(folder / "start.safetensors").params)]
-
-
-def equal(ours, theirs):
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(a, b)
+folder = region_files.folder
 
 
 @pytest.mark.slow
@@ -208,165 +149,6 @@ def test_a_merge_of_files_is_that_of_memory_but_for_the_rounding_of_a_sum(rule, 
                 np.sum((np.asarray(p, float) - g) ** 2) for p, g in zip(jax.tree.leaves(own.params), got, strict=True)
             ]
             assert one["distance_from_merged"] == pytest.approx(np.sqrt(sum(gaps)), rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES)
-def test_who_leaves_is_in_nothing_but_the_record(rule, folder, tmp_path):
-    before, _ = merged(folder, files(folder, rule), tmp_path / "g.safetensors")
-    old = sha256(tmp_path / "g.safetensors")
-    got, report = merged(folder, files(folder, rule), tmp_path / "g.safetensors", "--without", 3, 5)
-    want, never = merged(folder, files(folder, rule, 0, 1, 2, 4, 6), tmp_path / "never.safetensors")
-    equal(got, want)
-    assert any(not np.array_equal(a, b) for a, b in zip(got, before, strict=True))
-    assert report["contributors"] == never["contributors"] and "leaving" not in never
-    assert [(one["silo"], one["file"], one["sha256"]) for one in report["leaving"]["left"]] == [
-        (number, f"{number}.safetensors", sha256(files(folder, rule, number)[0])) for number in (3, 5)
-    ]
-    assert report["leaving"]["before"] == {"model": old, "region": None}
-    assert report["leaving"]["after"]["model"] == report["sha256"] == sha256(tmp_path / "g.safetensors")
-    assert [one["file"] for one in report["leaving"]["merged"]] == [f"{n}.safetensors" for n in (0, 1, 2, 4, 6)]
-    region = fold(folder, files(folder, rule), tmp_path / "r.safetensors", "--without", 3)
-    left, _ = merged(folder, [region], tmp_path / "left.safetensors")
-    equal(left, merged(folder, files(folder, rule, 0, 1, 2, 4, 5, 6), tmp_path / "want.safetensors")[0])
-
-
-def test_a_silo_leaves_a_region_that_stacks(folder, tmp_path):
-    region = fold(folder, files(folder, "fedfisher-kfac"), tmp_path / "r.safetensors")
-    got, report = merged(folder, [region], tmp_path / "g.safetensors", "--without", 3)
-    equal(got, merged(folder, files(folder, "fedfisher-kfac", 0, 1, 2, 4, 5, 6), tmp_path / "n.safetensors")[0])
-    assert [one["silo"] for one in report["leaving"]["left"]] == [3]
-    assert report["leaving"]["before"] == {"model": None, "region": None}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES)
-def test_who_comes_late_and_who_leaves_later_need_their_own_files_alone(rule, folder, tmp_path):
-    """A region of the first five, one that comes late, and two that leave: model and region as if never seen."""
-    region, out = tmp_path / "all.safetensors", tmp_path / "g.safetensors"
-    merged(folder, files(folder, rule, 0, 1, 2, 3, 4), out, "--into", region)
-    late, report = merged(folder, files(folder, rule, 6), out, "--into", region)
-    equal(late, merged(folder, files(folder, rule, 0, 1, 2, 3, 4, 6), tmp_path / "n.safetensors")[0])
-    assert [one["silo"] for one in report["contributors"]] == [0, 1, 2, 3, 4, 6]
-    before = {"model": sha256(out), "region": sha256(region)}
-    own = () if rule == "fedfisher-kfac" else ("--payloads", *files(folder, rule, 1, 3))
-    start = ["--start", folder / "start.safetensors", "--out", out]
-    command("leave", region, "--silo", 3, 1, *own, *start, "--record", tmp_path / "left.json")
-    never = merged(folder, files(folder, rule, 0, 2, 4, 6), tmp_path / "never.safetensors")[0]
-    equal([np.asarray(leaf) for leaf in jax.tree.leaves(model_file.read(out).params)], never)
-    assert region.read_bytes() == fold(folder, files(folder, rule, 0, 2, 4, 6), tmp_path / "r.safetensors").read_bytes()
-    record = json.loads((tmp_path / "left.json").read_text())
-    assert record == json.loads(out.with_suffix(".json").read_text())["leaving"] and record["not_removed"]
-    assert [one["silo"] for one in record["left"]] == [1, 3] and record["before"] == before
-    assert record["after"] == {"model": sha256(out), "region": sha256(region), "silos": [0, 2, 4, 6]}
-    assert record["merged"] == [{"file": "all.safetensors", "sha256": before["region"]}]
-
-
-@pytest.mark.parametrize("rule", ["fedfisher-diag", pytest.param("fedfisher-kfac", marks=pytest.mark.slow)])
-def test_a_silo_leaves_one_of_three_regions(rule, folder, tmp_path):
-    numbers = {"north": (0, 5), "south": (1, 3, 6), "west": (2, 4)}
-    three = [fold(folder, files(folder, rule, *own), tmp_path / f"{name}.safetensors") for name, own in numbers.items()]
-    out = tmp_path / "g.safetensors"
-    equal(merged(folder, three, out)[0], merged(folder, files(folder, rule), tmp_path / "all.safetensors")[0])
-    own = () if rule == "fedfisher-kfac" else ("--payloads", *files(folder, rule, 3))
-    more = "--start", folder / "start.safetensors", "--out", out, "--record", tmp_path / "left.json"
-    command("leave", three[1], "--silo", 3, *own, *more)
-    never = merged(folder, files(folder, rule, 0, 1, 2, 4, 5, 6), tmp_path / "never.safetensors")[0]
-    equal(merged(folder, three, out)[0], never)
-
-
-def test_who_cannot_leave_a_sum_is_told_why(folder, tmp_path, capsys):
-    region = fold(folder, files(folder, "fedavg", 0, 3), tmp_path / "r.safetensors")
-    start = ["--start", folder / "start.safetensors", "--out", tmp_path / "g.safetensors"]
-    start += ["--record", tmp_path / "left.json"]
-    other = payload.read(files(folder, "fedavg", 3)[0])
-    changed = other[0]._replace(params=jax.tree.map(lambda leaf: leaf + 1, other[0].params))
-    for name, sent in (("changed", changed), ("longer", other[0]._replace(weight=2 * other[0].weight))):
-        payload.write(tmp_path / f"{name}.safetensors", sent, other[1].about)
-        given = "--silo", 3, "--payloads", tmp_path / f"{name}.safetensors"
-        refused("is another payload of silo 3 than the one in", capsys, "leave", region, *given, *start)
-    refused("take it out by its payload file", capsys, "leave", region, "--silo", 3, *start)
-    zero, one, three = (files(folder, "fedavg", number)[0] for number in (0, 1, 3))
-    given = "leave", region, "--silo", 3, "--payloads"
-    refused("got silo 1, expected a silo that is within a sum", capsys, *given, one, *start)
-    refused("expected those of silos that leave", capsys, *given, zero, three, *start)
-    assert not (tmp_path / "left.json").exists() and not (tmp_path / "g.safetensors").exists()
-    refused("which is a silo's payload", capsys, "merge", zero, *start[:-2], "--into", one)
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def refused(words, capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        command(*arguments)
-    assert stop.value.code == 2
-    assert words in capsys.readouterr().err
-
-
-def test_what_cannot_be_folded_or_left_is_one_line(folder, tmp_path, capsys):
-    start = ["--start", folder / "start.safetensors", "--out", tmp_path / "out.safetensors"]
-    region = fold(folder, files(folder, "fedavg", 0, 3), tmp_path / "r.safetensors")
-    capsys.readouterr()
-    refused("without: got 9, which is in none", capsys, "merge", region, *start, "--without", 9)
-    refused("3 is within the sum of", capsys, "merge", region, *files(folder, "fedavg", 1), *start, "--without", 3)
-    refused("without: got all silos", capsys, "merge", *files(folder, "fedavg", 1), *start, "--without", 1)
-    refused("silo: number 3 is in", capsys, "merge", region, *files(folder, "fedavg", 3), *start)
-    refused("rule: 'fisher-merge', but 'fedavg'", capsys, "merge", region, *files(folder, "fisher-merge", 1), *start)
-    refused("holds a sum for fedavg, which fisher-merge", capsys, "merge", region, *start, "--rule", "fisher-merge")
-    refused("would write over", capsys, "fold", region, "--start", folder / "start.safetensors", "--out", region)
-
-
-def change_header(header, arrays, **values):
-    header |= values
-
-
-CHANGES = {
-    "examples": lambda header, arrays: header["silos"][0].update(examples=1000),
-    "weight": lambda header, arrays: arrays.update({"high/weight": np.asarray(2 * arrays["high/weight"])}),
-    "low": lambda header, arrays: arrays.update({"low/weight": np.ones(())}),
-    "finite": lambda header, arrays: arrays.update({"high/constant": np.full((), np.nan)}),
-    "announces": lambda header, arrays: arrays.update({"high/more": np.ones(())}),
-    "expected no negative": lambda header, arrays: arrays.update(
-        {n: -a for n, a in arrays.items() if n.startswith("high/fisher")}
-    ),
-    "float64": lambda header, arrays: arrays.update({"high/weight": np.ones((), np.float32)}),
-    "a number is there twice": lambda header, arrays: header["silos"][1].update(silo=0),
-    "silo: expected": lambda header, arrays: header["silos"][1].update(silo=True),
-    "expected printable": lambda header, arrays: header["silos"][1].update(name="\x1b]0;owned"),
-    "digest": lambda header, arrays: header["silos"][1].update(digest="x" * 64),
-    "privacy": lambda header, arrays: header["silos"][1].update(privacy=[1]),
-    "bits": lambda header, arrays: header["silos"][1].update(bits=-1),
-    "silos: expected objects": lambda header, arrays: header["silos"].append(3),
-    "region: expected format": lambda header, arrays: change_header(header, arrays, format=2),
-    "silos: expected a list": lambda header, arrays: change_header(header, arrays, silos=[]),
-}
-
-
-@pytest.mark.parametrize("words", CHANGES)
-def test_a_hostile_region_is_refused(words, folder, tmp_path, capsys):
-    region = fold(folder, files(folder, "fedfisher-diag", 0, 3), tmp_path / "r.safetensors")
-    region.write_bytes(resealed(region.read_bytes(), CHANGES[words]))
-    refused(words, capsys, "merge", region, "--start", folder / "start.safetensors", "--out", tmp_path / "g")
-
-
-def test_a_hostile_stack_is_refused(folder, tmp_path, capsys):
-    region = fold(folder, files(folder, "fedfisher-kfac", 0, 3), tmp_path / "r.safetensors")
-    said, _ = container.unpack(region.read_bytes(), payload.Limits(), "r")
-    entry = next(iter(container.unpack(region.read_bytes(), payload.Limits(), "r")[1]))
-    assert [one["silo"] for one in said["silos"]] == [0, 3]
-
-    def strange(header, arrays):
-        arrays["7/params/w"] = arrays[entry]
-
-    def missing(header, arrays):
-        del arrays[entry]
-
-    whole = region.read_bytes()
-    for change, words in ((strange, "belongs to no silo"), (missing, "is missing")):
-        region.write_bytes(resealed(whole, change))
-        refused(words, capsys, "merge", region, "--start", folder / "start.safetensors", "--out", tmp_path / "g")
 
 
 def test_a_robust_merge_of_files_is_that_of_memory(folder, tmp_path, capsys):
