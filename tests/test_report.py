@@ -165,6 +165,20 @@ def test_long_names_of_rules_are_broken_and_legends_fit():
         assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
+def test_a_first_step_that_fails_squeezes_no_curves_after_a_warm_up(monkeypatch):
+    def drawn(warm_up, *accuracies):
+        rules = {"fedavg": {"accuracy": 0.8, "rounds": [{"round": n, "accuracy": a} for n, a in enumerate(accuracies)]}}
+        cells = [{"varied": "", "seed": 0, "settings": {"warm_up_rounds": warm_up}, "rules": rules, "references": {}}]
+        figures = []
+        monkeypatch.setattr(_figures, "write_figure", lambda figure, path: figures.append(figure))
+        _figures.plot_summary(report.summarise(cells, None), cells, "x")
+        return figures[0].axes[0].get_ylim()
+
+    assert drawn(2, 0.1, 0.8, 0.2, 0.78, 0.79, 0.8) == pytest.approx((77.8, 80.2))
+    low, high = drawn(0, 0.1, 0.8, 0.2, 0.78, 0.79, 0.8)
+    assert low < 10 < 80 < high
+
+
 def test_large_heat_maps_are_pixels_inside_the_page():
     counts = np.arange(300 * 10).reshape(300, 10).tolist()
     text = svg.heat_map(record(clients={"sizes": [1] * 300, "label_counts": counts, "accuracies": []}))

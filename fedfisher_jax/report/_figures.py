@@ -89,7 +89,9 @@ def legend_below(figure: Any, names: Iterable[str], most: int = 4) -> None:
 def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """The scores of a sweep: over rounds where there are some and one column, else a group of bars a column.
 
-    A warm-up, which all rules share, is shown by its last round alone. A path without suffix gets .png and .pdf.
+    A warm-up, which all rules share, is shown by its last round alone, and the axis then has room for the scores of the
+    second half of the rounds after it: one first step that fails would squeeze all curves into a line. A path without
+    suffix gets .png and .pdf.
     """
     from matplotlib.figure import Figure
 
@@ -100,10 +102,16 @@ def plot_summary(summary: Summary, cells: Sequence[Mapping[str, Any]], path: str
     axes.set_ylabel(measure.said)
     if len(summary.columns) == 1 and all("rounds" in rule for cell in cells for rule in cell["rules"].values()):
         shared = max(min(cell["settings"].get("warm_up_rounds", 0) for cell in cells) - 1, 0)
+        later = []
         for name in summary.rules:
             told = [[line.get(measure.key) for line in cell["rules"][name]["rounds"][shared:]] for cell in cells]
             values = measure.factor * np.asarray(told, float)
             curve(axes, name, own[name], values, shared + 1 + np.arange(values.shape[1]))
+            later.append(values[:, values.shape[1] // 2 :])
+        found = np.concatenate(later, axis=None)
+        found = found[np.isfinite(found)]
+        if shared and found.size and (room := 0.1 * np.ptp(found)):
+            axes.set_ylim(found.min() - room, found.max() + room)
         integer_rounds(axes)
     else:
         width, places = 0.8 / len(summary.rules), np.arange(len(summary.columns))
