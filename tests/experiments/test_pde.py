@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fedfisher_jax as ff
-from experiments.fipa import equations, fields, pde, regression
+from experiments.fipa import equations, fields, pde, regression, tuned
 from fedfisher_jax.curvature import Subspace, fisher, top_eigenpairs
 
 
@@ -158,3 +158,21 @@ def test_regression_run():
     values = np.asarray(fields.network(fields.init((1, 3, 3, 1), key), grid[:, None]))[:, 0]
     expected = np.linalg.norm(values - truth) / np.linalg.norm(truth)
     np.testing.assert_allclose(found["error"][0], expected, rtol=1e-6)  # nobody trains, so nothing moves
+
+
+def test_a_setting_is_chosen_by_the_geometric_mean_of_all_pieces():
+    tried = tuned.candidates(tuned.Settings(rates=(1.0, 2.0), taus=(0.1, 0.2)), "fipa-5-clipped", 7)
+    assert [(one["learning_rate"], one["tau"], one["seed"]) for one in tried] == [
+        (1.0, 0.1, 7), (1.0, 0.2, 7), (2.0, 0.1, 7), (2.0, 0.2, 7)
+    ]  # fmt: skip
+    assert len(tuned.candidates(tuned.Settings(), "fedavg", 7)) == 3
+    errors = {0: (0.1, 0.1, 8.0), 1: (0.2, 0.2, 0.2), 2: (0.3, 0.3, 0.3), 3: (0.01, 0.01, np.nan)}
+    records = [
+        {
+            "settings": {"problem": "poisson", "method": "fipa-5-clipped", "pieces": pieces, "settings": tried[number]},
+            "result": {"error": [[1.0, error]]},
+        }
+        for number, several in errors.items()
+        for pieces, error in zip((1, 2, 4), several, strict=True)
+    ]
+    assert tuned.best(records, "poisson", "fipa-5-clipped", tried) == tried[1]
