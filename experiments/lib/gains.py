@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from fedfisher_jax._files import plain, read_json_lines, write_json
@@ -32,7 +33,7 @@ class Settings:
     last: int = 5
 
 
-def paired(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+def paired(mine: ArrayLike, theirs: ArrayLike) -> dict[str, Any]:
     """Differences, their mean, its 95 % interval by Student's t, and on how many seeds they are above zero."""
     differences = np.subtract(mine, theirs)
     count, mean = len(differences), differences.mean()
