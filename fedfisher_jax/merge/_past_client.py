@@ -23,7 +23,8 @@ def with_past(rule: Rule, past: PastFishers, like: Diagonal | Kronecker) -> Rule
 
     Diagonals are averaged exactly. The sides of Kronecker factors are averaged, so the product of two means stands for
     the mean of products: 5 % off in Frobenius norm in the example of tests/merge/test_past_client.py. With FedFish it
-    cost accuracy where it was tried (docs/fisher-over-rounds.md), so no rule has it unless asked.
+    cost accuracy where it was tried (docs/fisher-over-rounds.md), so no rule has it unless asked. A robust rule with a
+    memory is `robust(with_past(…), …)`: the other way round the past would be one more client to distrust.
 
     Args:
         rule: one exchange, whose clients send diagonals to be summed, or Kronecker factors.
