@@ -94,7 +94,7 @@ print(len(groups))
 def test_checkpoint_of_another_run(tmp_path):
     path = tmp_path / "fold.npz"
     fold_clients(contribution, SHARED, CLIENTS, combine="add", group=4, checkpoint=path)
-    with pytest.raises(ValueError, match="belongs to other clients or another grouping"):
+    with pytest.raises(ValueError, match="belongs to other clients, another training or another grouping"):
         fold_clients(contribution, SHARED, CLIENTS[::-1], combine="add", group=4, checkpoint=path)
     with pytest.raises(ValueError, match="belongs to other clients"):  # another start, seed or data set
         fold_clients(contribution, SHARED + 1, CLIENTS, combine="add", group=4, checkpoint=path)

@@ -98,7 +98,7 @@ def _cut(gathered: Gathered, folded: Folded, settings: FoldSettings) -> bytes:
     passes = passes_of(gathered.rule, lambda: (sent for sent, _ in again(gathered, parts)), start)
     products = recompressed(folded.products, clients_of(gathered, folded, passes), rank)
     silos = [Silo(one.header, one.digest) for _, one in sorted(folded.seen.items())]
-    data = products_file.packed(products, template_of(gathered), gathered.name, silos, settings.names)
+    data = products_file.packed(products, template_of(gathered), gathered.name, silos, settings.names, gathered.lifted)
     terms = gathered.terms
     raw, arrays = container.unpack(data, terms.limits, "region")
     products_file.unpacked(raw, arrays, region.silos_of(raw, arrays, terms.limits), start)
@@ -119,7 +119,7 @@ def template_of(gathered: Gathered) -> dict[str, Any]:
 def _packed(gathered: Gathered, folded: Folded, names: bool) -> bytes:
     if folded.sums is not None:
         silos = [Silo(one.header, one.digest) for _, one in sorted(folded.seen.items())]
-        return region.pack_sums(folded.sums, template_of(gathered), gathered.name, silos, names)
+        return region.pack_sums(folded.sums, template_of(gathered), gathered.name, silos, names, gathered.lifted)
     if folded.products:
         raise ValueError("rank: got none, and a file holds few Kronecker products, which are folded by --rank alone")
     held = []

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ..curvature import Capture
 from ..curvature._cotangents import KINDS
+from ..federate._described import described
 from ..merge import Payload, Rule, catalogue
 from ..merge._fold import require_taken
 from ..merge._natural_gradient import exchange_at
@@ -29,6 +30,7 @@ class Gathered(NamedTuple):
 
     start: model_file.Model
     name: str  # of the rule
+    lifted: str  # the same with its options, where the contributions of silos depend on them; else ""
     rule: Rule
     parts: list[Part]
     terms: Terms
@@ -102,13 +104,21 @@ def gather(
         raise ValueError(f"rule: the files are for {name[:80]!r}, with options, which --rule alone may say")
     if damping is not None and plain_name(name) not in catalogue.SOLVED:
         raise ValueError(f"damping: {name} has none")
+    text = name
     said, name = name if damping is None else catalogue.with_option(name, "damping", damping), plain_name(name)
     rule = rule_for(start, captured, said, about.kind)
+    lifted = "" if described(rule.lift) == described(rule_for(start, captured, name, about.kind).lift) else text
     for part in parts:
         if part.holds not in files_of.APART and name != about.rule:
             raise ValueError(f"rule: {part.path} holds a sum for {about.rule[:80]}, which {name} cannot merge")
+        if part.holds not in files_of.APART and part.lifted != lifted:
+            theirs, ours = part.lifted or about.rule, lifted or name
+            raise ValueError(
+                f"rule: {part.path} holds a sum by {theirs[:80]}, whose contributions are others than those of {ours}: "
+                f"say --rule {theirs[:80]}"
+            )
     going = _leaving(leaving, parts, terms)
-    gathered = Gathered(start, name, rule, parts, terms, _without(without, parts, going), going)
+    gathered = Gathered(start, name, lifted, rule, parts, terms, _without(without, parts, going), going)
     try:
         require_taken(rule, prepared(gathered, region.payload_shape(parts[0].silos[0].header, start.params)))
     except ValueError as error:

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import tyro
 
 from .. import _files
+from ..merge._robust import How
 from ..payload import Limits
-from ._merge import MergeSettings, merge_files
+from ._merge import MergeSettings, merge_files, report_beside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,15 @@ class LeaveSettings:
     """The global model; beside it the report, as .json."""
     record: Path = Path("left.json")
     """The record: who left, the hashes of model and region before and after, and what leaving does not remove."""
+    rule: str | None = None
+    """The rule with the options that the region was folded by, where contributions depend on these:
+    regmean,off_diagonal=0.1."""
+    robust: How | None = None
+    """With a region that holds payloads: do not trust every silo, as for `merge`; what the model was merged with."""
+    faulty: int | None = None
+    """With robust, as for `merge`."""
+    cap: float | None = None
+    """With robust, as for `merge`."""
     damping: float | None = None
     """Damping of the fedfisher solvers, relative to a layer's mean diagonal; by default the rule's own."""
     in_memory: int = MergeSettings.in_memory
@@ -51,14 +61,23 @@ def leave(settings: LeaveSettings) -> dict[str, Any]:
         raise ValueError("silo: got none, expected the numbers of the silos that leave")
     if not settings.region.is_file():
         raise ValueError(f"region: {settings.region}: no such file")
-    same = ("start", "out", "damping", "in_memory", "max_bytes", "model")
+    same = ("start", "out", "rule", "robust", "faulty", "cap", "damping", "in_memory", "max_bytes", "model")
     given = {name: getattr(settings, name) for name in same}
     taken = [settings.region, settings.start, settings.out, settings.out.with_suffix(".json"), *settings.payloads]
     _files.require_file(settings.record, taken)
+    _require_as_merged(settings)
     merged = MergeSettings(files=(), into=settings.region, without=settings.silo, names=True, **given)
-    record = merge_files(merged, settings.payloads)["leaving"]
-    _files.write_json(settings.record, record)
+    record = merge_files(merged, settings.payloads, settings.record)["leaving"]
     print(f"{settings.record}: for the silos that left")
     for word in record["not_removed"]:
         print(f"not removed: {word}")
     return record
+
+
+def _require_as_merged(settings: LeaveSettings) -> None:
+    """Refuse to merge those that stay by a rule that trusts more than that of the model which they leave did."""
+    older = report_beside(settings.out)
+    before = None if older is None else older.get("robust")
+    if isinstance(before, dict) and settings.robust is None:
+        flags = " ".join(f"--{name if name != 'how' else 'robust'} {value}" for name, value in before.items() if value)
+        raise ValueError(f"robust: got none, and {settings.out} was merged with {flags}: say so")

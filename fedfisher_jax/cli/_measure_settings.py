@@ -115,7 +115,7 @@ def each_of(settings: MeasureSettings) -> list[MeasureSettings]:
     if settings.checkpoint is None or not settings.checkpoint.is_dir():
         return [settings]
     found = weights.checkpoints(settings.checkpoint.glob("*.safetensors"))
-    if len(found) == 1 and len(next(iter(found.values()))) > 1 and settings.data.endswith(".npz"):
+    if len(found) == 1 and len(next(iter(found.values()))) > 1 and not Path(settings.data).is_dir():
         return [settings]  # the shards of one
     if sharded := [name for name, parts in found.items() if len(parts) > 1]:
         raise ValueError(f"checkpoint: {sharded[0]} has shards: give each checkpoint in shards as a folder of its own")

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from ..federate import merge_clients
 from ..merge import Merged, Payload, robust
 from ..merge._fold import require_squares
 from ..merge._one_by_one import merge_objective, merge_products, merge_sums, passes_of
+from ..merge._robust import How
 from ..merge._sent import model_of
 from ..payload import Limits
 from ..payload import _container as container
@@ -55,7 +56,7 @@ class MergeSettings:
     """Merge rule, by default the one that the files were measured for; another one must take what they hold."""
     damping: float | None = None
     """Damping of the fedfisher solvers, relative to a layer's mean diagonal; by default the rule's own."""
-    robust: Literal["cap", "trimmed", "median", "geometric-median", "krum", "outliers", "objective"] | None = None
+    robust: How | None = None
     """Do not trust every silo (docs/privacy.md), with all payloads in memory; trimmed, median: --rule fedavg alone."""
     faulty: int | None = None
     """With robust trimmed, krum or outliers: how many silos may be faulty; by default (n − 3) / 2 of n."""
@@ -118,12 +119,13 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
     return checkpoints.merge_state(settings, files, limits)
 
 
-def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = ()) -> dict[str, Any]:
+def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = (), left: Path | None = None) -> dict[str, Any]:
     """Do what `merge` does where there is no base.
 
     Args:
         settings: what to merge.
         leaving: payload files of silos that leave and are within a sum.
+        left: where the record of those that leave is written, before the region loses them.
 
     Raises:
         ValueError: as `merge`.
@@ -167,6 +169,8 @@ def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = ()) -> dict
         record["leaving"] = record_of(
             left_of(gathered, folded), before, record["sha256"], after, stay, list(folded.seen)
         )
+        if left is not None:
+            _files.write_json(left, record["leaving"])
     _files.write_json(described, record)
     if settings.into is not None and region is not None:  # last: a merge that is killed before can be done again
         container.write_bytes(settings.into, region)
@@ -199,16 +203,22 @@ def _distrusting(gathered: Gathered, settings: MergeSettings) -> Gathered:
     return gathered._replace(rule=robust(gathered.rule, settings.robust, faulty=settings.faulty, cap=settings.cap))
 
 
-def _require_free(out: Path, described: Path, taken: list[Path]) -> dict[str, Any] | None:
-    """Refuse to write over the report, the start, a payload, or a .json beside the model that is no report.
-
-    Returns:
-        The older report beside the model, if there is one.
-    """
+def _require_free(out: Path, described: Path, taken: list[Path]) -> None:
+    """Refuse to write over the report, the start, a payload, or a .json beside the model that is no report."""
     if out == described:
         raise ValueError(f"out: got {out}, expected another ending than that of the report, .json")
     for path in (out, described):
         _files.require_file(path, taken)
+    report_beside(out)
+
+
+def report_beside(out: Path) -> dict[str, Any] | None:
+    """Read the older report beside a model, if there is one.
+
+    Raises:
+        ValueError: the .json beside it is no report.
+    """
+    described = out.with_suffix(".json")
     if not described.exists():
         return None
     try:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from .._compat import standard_promotion, vary, varying
 from .._doors import require_examples, require_known, require_likelihood, require_params, require_targets
-from .._examples import Batch, Examples, mean_over_batches
+from .._examples import Batch, Examples, mean_over_batches, require_batch_size
 from .._likelihood import Likelihood
 from .._trees import pick, widened
 from ._capture import capture
@@ -141,6 +141,7 @@ def fishers(
     iterated = {name: structure for name, structure in chosen.items() if hasattr(structure, "estimate")}
     summed = {name: structure for name, structure in chosen.items() if name not in iterated}
     size = LARGEST_BATCH if batch_size is None else batch_size
+    require_batch_size(size)
     iterating = {"subspace": how.subspace, "kind": kind, "samples": samples, "batch_size": size}
     result: dict[str, Any] = {
         name: structure.estimate(apply, likelihood, params, data, key, **iterating)

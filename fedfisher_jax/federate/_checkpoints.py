@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from .._files import (
+    MADE_BY,
     content,
     only_writer,
     plain,
@@ -23,8 +22,9 @@ from .._files import (
     require_same_run,
     write_atomically,
 )
+from ..merge import exchanges
 from ._cohort import Cohort
-from ._described import described
+from ._described import described, further_training_settings, program_of, training_settings
 from ._over_devices import from_first
 from .rounds import DIVERGED, Federation, State, step
 
@@ -73,7 +73,11 @@ def run_rounds(
         require_folder(folder, "folder")
     identity = _identity(federation, state, cohort, how.get("epochs"))
     with only_writer(folder) if first else contextlib.nullcontext():
-        require_same_run(folder, identity, write=first, defaults=_further(federation))
+        begun = _begun(folder)
+        if first and not begun:  # what was noted is of a first round that failed, and may be why it did
+            (folder / MADE_BY).unlink(missing_ok=True)
+        if first or begun:
+            require_same_run(folder, identity, write=first, defaults=_further(federation))
         return _go_on(federation, state, cohort, rounds, folder, every, evaluate, on_record, how)
 
 
@@ -97,6 +101,9 @@ def _go_on(
         if number > rounds:
             raise ValueError(f"rounds: got {rounds}, but {folder} holds {number}; delete it to start over")
         lines = [line for line in read_lines(log, before) if line["round"] <= number]
+        if first and len(lines) < number - before:
+            said = f"got {len(lines)} lines, expected {number - before}, since the checkpoint is of round {number}"
+            raise ValueError(f"{log}: {said}; bring it back, or delete {folder} to start over")
         if first:
             write_atomically(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
         while number < rounds:
@@ -118,6 +125,12 @@ def _go_on(
             if on_record is not None:
                 on_record(line)
     return state, lines
+
+
+def _begun(folder: Path) -> bool:
+    """Whether any round was noted or kept."""
+    log = folder / "rounds.jsonl"
+    return (log.exists() and log.stat().st_size > 0) or any((folder / "checkpoints").glob("[0-9]*"))
 
 
 def _checkpoints(folder: Path) -> Any:
@@ -157,14 +170,12 @@ def _identity(federation: Federation, state: State, cohort: Cohort, epochs: Any)
     """What makes a run the run that it is, as texts that can be compared and named."""
     training = federation.training
     parts: dict[str, Any] = {
+        **training_settings(training, state.params),
         "rule": federation.rule.name,
         "sampled": federation.sampled,
         "epochs": training.epochs if epochs is None else np.asarray(epochs).tolist(),
-        "batch_size": training.batch_size,
-        "likelihood": training.likelihood.name,
-        "optimizer": _program_of(training.optimizer, state.params),
-        "server optimizer": _program_of(federation.optimizer, state.params),
-        "variant": _program_of(_corrected(federation, state), state.params),
+        "server optimizer": program_of(federation.optimizer, state.params),
+        "variant": program_of(_corrected(federation, state), state.params),
         "start": _short(state.params),
         "key": np.asarray(jax.random.key_data(state.key)).tolist(),
         "clients": _short((cohort.rows, cohort.clients)),
@@ -178,12 +189,10 @@ def _identity(federation: Federation, state: State, cohort: Cohort, epochs: Any)
 def _further(federation: Federation) -> dict[str, str]:
     """What folders of earlier versions do not name."""
     training, rule = federation.training, federation.rule
-    settings = described((rule.measure, rule.lift, rule.solve))
+    settings = described([(part.measure, part.lift, part.solve, part.carry) for part in exchanges(rule)])
     return {
+        **further_training_settings(training),
         "the rule's settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
-        "the likelihood's settings": described(training.likelihood.nll),
-        "private": described(training.private),
-        "augment": described(training.augment),
         "squares": described(training.squares or rule.squares),
         "barrier": described(federation.barrier),
     }
@@ -199,21 +208,6 @@ def _corrected(federation: Federation, state: State) -> Any:
 
 def _short(tree: Any) -> str:
     return content(tree)[:12]
-
-
-def _program_of(optimizer: Any, params: Any) -> str:
-    """A hash of what an optimiser computes, its rates among it; addresses of functions count for nothing."""
-    if optimizer is None:
-        return "none"
-    update = optax.with_extra_args_support(optimizer).update
-
-    def step(slope: Any, inner: Any, p: Any) -> Any:
-        zero = jnp.zeros(())
-        asked = {"value": zero, "grad": slope, "value_fn": lambda _, clients_length: zero}  # some need the loss
-        return update(slope, inner, p, **asked, clients_length=zero)  # which `clip_to_clients` needs
-
-    text = str(jax.make_jaxpr(step)(params, optimizer.init(params), params))
-    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode()).hexdigest()[:12]
 
 
 def read_lines(path: Path, before: int = 0) -> list[dict[str, Any]]:

@@ -2,18 +2,25 @@
 
 import dataclasses
 import functools
+import hashlib
+import re
 import types
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from .._files import content
+from ._local import LocalTraining
+
+KNOWN = ("fedfisher_jax", "optax")  # whose functions are what they close over; a name alone does not tell optax.sgd(1)
 
 
 def described(value: Any, inside: frozenset[int] = frozenset()) -> str:
-    """Write down a value's settings: fields of dataclasses and what functions of this library close over.
+    """Write down a value's settings: fields of dataclasses and what functions of this library and optax close over.
 
     A user's own function is known by its name alone, so that two with one name are taken for the same.
 
@@ -51,7 +58,7 @@ def _fields(value: Any) -> tuple[str, ...]:
 
 
 def _ours(function: types.FunctionType) -> bool:
-    return function.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return function.__module__.partition(".")[0] in KNOWN
 
 
 def _closed_over(function: types.FunctionType) -> dict[str, Any]:
@@ -59,3 +66,39 @@ def _closed_over(function: types.FunctionType) -> dict[str, Any]:
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     found = {name: cell.cell_contents for name, cell in cells.items() if cell != types.CellType()}
     return found | {"defaults": function.__defaults__ or (), "named": function.__kwdefaults__ or {}}
+
+
+def training_settings(training: LocalTraining, params: Any) -> dict[str, str]:
+    """Write down what decides how a client trains, by name; how it is computed (`convolutions`) is left out."""
+    return {
+        "epochs": described(training.epochs),
+        "batch_size": described(training.batch_size),
+        "likelihood": training.likelihood.name,
+        "optimizer": program_of(training.optimizer, params),
+        **further_training_settings(training),
+    }
+
+
+def further_training_settings(training: LocalTraining) -> dict[str, str]:
+    """Write down those of them that folders of earlier versions do not name."""
+    return {
+        "the likelihood's settings": described(training.likelihood.nll),
+        "private": described(training.private),
+        "augment": described(training.augment),
+        "squares": described(training.squares),
+    }
+
+
+def program_of(optimizer: Any, params: Any) -> str:
+    """Hash what an optimiser computes, its rates among it; addresses of functions count for nothing."""
+    if optimizer is None:
+        return "none"
+    update = optax.with_extra_args_support(optimizer).update
+
+    def step(slope: Any, inner: Any, p: Any) -> Any:
+        zero = jnp.zeros(())
+        asked = {"value": zero, "grad": slope, "value_fn": lambda _, clients_length: zero}  # some need the loss
+        return update(slope, inner, p, **asked, clients_length=zero)  # which `clip_to_clients` needs
+
+    text = str(jax.make_jaxpr(step)(params, optimizer.init(params), params))
+    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode()).hexdigest()[:12]

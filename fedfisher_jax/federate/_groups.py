@@ -119,6 +119,7 @@ def _read(checkpoint: Checkpoint) -> tuple[int, PyTree, Reports]:
             f"checkpoint: {path} is no checkpoint of this version ({error}); delete it or name another"
         ) from error
     if found != mark:
-        raise ValueError(f"checkpoint: {path} belongs to other clients or another grouping; delete it or name another")
+        others = "other clients, another training or another grouping"
+        raise ValueError(f"checkpoint: {path} belongs to {others}; delete it or name another")
     summary = [a.view(leaf.dtype) if a.dtype.kind == "V" else a for a, leaf in zip(stored, leaves, strict=True)]
     return finished, jax.tree.unflatten(tree, summary), reports  # numpy's files know no bfloat16

@@ -5,8 +5,9 @@ not depend on the other clients.
 """
 
 import dataclasses
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,8 +20,9 @@ from .._doors import require_params
 from .._trees import pick
 from ..merge import Merged, Rule, Update, fold
 from ..merge._fold import lift, merge_summary, require_squares
-from ..merge._rule import require_rule
+from ..merge._rule import require_one_exchange, require_rule
 from ._cohort import Client, Cohort, by_length, require_targets, with_examples
+from ._described import training_settings
 from ._groups import checkpoint_of, in_groups, stacked_on
 from ._local import LocalTraining, Trained, train
 from ._map_clients import CohortReport, default_strategy, map_clients, report_of
@@ -91,7 +93,7 @@ def train_clients(
 
     Raises:
         ValueError: targets do not fit the model's outputs, or a client's parameters are not finite after training; its
-            number is in the message.
+            number is in the message; a checkpoint of other clients or of other settings of training.
     """
     require_targets(training.likelihood, training.apply, start, cohort)
     function, shared = TrainClient(training), Shared(cohort.shared, key, start)
@@ -99,7 +101,8 @@ def train_clients(
     if checkpoint is None:
         trained, report = map_cohort(function, shared, cohort, steps=steps, **how)
     else:
-        trained, report = _in_groups(function, shared, cohort, steps, checkpoint, **how)
+        settings = training_settings(training, start)
+        trained, report = _in_groups(function, shared, cohort, steps, checkpoint, settings, **how)
     require_finite(trained.params, "parameters after training (lower the learning rate?)", cohort.members.number)
     return trained, report
 
@@ -110,10 +113,13 @@ def _in_groups(
     cohort: Cohort,
     steps: np.ndarray,
     path: str | os.PathLike[str],
+    training: Mapping[str, str],
     strategy: str | None = None,
     **how: Any,
 ) -> tuple[PyTree, CohortReport]:
     """Run `map_cohort` over groups of clients of like length, the longest first, with a checkpoint after each.
+
+    The checkpoint is one of these clients and this training, of which the settings are given as texts.
 
     A group is about an eighth of all, and so many that no thread, device or vectorised program waits for clients.
     """
@@ -126,7 +132,7 @@ def _in_groups(
         return jax.tree.map(np.asarray, result), report, float(work.sum())
 
     group = width * max(1, round(count / width / GROUPS))
-    kept = checkpoint_of(path, "stack", function, shared, pick(cohort.members, order))
+    kept = checkpoint_of(path, f"stack {json.dumps(training)}", function, shared, pick(cohort.members, order))
     found, report = in_groups(run, stacked_on, count, group, kept, **how)
     return pick(found, np.argsort(order)), report
 
@@ -186,12 +192,13 @@ def merge_clients(rule: Rule, payloads: PyTree, start: PyTree = None) -> Merged:
         start: the model that the clients were sent, where the rule reads it.
 
     Raises:
-        ValueError: the rule cannot merge what payloads hold, gives an `apply` of its own and says that it can be
-            compiled, or ends with an objective below zero; the start is not like the parameters; a client's weight is
-            not positive, where weights are there to be looked at: not under `jit`.
+        ValueError: the rule is several exchanges, cannot merge what payloads hold, gives an `apply` of its own and says
+            that it can be compiled, or ends with an objective below zero; the start is not like the parameters; a
+            client's weight is not positive, where weights are there to be looked at: not under `jit`.
         TypeError: parameters that are no floating-point numbers.
     """
     require_rule(rule)
+    require_one_exchange(rule)
     if payloads.params is not None:
         require_params(payloads.params)
     weights = getattr(payloads, "weight", None)

@@ -181,7 +181,7 @@ def _round(
     clients = (here.members, take(state.own), take(epochs))
     added, kept, _ = sum_clients(TrainAndMeasure(federation), strategy, everyone, clients, all_count)
     if strategy not in ONE_PROGRAM:
-        require_finite(kept["finite"], DIVERGED, chosen)
+        require_finite(kept["finite"], DIVERGED, here.members.number)
     sizes = here.sizes / jnp.mean(cohort.sizes)
     merged = (merge if federation.jit else merge_here)(federation, registered, state, chosen, sizes, added, kept)
     params, diagnostics = merged.params, merged.diagnostics

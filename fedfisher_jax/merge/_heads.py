@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._doors import require_targets
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import scaled, widened
@@ -66,6 +67,7 @@ class MeasureMoments:
         """One client's payload."""
         del key
         params = self.model(update.start)
+        require_targets(self.likelihood, self.apply, params, data)
         leaves, (place, described) = jax.tree.leaves(params), self.place(params, data.x)
         require_room(place, leaves)
         if self.clip is not None and len(place.outputs) > 1:
@@ -169,7 +171,8 @@ def regressed(likelihood: Likelihood, outputs: tuple[int, ...], target: Any) -> 
     if likelihood.name == "categorical":
         rows = jax.nn.one_hot(target, outputs[-1])
     else:
-        rows = 2 * target - 1 if likelihood.name == "bernoulli" else target
+        rows = jnp.asarray(target, jnp.result_type(float))  # integers without a sign would wrap
+        rows = 2 * rows - 1 if likelihood.name == "bernoulli" else rows
     return jnp.reshape(rows, (-1, outputs[-1]))
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._doors import require_targets
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood, gaussian
 from .._trees import scaled, stack, widened
@@ -76,6 +77,7 @@ class MeasureGradient:
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload; it holds no parameters."""
         params, apply = model_of(require_start(update.start)), for_loops(self.fit.apply)
+        require_targets(self.fit.likelihood, self.fit.apply, params, data)
         curvature = self.fisher(Update(params, params), data, key).statistics
 
         def sums(batch: Batch) -> tuple[jax.Array, PyTree]:

@@ -13,7 +13,7 @@ from ..solve._passes import Clients, Passes, objective_by_passes
 from ..solve._products import Products, objective_of, together
 from ._exact_sums import Sums, added, nothing, removed, rounded
 from ._fold import check_payload, lift, merge_summary, require_squares
-from ._rule import Merged, Rule, require_one_exchange
+from ._rule import Merged, Rule, require_one_exchange, require_rule
 
 PyTree = Any
 CHUNK = 2**22  # bytes of payloads that a pass holds at a time, or one payload
@@ -71,6 +71,7 @@ def require_one_by_one(rule: Rule) -> None:
     Raises:
         ValueError: which rule, and why.
     """
+    require_rule(rule)
     if rule.combine != "add" and not rule.passes:
         raise ValueError(f"rule: {rule.name} needs all payloads at once, expected one that adds, as fedavg does")
     require_one_exchange(rule)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._doors import require_targets
 from .._examples import Batch, Examples, mean_over_batches
 from .._likelihood import Likelihood
 from .._trees import widened
@@ -69,6 +70,7 @@ class MeasureInputs:
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload."""
         inputs = one_input(data)
+        require_targets(self.fisher.likelihood, self.fisher.apply, update.params, data)
         payload = self.fisher(update, data, key)
         one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
         shape = jax.eval_shape(self.fisher.apply, update.params, one)

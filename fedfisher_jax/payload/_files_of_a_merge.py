@@ -30,6 +30,7 @@ class Part(NamedTuple):
     silos: tuple[Silo, ...]  # by their numbers
     holds: str  # PAYLOAD, `region.SUMS`, `region.STACK` or `region.PRODUCTS`
     stamp: tuple[int, ...] = ()  # the file's size, time of change and number in the file system
+    lifted: str = ""  # of a sum: the rule with its options, where contributions depend on them
 
 
 class Terms(NamedTuple):
@@ -225,7 +226,8 @@ def opened(data: bytes, path: str, terms: Terms = Terms()) -> tuple[Part, dict[s
         checked(one, silo.header.bits // 8, terms.like, file=path, **options)
         require_same(silo.header, silos[0].header, path, path)
     _require_its_noise(silos, path, terms)
-    return Part(path, tuple(sorted(silos, key=lambda silo: silo.header.about.silo)), raw["holds"]), raw, arrays
+    silos = sorted(silos, key=lambda silo: silo.header.about.silo)
+    return Part(path, tuple(silos), raw["holds"], lifted=raw.get(region.LIFTED, "")), raw, arrays
 
 
 def _require_its_noise(silos: Sequence[Silo], path: str, terms: Terms) -> None:

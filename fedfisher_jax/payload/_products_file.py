@@ -23,10 +23,12 @@ POSITIVE = ("spare/", "terms/rest/")
 TREES = ("anchor", "pull", "spare")
 
 
-def packed(products: Products, template: Mapping[str, Any], rule: str, silos: Sequence[Silo], names: bool) -> bytes:
+def packed(
+    products: Products, template: Mapping[str, Any], rule: str, silos: Sequence[Silo], names: bool, lifted: str = ""
+) -> bytes:
     """Write what was kept of silos' objective as the bytes of a file; arguments as those of `region.pack_sums`."""
     header = {"format": FORMAT, "holds": PRODUCTS, "library": __version__}
-    header |= summed_header(template, rule, silos, names)
+    header |= summed_header(template, rule, silos, names, lifted)
     header |= {name: [float(one) for one in getattr(products, name)] for name in NUMBERS}
     arrays = {f"{part}/{path}": leaf for part in TREES for path, leaf in named_leaves(getattr(products, part))}
     arrays |= {f"terms/{name}": array for name, array in named(products.terms, silos[0].header.leaves).items()}

@@ -30,6 +30,8 @@ FORMAT = 1
 SUMS, STACK = "sum of silos' contributions", "silos' payloads"  # what a file says that it holds
 PRODUCTS = "few Kronecker products near the sum of silos' Fishers"  # see `_products_file`
 MORE = {SUMS: {"payload"}, STACK: set(), PRODUCTS: {"payload", "shifts", "dropped", "kept"}}
+LIFTED = "lifted"  # the rule with its options, where contributions depend on them
+MOST_RULE = 1000
 FIELDS = {"silo", "name", "examples", "bits", "compression", "privacy", "digest"}
 
 
@@ -45,22 +47,28 @@ def is_region(raw: Mapping[str, Any]) -> bool:
     return raw.get("holds") in (SUMS, STACK, PRODUCTS)
 
 
-def pack_sums(sums: Sums, template: Mapping[str, Any], rule: str, silos: Sequence[Silo], names: bool) -> bytes:
+def pack_sums(
+    sums: Sums, template: Mapping[str, Any], rule: str, silos: Sequence[Silo], names: bool, lifted: str = ""
+) -> bytes:
     """Write the exact sum of silos' contributions as the bytes of a file.
 
     Args:
         sums: the exact sum of the contributions.
         template: the JSON header of any of the silos' files.
-        rule: what they are lifted by.
+        rule: what they are lifted by, by its plain name.
         silos: at least one, with digests.
         names: whether the file may hold the silos' names.
+        lifted: the rule with its options, where these change contributions: others do not add up with them.
     """
-    header = {"format": FORMAT, "holds": SUMS, "library": __version__, **summed_header(template, rule, silos, names)}
+    header = {"format": FORMAT, "holds": SUMS, "library": __version__}
+    header |= summed_header(template, rule, silos, names, lifted)
     both = zip(("high", "low"), sums, strict=True)
     return container.pack(header, {f"{part}/{path}": leaf for part, tree in both for path, leaf in named_leaves(tree)})
 
 
-def summed_header(template: Mapping[str, Any], rule: str, silos: Sequence[Silo], names: bool) -> dict[str, Any]:
+def summed_header(
+    template: Mapping[str, Any], rule: str, silos: Sequence[Silo], names: bool, lifted: str = ""
+) -> dict[str, Any]:
     """Write what the header of a region whose silos are no longer apart says of them, see `pack_sums`."""
     total = sum(silo.header.examples for silo in silos)
     quiet = {"name": "", "compression": "none", "privacy": None, "codecs": [], "encoded": {}}
@@ -78,7 +86,7 @@ def summed_header(template: Mapping[str, Any], rule: str, silos: Sequence[Silo],
     ]
     first = min(one["silo"] for one in said)
     payload = {**template, **quiet, "rule": rule, "examples": total, "silo": first}
-    return {"payload": payload, "silos": said}
+    return {"payload": payload, "silos": said} | ({LIFTED: lifted} if lifted else {})
 
 
 def pack_stack(held: Sequence[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]], rule: str, names: bool) -> bytes:
@@ -100,8 +108,12 @@ def silos_of(raw: Mapping[str, Any], arrays: Mapping[str, np.ndarray], limits: L
         ValueError: what is missing, of another type, or contradicts the rest.
     """
     wanted = {"format", "holds", "library", "silos"} | MORE[raw["holds"]]
-    if set(raw) != wanted or raw["format"] != FORMAT:
+    more = set() if raw["holds"] == STACK else {LIFTED}
+    if set(raw) - more != wanted or raw["format"] != FORMAT:
         raise ValueError(f"region: expected format {FORMAT} with {', '.join(sorted(wanted))}")
+    lifted = raw.get(LIFTED, "")
+    if not isinstance(lifted, str) or len(lifted) > MOST_RULE or not lifted.isprintable():
+        raise ValueError(f"{LIFTED}: expected printable text of at most {MOST_RULE} characters")
     said = raw["silos"]
     if not isinstance(said, list) or not 1 <= len(said) <= limits.files:
         raise ValueError(f"silos: expected a list of 1 to {limits.files}")

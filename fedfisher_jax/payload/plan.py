@@ -1,5 +1,6 @@
 """Which encoder for which entry: nothing, the authors' scheme, or what fits a budget."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,10 +41,10 @@ def authors(payload: Payload) -> dict[str, Codec]:
         raise ValueError(f"compression: the authors' scheme has no {name} Fisher")
     arrays = file.entries(payload)
     size = sum(array.size for entry, array in arrays.items() if entry.startswith("params/"))
-    factors = {entry: array.shape[-1] for entry, array in arrays.items() if is_matrix(name, entry)}
+    factors = {entry: array.shape for entry, array in arrays.items() if is_matrix(name, entry)}  # [groups, n, n]
     plan: dict[str, Codec] = {entry: Uniform(15) for entry in arrays if entry not in factors}
     if factors:
-        rank = max(1, int(2 * size / sum(2 * n + 1 for n in factors.values())))
+        rank = max(1, int(2 * size / sum(math.prod(shape[:-2]) * (2 * shape[-1] + 1) for shape in factors.values())))
         plan |= {entry: Singular(rank, Uniform(8)) for entry in factors}
     return plan
 
@@ -93,7 +94,7 @@ def fit(payload: Payload, about: file.About, budget: float, *, stochastic: bool 
             return plan(width, None)
     for width in range(FINE, LEAST - 1, -1) if largest else ():
         rank = _largest(lambda r, width=width: bits(width, r) <= room, largest)
-        if rank >= KEPT or (rank and width == LEAST):
+        if rank >= min(KEPT, largest) or (rank and width == LEAST):
             return plan(width, rank)
     smallest = bits(LEAST, 1 if largest else None) / full
     raise ValueError(f"budget: got {budget:g}, expected at least {smallest:.3f} for this payload")
