@@ -127,7 +127,7 @@ def applying(x: Any) -> Iterator[None]:
         raise ValueError(f"x: got examples of shape {shapes}, which apply fails on: {said}") from error
 
 
-def require_targets(likelihood: Likelihood, apply: Any, params: PyTree, data: Examples) -> None:
+def require_targets(likelihood: Likelihood, apply: Any, params: PyTree, data: Examples, *, empty: bool = False) -> None:
     """Refuse targets that do not fit the model's outputs, where arrays are there to be looked at.
 
     Raises:
@@ -139,4 +139,4 @@ def require_targets(likelihood: Likelihood, apply: Any, params: PyTree, data: Ex
     rows = np.asarray(data.indices)[: int(data.size)]
     with applying(data.x):
         outputs = jax.eval_shape(apply, params, outline(data.x, len(rows)))
-    check_targets(likelihood, outputs.shape, np.asarray(data.y)[rows])
+    check_targets(likelihood, outputs.shape, np.asarray(data.y)[rows], empty=empty)

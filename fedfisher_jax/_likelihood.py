@@ -208,7 +208,7 @@ def bernoulli() -> Likelihood:
     return Likelihood("bernoulli", nll, fisher_factor, sample, jax.nn.sigmoid, link, mix, correct)
 
 
-def check_targets(likelihood: Likelihood, outputs_shape: tuple[int, ...], y: Any) -> None:
+def check_targets(likelihood: Likelihood, outputs_shape: tuple[int, ...], y: Any, *, empty: bool = False) -> None:
     """Check the targets of a data set against the outputs of a network.
 
     Args:
@@ -216,6 +216,7 @@ def check_targets(likelihood: Likelihood, outputs_shape: tuple[int, ...], y: Any
         outputs_shape: shape of the network's outputs for all of `y`, [N, C] or [N, T, C].
         y: targets: integers [N] or [N, T] below C (categorical), finite numbers of the outputs' shape (gaussian), zeros
             and ones of that shape (bernoulli); of one output also without its axis.
+        empty: whether an example may have no position that counts.
 
     Raises:
         ValueError: if shape, type or values of `y` are not allowed.
@@ -240,7 +241,7 @@ def check_targets(likelihood: Likelihood, outputs_shape: tuple[int, ...], y: Any
         if likelihood.counts is not None:
             counted = np.asarray(likelihood.counts(y))
             right |= ~counted
-            if len(y) and not (some := counted.reshape(len(y), -1).any(1)).all():
+            if len(y) and not empty and not (some := counted.reshape(len(y), -1).any(1)).all():
                 raise ValueError(f"y: example {np.argmin(some)} has no position that counts, expected at least one")
     if not right.all():
         bad = ~right

@@ -221,3 +221,20 @@ def test_small_clients_read_short_rows_beside_a_large_one():
     ]
     merged = [merge_clients(rule, payloads).params for payloads in sent]
     np.testing.assert_allclose(merged[0], merged[1], rtol=1e-4, atol=1e-5)
+
+
+def test_rules_of_several_exchanges_and_what_is_no_rule_are_refused_by_every_merge():
+    several = ff.then(ff.fedavg(apply, ff.categorical()), ff.fedfisher(apply, ff.categorical()))
+    sent = [ff.Payload(jnp.asarray(1.0), jnp.ones((3, 2)))] * 2
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sent)
+    for merge, what in ((merge_clients, stacked), (ff.merge_payloads, sent), (ff.merge.merge_one_by_one, sent)):
+        with pytest.raises(ValueError, match="which is 2 exchanges, expected one of its parts"):
+            merge(several, what)
+        with pytest.raises(TypeError, match="rule"):
+            merge(ff.fedavg, what)
+
+
+def test_a_fisher_of_the_heaviest_columns_in_batches_of_nothing_is_refused():
+    data = ff.examples(np.eye(3, dtype=np.float32), np.arange(3))
+    with pytest.raises(ValueError, match="batch_size: got 0"):
+        ff.fisher(lambda w, x: x @ w, ff.categorical(), jnp.zeros((3, 3)), data, batch_size=0, skip=0.1)

@@ -96,3 +96,32 @@ def test_who_cannot_leave_a_sum_is_told_why(folder, tmp_path, capsys):
     refused("expected those of silos that leave", capsys, *given, zero, three, *start)
     assert not (tmp_path / "left.json").exists() and not (tmp_path / "g.safetensors").exists()
     refused("which is a silo's payload", capsys, "merge", zero, *start[:-2], "--into", one)
+
+
+def test_who_leaves_a_model_of_a_robust_merge_leaves_by_that_merge(folder, tmp_path, capsys):
+    region, out, how = tmp_path / "r.safetensors", tmp_path / "g.safetensors", ("--robust", "median")
+    merged(folder, files(folder, "fedavg"), out, "--into", region, *how)
+    start = ["--start", folder / "start.safetensors", "--out", out, "--record", tmp_path / "left.json"]
+    before = region.read_bytes()
+    refused("was merged with --robust median: say so", capsys, "leave", region, "--silo", 3, *start)
+    assert region.read_bytes() == before and not (tmp_path / "left.json").exists()
+    command("leave", region, "--silo", 3, *start, *how)
+    want, _ = merged(folder, files(folder, "fedavg", 0, 1, 2, 4, 5, 6), tmp_path / "never.safetensors", *how)
+    equal([np.asarray(leaf) for leaf in jax.tree.leaves(model_file.read(out).params)], want)
+
+
+def test_a_sum_says_by_which_options_its_contributions_were_made(folder, tmp_path, capsys):
+    """Sums of other options do not add up; options of the solver alone are free."""
+    region, out, mean = tmp_path / "r.safetensors", tmp_path / "g.safetensors", ("--rule", "fedfish,scale=mean")
+    sent = files(folder, "fedfisher-diag")
+    merged(folder, sent[:3], out, "--into", region, *mean)
+    start = ["--start", folder / "start.safetensors", "--out", out, "--record", tmp_path / "left.json"]
+    gone = "leave", region, "--silo", 2, "--payloads", sent[2], *start
+    words = "holds a sum by fedfish,scale=mean, whose contributions are others than those of fedfish"
+    refused(words, capsys, *gone, "--rule", "fedfish")
+    refused(words, capsys, "merge", region, *start[:-2], "--rule", "fedfish")
+    command(*gone, *mean)
+    want, _ = merged(folder, sent[:2], tmp_path / "never.safetensors", *mean)
+    equal([np.asarray(leaf) for leaf in jax.tree.leaves(model_file.read(out).params)], want)
+    free = fold(folder, sent, tmp_path / "free.safetensors", "--rule", "fedfisher-diag,damping=1")
+    merged(folder, [free], tmp_path / "f.safetensors", "--rule", "fedfisher-diag,damping=3")

@@ -180,3 +180,40 @@ def test_rounds_of_optimisers_that_need_the_loss_are_kept_apart_too(problem, tmp
     resume.run_rounds(strong, state, who, 1, tmp_path / "prox", strategy="sequential")
     with pytest.raises(ValueError, match="variant "):
         resume.run_rounds(weak, state, who, 1, tmp_path / "prox", strategy="sequential")
+
+
+def test_settings_of_every_part_of_a_rule_make_a_run_what_it_is(problem):
+    _, who = problem
+    state = begun(problem, plan_of(FEDAVG))
+
+    def identity(rule):
+        return resume._identity(plan_of(rule), state, who, None)["the rule's settings"]
+
+    apply = NETWORK.apply
+    heads = [ff.then(FEDAVG, ff.merge.recalibrate(apply, LIKELIHOOD, ridge=ridge)) for ridge in (1e-4, 1e-4, 10.0)]
+    pasts = [ff.fipa(apply, LIKELIHOOD, past=ff.merge.PastFishers(rho=rho)) for rho in (5.0, 5.0, 0.1)]
+    loops = [ff.fedfisher(apply, LIKELIHOOD, solver=ff.paper_loop(optax.sgd(rate))) for rate in (0.1, 0.1, 0.001)]
+    for first, same, other in (heads, pasts, loops):
+        assert identity(first) == identity(same) != identity(other)
+
+
+def test_a_run_whose_first_round_failed_may_change(problem, tmp_path):
+    _, who = problem
+    plan = plan_of(FEDAVG)
+    far = dataclasses.replace(plan, training=dataclasses.replace(TRAIN, optimizer=optax.sgd(1e200)))
+    with pytest.raises(ValueError, match="lower the learning rate"):
+        resume.run_rounds(far, begun(problem, far), who, 2, tmp_path, strategy="sequential")
+    _, lines = resume.run_rounds(plan, begun(problem, plan), who, 1, tmp_path, strategy="sequential")
+    assert len(lines) == 1
+    with pytest.raises(ValueError, match="holds another run: .*optimizer"):
+        resume.run_rounds(far, begun(problem, far), who, 2, tmp_path, strategy="sequential")
+
+
+def test_lines_that_a_checkpoint_has_and_its_folder_lacks_are_missed_at_once(problem, tmp_path):
+    _, who = problem
+    plan = plan_of(FEDAVG)
+    resume.run_rounds(plan, begun(problem, plan), who, 2, tmp_path, strategy="sequential")
+    (tmp_path / "rounds.jsonl").unlink()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"rounds\.jsonl: got 0 lines, expected 2"):
+            resume.run_rounds(plan, begun(problem, plan), who, 3, tmp_path, strategy="sequential")

@@ -151,3 +151,13 @@ def test_memory_follows_the_sampled_clients_not_the_registered_ones(problem):
     few, many = temporary(60), temporary(600)
     assert many - few < 50 * 600  # the draw itself looks at every number
     assert few > 50 * 8 * sum(leaf.size for leaf in jax.tree.leaves(start))
+
+
+def test_a_client_that_diverges_is_named_by_its_number(problem):
+    _, who = problem
+    numbered = ff.cohort(who.x, who.y, [np.arange(4), np.arange(4, 9)], numbers=[10, 20])
+    far = dataclasses.replace(TRAIN, optimizer=optax.sgd(1e200))
+    plan = dataclasses.replace(plan_of(FEDAVG), training=far, sampled=2)
+    state = rounds.init(plan, begun(problem, plan).params, 2, jax.random.key(0))
+    with pytest.raises(ValueError, match="client 10"):
+        rounds.step(plan, state, numbered, strategy="threads")

@@ -255,6 +255,9 @@ def test_checkpoints_as_trainers_leave_them(tmp_path, monkeypatch, capsys):
         sent, _ = payload.read("p", start)
         for ours, theirs in zip(jax.tree.leaves(sent.params), jax.tree.leaves(start), strict=True):
             np.testing.assert_array_equal(ours, theirs)
+    rows = ["a,b,c,d,e,f,label", *(",".join(map(str, [*row, n % 3])) for n, row in enumerate(rng.normal(size=(9, 6))))]
+    (tmp_path / "mine.csv").write_text("\n".join(rows))
+    command("measure", "--data", "mine.csv", "--checkpoint", "shards", "--rule", "fedavg", "--out", "p")
     (tmp_path / "shards" / "model-00001-of-00002.safetensors").unlink()
     line = refused(capsys, "measure", "--data", "mine.npz", "--checkpoint", "shards", "--rule", "fedavg", "--out", "q")
     assert "shard 1 of 2 of model is missing" in line

@@ -11,9 +11,12 @@ import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import fedfisher_jax as ff
 from fedfisher_jax.federate._fold_clients import fold_clients
+from fedfisher_jax.federate._private import Private
 
 HERE = Path(__file__).parent
 CLIENTS = jnp.asarray(np.random.default_rng(0).normal(size=(11, 4)))
@@ -165,3 +168,20 @@ def test_two_hosts_are_one():
     for host in hosts:
         out, error = host.communicate(timeout=300)
         assert out.strip().endswith("same"), error
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    apply, start = (lambda w, x: x @ w), jnp.zeros((3, 2))
+    who = ff.cohort(np.eye(3), np.array([0, 1, 0]), [np.array([0]), np.array([1, 2])])
+
+    def train(rate=0.1, epochs=1, **more):
+        how = ff.LocalTraining(apply, ff.categorical(), optax.sgd(rate), epochs, 2, **more)
+        return ff.federate.train_clients(how, start, who, jax.random.key(0), checkpoint=tmp_path / "trained.npz")[
+            0
+        ].params
+
+    first = train()
+    np.testing.assert_array_equal(train(), first)
+    for other in ({"rate": 1.0}, {"epochs": 2}, {"private": Private(1.0, 0.5, 2)}):
+        with pytest.raises(ValueError, match="belongs to other clients, another training"):
+            train(**other)

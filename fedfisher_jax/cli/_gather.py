@@ -1,5 +1,6 @@
 """How `merge` and `fold` begin: all files are looked at, and their rule is found, before any array is decoded."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,7 +158,9 @@ def _leaving(paths: Sequence[Path], parts: list[Part], terms: Terms) -> dict[int
         number = part.silos[0].header.about.silo
         if part.holds != files_of.PAYLOAD or number not in summed:
             raise ValueError(f"payloads: {part.path}: got silo {number}, expected a silo that is within a sum")
-        require_same(part.silos[0].header, parts[0].silos[0].header, part.path, parts[0].path)
+        first, own = parts[0].silos[0].header, part.silos[0].header
+        own = own._replace(about=dataclasses.replace(own.about, rule=first.about.rule))  # a sum may be by another rule
+        require_same(own, first, part.path, parts[0].path)
         found[number] = part
     return found
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._files import (
-    MADE_BY,
     content,
     only_writer,
     plain,
@@ -74,10 +73,9 @@ def run_rounds(
     identity = _identity(federation, state, cohort, how.get("epochs"))
     with only_writer(folder) if first else contextlib.nullcontext():
         begun = _begun(folder)
-        if first and not begun:  # what was noted is of a first round that failed, and may be why it did
-            (folder / MADE_BY).unlink(missing_ok=True)
-        if first or begun:
-            require_same_run(folder, identity, write=first, defaults=_further(federation))
+        if first or begun:  # else what was noted is of a first round that failed, and may be why it did
+            may_change = () if begun else (*identity, "lengths")
+            require_same_run(folder, identity, write=first, defaults=_further(federation), may_change=may_change)
         return _go_on(federation, state, cohort, rounds, folder, every, evaluate, on_record, how)
 
 

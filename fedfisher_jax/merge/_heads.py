@@ -67,7 +67,7 @@ class MeasureMoments:
         """One client's payload."""
         del key
         params = self.model(update.start)
-        require_targets(self.likelihood, self.apply, params, data)
+        require_targets(self.likelihood, self.apply, params, data, empty=True)
         leaves, (place, described) = jax.tree.leaves(params), self.place(params, data.x)
         require_room(place, leaves)
         if self.clip is not None and len(place.outputs) > 1:

@@ -77,7 +77,7 @@ class MeasureGradient:
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload; it holds no parameters."""
         params, apply = model_of(require_start(update.start)), for_loops(self.fit.apply)
-        require_targets(self.fit.likelihood, self.fit.apply, params, data)
+        require_targets(self.fit.likelihood, self.fit.apply, params, data, empty=True)
         curvature = self.fisher(Update(params, params), data, key).statistics
 
         def sums(batch: Batch) -> tuple[jax.Array, PyTree]:

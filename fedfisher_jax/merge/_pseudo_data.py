@@ -70,7 +70,7 @@ class MeasureInputs:
     def __call__(self, update: Update, data: Examples, key: jax.Array) -> Payload:
         """One client's payload."""
         inputs = one_input(data)
-        require_targets(self.fisher.likelihood, self.fisher.apply, update.params, data)
+        require_targets(self.fisher.likelihood, self.fisher.apply, update.params, data, empty=True)
         payload = self.fisher(update, data, key)
         one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
         shape = jax.eval_shape(self.fisher.apply, update.params, one)

@@ -237,3 +237,33 @@ def test_settings_that_do_not_work():
     rule = ff.merge.recalibrate(apply, ff.categorical())
     with pytest.raises(ValueError, match="start: got None"):
         rule.measure(ff.Update(START[True]), ff.examples(X, TARGETS["categorical"][1]), KEY)
+
+
+def test_bernoulli_targets_may_be_bytes():
+    apply, start = (lambda w, x: x @ w), jnp.zeros((3, 2))
+    rule, y = ff.merge.analytic(apply, ff.bernoulli()), np.array([[0, 1], [1, 0], [0, 0]])
+    found = [
+        ff.merge_payloads(
+            rule,
+            [rule.measure(ff.Update(None, start), ff.examples(np.eye(3), y.astype(kind)), jax.random.key(0))],
+            start,
+        )
+        for kind in (np.uint8, np.int32, np.float32)
+    ]
+    np.testing.assert_allclose(found[0].params, 2 * y - 1, atol=1e-3)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.params, found[0].params)
+
+
+@pytest.mark.parametrize("name", ["analytic", "natural_gradient", "pseudo_data"])
+@pytest.mark.parametrize(
+    ("y", "words"), [([0, 1, 7], "y: got 7"), ([0, 1, -100], "y: got -100"), (None, "y: got None")]
+)
+def test_rules_that_read_labels_refuse_those_that_are_none(name, y, words):
+    apply, start = (lambda w, x: x @ w), jnp.zeros((3, 3))
+    rule = ff.merge.exchanges(getattr(ff.merge, name)(apply, ff.categorical()))[0]
+    data = (
+        ff.examples(np.eye(3, dtype=np.float32)) if y is None else ff.examples(np.eye(3, dtype=np.float32), np.array(y))
+    )
+    with pytest.raises(ValueError, match=words):
+        rule.measure(ff.Update(start, start), data, jax.random.key(0))

@@ -105,3 +105,33 @@ def test_kfac_for_fedavgs_bits_is_as_good_as_uncompressed(merged_accuracy):
     for budget, within in ((1.0, 0.5), (0.5, 1.0)):
         accuracy, bits = merged_accuracy(lambda sent, said, budget=budget: plan.fit(sent, said, budget))
         assert bits <= budget and abs(accuracy - plain) <= within
+
+
+def test_narrow_matrices_get_the_finest_width_that_fits():
+    """A layer whose matrices are all below 16 wide: width 7 with whole matrices fits, so 4 bits would be a waste."""
+    draw = np.random.default_rng(0)
+    shapes = {"table": (400, 12), "head": (12, 10)}
+    params = {name: jnp.asarray(draw.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    apply = lambda p, x: (x @ p["table"]) @ p["head"]  # noqa: E731
+    rule = ff.fedfisher(apply, ff.categorical())
+    data = ff.examples(draw.normal(size=(30, 400)).astype(np.float32), draw.integers(0, 10, 30))
+    sent = rule.measure(ff.Update(params, params), data, jax.random.key(0))
+    small = sent._replace(
+        statistics=jax.tree.map(lambda leaf: leaf[:12, :12] if leaf.shape == (400, 400) else leaf, sent.statistics)
+    )
+    said = files.About("fedfisher-kfac", "categorical", files.fingerprint(params), "exact")
+    name = files._structures.name_of(small.statistics)
+    arrays = files._file.entries(small)
+    assert max(a.shape[-1] for n, a in arrays.items() if plan.is_matrix(name, n)) < plan.KEPT
+    sizes = {
+        width: files._file.size_bits(
+            small,
+            said,
+            {n: plan._codec(files._structures.sign(name, n), a, width, 12, False) for n, a in arrays.items()},
+        )
+        for width in (4, 5, 6, 7, 8)
+    }
+    full = 32 * sum(leaf.size for leaf in params.values())
+    for width in (5, 6, 7):
+        chosen = plan.fit(small, said, sizes[width] / full)
+        assert files._file.size_bits(small, said, chosen) == sizes[width]
