@@ -5,7 +5,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from fedfisher_jax import fisher, merge_payloads
+from fedfisher_jax import examples, fisher, merge_payloads
 from fedfisher_jax.merge import FreshModes, MeasureFisher, Update, fedbens, from_starts
 from fedfisher_jax.merge._fedbens import MeasureModes, _log_determinant, _square
 
@@ -112,3 +112,12 @@ def test_fresh_starts_are_common_to_clients():
 def test_refusals(name):
     with pytest.raises(ValueError, match=f"{name}: got 0.*, expected a positive number"):
         fedbens(APPLY, federation.LIKELIHOOD, **{name: 0 if name == "steps" else 0.0})
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_the_only_mode_has_the_clients_types(kind):
+    rule = fedbens(lambda p, x: x @ p["w"], federation.LIKELIHOOD, steps=5)
+    params = {"w": jax.numpy.ones((3, 3), kind)}
+    data = examples(np.eye(3, dtype=kind), np.arange(3))
+    merged = merge_payloads(rule, [rule.measure(Update(params), data, federation.KEY)] * 2)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(merged.params)} == {kind}

@@ -135,3 +135,23 @@ def test_narrow_matrices_get_the_finest_width_that_fits():
     for width in (5, 6, 7):
         chosen = plan.fit(small, said, sizes[width] / full)
         assert files._file.size_bits(small, said, chosen) == sizes[width]
+
+
+def test_authors_scheme_counts_the_groups_of_a_convolution():
+    """Factors cost about as much as parameters, a convolution of eight groups having eight matrices a side."""
+    draw = np.random.default_rng(0)
+    params = {"conv": jnp.asarray(draw.normal(size=(3, 3, 2, 16))), "head": jnp.asarray(draw.normal(size=(256, 10)))}
+
+    def apply(p, x):
+        dims = ("NHWC", "HWIO", "NHWC")
+        h = jax.lax.conv_general_dilated(x, p["conv"], (2, 2), "SAME", feature_group_count=8, dimension_numbers=dims)
+        return jax.nn.relu(h).reshape(len(x), -1) @ p["head"]
+
+    data = ff.examples(draw.normal(size=(8, 8, 8, 16)), draw.integers(0, 10, 8))
+    sent = ff.fedfisher(apply, ff.categorical()).measure(ff.Update(params, params), data, jax.random.key(0))
+    arrays, chosen = files._file.entries(sent), plan.authors(sent)
+    assert arrays["fisher/inputs/conv"].shape == (8, 18, 18)
+    bits = {"params": 0, "fisher": 0}
+    for name, array in arrays.items():
+        bits[name.partition("/")[0]] += files._codecs.bits(chosen[name], array.shape, array.dtype)
+    assert 0.9 < bits["fisher"] / bits["params"] < 1.1
