@@ -48,6 +48,8 @@ CHANGES = {
     "silos: expected objects": lambda header, arrays: header["silos"].append(3),
     "region: expected format": lambda header, arrays: change_header(header, arrays, format=2),
     "silos: expected a list": lambda header, arrays: change_header(header, arrays, silos=[]),
+    "lifted: expected printable text": lambda header, arrays: change_header(header, arrays, lifted="\x1b]0;owned"),
+    "holds a sum by fedavg,x=1": lambda header, arrays: change_header(header, arrays, lifted="fedavg,x=1"),
 }
 
 

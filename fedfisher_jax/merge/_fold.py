@@ -95,7 +95,7 @@ def merge_summary(rule: Rule, summary: Any, params: PyTree, start: PyTree = None
     """Solve for the global model, in the types of the clients' `params` (or of the start) if it is like them."""
     merged = rule.solve(summary, widened(start))
     like = start if params is None else params
-    if type(like) is tuple and jax.tree.structure(like[0]) == jax.tree.structure(merged.params):
+    if type(like) is tuple and like and jax.tree.structure(like[0]) == jax.tree.structure(merged.params):
         like = like[0]  # one of the modes of a client
     return merged._replace(params=in_models_types(merged.params, like))
 
