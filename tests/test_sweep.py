@@ -99,6 +99,29 @@ def test_settings_go_together():
     assert cells[0][0] == "α 1, epochs 1, rounds: 20" and len({cell.out for _, cell in cells}) == 4
 
 
+def test_one_value_each_goes_together_too():
+    """So a file's lists may be overridden on the command line."""
+    flags = "--alpha 1 2 --epochs 4 --rounds 20 --together epochs rounds --seeds 1".split()
+    assert [(cell.alpha, cell.epochs, cell.rounds) for _, cell in cells_of(tyro.cli(SweepSettings, args=flags))] == [
+        (1, 4, 20),
+        (2, 4, 20),
+    ]
+
+
+def test_a_cell_that_fails_is_named_and_the_next_ones_run(tmp_path, capsys):
+    flags = (*QUICK, "--learning-rate", "1e30", "0.05", "--seeds", "2", "--seed", "0", "--out", tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        command(*flags)
+    said = capsys.readouterr().err.strip().splitlines()
+    name = "clients=2,epochs=1,learning_rate=1e+30,seed="
+    assert stop.value.code == 2
+    assert said[-1].endswith(f"2 of 4 cells failed: {name}0; {name}1; the same command runs them again")
+    assert sum(line.startswith(f"failed: {name}") and "lower the learning rate?" in line for line in said) == 2
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [0, 1] and len({line["varied"] for line in lines}) == 1
+    assert "over 2 seeds" in (tmp_path / "table.md").read_text()
+
+
 def test_cells_of_many_settings_have_folders_of_their_own():
     long = "some_module_with_a_long_name:and_a_function_with_a_name_that_is_long_as_well,with-an-option="
     flags = [

@@ -1,6 +1,7 @@
 """`fedfisher sweep`: many runs, and the tables and the figure of all."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ from rich.console import Console
 
 from .. import _files, report
 from ._cluster import engine_of
-from ._one_line import going_on
+from ._one_line import going_on, printable
 from ._progress import bars
 from ._run import run_in
 from ._settings import check
 from ._sweep_elsewhere import run_elsewhere, show_status
-from ._sweep_settings import cells_of, seeds_of
+from ._sweep_settings import cells_of
 
 CLEARED = 20  # cells after which compiled programs are dropped: each holds memory maps, of which Linux gives 65,530
 UNTOLD = ("seconds", "seconds_measure", "seconds_merge")  # or the files would not be the same again
@@ -25,7 +26,7 @@ def sweep(settings: Any) -> None:
 
     Raises:
         ValueError: settings of a cell that do not work, before any cell runs; a folder that holds other runs; cells
-            that failed elsewhere, after the tables of the others were written.
+            that failed, after the others ran and their tables were written.
     """
     against = settings.rules[0] if settings.against is None and settings.rules else settings.against
     if against is None or against not in settings.rules:
@@ -42,17 +43,20 @@ def sweep(settings: Any) -> None:
     with _files.only_writer(out):
         done, failed = (cells, []) if engine is None else run_elsewhere(engine, out, cells)
         if done:
-            _write_tables(settings, out, done, against)
+            failed += _write_tables(settings, out, done, against)
     if failed:
         names = "; ".join(failed)
         raise ValueError(f"{len(failed)} of {len(cells)} cells failed: {names}; the same command runs them again")
 
 
-def _write_tables(settings: Any, out: Path, cells: list[tuple[str, Any]], against: str) -> None:
-    found = _run_all(out, cells)
+def _write_tables(settings: Any, out: Path, cells: list[tuple[str, Any]], against: str) -> list[str]:
+    """Run what is missing and write what the cells say; returns the names of those that failed."""
+    found, failed = _run_all(out, cells)
+    if not found:
+        return failed
     shown = report.by_round(found) if settings.last == 1 else report.mean_of_last(found, settings.last)
     summary = report.summarise(shown, against)
-    tables = [(_caption(settings, cells, summary), summary)]
+    tables = [(_caption(settings, cells, found, summary), summary)]
     for measure, values in report.further(found, summary.measure):
         tables.append((f"{_capital(measure.said)}.", report.summarise(values, against, measure)))
     for name, write in (("table.md", report.markdown), ("table.tex", report.latex)):
@@ -64,10 +68,11 @@ def _write_tables(settings: Any, out: Path, cells: list[tuple[str, Any]], agains
     for caption, one in tables:
         console.print(report.summary_table(one, caption, console.width))
     print(f"{out}/results.jsonl, table.md, table.csv, table.tex, figure.png, figure.pdf, cells/")
+    return failed
 
 
-def _run_all(out: Path, cells: list[tuple[str, Any]]) -> list[dict[str, Any]]:
-    console, found = Console(stderr=True), []
+def _run_all(out: Path, cells: list[tuple[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    console, found, failed = Console(stderr=True), [], []
     with bars(console) as progress:
         task = progress.add_task("cells", total=len(cells))
         for column, cell in cells:
@@ -76,15 +81,18 @@ def _run_all(out: Path, cells: list[tuple[str, Any]]) -> list[dict[str, Any]]:
                 cell.out.mkdir(parents=True, exist_ok=True)
                 with going_on(lambda: f"{len(found)} of {len(cells)} cells are done", cell.overwrite):
                     record, _ = run_in(cell, Console(stderr=True, quiet=True))
-            except ValueError as error:
-                raise ValueError(f"{cell.out.name}: {error}") from error
+            except ValueError as error:  # which need not be the next cell's
+                failed.append(cell.out.name)
+                said = printable(f"failed: {cell.out.name}: {error}")
+                console.print(said, markup=False, highlight=False, soft_wrap=True)
+                continue
             found.append(_line(column, cell, json.loads(json.dumps(_files.plain(record)))))
             lines = "".join(json.dumps(line) + "\n" for line in found)
             _files.write_atomically(out / "results.jsonl", lines)
             progress.advance(task)
             if len(found) % CLEARED == 0:
                 jax.clear_caches()
-    return found
+    return found, failed
 
 
 def _line(column: str, cell: Any, record: dict[str, Any]) -> dict[str, Any]:
@@ -96,14 +104,16 @@ def _line(column: str, cell: Any, record: dict[str, Any]) -> dict[str, Any]:
     return parts | {"references": record["references"], "versions": record["versions"]}
 
 
-def _caption(settings: Any, cells: list[tuple[str, Any]], summary: report.Summary) -> str:
-    seeds, named = len(seeds_of(settings)), ("dataset", "model", "clients", "rounds")
+def _caption(settings: Any, cells: list[tuple[str, Any]], found: list[dict[str, Any]], summary: report.Summary) -> str:
+    counts = sorted(Counter(line["varied"] for line in found).values())  # fewer where a cell failed
+    seeds = f"{counts[0]} to {counts[-1]}" if counts[0] != counts[-1] else counts[0]
+    named = ("dataset", "model", "clients", "rounds")
     shared = [sorted({str(getattr(cell, name)) for _, cell in cells}) for name in named]
     data, model, clients, rounds = (values[0] if len(values) == 1 else "several" for values in shared)
     data = Path(data).name
     who = "" if clients == "several" else f"{clients} clients, "  # the columns say how many
     how = "one shot" if rounds == "1" else f"{rounds} rounds"
-    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    spread = f"mean ± standard deviation over {seeds} seeds" if counts[-1] > 1 else "one seed"
     paired = "; differences are paired by seed" if len(settings.rules) > 1 else ""
     last = f", mean of the last {settings.last}" if settings.last > 1 else ""
     return f"{_capital(summary.measure.said)}, {data}, {model}, {who}{how}{last}: {spread}{paired}."

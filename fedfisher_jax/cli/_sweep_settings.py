@@ -123,9 +123,11 @@ def _axes(given: dict[str, tuple], together: tuple[str, ...]) -> list[list[dict[
     """The settings that vary by themselves, those that go together as one: all values of each, by their names."""
     joined = [name.replace("-", "_") for name in together]
     for name in joined:
-        if len(given.get(name, ())) < 2 or len(given[name]) != len(given[joined[0]]) or len(joined) < 2:
+        if not given.get(name) or len(given[name]) != len(given[joined[0]]) or len(joined) < 2:
             counts = ", ".join(f"{name} {len(given.get(name, ()))}" for name in joined)
-            raise ValueError(f"together: got numbers of values {counts}, expected several settings, as many of each")
+            raise ValueError(
+                f"together: got numbers of values {counts}, expected two names or more, with as many values each"
+            )
     groups = [joined] * bool(joined) + [[name] for name in given if name not in joined]
     groups.sort(key=lambda names: list(given).index(names[0]))
     axes = []
