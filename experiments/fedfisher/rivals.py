@@ -173,7 +173,8 @@ def describe(settings: Settings) -> str:
     return (
         f"Test accuracy in % on {settings.dataset}, {settings.examples or 'all'} training examples, {settings.clients} "
         f"clients, α = {settings.alpha:g}, mean ± std over {settings.seeds} seeds; in brackets the megabytes that a "
-        f"client has sent. Choices by {settings.tuning} tuning seeds, {HELD:.0%} of the training examples held out.\n\n"
+        f"client has sent. Choices by {settings.tuning} tuning seed{'s' * (settings.tuning > 1)}, {HELD:.0%} of the "
+        "training examples held out.\n\n"
     )
 
 
