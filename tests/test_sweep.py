@@ -84,6 +84,12 @@ def test_means_of_last_rounds_and_what_else_rounds_tell():
     assert barrier.rules["fedfish"][0] == pytest.approx((2.5, np.sqrt(2), 2))  # without the warm-up's
     rows = list(csv.DictReader(report.comma_separated(found[0], found[1:]).splitlines()))
     assert [float(row["mean"]) for row in rows if row["what"] == "barrier"] == pytest.approx([2.5, 2.5])
+    assert before.columns == ["accuracy"] and barrier.columns == ["barrier"]
+    rounds = report.summarise(report.by_round(cells), "fedavg")  # of more columns than what else they tell
+    rows = list(csv.DictReader(report.comma_separated(rounds, found).splitlines()))
+    told = [(row["what"], row["settings"]) for row in rows if row["name"] == "fedfish"]
+    assert told[:3] == [("rule", "round 0"), ("rule", "round 1"), ("rule", "round 2")]
+    assert told[3:] == [(one.measure.key, one.columns[0]) for one in found]
     assert not report.further([cell("α 1", 0, 0.5, 0.6)], report.summarise([cell("α 1", 0, 0.5, 0.6)], None).measure)
 
 

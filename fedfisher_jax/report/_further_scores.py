@@ -12,6 +12,7 @@ from ._measure import ACCURACY, LOSS, Measure
 
 Cells = Sequence[Mapping[str, Any]]
 IN_A_ROUND = {"accuracy": "accuracy", "loss": "test_loss", "rmse": "rmse"}  # a score's name in a round's line
+ALONE = ("accuracy", "RMSE")  # names of a sweep's only column
 BARRIER = Measure(
     "barrier", "Client-Server Barrier (nats, lower is better), mean of rounds", "barriers", 1.0, ".3f", min
 )
@@ -50,14 +51,22 @@ def further(cells: Cells, measure: Measure) -> list[tuple[Measure, Cells]]:
     found: list[tuple[Measure, Cells]] = []
     for name, (how, where, part) in fine_tuned.items():
         one = base._replace(key=name, said=f"{said}, {how}")
-        found.append((one, _cells(cells, name, lambda _, rule, w=where, p=part: _mean(rule.get(w, {}).get(p, [])))))
-    found.append((BARRIER, _cells(cells, BARRIER.key, _barrier)))
+        found.append((one, _cells(cells, one, key, lambda _, rule, w=where, p=part: _mean(rule.get(w, {}).get(p, [])))))
+    found.append((BARRIER, _cells(cells, BARRIER, "barrier", _barrier)))
     return [(one, values) for one, values in found if any(_values(one, values))]
 
 
-def _cells(cells: Cells, key: str, take: Any) -> Cells:
-    rules = ({name: {key: take(cell, rule)} for name, rule in cell["rules"].items()} for cell in cells)
-    return [{**cell, "rules": own, "references": {}} for cell, own in zip(cells, rules, strict=True)]
+def _cells(cells: Cells, measure: Measure, word: str, take: Any) -> Cells:
+    """Cells of a measure; a column that a score names, where nothing varies, is named by this one."""
+    return [
+        {
+            **cell,
+            "varied": word if cell["varied"] in ALONE else cell["varied"],
+            "rules": {name: {measure.key: take(cell, rule)} for name, rule in cell["rules"].items()},
+            "references": {},
+        }
+        for cell in cells
+    ]
 
 
 def _values(measure: Measure, cells: Cells) -> list[bool]:

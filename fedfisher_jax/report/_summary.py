@@ -151,12 +151,14 @@ def comma_separated(summary: Summary, further: Sequence[Summary] = ()) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["what", "name", "settings", "mean", "std", "n"])
-    parts = [("rule", summary.rules), ("reference", summary.references), ("difference", summary.differences)]
+    kinds = (("rule", summary.rules), ("reference", summary.references), ("difference", summary.differences))
+    parts = [(what, summary.columns, rows) for what, rows in kinds]
     for one in further:
-        parts += [(one.measure.key, one.rules), (f"{one.measure.key} difference", one.differences)]
-    for what, rows in parts:
+        key = one.measure.key
+        parts += [(key, one.columns, one.rules), (f"{key} difference", one.columns, one.differences)]
+    for what, columns, rows in parts:
         for name, values in rows.items():
-            for column, value in zip(summary.columns, values, strict=True):
+            for column, value in zip(columns, values, strict=True):
                 writer.writerow([what, name, column, *(("", "", 0) if value is None else value)])
     return out.getvalue()
 
