@@ -8,6 +8,7 @@ barriers of all.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ class Settings:
     Attributes:
         out: Folder of the sweep.
         last: Rounds whose mean counts.
+        parts: Gains are told of so many equal parts of the rounds, too.
     """
 
     out: Path = Path("experiments/results/fipa/images")
     last: int = 5
+    parts: int = 0
 
 
 def paired(mine: ArrayLike, theirs: ArrayLike) -> dict[str, Any]:
@@ -47,26 +50,34 @@ def paired(mine: ArrayLike, theirs: ArrayLike) -> dict[str, Any]:
     }
 
 
-def column_gains(cells: Sequence[Mapping[str, Any]], last: int) -> dict[str, Any]:
+def column_gains(cells: Sequence[Mapping[str, Any]], last: int, parts: int = 0) -> dict[str, Any]:
     """Every rule of one column against its best FedAvg, accuracies in %; and barriers where they were measured."""
 
-    def means(rule: str, score: str, rounds: int) -> list[float]:
-        found = [[line.get(score) for line in cell["rules"][rule]["rounds"][-rounds:]] for cell in cells]
+    def means(rule: str, score: str, first: int | None, after: int | None = None) -> list[float]:
+        found = [[line.get(score) for line in cell["rules"][rule]["rounds"][first:after]] for cell in cells]
         chosen = [[value for value in values if value is not None] for values in found]
         return [float(np.mean(values)) for values in chosen] if all(chosen) else []
 
-    accuracies = {rule: [100 * value for value in means(rule, "accuracy", last)] for rule in cells[0]["rules"]}
+    def percent(rule: str, first: int, after: int | None = None) -> list[float]:
+        return [100 * value for value in means(rule, "accuracy", first, after)]
+
+    accuracies = {rule: percent(rule, -last) for rule in cells[0]["rules"]}
     rival = max((rule for rule in accuracies if rule.startswith("fedavg")), key=lambda rule: np.mean(accuracies[rule]))
+    count = min(len(rule["rounds"]) for cell in cells for rule in cell["rules"].values())
+    edges = [count * part // parts for part in range(parts + 1)] if parts else []
     methods: dict[str, Any] = {}
     for rule, values in accuracies.items():
         methods[rule] = {"mean": float(np.mean(values)), **paired(values, accuracies[rival])}
-        barriers = [means(name, "barrier_loss", 0) for name in (rule, rival)]  # of all rounds
+        for first, after in itertools.pairwise(edges):
+            gain = paired(percent(rule, first, after), percent(rival, first, after))
+            methods[rule].setdefault("by_rounds", {})[f"{first + 1}-{after}"] = gain
+        barriers = [means(name, "barrier_loss", None) for name in (rule, rival)]  # of all rounds
         if all(barriers):
             methods[rule]["barrier"] = paired(*barriers)["gain"]
     return {"rival": rival, "seeds": len(cells), "methods": methods}
 
 
-def summary(cells: Sequence[Mapping[str, Any]], last: int) -> dict[str, Any]:
+def summary(cells: Sequence[Mapping[str, Any]], last: int, parts: int = 0) -> dict[str, Any]:
     """The gains by the names that tables and pages use.
 
     FIPA on the last layer is the rule with @last and memory at the sweep's own rate, on the whole model the one without
@@ -75,7 +86,7 @@ def summary(cells: Sequence[Mapping[str, Any]], last: int) -> dict[str, Any]:
     columns: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells:
         columns.setdefault(cell["varied"], []).append(cell)
-    found = {varied: column_gains(own, last) for varied, own in columns.items()}
+    found = {varied: column_gains(own, last, parts) for varied, own in columns.items()}
     epochs = {varied: str(own[0]["settings"]["epochs"]) for varied, own in columns.items()}
     named: dict[str, Any] = {"seeds": next(iter(found.values()))["seeds"], "columns": found}
     for varied, one in found.items():
@@ -95,7 +106,7 @@ def summary(cells: Sequence[Mapping[str, Any]], last: int) -> dict[str, Any]:
 def main() -> None:
     """Writes the file and prints the gains."""
     settings = tyro.cli(Settings, description=__doc__)
-    told = plain(summary(read_json_lines(settings.out / "results.jsonl", "varied"), settings.last))
+    told = plain(summary(read_json_lines(settings.out / "results.jsonl", "varied"), settings.last, settings.parts))
     write_json(settings.out / "summary.json", told)
     print({name: value for name, value in told.items() if name != "columns"})
 
