@@ -85,6 +85,7 @@ def _run_all(out: Path, cells: list[tuple[str, Any]]) -> tuple[list[dict[str, An
                 failed.append(cell.out.name)
                 said = printable(f"failed: {cell.out.name}: {error}")
                 console.print(said, markup=False, highlight=False, soft_wrap=True)
+                progress.advance(task)
                 continue
             found.append(_line(column, cell, json.loads(json.dumps(_files.plain(record)))))
             lines = "".join(json.dumps(line) + "\n" for line in found)
