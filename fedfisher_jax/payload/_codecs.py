@@ -139,7 +139,7 @@ def encode(codec: Codec, array: np.ndarray, random: np.random.Generator | None =
         case Root():
             if array.size and array.min() < 0:
                 raise ValueError(f"array: expected no negative entry for a square root, got {array.min():g}")
-            return encode(codec.inner, np.sqrt(array), random)
+            return encode(codec.inner, np.asarray(np.sqrt(array)), random)
         case Cholesky():
             n = array.shape[-1]
             values, vectors = _eigen(array)
@@ -179,7 +179,7 @@ def decode(codec: Codec, parts: Mapping[str, np.ndarray], shape: tuple[int, ...]
         case Uniform():
             return restore(parts, codec.bits, codec.signed, shape).astype(dtype)
         case Root():
-            return np.square(decode(codec.inner, parts, shape, dtype))
+            return np.asarray(np.square(decode(codec.inner, parts, shape, dtype)))  # numpy makes a number of a scalar
         case Cholesky():
             batch, n = _square(shape)
             lower = np.zeros(shape, np.float64)

@@ -171,3 +171,10 @@ def test_misuse():
         codecs.encode(Uniform(3, stochastic=True), np.array([1.0]))
     with pytest.raises(ValueError, match="square matrix"):
         codecs.bits(Cholesky(Raw()), (3, 4), np.float32)
+
+
+@pytest.mark.parametrize("codec", [Raw(), Root(Raw()), Uniform(8, signed=False), Root(Uniform(8, signed=False))])
+def test_a_scalar_stays_an_array_without_axes(codec):
+    found = through(codec, np.array(2.25, np.float32))
+    assert isinstance(found, np.ndarray) and found.shape == () and found.dtype == np.float32
+    np.testing.assert_allclose(found, 2.25, rtol=1e-6)
