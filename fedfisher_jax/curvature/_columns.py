@@ -51,6 +51,6 @@ def heaviest(
     flat = found.reshape(-1)
     order = jnp.argsort(-flat)
     left = jnp.cumsum(flat[order][::-1])[::-1]  # what is lost by stopping before each place
-    kept = jnp.sum(left > skip * left[0])
+    kept = jnp.sum(~(left <= skip * left[0]))  # NaN keeps all columns, so that nobody takes it for no knowledge
     indices = data.indices[jnp.minimum(order // number, data.indices.shape[0] - 1)]
     return Columns(data._replace(indices=indices, size=kept.astype(data.size.dtype)), order % number)

@@ -187,10 +187,10 @@ def low_rank(moment: jax.Array, rank: int) -> jax.Array:
 
 
 def _compressed(payload: Payload, compression: Compression) -> Payload:
-    """Compress parameters to 16 bits each, moments to as many again (int(2d / Σ (2b + 1)) of each one's b pairs)."""
+    """Compress parameters to 16 bits each, moments to as many again: int(2d / Σ (2b + 1)) of b pairs, at least 1."""
     gram = payload.statistics
     size = sum(math.prod(shape) for shape in gram.shapes)
-    rank = int(2 * size / sum(math.prod(a.shape[:-2]) * (2 * a.shape[-1] + 1) for a in gram.inputs))
+    rank = max(1, int(2 * size / sum(math.prod(a.shape[:-2]) * (2 * a.shape[-1] + 1) for a in gram.inputs)))
     params = jax.tree.map(lambda leaf: _quantised(leaf, 15), payload.params)
     inputs = tuple(compression(a, rank) for a in gram.inputs)
     return payload._replace(params=params, statistics=dataclasses.replace(gram, inputs=inputs))

@@ -238,3 +238,9 @@ def test_many_examples_of_a_bfloat16_layer():
     for name in wide:
         for a, b in zip(jax.tree.leaves(narrow[name]), jax.tree.leaves(wide[name]), strict=True):
             np.testing.assert_allclose(a, b, atol=0.01)
+
+
+def test_skipping_hides_no_nan():
+    x = jnp.asarray([[1.0, 2.0], [3.0, 1.0], [jnp.nan, 0.0]])
+    found = ff.fisher(lambda w, x: x @ w, ff.categorical(), jnp.ones((2, 2)), ff.examples(x), skip=0.1)
+    assert jnp.isnan(found.values).any()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedfisher_jax import _metrics as metrics
-from fedfisher_jax import capture, categorical, examples, fisher, merge_payloads
+from fedfisher_jax import capture, categorical, examples, fisher, gaussian, merge_payloads
 from fedfisher_jax.curvature.structures._gram import Gram
 from fedfisher_jax.merge import Payload, Update, regmean, regmean_kron, released_regmean
 from fedfisher_jax.merge._regmean import MeasureGrams, low_rank
@@ -176,3 +176,10 @@ def test_the_released_compression_takes_stacked_experts_one_by_one():
     found, alone = low_rank(jnp.stack([moment, moment]), 2), low_rank(moment, 2)
     np.testing.assert_allclose(found, jnp.stack([alone, alone]), rtol=1e-12)
     assert np.linalg.matrix_rank(alone) == 2
+
+
+def test_released_form_of_one_output_without_bias_keeps_a_pair():
+    rule = released_regmean(lambda w, x: x @ w, gaussian())
+    start = jnp.ones((3, 1))
+    measured = rule.measure(Update(start, start), examples(jnp.eye(3), jnp.ones((3, 1))), jax.random.key(0))
+    assert jnp.isfinite(merge_payloads(rule, [measured, measured], start=start).params).all()
