@@ -114,6 +114,13 @@ def test_one_value_each_goes_together_too():
     ]
 
 
+def test_columns_of_other_settings_have_other_names(tmp_path):
+    """Or their cells would count as seeds of one."""
+    flags = f"--dataset {tmp_path}/a/data.npz {tmp_path}/b/data.npz --alpha 0.1 0.10000001 --seeds 1".split()
+    columns = [column for column, _ in cells_of(tyro.cli(SweepSettings, args=flags))]
+    assert len(set(columns)) == 4 and columns[0] == f"dataset {tmp_path}/a/data.npz, alpha 0.1"
+
+
 def test_a_cell_that_fails_is_named_and_the_next_ones_run(tmp_path, capsys):
     flags = (*QUICK, "--learning-rate", "1e30", "0.05", "--seeds", "2", "--seed", "0", "--out", tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -126,6 +133,25 @@ def test_a_cell_that_fails_is_named_and_the_next_ones_run(tmp_path, capsys):
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["seed"] for line in lines] == [0, 1] and len({line["varied"] for line in lines}) == 1
     assert "over 2 seeds" in (tmp_path / "table.md").read_text()
+    command(*flags, "--status")
+    printed = capsys.readouterr().out
+    assert "4 cells: 2 done, 2 failed, 0 begun" in printed and "-- ended: failed" in printed
+
+
+def raising(input_shape, classes):
+    raise RuntimeError(f"no network for {input_shape} and {classes}")
+
+
+def test_code_of_a_user_that_fails_stops_no_other_cell(tmp_path, capsys):
+    flags = (*QUICK, "--model", "test_sweep:raising", "mlp", "--seeds", "1", "--out", tmp_path)
+    with pytest.raises(SystemExit):
+        command(*flags)
+    said = capsys.readouterr().err
+    assert "RuntimeError: no network for" in said and "1 of 2 cells failed" in said
+    (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert json.loads(line)["settings"]["model"] == "mlp"
+    (log,) = tmp_path.glob("cells/*/log.txt")
+    assert "in raising" in log.read_text()  # where it was raised
 
 
 def test_cells_of_many_settings_have_folders_of_their_own():

@@ -64,6 +64,8 @@ def column_gains(cells: Sequence[Mapping[str, Any]], last: int, parts: int = 0) 
     accuracies = {rule: percent(rule, -last) for rule in cells[0]["rules"]}
     rival = max((rule for rule in accuracies if rule.startswith("fedavg")), key=lambda rule: np.mean(accuracies[rule]))
     count = min(len(rule["rounds"]) for cell in cells for rule in cell["rules"].values())
+    if not 0 <= parts <= count:
+        raise ValueError(f"parts: got {parts}, expected 0 to {count}, the rounds of every rule")
     edges = [count * part // parts for part in range(parts + 1)] if parts else []
     methods: dict[str, Any] = {}
     for rule, values in accuracies.items():

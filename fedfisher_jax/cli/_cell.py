@@ -74,8 +74,7 @@ class Job:
     def tell(self, said: str) -> None:
         """Write in the cell's log how it ended."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / LOG, "ab") as log:
-            log.write(f"{ENDED}{said}\n".encode())
+        append(self.folder, f"{ENDED}{said}")
 
     def checkpoint(self) -> Any:
         """What submitit submits when Slurm takes the machine away: the same cell, which goes on where it can."""
@@ -90,6 +89,12 @@ def stop(process: subprocess.Popen) -> None:
     with contextlib.suppress(OSError):
         process.stdin.close()
     process.wait()
+
+
+def append(folder: Path, said: str) -> None:
+    """Write a line, or more, at the end of a cell's log."""
+    with open(folder / LOG, "ab") as file:
+        file.write(f"{said}\n".encode(errors="replace"))
 
 
 def state_of(folder: Path, rules: Collection[str]) -> str:

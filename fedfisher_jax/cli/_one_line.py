@@ -71,7 +71,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         how = "terminated" if isinstance(error, Terminated) else "interrupted"
         return f"{how}: {error}" if str(error) else f"{how}: what was written is whole; the same command does it again"
-    said = printable(" ".join(str(error).split()) or type(error).__name__)
+    said = _printable(" ".join(str(error).split()) or type(error).__name__)
     if isinstance(error, SAID_BY_THE_SYSTEM) or isinstance(error, SAID_BY_US) and raised_here(error):
         return said
     if isinstance(error, SystemExit):
@@ -94,11 +94,10 @@ def raised_here(error: BaseException) -> bool:
 
 def say(word: str) -> None:
     """Tell a person, in a line on the error stream, what is no error and yet odd."""
-    print(f"fedfisher: note: {printable(word)}", file=sys.stderr, flush=True)
+    print(f"fedfisher: note: {_printable(word)}", file=sys.stderr, flush=True)
 
 
-def printable(text: str) -> str:
-    """The text with escapes in place of what a terminal may not show."""
+def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

@@ -1,6 +1,8 @@
 """`fedfisher sweep`: many runs, and the tables and the figure of all."""
 
+import contextlib
 import json
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ import jax
 from rich.console import Console
 
 from .. import _files, report
+from ._cell import ENDED, append, state_of
 from ._cluster import engine_of
-from ._one_line import going_on, printable
+from ._one_line import going_on, one_line
 from ._progress import bars
 from ._run import run_in
 from ._settings import check
-from ._sweep_elsewhere import run_elsewhere, show_status
+from ._sweep_elsewhere import run_elsewhere, say_failed, show_status
 from ._sweep_settings import cells_of
 
 CLEARED = 20  # cells after which compiled programs are dropped: each holds memory maps, of which Linux gives 65,530
@@ -79,12 +82,13 @@ def _run_all(out: Path, cells: list[tuple[str, Any]]) -> tuple[list[dict[str, An
             progress.update(task, description=f"{column}, seed {cell.seed}"[:26])
             try:
                 cell.out.mkdir(parents=True, exist_ok=True)
+                if state_of(cell.out, cell.rules) == "failed":
+                    append(cell.out, "-- again")
                 with going_on(lambda: f"{len(found)} of {len(cells)} cells are done", cell.overwrite):
                     record, _ = run_in(cell, Console(stderr=True, quiet=True))
-            except ValueError as error:  # which need not be the next cell's
+            except Exception as error:  # whatever it is, it need not be the next cell's
                 failed.append(cell.out.name)
-                said = printable(f"failed: {cell.out.name}: {error}")
-                console.print(said, markup=False, highlight=False, soft_wrap=True)
+                say_failed(console, cell.out, _logged(cell.out, error))
                 progress.advance(task)
                 continue
             found.append(_line(column, cell, json.loads(json.dumps(_files.plain(record)))))
@@ -94,6 +98,14 @@ def _run_all(out: Path, cells: list[tuple[str, Any]]) -> tuple[list[dict[str, An
             if len(found) % CLEARED == 0:
                 jax.clear_caches()
     return found, failed
+
+
+def _logged(folder: Path, error: Exception) -> str:
+    """The error in one line, after its trace was written in the cell's log."""
+    said = one_line(error)
+    with contextlib.suppress(OSError):  # of the very folder
+        append(folder, f"{''.join(traceback.format_exception(error))}{said}\n{ENDED}failed")
+    return said
 
 
 def _line(column: str, cell: Any, record: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ._progress import bars
 from ._settings import RunSettings, words_of
 
 Cells = list[tuple[str, RunSettings]]
+AS_IT_IS: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 def run_elsewhere(engine: Engine, out: Path, cells: Cells) -> tuple[Cells, list[str]]:
@@ -34,7 +35,7 @@ def run_elsewhere(engine: Engine, out: Path, cells: Cells) -> tuple[Cells, list[
                 said = f"it ended well elsewhere, and {job.folder} has no result: do all machines share it?"
             if said:
                 failed[job.out] = said
-                _say(console, job.out, said)
+                _say_with_log(console, job.out, said)
             progress.advance(task)
     done = [(column, dataclasses.replace(cell, overwrite=False)) for column, cell in cells if cell.out not in failed]
     return done, [path.name for path in failed]
@@ -48,7 +49,7 @@ def show_status(cells: Cells) -> None:
     console.print(f"{len(cells)} cells: " + ", ".join(f"{counts[state]} {said}" for state, said in words.items()))
     for path, state in states.items():
         if state == "failed":
-            _say(console, path, "")
+            _say_with_log(console, path, "")
 
 
 def _job(cell: RunSettings) -> Job:
@@ -56,8 +57,12 @@ def _job(cell: RunSettings) -> Job:
     return Job(cell.out.name, (*words_of(cell), *again), cell.out, Path.cwd())
 
 
-def _say(console: Console, path: Path, said: str) -> None:
-    how: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-    console.print(f"failed: {path.name}{said and ': '}{said} ({path / LOG})", **how)
+def say_failed(console: Console, path: Path, said: str) -> None:
+    """Print that a cell failed, perhaps why, and where its log is."""
+    console.print(f"failed: {path.name}{said and ': '}{said} ({path / LOG})", **AS_IT_IS)
+
+
+def _say_with_log(console: Console, path: Path, said: str) -> None:
+    say_failed(console, path, said)
     for line in last_lines(path):
-        console.print(f"    {line}", **how)
+        console.print(f"    {line}", **AS_IT_IS)

@@ -7,11 +7,13 @@ import inspect
 import itertools
 import textwrap
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
+from ..report._further_scores import ALONE
 from ._cluster import KINDS, SLURM
 from ._ranges import COUNT
 from ._settings import RunSettings
@@ -89,6 +91,8 @@ def several(cls: type) -> type:
 def cells_of(settings: Any) -> list[tuple[str, RunSettings]]:
     """Every cell, with the name of its column: the settings of which several values were given.
 
+    Values are said in short, a data set without its folder, say, unless two columns would have one name.
+
     Folders are named by all settings that were given, so that a sweep of more values finds what is there.
 
     Raises:
@@ -100,13 +104,19 @@ def cells_of(settings: Any) -> list[tuple[str, RunSettings]]:
         if field.name not in (*NOT_VARIED, *NOT_TAKEN) and getattr(settings, field.name)
     }
     same = {name: getattr(settings, name) for name in NOT_VARIED if name != "out"}
-    found, alone = [], "RMSE" if settings.likelihood == "gaussian" else "accuracy"
-    for parts in itertools.product(*_axes(given, settings.together)):
-        chosen = {name: value for part in parts for name, value in part.items()}
-        column = ", ".join(_said(name, value) for name, value in chosen.items() if len(given[name]) > 1)
+    products = itertools.product(*_axes(given, settings.together))
+    several = [{name: value for part in parts for name, value in part.items()} for parts in products]
+
+    def columns(said: Callable[[str, Any], str]) -> list[str]:
+        return [", ".join(said(n, value) for n, value in chosen.items() if len(given[n]) > 1) for chosen in several]
+
+    short, found = columns(_said), []
+    named = short if len(set(short)) == len(short) else columns(lambda name, value: f"{name} {value}")
+    for column, chosen in zip(named, several, strict=True):
         for seed in seeds_of(settings):
             folder = settings.out / "cells" / _folder_name(chosen, seed)
-            found.append((column or alone, RunSettings(**{**same, **chosen, "seed": seed, "out": folder})))
+            cell = RunSettings(**{**same, **chosen, "seed": seed, "out": folder})
+            found.append((column or ALONE[settings.likelihood == "gaussian"], cell))
     return found
 
 

@@ -12,7 +12,7 @@ from ._measure import ACCURACY, LOSS, Measure
 
 Cells = Sequence[Mapping[str, Any]]
 IN_A_ROUND = {"accuracy": "accuracy", "loss": "test_loss", "rmse": "rmse"}  # a score's name in a round's line
-ALONE = ("accuracy", "RMSE")  # names of a sweep's only column
+ALONE = ("accuracy", "RMSE")  # what a sweep's only column is called, the second in regression
 BARRIER = Measure(
     "barrier", "Client-Server Barrier (nats, lower is better), mean of rounds", "barriers", 1.0, ".3f", min
 )
