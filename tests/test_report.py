@@ -300,3 +300,24 @@ def test_a_score_that_was_not_finite_is_a_dash_and_the_others_are_shown(tmp_path
         assert "–" in " ".join(checked(report.page([("run", record(rules=wrong))])).text)
         report.plot_accuracy(record(rules=wrong), tmp_path / "bars.png")
         assert (tmp_path / "bars.png").stat().st_size > 1000
+
+
+def test_a_client_whose_score_was_not_finite_leaves_a_page_of_the_others():
+    """Of clients, before and after fine-tuning, one number may be missing."""
+    judged = {"clients": {"accuracy": [0.5, None], "loss": [1.0, None]}}
+    tuned = {name: [0.5, None] for name in ("accuracy", "accuracy_before", "loss", "loss_before")}
+    rules = {name: {**rule, **judged, "personalised": tuned} for name, rule in record()["rules"].items()}
+    own = {"after": {"accuracy": [0.4, None], "loss": [1.0, None]}}
+    page = checked(report.page([("run", record(rules=rules, clients=record()["clients"] | {"own": own}))]))
+    assert page.count["svg"] == 3
+
+
+def test_a_setting_that_only_a_later_run_has_tells_runs_apart():
+    other = record(settings=record()["settings"] | {"server_momentum": 0.5})
+    said = " ".join(checked(report.page([("a", record()), ("b", other)])).text)
+    assert "server_momentum None" in said and "server_momentum 0.5" in said
+
+
+def test_a_mean_of_no_rounds_is_refused():
+    with pytest.raises(ValueError, match="count: got 0"):
+        report.mean_of_last([record()], 0)

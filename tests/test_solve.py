@@ -304,3 +304,42 @@ def test_parameters_without_entries_change_nothing(structure):
     np.testing.assert_allclose(got.params["w"], expected.params["w"], rtol=1e-6)
     assert got.params["e"].shape == (0,) and got.params["f"].shape == (0, 4)
     chex.assert_trees_all_close(got.diagnostics, expected.diagnostics, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("weights", [[0, 0, 0], [1.0, -1.0, 1.0], [1.0, np.inf, 1.0], [np.nan, 1.0, 1.0]])
+def test_weights_of_an_objective_have_a_positive_sum(weights):
+    with pytest.raises(ValueError, match="weights: got .*, expected finite numbers of at least 0 with a positive sum"):
+        solve.objective(*clients("diagonal"), jnp.asarray(weights))
+
+
+def test_integer_weights_do_not_wrap():
+    fishers, models = clients("diagonal")
+    large = np.asarray([2_000_000_000, 2_000_000_000, 1], np.int32)
+    found = solve.objective(fishers, models, large)
+    expected = solve.objective(fishers, models, large.astype(float))
+    chex.assert_trees_all_close(found.anchor, expected.anchor, rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", [lambda: solve.paper_loop(steps=20), solve.closed_form, solve.conjugate_gradients])
+def test_parameters_narrower_than_fishers(make):
+    """bfloat16 models with float32 Fishers, given to a solver itself; a merge widens both."""
+    fishers, models = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), clients("diagonal"))
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), models)
+    found = make()(solve.objective(fishers, narrow, jnp.ones(3))).params
+    exact = make()(solve.objective(fishers, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow), jnp.ones(3)))
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(found))
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), found), exact.params, atol=0.05)
+
+
+def test_a_score_that_is_no_number_does_not_end_the_choice():
+    problem = explicit("diagonal")[0]
+
+    def score(params):
+        distance = optax.tree.norm(jax.tree.map(jnp.subtract, params, problem.anchor))
+        return jnp.where(distance < first, jnp.nan, distance)  # iterates only move away from the anchor at first
+
+    one = solve.paper_loop(steps=1)(problem).params
+    first = 1.5 * optax.tree.norm(jax.tree.map(jnp.subtract, one, problem.anchor))
+    found = solve.paper_loop(steps=11, every=5, validation=score)(problem)
+    assert np.isfinite(found.diagnostics["validation"])
+    chex.assert_trees_all_close(found.params, solve.paper_loop(steps=11)(problem).params)

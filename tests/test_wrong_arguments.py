@@ -105,6 +105,11 @@ CASES = {
     "joint weights": ("ff._ensemble.ensemble_apply(apply, LIKE, [0, 0])", "weights: got [0, 0], expected none below"),
     "scalar member": ("ensemble({'w': W, 'b': jnp.ones(())})", "stacked_params: got leading axes [(), (5,)], expected"),
     "more members": ("ensemble({'w': W, 'b': jnp.ones(3)})", "stacked_params: got leading axes [(3,), (5,)], expected"),
+    "no dampings": ("ff.merge.natural_gradient(apply, LIKE, dampings=())", "dampings: got none, expected at least one"),
+    "floor below": ("ff.fisher_merge(apply, LIKE, floor=-1)", "floor: got -1, expected"),
+    "no such leaf": ("ff.curvature.Subspace(where=(99,)).covered(W)", "where: got leaf 99, expected 0 to 0"),
+    "strata": ("ff.data.strata('poisson', np.arange(3))", "likelihood: got 'poisson', expected one of categorical"),
+    "partitioner": ("ff.data.by_partitioner(None)", "columns: got none, expected at least one"),
     "seed below": ("ff.federate.run_keys(-1)", "seed: got -1, expected a whole number"),
 }
 

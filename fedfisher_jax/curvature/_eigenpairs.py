@@ -50,9 +50,15 @@ class Subspace:
     where: Callable[[str], bool] | tuple[int, ...] | None = None
 
     def covered(self, params: PyTree) -> list[int]:
-        """List the numbers of the leaves that H covers."""
+        """List the numbers of the leaves that H covers.
+
+        Raises:
+            ValueError: a number that no leaf has.
+        """
         paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
         if isinstance(self.where, tuple):
+            if beyond := [n for n in self.where if not 0 <= n < len(paths)]:
+                raise ValueError(f"where: got leaf {beyond[0]}, expected 0 to {len(paths) - 1}")
             return [n for n in range(len(paths)) if n in self.where]
         return [n for n, path in enumerate(paths) if self.where is None or self.where(path)]
 

@@ -17,7 +17,13 @@ def by_partitioner(partitioner: Any, **columns: Any) -> Parts:
 
     Returns:
         One sorted int64 index array per partition.
+
+    Raises:
+        ValueError: no columns, which say how many examples there are, or columns of different lengths.
     """
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"columns: got {lengths or 'none'}, expected at least one, all of one length")
     rows = len(next(iter(columns.values())))
     given = {name: np.asarray(values) for name, values in columns.items()} | {"row": np.arange(rows)}
     partitioner.dataset = package("flwr_datasets's partitioners").Dataset.from_dict(given)

@@ -71,6 +71,9 @@ def describe(x: np.ndarray) -> Sums:
 def scaling_of(sums: Sums) -> Scaling:
     """The scaling that gives every column mean 0 and spread 1; a constant column gets spread 0, not NaN.
 
+    A column whose spread is below a millionth of its mean counts as constant, since sums of squares do not show it:
+    subtract a common number first, such as the first day of seconds since 1970.
+
     Args:
         sums: the sums of one silo, or those of many added up.
 

@@ -126,18 +126,19 @@ def read_columns(path: Path) -> dict[str, Sequence[Any]]:
 
 
 def labels_of(path: Path, name: str, values: Sequence[Any]) -> np.ndarray:
-    """A column of labels: whole numbers where all are such, else texts.
+    """A column of labels: whole numbers where all are written as such, else texts, so that "01" is not "1".
 
     Raises:
         ValueError: an entry is empty; its row is named.
     """
-    texts = [str(value).strip() if value is not None else "" for value in values]
+    texts = ["" if value is None or value != value else str(value).strip() for value in values]  # Parquet has NaN
     if "" in texts:
         raise ValueError(f"{path}: {name}: row {texts.index('') + 1} is empty")
     try:
-        return np.asarray([int(text) for text in texts], np.int64)
+        numbers = np.asarray([int(text) for text in texts], np.int64)
     except (ValueError, OverflowError):
         return np.asarray(texts)
+    return numbers if texts == list(map(str, numbers.tolist())) else np.asarray(texts)
 
 
 def read_part(path: Path, part: str, named: Columns = Columns()) -> tuple[np.ndarray, np.ndarray | None]:

@@ -67,7 +67,12 @@ def strata(likelihood: str, y: np.ndarray) -> Strata:
     Args:
         likelihood: what the targets are fitted with.
         y: targets, [N] of classes, else [N, C].
+
+    Raises:
+        ValueError: another likelihood.
     """
+    if likelihood not in TARGETS:
+        raise ValueError(f"likelihood: got {likelihood!r}, expected one of {', '.join(TARGETS)}")
     if likelihood == "categorical":
         return Strata(y, tuple(map(str, range(int(y.max()) + 1))))
     if likelihood == "gaussian":

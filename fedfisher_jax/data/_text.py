@@ -193,6 +193,9 @@ def text_clients(
         raise ValueError(f"test_share: got {test_share}, expected a number between 0 and 1")
     if seed < 0:
         raise ValueError(f"seed: got {seed}, expected a non-negative integer")
+    for name, texts in documents.items():
+        if isinstance(texts, str):
+            raise TypeError(f"documents[{name!r}]: got a text, expected a sequence of texts, such as [text]")
     cut = {name: _windows(documents[name], tokens == "bytes", length + 1, test_share) for name in sorted(documents)}
     kept = {name: found for name, found in cut.items() if len(found[0]) > 1}
     if len(kept) < 2:

@@ -233,7 +233,7 @@ def _distil(here: Setting, validation: Callable | None, start: PyTree) -> Merged
             return student, inner, pool, student, score, (made, learned)
         new = validation(student).astype(jnp.float32)
         best = jax.tree.map(lambda old, now: jnp.where(new > score, now, old), best, student)
-        return student, inner, pool, best, jnp.maximum(score, new), (made, learned)
+        return student, inner, pool, best, jnp.where(new > score, new, score), (made, learned)
 
     pool = jnp.zeros((s.rounds * s.batch_size, *here.example.shape), here.example.dtype)
     inner, score = here.pupil.init(start), jnp.asarray(-jnp.inf, jnp.float32)

@@ -86,6 +86,7 @@ def fisher_merge(apply: Callable, likelihood: Likelihood, *, floor: float = 0.0,
 
     Raises:
         TypeError: an unknown option.
+        ValueError: a floor that is negative or not finite.
 
     Example:
         >>> import jax
@@ -98,8 +99,8 @@ def fisher_merge(apply: Callable, likelihood: Likelihood, *, floor: float = 0.0,
         4.0000
     """
     require_options(options, fisher_merge, MeasureFisher)
-    measure = MeasureFisher(apply, likelihood, "diagonal", **options)
-    solve = lambda s, _: _merged(closed_form(floor=floor), summed(s))  # noqa: E731
+    measure, solver = MeasureFisher(apply, likelihood, "diagonal", **options), closed_form(floor=floor)
+    solve = lambda s, _: _merged(solver, summed(s))  # noqa: E731
     return Rule("fisher-merge", measure, lift_sums, solve, "add", takes=measure.takes())
 
 

@@ -31,7 +31,10 @@ def lift(rule: Rule, payload: Any, start: PyTree = None) -> Any:
     """
     require_taken(rule, payload)
     _require_start_like(rule, payload, start)
-    return rule.lift(widened(payload), widened(start))
+    sent = widened(payload)
+    if isinstance(sent, Payload) and not jnp.issubdtype(jnp.result_type(sent.weight), jnp.floating):
+        sent = sent._replace(weight=jnp.asarray(sent.weight, float))  # sums and products of integers wrap
+    return rule.lift(sent, widened(start))
 
 
 def require_taken(rule: Rule, payload: Any) -> None:

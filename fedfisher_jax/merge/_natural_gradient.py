@@ -162,6 +162,8 @@ def natural_gradient(
         2.000
     """
     require_options(options, natural_gradient, MeasureFisher, "at", "subspace")
+    if not len(dampings):
+        raise ValueError("dampings: got none, expected at least one positive number")
     numbers = {"steps": steps, "shrink": shrink} | {f"dampings[{n}]": value for n, value in enumerate(dampings)}
     for name, value in numbers.items():
         if not 0 < value < float("inf"):

@@ -233,12 +233,16 @@ def _factor(
 
 
 def _tamed(statistics: Any, weight: jax.Array, cap: float) -> Any:
-    """Fishers of which none has more than `cap` of the sum of weight times trace."""
-    if not isinstance(statistics, Fisher):
-        return statistics
-    size = weight * jax.vmap(trace)(statistics)
-    kept = jnp.where(size > 0, capped(size, cap) / jnp.where(size > 0, size, 1), 1)
-    return jax.vmap(lambda fisher, factor: fisher.scale(factor))(statistics, kept)
+    """Lower every Fisher in statistics, which may hold several, so that none has more than `cap` of weight × trace."""
+
+    def lowered(one: Any) -> Any:
+        if not isinstance(one, Fisher):
+            return one
+        size = weight * jax.vmap(trace)(one)
+        kept = jnp.where(size > 0, capped(size, cap) / jnp.where(size > 0, size, 1), 1)
+        return jax.vmap(lambda fisher, factor: fisher.scale(factor))(one, kept)
+
+    return jax.tree.map(lowered, statistics, is_leaf=lambda node: isinstance(node, Fisher))
 
 
 def _others(square: jax.Array) -> jax.Array:

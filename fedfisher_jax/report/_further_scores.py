@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .._doors import require_at_least
 from ._measure import ACCURACY, LOSS, Measure
 
 Cells = Sequence[Mapping[str, Any]]
@@ -24,7 +25,11 @@ def mean_of_last(cells: Cells, count: int) -> Cells:
     Args:
         cells: runs over at least so many rounds.
         count: how many.
+
+    Raises:
+        ValueError: fewer than 1.
     """
+    require_at_least("count", count, 1)
 
     def averaged(rule: Mapping[str, Any]) -> dict[str, Any]:
         lines = rule["rounds"][-count:]

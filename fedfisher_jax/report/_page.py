@@ -38,7 +38,9 @@ def page(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 def _overview(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """Rules by what differs between the runs, whatever their seeds."""
     told = [{k: v for k, v in record["settings"].items() if k not in (*UNTOLD, "rules")} for _, record in runs]
-    differ = [key for key in told[0] if len({str(one.get(key)) for one in told}) > 1]
+    differ = [
+        key for key in dict.fromkeys(key for one in told for key in one) if len({str(one.get(key)) for one in told}) > 1
+    ]
     groups: dict[str, str] = {}  # what differs → a column's name: that in few words, or else the first run's
     cells = []
     for one, (name, record) in zip(told, runs, strict=True):
@@ -128,11 +130,11 @@ def _at_clients(record: Mapping[str, Any]) -> dict[str, Any] | None:
     own = record["clients"].get("own")
     rows = []
     if own:
-        values = np.asarray(own["after"]["accuracy"])
+        values = np.asarray(own["after"]["accuracy"], float)
         rows.append(["own model", _percent(values.mean()), _percent(values.min()), ""])
     for name, one in rules.items():
-        values = np.asarray(one["accuracy"])
-        gains = [f"{(values > np.asarray(own['after']['accuracy'])).sum()} of {len(values)}"] if own else []
+        values = np.asarray(one["accuracy"], float)
+        gains = [f"{(values > np.asarray(own['after']['accuracy'], float)).sum()} of {len(values)}"] if own else []
         rows.append([name, _percent(values.mean()), _percent(values.min()), *gains])
     return {
         "title": "Accuracy on each client's own training examples" + ", before and after the merge" * bool(own),
@@ -158,8 +160,9 @@ def _personalised(record: Mapping[str, Any]) -> dict[str, Any] | None:
     for name, rule in record["rules"].items():
         for kind, said in (("personalised", ""), ("personalised_few", few)):
             if one := rule.get(kind):
-                key, form = ("accuracy", _percent) if one["accuracy"][0] is not None else ("loss", "{:.4g}".format)
-                before, after = np.asarray(one[f"{key}_before"]), np.asarray(one[key])
+                classes = any(share is not None for share in one["accuracy"])
+                key, form = ("accuracy", _percent) if classes else ("loss", _nats)
+                before, after = (np.asarray(one[name], float) for name in (f"{key}_before", key))  # None is NaN
                 better, worst = (after > before, after.min()) if key == "accuracy" else (after < before, after.max())
                 gains = f"{int(better.sum())} of {len(after)}"
                 rows.append([f"{name}, {key}{said}", form(before.mean()), form(after.mean()), form(worst), gains])
@@ -173,4 +176,8 @@ def _personalised(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _percent(share: Any) -> str:
-    return f"{100 * float(share):.1f} %"
+    return f"{100 * float(share):.1f} %" if np.isfinite(share) else "–"
+
+
+def _nats(loss: Any) -> str:
+    return f"{loss:.4g}" if np.isfinite(loss) else "–"

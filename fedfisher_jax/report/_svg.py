@@ -85,7 +85,7 @@ def at_clients(record: Mapping[str, Any]) -> str:
         if alone := clients.get("own"):
             axes.scatter(
                 x,
-                factor * np.asarray(alone["after"][key]),
+                factor * np.asarray(alone["after"][key], float),
                 s=size,
                 c=LOCAL,
                 marker="_",
@@ -94,7 +94,7 @@ def at_clients(record: Mapping[str, Any]) -> str:
             )
         for number, (name, rule) in enumerate(rules.items(), start=1):  # side by side
             aside = 0.6 * (number / (len(rules) + 1) - 0.5)
-            axes.scatter(x + aside, factor * np.asarray(rule["clients"][key]), s=size, c=own[name], label=name)
+            axes.scatter(x + aside, factor * np.asarray(rule["clients"][key], float), s=size, c=own[name], label=name)
         axes.set(xlabel="client", ylabel="accuracy (%)" if key == "accuracy" else "loss (nats)")
         axes.xaxis.get_major_locator().set_params(integer=True)
         legend_below(figure, ["own model", *rules], 2)

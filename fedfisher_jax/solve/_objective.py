@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._compat import Tracer
 from .._trees import from_numbered, weighted_sum
 from ..curvature import Fisher, Mixture
 from ..curvature.structures._protocol import mean_diagonals, power_near
@@ -58,7 +59,7 @@ def objective(fishers: PyTree, params: PyTree, weights: Any) -> Objective:
         Q around the weighted mean of the models, its anchor; the clients' Fishers stay apart in a `Mixture`.
 
     Raises:
-        ValueError: another number of weights than of clients.
+        ValueError: another number of weights than of clients, or weights that are negative or sum to zero.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,9 +70,12 @@ def objective(fishers: PyTree, params: PyTree, weights: Any) -> Objective:
         ([1.0], 1.5)
     """
     weights = jnp.asarray(weights)
+    weights = weights if jnp.issubdtype(weights.dtype, jnp.floating) else weights.astype(float)  # sums of integers wrap
     counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((fishers, params))}
     if counts != {weights.shape}:
         raise ValueError(f"weights: got shape {weights.shape}, expected one for each of the clients, {sorted(counts)}")
+    if not isinstance(weights, Tracer) and not (bool(jnp.all(weights >= 0)) and 0 < float(jnp.sum(weights)) < jnp.inf):
+        raise ValueError(f"weights: got {weights.tolist()}, expected finite numbers of at least 0 with a positive sum")
     shares = weights / jnp.sum(weights)
     anchor = weighted_sum(shares, params)
     gaps = jax.tree.map(jnp.subtract, params, anchor)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .._doors import require_at_least, require_optimizer
+from .._trees import in_types_of, widened
 from ._objective import Objective, Solution, Solver, _solution
 
 PyTree = Any
@@ -52,7 +53,7 @@ def paper_loop(
     def solve(problem: Objective) -> Solution:
         def update(state: tuple) -> tuple:
             delta, inner = state
-            slope = jax.tree.map(jnp.subtract, problem.curvature.matvec(delta), problem.pull)
+            slope = in_types_of(jax.tree.map(jnp.subtract, problem.curvature.matvec(delta), problem.pull), delta)
             change, inner = transform.update(slope, inner, delta)
             return optax.apply_updates(delta, change), inner
 
@@ -62,11 +63,11 @@ def paper_loop(
             if validation is not None:
                 new = validation(jax.tree.map(jnp.add, problem.anchor, state[0])).astype(jnp.float32)
                 best = jax.tree.map(lambda b, d: jnp.where(new > score, d, b), best, state[0])
-                score = jnp.maximum(score, new)
+                score = jnp.where(new > score, new, score)  # NaN is no score
             state = jax.lax.fori_loop(1, length, lambda _, s: update(s), state)
             return state, best, score
 
-        zeros = optax.tree.zeros_like(problem.anchor)
+        zeros = optax.tree.zeros_like(widened(problem.anchor))
         carry = ((zeros, transform.init(zeros)), zeros, jnp.asarray(-jnp.inf, jnp.float32))
         carry = jax.lax.fori_loop(0, steps // every, lambda _, c: round_(c, every), carry)
         if steps % every:

@@ -86,3 +86,19 @@ def test_what_does_not_work_is_named(change, words, tmp_path):
 def test_there_is_no_such_file(tmp_path):
     with pytest.raises(data.DataNotFoundError):
         data.load(str(tmp_path / "t.csv"))
+
+
+def test_labels_are_what_is_written(tmp_path):
+    rows = [[n, ("01", "1", "7")[n % 3]] for n in range(30)]
+    found = data.load(str(written(tmp_path / "t.csv", ["x", "label"], rows)))
+    assert found.classes == ("01", "1", "7")
+
+
+def test_a_label_that_is_missing_in_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    labels = [float(n % 2) for n in range(29)] + [float("nan")]
+    parquet.write_table(pyarrow.table({"x": list(range(30)), "label": labels}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="label: row 30 is empty"):
+        data.load(str(tmp_path / "t.parquet"))

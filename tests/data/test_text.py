@@ -182,3 +182,8 @@ def test_bad_settings_are_named(change, message):
     documents = {"a": ["x" * 70], "b": ["x" * 50], "c": []}
     with pytest.raises(ValueError, match=message):
         text_clients(documents, **{"length": 10, **change})
+
+
+def test_a_text_in_the_place_of_texts_is_refused():
+    with pytest.raises(TypeError, match=r"documents\['b'\]: got a text, expected a sequence of texts"):
+        text_clients({"a": ["some text"], "b": "some text" * 99})

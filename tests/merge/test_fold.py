@@ -258,3 +258,8 @@ def test_what_cannot_be_merged_one_by_one():
         merge_one_by_one(ff.then(rule("fedavg"), rule("fisher-merge")), payloads("fedavg"))
     with pytest.raises(ValueError, match=r"payloads\[1\]"):
         merge_one_by_one(rule("fedavg"), [payloads("fedavg")[0], payloads("fisher-merge")[1]])
+
+
+def test_integer_weights_do_not_wrap():
+    sent = [ff.Payload(np.int32(2_000_000_000), jnp.full(2, value, jnp.float32)) for value in (1.0, 3.0)]
+    np.testing.assert_allclose(ff.merge_payloads(rule("fedavg"), sent).params, 2.0, rtol=1e-6)

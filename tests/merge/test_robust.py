@@ -226,3 +226,17 @@ def test_the_disagreement_is_what_models_cost():
 def test_what_a_robust_merge_refuses(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("among", ["a tuple", "a tree"])
+def test_a_fisher_among_other_statistics_is_capped_as_one_alone(among):
+    """As those of FedBEns (a tuple) and of pseudo-data (a Fisher beside moments)."""
+    values = jnp.asarray([1.0, 1.0, 1.0, 1e9])[:, None] * jnp.ones((4, 3))
+    fisher, weight, others = Diagonal({"w": values}), jnp.ones(4), jnp.ones((4, 2))
+    alone = robust._tamed(fisher, weight, 0.3).values["w"]
+    assert float(alone[3].sum()) / float(alone.sum()) == pytest.approx(0.3)
+    held = (fisher, others) if among == "a tuple" else {"fisher": fisher, "moments": others}
+    found = robust._tamed(held, weight, 0.3)
+    inner, rest = found if among == "a tuple" else (found["fisher"], found["moments"])
+    np.testing.assert_array_equal(inner.values["w"], alone)
+    np.testing.assert_array_equal(rest, others)
