@@ -126,7 +126,7 @@ def test_clients_are_held_out_and_rules_have_servers_of_their_own(tmp_path):
     """By hand: 300 examples over 6 clients, 2 of them held out, who fine-tune on one half of theirs."""
     names = "fedavg,server-optimizer=none", "fedavg"
     flags = "--examples 300 --clients 6 --held-out 0.3 --personalise 2 --personalise-learning-rate 0.02 --shots 5"
-    server = "--server-optimizer sgd --server-learning-rate 0.5"
+    server = "--server-optimizer sgd --server-learning-rate 0.5 --schedule cosine_decay_schedule,decay_steps=20"
     command(*ROUNDS[:-3], *flags.split(), *server.split(), "--rules", *names, "--seed", "7", "--out", tmp_path)
     plain, half = (result(tmp_path)["rules"][name] for name in names)
     assert plain["rounds"][0]["moved"] == pytest.approx(2 * half["rounds"][0]["moved"], rel=1e-5)
@@ -138,7 +138,8 @@ def test_clients_are_held_out_and_rules_have_servers_of_their_own(tmp_path):
     halves = [np.array_split(rng.permutation(part), 2) for part in parts[4:]]
     cohorts = [ff.cohort(dataset.train_x, dataset.train_y, [pair[side] for pair in halves]) for side in (0, 1)]
     network, key = ff.models.build("mlp", (8, 8, 1), 10), run_keys(7)
-    training = ff.LocalTraining(network.apply, ff.categorical(), optax.sgd(0.01, 0.9), 1, 64)
+    falling = optax.cosine_decay_schedule
+    training = ff.LocalTraining(network.apply, ff.categorical(), optax.sgd(falling(0.01, 20), 0.9), 1, 64)
     federation = ff.Federation(training, ff.fedavg(network.apply, ff.categorical()), 2)
     state = rounds.init(federation, network.init(key.init), 4, key.train)
     everyone = ff.cohort(dataset.train_x, dataset.train_y, parts[:4])
@@ -146,7 +147,7 @@ def test_clients_are_held_out_and_rules_have_servers_of_their_own(tmp_path):
         state, _ = rounds.step(federation, state, everyone, strategy="sequential")
     scores = ff.evaluate(network.apply, ff.categorical(), state.params, dataset.test_x, jnp.asarray(dataset.test_y))
     assert plain["loss"] == pytest.approx(float(scores.loss), rel=1e-4)
-    tuning = ff.LocalTraining(network.apply, ff.categorical(), optax.sgd(0.02, 0.9), 2, 64)
+    tuning = ff.LocalTraining(network.apply, ff.categorical(), optax.sgd(falling(0.02, 20), 0.9), 2, 64)
     for name, shots in (("personalised", None), ("personalised_few", 5)):
         found = ff.personalise(tuning, state.params, *cohorts, key.measure, shots=shots, strategy="sequential")
         np.testing.assert_allclose(plain[name]["loss"], found.loss, rtol=1e-4)

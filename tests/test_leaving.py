@@ -125,3 +125,44 @@ def test_a_sum_says_by_which_options_its_contributions_were_made(folder, tmp_pat
     equal([np.asarray(leaf) for leaf in jax.tree.leaves(model_file.read(out).params)], want)
     free = fold(folder, sent, tmp_path / "free.safetensors", "--rule", "fedfisher-diag,damping=1")
     merged(folder, [free], tmp_path / "f.safetensors", "--rule", "fedfisher-diag,damping=3")
+
+
+def test_who_leaves_leaves_the_model_by_the_settings_that_it_was_merged_by(folder, tmp_path, capsys):
+    """Another rule, damping, cap or number of faulty silos is another model than that which they leave."""
+    region, out, stay = tmp_path / "r.safetensors", tmp_path / "g.safetensors", (0, 1, 2, 4, 5, 6)
+    start = ["--start", folder / "start.safetensors", "--out", out, "--record", tmp_path / "left.json"]
+    gone = "leave", region, "--silo", 3, *start
+    for how, others, words in (
+        (("--damping", 3), ((), ("--damping", 1)), "say --rule fedfisher-kfac,damping=3"),
+        (
+            ("--robust", "cap", "--cap", 0.5),
+            (("--robust", "cap"), ("--robust", "geometric-median", "--cap", 0.5)),
+            "was merged with --robust cap --cap 0.5: say so",
+        ),
+        ((), (("--rule", "fedavg"), ("--robust", "cap")), "say"),
+    ):
+        region.unlink(missing_ok=True)
+        merged(folder, files(folder, "fedfisher-kfac"), out, "--into", region, *how)
+        before = region.read_bytes()
+        for other in others:
+            refused(words, capsys, *gone, *other)
+        assert region.read_bytes() == before and not (tmp_path / "left.json").exists()
+        command(*gone, *how)
+        want, _ = merged(folder, files(folder, "fedfisher-kfac", *stay), tmp_path / "never.safetensors", *how)
+        equal([np.asarray(leaf) for leaf in jax.tree.leaves(model_file.read(out).params)], want)
+        (tmp_path / "left.json").unlink()
+    region.unlink()
+    merged(folder, files(folder, "fedfisher-kfac"), out, "--into", region, "--damping", 3)
+    command(*gone, "--rule", "fedfisher-kfac,damping=3.0")  # said otherwise
+
+
+def test_files_that_cannot_be_written_are_named_by_their_flags(folder, tmp_path, capsys):
+    region, out = tmp_path / "r.safetensors", tmp_path / "g.safetensors"
+    merged(folder, files(folder, "fedfisher-kfac"), out, "--into", region)
+    start = ["--start", folder / "start.safetensors"]
+    gone = "leave", region, "--silo", 3, *start
+    refused("out: got '.', expected the name of a file", capsys, *gone, "--out", ".")
+    refused("record: got '.', expected the name of a file", capsys, *gone, "--out", out, "--record", ".")
+    one = files(folder, "fedfisher-kfac", 0)[0]
+    refused("into: got '.', expected the name of a file", capsys, "merge", one, *start, "--into", ".")
+    refused("names: needs --into", capsys, "merge", one, *start, "--names")

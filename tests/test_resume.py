@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,3 +218,18 @@ def test_lines_that_a_checkpoint_has_and_its_folder_lacks_are_missed_at_once(pro
     for _ in range(2):
         with pytest.raises(ValueError, match=r"rounds\.jsonl: got 0 lines, expected 2"):
             resume.run_rounds(plan, begun(problem, plan), who, 3, tmp_path, strategy="sequential")
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_text("garbage"), lambda path: path.unlink()])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(damage, problem, tmp_path):
+    _, who = problem
+    plan = plan_of(FEDAVG)
+    resume.run_rounds(plan, begun(problem, plan), who, 2, tmp_path, strategy="sequential")
+    for path in (tmp_path / "checkpoints" / "2").rglob("*"):
+        if path.is_file():
+            damage(path)
+    with pytest.raises(ValueError, match=r"folder: .*checkpoints/2 cannot be read .*go on from the checkpoint before"):
+        resume.run_rounds(plan, begun(problem, plan), who, 3, tmp_path, strategy="sequential")
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    _, lines = resume.run_rounds(plan, begun(problem, plan), who, 3, tmp_path, strategy="sequential")
+    assert [line["round"] for line in lines] == [1, 2, 3]

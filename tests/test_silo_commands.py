@@ -13,6 +13,8 @@ import safetensors.numpy
 import fedfisher_jax as ff
 from fedfisher_jax import payload
 from fedfisher_jax.cli import _cli as cli
+from fedfisher_jax.cli import _measure
+from fedfisher_jax.payload import _container as container
 from fedfisher_jax.silos import _model_file as model_file
 
 NEEDS_TORCH = "math:prod() failed" if find_spec("torchax") else "needs pip install 'fedfisher-jax[torch]'"
@@ -100,6 +102,12 @@ INIT = "init", "--data", "digits", "--out", "new"
         (["measure", "--data", "data.npz", "--silo", "-1"], "silo"),
         (["measure", "--data", "data.npz", "--budget", "0"], "budget: got 0"),
         (["measure", "--data", "data.npz", "--budget", "1", "--compression", "authors"], "give one of them"),
+        (["measure", "--data", "data.npz", "--samples", "3"], "samples: got 3, expected --kind monte_carlo"),
+        (["measure", "--data", "data.npz", "--local", "."], "local: got '.', expected the name of a file"),
+        (["init", "--checkpoint", "start.safetensors", "--seed", "3", "--out", "n"], "checkpoint: got it with --start"),
+        (["run", "--strategy", "fast", "--out", "r"], "strategy: got 'fast', expected one of sequential"),
+        (["sweep", "--file", "a.toml", "--file=b.toml"], "file: got 2 of them"),
+        (["merge", "one.safetensors", "--robust", "cap", "--faulty", "1"], "faulty: got 1, which cap does not read"),
         (["measure", "--data", "data.npz", "--stochastic"], "stochastic: needs a budget"),
         (["measure", "--data", "data.npz", "--rule", "otfusion"], "dict has no form in files"),
         (["measure", "--data", "data.npz", "--rule", "pfnm", "--epsilon", "8"], "dict has no form in files"),
@@ -230,3 +238,37 @@ def test_one_silo_is_its_own_merge(small, tmp_path):
         strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--budget", "0.01"), "budget: got 0.01, expected at least"),
+        (("--rule", "fedfisher-lowrank", "--compression", "authors"), "the authors' scheme has no low_rank Fisher"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_training(flags, words, small, monkeypatch, capsys):
+    monkeypatch.chdir(small)
+    monkeypatch.setattr(_measure, "train_and_measure", lambda *a, **k: pytest.fail("it was trained"))
+    with pytest.raises(SystemExit) as stop:
+        command("measure", "--data", "data.npz", "--out", "p.safetensors", *flags)
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_model_is_looked_at_as_a_payload_is(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(small)
+    command("inspect", "start.safetensors", "--start", "start.safetensors")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "checked" in shown and "from the start" in shown
+    header, arrays = container.unpack((small / "start.safetensors").read_bytes(), payload.Limits(), "start")
+    first = next(iter(arrays))
+    broken = tmp_path / "nan.safetensors"
+    container.write_bytes(broken, container.pack(header, arrays | {first: np.full_like(arrays[first], np.nan)}))
+    with pytest.raises(SystemExit):
+        command("inspect", broken)
+    assert "expected finite numbers" in capsys.readouterr().err
+    other = tmp_path / "other.safetensors"
+    command("init", "--input-shape", 9, "--outputs", 3, "--out", other)
+    with pytest.raises(SystemExit):
+        command("inspect", other, "--start", "start.safetensors")
+    assert "got shape (9, 64), expected (3, 64)" in capsys.readouterr().err

@@ -10,6 +10,9 @@ import tyro
 from fedfisher_jax import report
 from fedfisher_jax.cli import _cli as cli
 from fedfisher_jax.cli import _sweep
+from fedfisher_jax.cli._names import file_name
+from fedfisher_jax.cli._run_words import words_on_settings
+from fedfisher_jax.cli._settings import RunSettings
 from fedfisher_jax.cli._sweep_settings import SweepSettings, cells_of
 
 QUICK = ("sweep", "--epochs", "1", "--clients", "2", "--rules", "fedavg", "fisher-merge", "--strategy", "sequential")
@@ -256,3 +259,19 @@ def test_bad_sweeps_are_one_line(arguments, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         command(*QUICK, *arguments, "--out", tmp_path)
     assert stop.value.code == 2 and words in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_names_of_files_are_names_of_one_thing_each():
+    names = ["fedavg", "fedfish,eps=0.1", "a:b", "a_b", "a/b", "ä" * 120, "ä" * 121, "x" * 300, "x" * 301]
+    made = [file_name(name) for name in names]
+    assert len(set(made)) == len(names) and made[:2] == names[:2] and made[3] == "a_b"
+    assert all(len(name.encode()) <= 180 and "/" not in name for name in made)
+    flags = ["--dataset", "a/data.npz", "a_data.npz", "--seeds", "1"]
+    assert len({cell.out for _, cell in cells_of(tyro.cli(SweepSettings, args=flags))}) == 2
+
+
+def test_a_setting_that_nothing_reads_is_told():
+    said = words_on_settings(RunSettings(optimizer="adam", momentum=0.5, partition="iid", alpha=1.0, samples=3))
+    assert [word.partition(":")[0] for word in said] == ["momentum", "alpha", "samples"]
+    assert words_on_settings(RunSettings(rules=("fedfish,estimator=monte_carlo",), samples=3)) == []
+    assert words_on_settings(RunSettings()) == []

@@ -31,6 +31,7 @@ class Gathered(NamedTuple):
 
     start: model_file.Model
     name: str  # of the rule
+    said: str  # the same with all its options
     lifted: str  # the same with its options, where the contributions of silos depend on them; else ""
     rule: Rule
     parts: list[Part]
@@ -119,7 +120,7 @@ def gather(
                 f"say --rule {theirs[:80]}"
             )
     going = _leaving(leaving, parts, terms)
-    gathered = Gathered(start, name, lifted, rule, parts, terms, _without(without, parts, going), going)
+    gathered = Gathered(start, name, said, lifted, rule, parts, terms, _without(without, parts, going), going)
     try:
         require_taken(rule, prepared(gathered, region.payload_shape(parts[0].silos[0].header, start.params)))
     except ValueError as error:

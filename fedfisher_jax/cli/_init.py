@@ -68,6 +68,8 @@ def init(settings: InitSettings) -> None:
     shape, outputs = settings.input_shape, settings.outputs
     require_ranges(settings)
     likelihood_of(settings.likelihood)
+    if settings.checkpoint is not None and (settings.start != "usual" or settings.seed):
+        raise ValueError("checkpoint: got it with --start or --seed, which nothing is drawn by then; leave them out")
     scaling = sums_file.agreed(settings.standardise) if settings.standardise else None
     if settings.data is not None:
         x, y = silo_data.read(settings.data, "train", columns=Columns(settings.label, None, settings.ignore))

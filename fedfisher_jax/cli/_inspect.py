@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import payload
+from ..merge._rule import require_like
 from ..payload import Limits
 from ..payload import _container as container
 from ..payload import _file as file
@@ -18,6 +19,7 @@ from ..payload import _files_of_a_merge as files_of
 from ..payload import _region as region
 from ..payload._header import owes_noise
 from ..silos import _model_file as model_file
+from ._fold_files import distance
 
 MOST_SHOWN = 2000  # characters of what a file says
 
@@ -29,7 +31,7 @@ class InspectSettings:
     file: Annotated[Path, tyro.conf.Positional]
     """The file to show."""
     start: Path | None = None
-    """A starting model to compare it with."""
+    """A starting model to compare it with: payloads must be made from it, models be of its network."""
     model: str | None = None
     """module:function, where the start is of a network of your own."""
 
@@ -40,7 +42,7 @@ def inspect(settings: InspectSettings) -> None:
     data, named = container.read_bytes(settings.file, Limits()), str(settings.file)
     header, arrays = container.unpack(data, Limits(), named)
     if "model" in header:
-        said = {key: value for key, value in header.items() if key != "format"}
+        said = {key: value for key, value in header.items() if key != "format"} | _looked_at(settings, header["model"])
         rows = [(name, array, "raw", 8 * array.nbytes) for name, array in sorted(arrays.items())]
         console.print(_facts(settings.file, said), _entries(rows))
         return
@@ -67,6 +69,25 @@ def inspect(settings: InspectSettings) -> None:
     decoded = file.entries(sent)
     rows = [(name, decoded[name], str(found.plan.get(name, "raw")), 8 * arrays[name].nbytes) for name in decoded]
     console.print(_facts(settings.file, said), _entries(rows))
+
+
+def _looked_at(settings: InspectSettings, network: Any) -> dict[str, str]:
+    """What a look at a model file tells beside its header.
+
+    Raises:
+        PayloadError: the file is refused, as by everything that reads models.
+        ValueError: the start is of another network.
+    """
+    if settings.model is None and ":" in str(network):
+        if settings.start is not None:
+            raise ValueError("start: needs --model to compare networks of your own")
+        return {"checked": "the header alone: --model imports its network"}
+    found = model_file.read(settings.file, settings.model)
+    if settings.start is None:
+        return {"checked": "all"}
+    start = model_file.read(settings.start, settings.model)
+    require_like(f"{settings.file}: ", found.params, start.params, "the start's")
+    return {"checked": "all", "from the start": f"{distance(found.params, start.params):.4g}"}
 
 
 def _said(part: files_of.Part) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import tyro
 from .. import _files
 from ..merge._robust import How
 from ..payload import Limits
-from ._merge import MergeSettings, merge_files, report_beside
+from ._merge import MergeSettings, merge_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,29 +55,20 @@ def leave(settings: LeaveSettings) -> dict[str, Any]:
 
     Raises:
         ValueError: a file is refused, a silo is not in the region, its payload is missing where it is needed or is
-            another one than that in the region, or no silo would stay.
+            another one than that in the region, no silo would stay, or the model was merged by other settings.
     """
     if not settings.silo:
         raise ValueError("silo: got none, expected the numbers of the silos that leave")
     if not settings.region.is_file():
         raise ValueError(f"region: {settings.region}: no such file")
+    _files.require_file(settings.out)
     same = ("start", "out", "rule", "robust", "faulty", "cap", "damping", "in_memory", "max_bytes", "model")
     given = {name: getattr(settings, name) for name in same}
     taken = [settings.region, settings.start, settings.out, settings.out.with_suffix(".json"), *settings.payloads]
-    _files.require_file(settings.record, taken)
-    _require_as_merged(settings)
+    _files.require_file(settings.record, taken, "record")
     merged = MergeSettings(files=(), into=settings.region, without=settings.silo, names=True, **given)
     record = merge_files(merged, settings.payloads, settings.record)["leaving"]
     print(f"{settings.record}: for the silos that left")
     for word in record["not_removed"]:
         print(f"not removed: {word}")
     return record
-
-
-def _require_as_merged(settings: LeaveSettings) -> None:
-    """Refuse to merge those that stay by a rule that trusts more than that of the model which they leave did."""
-    older = report_beside(settings.out)
-    before = None if older is None else older.get("robust")
-    if isinstance(before, dict) and settings.robust is None:
-        flags = " ".join(f"--{name if name != 'how' else 'robust'} {value}" for name, value in before.items() if value)
-        raise ValueError(f"robust: got none, and {settings.out} was merged with {flags}: say so")

@@ -57,7 +57,7 @@ def measure(settings: MeasureSettings) -> None:
     for one in each:
         _files.require_file(one.out, inputs)
     if settings.local is not None:
-        _files.require_file(settings.local, [*inputs, settings.out])
+        _files.require_file(settings.local, [*inputs, settings.out], "local")
     start = model_file.read(settings.start, settings.model)
     guarantee = _guarantee(settings)
     for one in each:
@@ -96,6 +96,8 @@ def _one(settings: MeasureSettings, start: model_file.Model, guarantee: Guarante
     structures.name_of(promised.statistics)  # before training: what has no form in files, or no noise
     if isinstance(guarantee, noise.Guarantee):
         noise.require_defined(promised.statistics)
+    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), promised)._replace(weight=len(x))
+    _plan(settings, empty, _about(settings, start.kind.likelihood, start.fingerprint, empty, guarantee))
     params, training = _how_to_train(settings, rule, start, likelihood, private)
     mine = silo_cohort(x, y, settings.silo, settings.batch_size)
     if isinstance(guarantee, Promise) and guarantee.trust == "distributed":
@@ -185,8 +187,11 @@ def _guarantee(settings: MeasureSettings) -> Guarantee | None:
     return noise.noise_for(settings.epsilon, settings.delta, rounds=settings.rounds, **clips)
 
 
-def _write(settings: MeasureSettings, likelihood: str, start: str, sent: Payload, guarantee: Guarantee | None) -> int:
-    said = payload.About(
+def _about(
+    settings: MeasureSettings, likelihood: str, start: str, sent: Payload, guarantee: Guarantee | None
+) -> payload.About:
+    """What the file says of itself."""
+    return payload.About(
         rule=plain_name(settings.rule),  # options are the server's to say
         likelihood=likelihood,
         start=start,
@@ -196,9 +201,21 @@ def _write(settings: MeasureSettings, likelihood: str, start: str, sent: Payload
         privacy=None if guarantee is None else guarantee._asdict(),
         compression=settings.compression if settings.budget is None else f"budget {settings.budget:g}",
     )
+
+
+def _plan(settings: MeasureSettings, sent: Payload, said: payload.About) -> dict[str, payload.Codec]:
+    """How entries are encoded, by their shapes.
+
+    Raises:
+        ValueError: a budget that is too small, or a structure that the authors do not compress.
+    """
     if settings.budget is not None:
-        chosen = plan.fit(sent, said, settings.budget, stochastic=settings.stochastic)
-    else:
-        chosen = plan.authors(sent) if settings.compression == "authors" else plan.none(sent)
+        return plan.fit(sent, said, settings.budget, stochastic=settings.stochastic)
+    return plan.authors(sent) if settings.compression == "authors" else plan.none(sent)
+
+
+def _write(settings: MeasureSettings, likelihood: str, start: str, sent: Payload, guarantee: Guarantee | None) -> int:
+    said = _about(settings, likelihood, start, sent, guarantee)
+    chosen = _plan(settings, sent, said)
     random = np.random.default_rng([settings.seed, settings.silo])
     return payload.write(settings.out, sent, said, chosen, random=random)

@@ -162,6 +162,8 @@ def check(settings: MeasureSettings) -> None:
     if settings.budget is not None and settings.compression != "none":
         raise ValueError("budget, compression: give one of them")
     _check_model(settings)
+    if settings.samples != 1 and settings.kind != "monte_carlo" and "monte_carlo" not in settings.rule:
+        raise ValueError(f"samples: got {settings.samples}, expected --kind monte_carlo with it, which draws them")
     if settings.stochastic and settings.budget is None:
         raise ValueError("stochastic: needs a budget")
 

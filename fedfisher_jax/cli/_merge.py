@@ -31,7 +31,7 @@ from . import _merge_checkpoints as checkpoints
 from ._fold import region_of
 from ._fold_files import MANY, Folded, again, clients_of, fold_files, shape_of
 from ._gather import Gathered, gather, limits_of, needs_passes, paths_of
-from ._leaving import record_of, sha256_of
+from ._leaving import record_of, require_as_merged, sha256_of
 from ._measure_settings import TORCH
 from ._merge_report import left_of, moved_though_agreed, report_of, table_of, words_on
 from ._one_line import say
@@ -111,6 +111,8 @@ def merge(settings: MergeSettings) -> dict[str, Any] | None:
     )
     if given := [name for name in refused if getattr(settings, name) != getattr(MergeSettings, name)]:
         raise ValueError(f"{', '.join(given)}: with a model of PyTorch not taken; --rule takes options, rule,damping=3")
+    if module:
+        _files.require_file(settings.out)
     files, limits = paths_of(settings.files), limits_of(settings.max_bytes)
     if not module:
         return checkpoints.merge_folder(settings, files, limits)
@@ -131,11 +133,13 @@ def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = (), left: P
         ValueError: as `merge`.
     """
     require_ranges(settings)
+    if settings.names and settings.into is None:
+        raise ValueError("names: needs --into, the region that they are written to")
     _files.require_file(settings.out)
     files, described = paths_of(settings.files), settings.out.with_suffix(".json")
     _require_free(settings.out, described, [settings.start, *files, *leaving])
     if settings.into is not None:
-        _files.require_file(settings.into, [settings.start, settings.out, described, *files, *leaving])
+        _files.require_file(settings.into, [settings.start, settings.out, described, *files, *leaving], "into")
         files += [settings.into] if settings.into.exists() else []
     before = {"model": sha256_of(settings.out), "region": sha256_of(settings.into)}
     gathered = gather(
@@ -151,14 +155,19 @@ def merge_files(settings: MergeSettings, leaving: tuple[Path, ...] = (), left: P
     if any(part.path == str(settings.into) and part.holds == PAYLOAD for part in gathered.parts):
         raise ValueError(f"into: got {settings.into}, which is a silo's payload, expected a region or a new name")
     start, name = gathered.start, gathered.name
+    distrust = None
+    if settings.robust is not None:
+        distrust = {"how": settings.robust, "faulty": settings.faulty, "cap": settings.cap}
+    if left is not None:
+        require_as_merged(settings.out, report_beside(settings.out), gathered.said, distrust)
     gathered = _distrusting(gathered, settings)
     folded = fold_files(gathered, hold=not needs_passes(gathered, settings.in_memory))
     merged = _merged(gathered, folded)
     if merged.apply is not None:
         raise ValueError(f"rule: {name} makes another network, for which there is no model file")
     record = report_of(gathered, folded, merged)
-    if settings.robust is not None:
-        record["robust"] = {"how": settings.robust, "faulty": settings.faulty, "cap": settings.cap}
+    if distrust is not None:
+        record["robust"] = distrust
     region = None if settings.into is None else region_of(gathered, folded, settings.names)
     made_by = f"merge of {len(folded.seen)} payloads by {name}"
     data = model_file.write(settings.out, start.kind, merged.params, made_by, start.scaling, start.classes)

@@ -46,6 +46,7 @@ def report_of(gathered: Gathered, folded: Folded, merged: Merged) -> dict[str, A
     return _files.plain(
         {
             "rule": gathered.name,
+            "merged_by": gathered.said,
             "kind": about.kind,
             "start": about.start,
             "contributors": contributors,

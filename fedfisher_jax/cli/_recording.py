@@ -20,7 +20,7 @@ from ..report._summary import REFERENCES
 from ..report.trackers import OnRecord
 from ..silos import _model_file as model_file
 from ._names import file_name
-from ._run_words import words_on_data, words_on_result
+from ._run_words import words_on_data, words_on_result, words_on_settings
 from ._settings import RunSettings, command_of, sampled_of
 from ._world import World, with_rmse
 
@@ -126,7 +126,7 @@ def record_of(settings: RunSettings, here: World) -> dict[str, Any]:
         "rules": {},
         "references": dict.fromkeys(REFERENCES),
         "seconds": {},
-        "words": words_on_data(dataset, here.strata),
+        "words": words_on_settings(settings) + words_on_data(dataset, here.strata),
         "complete": False,
     }
 

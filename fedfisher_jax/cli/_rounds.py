@@ -163,7 +163,8 @@ def _personalised(
 ) -> dict[str, Any]:
     tuning = dataclasses.replace(here.training, epochs=settings.personalise)
     if settings.personalise_learning_rate is not None:
-        step = optimizer_of(settings.optimizer, settings.personalise_learning_rate, settings.momentum)
+        rate = settings.personalise_learning_rate
+        step = optimizer_of(settings.optimizer, rate, settings.momentum, settings.schedule)
         tuning = dataclasses.replace(tuning, optimizer=step)
     mine, tests = (cohort(here.x, here.y, [pair[side] for pair in judged]) for side in (0, 1))
     how = {"shots": shots, "strategy": settings.strategy}

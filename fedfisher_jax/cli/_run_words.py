@@ -1,11 +1,31 @@
 """What `fedfisher run` tells a person beside its results."""
 
+import dataclasses
+
 from .. import data, report
 from .._metrics import Scores
 from ..data._scaling import far_from_one
 from ..federate import best_constant
 from ..federate._references import Result
+from ._settings import RunSettings
 from ._world import World
+
+DRAWN = ("dirichlet-client", "dirichlet-class", "quantity")  # splits whose shares are drawn by a concentration
+
+
+def words_on_settings(settings: RunSettings) -> list[str]:
+    """What was set and is read by nothing, which a person may not have meant."""
+    usual = {field.name: field.default for field in dataclasses.fields(settings)}
+    unread: dict[str, str] = {}
+    if settings.optimizer != "sgd":
+        unread["momentum"] = f"--optimizer {settings.optimizer}"
+    if settings.partition not in DRAWN:
+        unread |= dict.fromkeys(("alpha", "min_size"), f"--partition {settings.partition}")
+    if settings.partition != "shards":
+        unread["classes_per_client"] = f"--partition {settings.partition}"
+    if not any("monte_carlo" in word for word in (settings.kind, settings.warm_up or "", *settings.rules)):
+        unread["samples"] = f"--kind {settings.kind}"
+    return [f"{name}: {by} does not read it" for name, by in unread.items() if getattr(settings, name) != usual[name]]
 
 
 def words_on_data(dataset: data.Dataset, strata: data.Strata) -> list[str]:

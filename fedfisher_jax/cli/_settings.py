@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..federate import rounds
+from ..federate._map_clients import STRATEGIES
 from ..merge import catalogue
 from ._clients import count_held_out
 from ._local_training import rate, variant
@@ -150,6 +151,8 @@ def check(settings: RunSettings) -> None:
         raise ValueError("damping: the paper's loop has none; leave it out with --preset paper")
     if settings.preset == "paper" and settings.likelihood != "categorical":
         raise ValueError(f"likelihood: got {settings.likelihood}, expected categorical, for which --preset paper is")
+    if settings.strategy is not None and settings.strategy not in STRATEGIES:
+        raise ValueError(f"strategy: got {settings.strategy!r}, expected one of {', '.join(STRATEGIES)}")
     rate("schedule", settings.learning_rate, settings.schedule)
     if settings.rounds == 1:
         defaults = {field.name: field.default for field in dataclasses.fields(settings)}

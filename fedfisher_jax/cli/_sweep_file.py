@@ -16,11 +16,14 @@ def with_file(arguments: list[str], settings: type) -> list[str]:
         settings: the dataclass of its flags.
 
     Raises:
-        ValueError: a file that cannot be read, a key that is no flag, or a value that no flag has.
+        ValueError: two files, one that cannot be read, a key that is no flag, or a value that no flag has.
     """
-    place = next((n for n, word in enumerate(arguments) if word.partition("=")[0] == FLAG), None)
-    if place is None:
+    places = [n for n, word in enumerate(arguments) if word.partition("=")[0] == FLAG]
+    if not places:
         return arguments
+    if len(places) > 1:
+        raise ValueError(f"file: got {len(places)} of them, expected one .toml file after --file")
+    (place,) = places
     _, equals, path = arguments[place].partition("=")
     rest = arguments[place + (1 if equals else 2) :]
     if not equals and place + 1 < len(arguments):

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import hashlib
 import inspect
 import itertools
 import textwrap
@@ -15,6 +14,7 @@ import tyro
 
 from ..report._further_scores import ALONE
 from ._cluster import KINDS, SLURM
+from ._names import file_name
 from ._ranges import COUNT
 from ._settings import RunSettings
 
@@ -37,7 +37,6 @@ NOT_VARIED = (  # what is the same in all cells
     *("pooled", "barrier", "bias", "lengths"),
 )
 NOT_TAKEN = ("distributed",)
-LONGEST = 200  # name of a cell's folder
 ON = (
     f"{KINDS}; Slurm's options are {', '.join(SLURM).replace('_', '-')} (time in minutes, memory in GB for each cell). "
     "OUT is on a file system that all machines share. By default cells run in this process, one after the other."
@@ -121,12 +120,9 @@ def cells_of(settings: Any) -> list[tuple[str, RunSettings]]:
 
 
 def _folder_name(chosen: dict[str, Any], seed: int) -> str:
-    """The settings and the seed; where these are too long for a name of files, the rest of the settings is a hash."""
-    named = ",".join(f"{name}={value}" for name, value in chosen.items()).replace("/", "_")
-    whole = ",".join([named] * bool(named) + [f"seed={seed}"])
-    if len(whole) <= LONGEST:
-        return whole
-    return f"{named[: LONGEST - 40]},{hashlib.sha256(named.encode()).hexdigest()[:12]},seed={seed}"
+    """The settings and the seed."""
+    named = ",".join(f"{name}={value}" for name, value in chosen.items())
+    return ",".join([file_name(named)] * bool(named) + [f"seed={seed}"])
 
 
 def _axes(given: dict[str, tuple], together: tuple[str, ...]) -> list[list[dict[str, Any]]]:

@@ -93,7 +93,7 @@ def _go_on(
     log, first, before = folder / "rounds.jsonl", jax.process_index() == 0, int(state.round)
     with _checkpoints(folder) if first else contextlib.nullcontext() as manager:
         if manager is not None:
-            state = _latest(manager, state)
+            state = _latest(manager, state, folder)
         state = _restored(from_first(_storable(state)), state)
         number = int(state.round)
         if number > rounds:
@@ -144,15 +144,26 @@ def _checkpoints(folder: Path) -> Any:
     return orbax.CheckpointManager(folder / "checkpoints", options=orbax.CheckpointManagerOptions(**options))
 
 
-def _latest(manager: Any, state: State) -> State:
-    """The state of the last checkpoint; `state` itself where there is none."""
+def _latest(manager: Any, state: State, folder: Path) -> State:
+    """The state of the last checkpoint; `state` itself where there is none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     import orbax.checkpoint as orbax
 
     latest = manager.latest_step()
     if latest is None:
         return state
     like = jax.tree.map(orbax.utils.to_shape_dtype_struct, _storable(state))
-    return _restored(manager.restore(latest, args=orbax.args.StandardRestore(like)), state)
+    try:
+        return _restored(manager.restore(latest, args=orbax.args.StandardRestore(like)), state)
+    except Exception as error:  # of orbax and what it stores by, whose errors have no common class
+        kept = folder / "checkpoints" / str(latest)
+        raise ValueError(
+            f"folder: {kept} cannot be read ({type(error).__name__}): delete it to go on from the checkpoint before, "
+            f"or {folder} to start over"
+        ) from error
 
 
 def _keep(manager: Any, number: int, state: State) -> None:

@@ -114,7 +114,7 @@ def _read(checkpoint: Checkpoint) -> tuple[int, PyTree, Reports]:
             found, finished = str(file["mark"]), int(file["finished"])
             stored = [file[f"leaf{number}"] for number in range(len(leaves))]
             reports: Reports = [(CohortReport(*report), work) for report, work in json.loads(str(file["reports"]))]
-    except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, KeyError, EOFError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"checkpoint: {path} is no checkpoint of this version ({error}); delete it or name another"
         ) from error

@@ -20,6 +20,7 @@ from ._rule import Carry, Merged, Payload, Rule, require_one_exchange, require_r
 PyTree = Any
 How = Literal["cap", "trimmed", "median", "geometric-median", "krum", "outliers", "objective"]
 COORDINATES = ("trimmed", "median")
+READ_FAULTY = ("trimmed", "krum", "outliers")
 TOLERATED = 2.0  # times the median disagreement, above which `objective` weighs a client down
 STANDS_OUT = 3.5  # deviations above the median, beyond which `outliers` leaves a client out
 
@@ -58,6 +59,8 @@ def robust(rule: Rule, how: str, *, faulty: int | None = None, cap: float | None
     if how in COORDINATES and rule.name != "fedavg":
         others = ", ".join(name for name in get_args(How) if name not in COORDINATES)
         raise ValueError(f"how: {how} merges parameters alone, as fedavg does; for {rule.name} expected {others}")
+    if faulty is not None and how not in READ_FAULTY:
+        raise ValueError(f"faulty: got {faulty}, which {how} does not read; expected it with {', '.join(READ_FAULTY)}")
     if cap is not None and not 0 < cap <= 1:
         raise ValueError(f"cap: got {cap}, expected a share above 0, at most 1")
 
