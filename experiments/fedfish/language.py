@@ -57,7 +57,7 @@ class Settings(common.Settings):
     epochs: tuple[int, ...] = (8,)
     rules: tuple[str, ...] = ("fedavg", "fedfish,estimator=monte_carlo")
     local: tuple[str, ...] = ("sgd-0.01", "adam-0.002")
-    servers: tuple[str, ...] = ("plain", "adam-0.003", "adam-0.01")
+    servers: tuple[str, ...] = ("plain", "adam-0.003", "adam-0.01", "adam-0.03")
     tuning: int = 1
     tuning_seed: int = 20
     network: Literal["transformer", "ngram"] = "transformer"
