@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.fedfish import kinds
+from experiments.fedfish import kinds, pretraining
 from experiments.fipa import frozen_body
 from experiments.lib import cells
 from fedfisher_jax import categorical, evaluate
@@ -25,6 +25,23 @@ def test_fedfish_language(script, tmp_path):
     assert all(one["factor_all"] == 1 and one["perplexity_after_all"] < one["perplexity_before_all"] for one in found)
     gain = np.log(found[0]["perplexity"][-1][1]) - np.log(found[1]["perplexity"][-1][1])
     assert list(summary["gain_in_log_perplexity"]["adam-0.02, 1 epochs"].values()) == pytest.approx([gain])
+
+
+@pytest.mark.slow
+def test_a_servers_optimiser_is_chosen_by_spare_windows_on_other_seeds(script, tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    flags = ("--quick", "--folder", str(tmp_path), "--rounds", "2", "--epochs", "1", "--width", "8", "--sampled", "2")
+    flags += ("--tokens", "characters", "--local", "adam-0.02", "--tuned", "1", "--rules", "fedavg")
+    table, summary, lines = script("fedfish.language", *flags, "--windows", "8", "--servers", "adam-1", "plain")
+    told = [(one["settings"]["seed"], one["settings"]["server"], one["settings"]["choosing"]) for one in lines]
+    assert told == [(20, "adam-1", True), (20, "plain", True), (0, "plain", False)]
+    scores = {one["settings"]["server"]: one["result"]["perplexity"][-1][1] for one in lines[:2]}
+    assert summary["searched"]["fedavg, adam-0.02, 1"] == pytest.approx(scores) and scores["plain"] < scores["adam-1"]
+    assert "epochs, server plain" in table
+    found = pretraining.text("kinds", str(tmp_path), "characters")
+    with pytest.raises(ValueError, match="windows: got 99, which leaves no client a spare one"):
+        pretraining.spare_windows(found, 99)
 
 
 def test_kinds_of_text_are_files_by_pattern_in_order(tmp_path, monkeypatch):
