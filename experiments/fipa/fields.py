@@ -55,15 +55,21 @@ class Schedule(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A rule, the numbers that it sends for d parameters, and whether it begins with rounds of FedAvg."""
+    """A rule, the numbers that it sends for d parameters, and how it is used.
+
+    `warm` says whether it begins with rounds of FedAvg; `lengths` are the multiples of the server's step of which the
+    clients' mean loss chooses, a number each.
+    """
 
     label: str
     rule: Callable[[Callable, Likelihood], Rule]
     numbers: Callable[[int], int]
     warm: bool = False
+    lengths: tuple[float, ...] = ()
 
 
 LEAST = 5  # the smallest rank of the clipped form
+LENGTHS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0)  # of a line search
 
 
 def low_rank_numbers(rank: int) -> Callable[[int], int]:
@@ -103,6 +109,22 @@ def methods(ranks: Sequence[int], tau: float) -> dict[str, Method]:
         if r >= LEAST
     }
     return found
+
+
+SEARCHED = "-searched"
+
+
+def method_of(known: Mapping[str, Method], name: str) -> Method:
+    """A method by its name, or by that and "-searched" the same with a line search by the server."""
+    return _searched(known[name.removesuffix(SEARCHED)]) if name.endswith(SEARCHED) else known[name]
+
+
+@cache
+def _searched(method: Method) -> Method:
+    send = method.numbers
+    return method._replace(
+        label=f"{method.label}, line search", numbers=lambda d: send(d) + len(LENGTHS), lengths=LENGTHS
+    )
 
 
 def init(widths: Sequence[int], key: jax.Array) -> list[dict[str, jax.Array]]:
@@ -163,7 +185,7 @@ def federation(problem: Problem, method: Method, schedule: Schedule) -> Callable
         state = rounds.init(Federation(training, average, count), problem.init(key_init), count, key_run)
         found, losses = [relative(state.params)[None]], []
         for used, number in ((average, first), (rule, schedule.rounds - first)):
-            here = Federation(training, used, count)
+            here = Federation(training, used, count, lengths=method.lengths if used is rule else ())
 
             def one_round(state: rounds.State, _: Any, here: Federation = here) -> tuple[rounds.State, Any]:
                 state, report = rounds.step(here, state, everyone, strategy="sequential")

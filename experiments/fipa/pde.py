@@ -63,7 +63,7 @@ def run(equation: str, method: str, pieces: int, settings: dict[str, Any]) -> di
     schedule = fields.Schedule(one.rounds, one.warm_up, one.epochs, places.shape[1], one.learning_rate)
     here = problem(equation, one.clients, one.width)
     seeds = one.seeds_allen_cahn if equation == "allen-cahn" else one.seeds
-    return fields.follow(here, compared(one.tau)[method], schedule, places, one.seed, seeds)
+    return fields.follow(here, fields.method_of(compared(one.tau), method), schedule, places, one.seed, seeds)
 
 
 # ---- reports ---------------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def run(method: str, pieces: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One method on one split; see `fields.follow`."""
     one = Settings(**settings)
     schedule = fields.Schedule(one.rounds, one.warm_up, one.epochs, BATCH, one.learning_rate)
-    rule = compared(one.clients, one.width, RANKS, one.tau)[method]
+    rule = fields.method_of(compared(one.clients, one.width, RANKS, one.tau), method)
     places = fields.deal(one.clients * EXAMPLES, one.clients, pieces)
     return fields.follow(problem(one.clients, one.width), rule, schedule, places, one.seed, one.seeds)
 

@@ -7,7 +7,7 @@ Problems, methods and rounds are those of `fipa.regression` and `fipa.pde`; FIPA
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,7 +27,9 @@ class Settings(common.Settings):
         tuning_seed: The first of the tuning seeds, of which there are as many.
         seeds: How many of either.
         ranks: FIPA's ranks in regression.
-        poisson_ranks: Those for Poisson's equation; with 50, every setting takes minutes to compile.
+        poisson_ranks: Those for Poisson's equation.
+        problems: The problems.
+        line_search: Let the clients' mean loss choose the server's step, for FedAvg and FIPA alike.
         rates: Rates of the clients' Adam to choose from.
         taus: FIPA's damping, relative to the largest eigenvalue, to choose from.
         rounds: Rounds of every method.
@@ -39,7 +41,9 @@ class Settings(common.Settings):
     tuning_seed: int = 100
     seeds: int = 5
     ranks: tuple[int, ...] = (5, 10, 50)
-    poisson_ranks: tuple[int, ...] = (5, 10)
+    poisson_ranks: tuple[int, ...] = (5, 10, 50)
+    problems: tuple[Literal["regression", "poisson"], ...] = ("regression", "poisson")
+    line_search: bool = False
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     taus: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     rounds: int = 40
@@ -50,7 +54,8 @@ class Settings(common.Settings):
 def methods(settings: Settings, problem: str) -> dict[str, str]:
     """The methods on a problem, and what tables call them."""
     ranks = settings.ranks if problem == "regression" else settings.poisson_ranks
-    return {"fedavg": "FedAvg"} | {f"fipa-{rank}-clipped": f"FIPA, rank {rank}" for rank in ranks}
+    found = {"fedavg": "FedAvg"} | {f"fipa-{rank}-clipped": f"FIPA, rank {rank}" for rank in ranks}
+    return {name + fields.SEARCHED: label for name, label in found.items()} if settings.line_search else found
 
 
 def run(problem: str, method: str, pieces: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def candidates(settings: Settings, method: str, seed: int) -> list[dict[str, Any
     """What a method is tried with; FedAvg has no τ."""
     names = ("seeds", "rounds", "warm_up", "epochs")
     same = {name: getattr(settings, name) for name in names} | {"seed": seed}
-    taus = settings.taus[:1] if method == "fedavg" else settings.taus
+    taus = settings.taus[:1] if method.startswith("fedavg") else settings.taus
     return [same | {"learning_rate": rate, "tau": tau} for rate in settings.rates for tau in taus]
 
 
@@ -87,7 +92,7 @@ def main() -> None:
     """Searches, runs what was chosen on other seeds, and reports."""
     quick = {"seeds": 2, "rates": (3e-3,), "taus": (1e-3,), "rounds": 4, "warm_up": 2, "epochs": 2}
     settings = common.command_line(Settings, __doc__, quick=quick)
-    cases = [(problem, method) for problem in PIECES for method in methods(settings, problem)]
+    cases = [(problem, method) for problem in settings.problems for method in methods(settings, problem)]
 
     def grid(problem: str, method: str, tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [
@@ -110,18 +115,24 @@ def main() -> None:
         f"were chosen for each method on {settings.seeds} other seeds.\n"
     )
     summary: dict[str, Any] = {"seeds": settings.seeds, "worst_ratio": 0.0}
-    fig, axes = common.figure(1, len(PIECES), width=4.6)
-    for axis, (problem, several) in zip(axes[0], PIECES.items(), strict=True):
-        rows, summary[problem] = [], {}
-        plain = {p: last(fresh, problem=problem, method="fedavg", pieces=p) for p in several}
+    if settings.line_search:
+        text = text[:-1] + " Every round the clients' mean loss chooses the server's step.\n"
+    fig, axes = common.figure(1, len(settings.problems), width=4.6)
+    for axis, problem in zip(axes[0], settings.problems, strict=True):
+        rows, summary[problem], several = [], {}, PIECES[problem]
+        plain = {
+            p: last(fresh, problem=problem, method=next(iter(methods(settings, problem))), pieces=p) for p in several
+        }
         for number, (method, label) in enumerate(methods(settings, problem).items()):
             found = {p: last(fresh, problem=problem, method=method, pieces=p) for p in several}
             ratios = {p: float(found[p].mean() / plain[p].mean()) for p in several}
             gains = {p: paired(plain[p], found[p]) for p in several}
             how = chosen[problem, method]
-            said = f"{label}: rate {how['learning_rate']:g}" + (f", τ {how['tau']:g}" if method != "fedavg" else "")
+            said = f"{label}: rate {how['learning_rate']:g}" + (
+                "" if method.startswith("fedavg") else f", τ {how['tau']:g}"
+            )
             cells = [f"{found[p].mean():.3g} ± {found[p].std(ddof=1):.2g}" for p in several]
-            if method != "fedavg":
+            if not method.startswith("fedavg"):
                 more = [f" ({gains[p]['seeds_better']}/{settings.seeds}; {ratios[p]:.2f})" for p in several]
                 cells = [cell + own for cell, own in zip(cells, more, strict=True)]
                 summary["worst_ratio"] = max(summary["worst_ratio"], *ratios.values())
