@@ -24,7 +24,7 @@ from fedfisher_jax.solve._products import recompressed  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def region_of(rule, start, sent, rank=None):
+def region_of(rule, start, sent, rank=None, lifted=""):
     """The region file that `fedfisher fold` writes of these payload files, cut to `rank` products where one is told."""
     opened = [files.loads(data, start) for data in sent]
     payloads, silos = [one for one, _ in opened], [region.Silo(header, "0" * 64) for _, header in opened]
@@ -38,7 +38,7 @@ def region_of(rule, start, sent, rank=None):
     sums = None
     for one in payloads:
         sums = one_by_one.add_payload(rule, sums, one, start)
-    return region.pack_sums(sums, stored[0][0], rule.name, silos, False)
+    return region.pack_sums(sums, stored[0][0], rule.name, silos, False, lifted)
 
 
 def test_a_region_answers_for_its_silos_where_regions_are_taken():
@@ -58,6 +58,19 @@ def test_a_region_answers_for_its_silos_where_regions_are_taken():
     plain = of_task()
     assert plain.aggregate_train(1, [reply(10, carrying(north)), reply(11, carrying(own[3]))])[1]["payloads"] == 1
     assert "node 10: holds a region of 3 silos" in plain.left_out[1][10]
+
+
+def test_a_region_by_other_options_is_left_out():
+    """Where contributions depend on options, sums of others do not add up."""
+    said = f"{task.RULE.name},option=1"
+    own = [diagonal_of(silo) for silo in range(2)]
+    sent = {8: region_of(task.RULE, task.START, own[:1], lifted=said), 9: region_of(task.RULE, task.START, own[1:])}
+    for regions, kept, words in ((True, 9, f"holds a sum by {said}, merged by "), (said, 8, f"merged by {said} (reg")):
+        made = of_task(regions=regions)
+        made.asked = [asking(node) for node in sent]
+        _, metrics = made.aggregate_train(1, [reply(node, carrying(data)) for node, data in sent.items()])
+        assert dict(metrics)["payloads"] == 1 and set(made.left_out[1]) == {8, 9} - {kept}
+        assert words in made.left_out[1][17 - kept]
 
 
 def test_a_region_of_payloads_or_of_products_is_merged_with_a_silo():

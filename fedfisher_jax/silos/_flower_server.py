@@ -45,7 +45,7 @@ class FedFisher(FedAvg):
         wait: float = 300.0,
         done: Callable[[int, PyTree], None] | None = None,
         fraction_evaluate: float = 0.0,
-        regions: bool = False,
+        regions: bool | str = False,
         **options: Any,
     ) -> None:
         """Make the strategy.
@@ -62,7 +62,8 @@ class FedFisher(FedAvg):
                 say, so that no later round can lose it.
             fraction_evaluate: share of nodes that evaluate after each round.
             regions: whether a node may send a region (`fedfisher fold`), and so answer for several silos; it takes no
-                number from a silo that answers itself.
+                number from a silo that answers itself. Where contributions depend on the rule's options, the rule
+                with these, as the region says it: "regmean,off_diagonal=0.1".
             options: options of Flower's FedAvg: fraction_train, min_train_nodes, min_available_nodes …
 
         Raises:

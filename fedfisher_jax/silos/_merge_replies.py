@@ -49,7 +49,7 @@ def merge_replies(
     layers: Sequence[Layer] | None = None,
     limits: Limits = Limits(),
     quorum: int = 1,
-    regions: bool = False,
+    regions: bool | str = False,
 ) -> Outcome:
     """Merge the payloads of those nodes whose files are sound, of one kind, and can be merged.
 
@@ -63,7 +63,8 @@ def merge_replies(
         layers: the model's, from `capture`; payloads' layers must be among them.
         limits: caps on payloads.
         quorum: fewest nodes whose payloads are merged.
-        regions: whether nodes may send regions, and so stand for several silos.
+        regions: whether nodes may send regions, and so stand for several silos; a text is the rule with its options
+            that sums of contributions which depend on these must say.
     """
     terms = Terms(model_of(start), layers, limits, start=fingerprint(start))
     left_out: dict[int, str] = {}
@@ -181,7 +182,7 @@ def _taken(node: int, rule: Rule, sent: Payload) -> Payload:
     return sent
 
 
-def _require_taken(part: Part, rule: Rule, regions: bool) -> None:
+def _require_taken(part: Part, rule: Rule, regions: bool | str) -> None:
     """Refuse a file for another rule, and a region where there are none or that the rule cannot fold."""
     named = _first(part).about.rule
     if named != rule.name:
@@ -192,6 +193,11 @@ def _require_taken(part: Part, rule: Rule, regions: bool) -> None:
         raise PayloadError(f"{part.path}: holds a region of {len(part.silos)} silos, which nodes may not (regions)")
     if (part.holds == region.SUMS) != (rule.combine == "add") or (part.holds == region.PRODUCTS and not rule.passes):
         raise PayloadError(f"{part.path}: holds {part.holds[:60]}, which {rule.name} does not fold into")
+    expected = regions if isinstance(regions, str) else ""
+    if part.holds not in files_of.APART and part.lifted != expected:
+        raise PayloadError(
+            f"{part.path}: holds a sum by {part.lifted[:80] or rule.name}, merged by {expected or rule.name} (regions)"
+        )
 
 
 def _first(part: Part) -> Header:
