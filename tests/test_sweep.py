@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -135,7 +136,14 @@ def test_a_cell_that_fails_is_named_and_the_next_ones_run(tmp_path, capsys):
     assert sum(line.startswith(f"failed: {name}") and "lower the learning rate?" in line for line in said) == 2
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["seed"] for line in lines] == [0, 1] and len({line["varied"] for line in lines}) == 1
-    assert "over 2 seeds" in (tmp_path / "table.md").read_text()
+    table = (tmp_path / "table.md").read_text()
+    assert "over 2 seeds" in table
+    (made_by,) = [line for line in table.splitlines() if line.startswith("`fedfisher sweep ")]
+    words = shlex.split(made_by.split("`")[1])
+    assert [cell for _, cell in cells_of(tyro.cli(SweepSettings, args=words[2:]))] == [
+        cell for _, cell in cells_of(tyro.cli(SweepSettings, args=list(map(str, flags[1:]))))
+    ]
+    assert "jax " in made_by.split("`")[2]
     command(*flags, "--status")
     printed = capsys.readouterr().out
     assert "4 cells: 2 done, 2 failed, 0 begun" in printed and "-- ended: failed" in printed

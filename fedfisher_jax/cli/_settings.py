@@ -3,7 +3,7 @@
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..federate import rounds
 from ..federate._map_clients import STRATEGIES
@@ -199,17 +199,20 @@ def sampled_of(settings: RunSettings, registered: int) -> int:
     return sampled
 
 
-def command_of(settings: RunSettings) -> str:
-    """The command line of a run: every setting that is not the default."""
-    return shlex.join(["fedfisher", *words_of(settings)])
+def command_of(settings: Any, command: str = "run") -> str:
+    """The command line of a run or a sweep: every setting that is not the default."""
+    return shlex.join(["fedfisher", *words_of(settings, command)])
 
 
-def words_of(settings: RunSettings) -> list[str]:
-    """The arguments of `fedfisher` for a run, but for `--overwrite`."""
-    words = ["run"]
+UNSAID = ("overwrite", "file", "status", "on")  # what changes nothing of a run or a sweep; a file's settings are said
+
+
+def words_of(settings: Any, command: str = "run") -> list[str]:
+    """The arguments of `fedfisher` for a run or a sweep, but for those `UNSAID`."""
+    words = [command]
     for field in dataclasses.fields(settings):
         value, flag = getattr(settings, field.name), "--" + field.name.replace("_", "-")
-        if value == field.default or field.name == "overwrite":
+        if value == field.default or field.name in UNSAID:
             continue
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))

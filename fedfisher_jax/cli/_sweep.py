@@ -16,7 +16,7 @@ from ._cluster import engine_of
 from ._one_line import going_on, one_line
 from ._progress import bars
 from ._run import run_in
-from ._settings import check
+from ._settings import check, command_of
 from ._sweep_elsewhere import run_elsewhere, say_failed, show_status
 from ._sweep_settings import cells_of
 
@@ -62,8 +62,9 @@ def _write_tables(settings: Any, out: Path, cells: list[tuple[str, Any]], agains
     tables = [(_caption(settings, cells, found, summary), summary)]
     for measure, values in report.further(found, summary.measure):
         tables.append((f"{_capital(measure.said)}.", report.summarise(values, against, measure)))
-    for name, write in (("table.md", report.markdown), ("table.tex", report.latex)):
-        _files.write_atomically(out / name, "\n".join(write(one, caption) for caption, one in tables))
+    made_by = _made_by(settings, found)
+    for name, write, more in (("table.md", report.markdown, f"\n{made_by}\n"), ("table.tex", report.latex, "")):
+        _files.write_atomically(out / name, "\n".join(write(one, caption) for caption, one in tables) + more)
     _files.write_atomically(out / "table.csv", report.comma_separated(summary, [one for _, one in tables[1:]]))
     drawn = report.summarise(found if settings.last == 1 else shown, against)
     report.plot_summary(drawn, found, out / "figure")
@@ -130,6 +131,16 @@ def _caption(settings: Any, cells: list[tuple[str, Any]], found: list[dict[str, 
     paired = "; differences are paired by seed" if len(settings.rules) > 1 else ""
     last = f", mean of the last {settings.last}" if settings.last > 1 else ""
     return f"{_capital(summary.measure.said)}, {data}, {model}, {who}{how}{last}: {spread}{paired}."
+
+
+def _made_by(settings: Any, found: list[dict[str, Any]]) -> str:
+    """The command, and the versions that made the cells: several where these differ."""
+    told: dict[str, list[str]] = {}
+    for line in found:
+        for name, version in line["versions"].items():
+            told.setdefault(name, []).append(str(version))
+    versions = ", ".join(f"{name} {' and '.join(dict.fromkeys(several))}" for name, several in told.items())
+    return f"`{command_of(settings, 'sweep')}`; {versions}"
 
 
 def _capital(text: str) -> str:
