@@ -151,3 +151,10 @@ def test_training_is_the_same_either_way():
 def test_unknown_way_is_refused():
     with pytest.raises(ValueError, match="convolutions: got 'fast', expected auto, matrix or plain"):
         convolution.for_loops(lambda p, x: x, "fast")
+
+
+@pytest.mark.parametrize(("images", "kernel"), [((0, 1, 4, 4), (2, 1, 3, 3)), ((1, 1, 3, 3), (2, 1, 5, 5))])
+def test_a_convolution_without_entries_is_left_alone(images, kernel):
+    apply = lambda k, x: jax.lax.conv(x, k, (1, 1), "VALID")  # noqa: E731
+    arguments = jnp.ones(kernel), jnp.ones(images)
+    assert convolution.as_matrix_products(apply)(*arguments).shape == apply(*arguments).shape

@@ -156,3 +156,13 @@ def test_tiles_fit(image, kernel, pool):
     np.testing.assert_allclose(
         jnp.vdot(bands.gather(plan, x), y), jnp.vdot(x, bands.spread(plan, y, image)), rtol=1e-10
     )  # each is the other's transpose
+
+
+def test_what_a_model_prints_is_still_printed(capfd):
+    def apply(w, x):
+        jax.debug.print("seen {}", x.sum())
+        return x @ w
+
+    jax.block_until_ready(jax.jit(_training_form.for_training(apply, "matrix"))(jnp.ones((2, 2)), jnp.ones((1, 2))))
+    jax.effects_barrier()
+    assert "seen 2.0" in capfd.readouterr().out

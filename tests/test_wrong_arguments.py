@@ -107,6 +107,13 @@ CASES = {
     "more members": ("ensemble({'w': W, 'b': jnp.ones(3)})", "stacked_params: got leading axes [(3,), (5,)], expected"),
     "no dampings": ("ff.merge.natural_gradient(apply, LIKE, dampings=())", "dampings: got none, expected at least one"),
     "floor below": ("ff.fisher_merge(apply, LIKE, floor=-1)", "floor: got -1, expected"),
+    "leaves": ("ff.curvature.Subspace(where=[0]).covered(W)", "where: got list, expected a function or a tuple"),
+    "eigenpairs": (
+        "ff.curvature.top_eigenpairs(apply, LIKE, W, ff.examples(X, Y + 1), KEY, kind='empirical')",
+        "y: got 3 (10 of 30",
+    ),
+    "hidden": ("ff.models.build('mlp', (4,), 3, hidden=8)", "hidden: got 8, expected a sequence of widths"),
+    "no names": ("ff.models.torch_layout.to_torch((W,))", "params: got [0], expected dictionaries of arrays by name"),
     "no such leaf": ("ff.curvature.Subspace(where=(99,)).covered(W)", "where: got leaf 99, expected 0 to 0"),
     "strata": ("ff.data.strata('poisson', np.arange(3))", "likelihood: got 'poisson', expected one of categorical"),
     "partitioner": ("ff.data.by_partitioner(None)", "columns: got none, expected at least one"),

@@ -74,5 +74,5 @@ def without_bad(
 
 
 def _rounding(program: Program, variable: int) -> float:
-    """Above which relative error a gradient is wrong; bfloat16 products carry bfloat16 errors."""
-    return 10 * float(jnp.finfo(program.avals[variable].dtype).eps) ** 0.5
+    """Above which relative error a gradient is wrong: 0.18 in bfloat16, where those of ResNet-18 are right to 0.03."""
+    return 2 * float(jnp.finfo(program.avals[variable].dtype).eps) ** 0.5

@@ -1,7 +1,7 @@
 """What the kinds of Fisher information differ in: which cotangents of a model's outputs are pulled back."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -67,31 +67,41 @@ def counted(likelihood: Likelihood, target: Any, rows: jax.Array) -> jax.Array:
     return rows if likelihood.counts is None else jnp.where(likelihood.counts(known(target))[..., None], rows, 0)
 
 
-def counted_activations(likelihood: Likelihood, target: Any, rows: list[Any]) -> tuple[list[Any], list[Any]]:
+def counted_activations(
+    likelihood: Likelihood, target: Any, rows: list[Any], uses: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
     """One example's activations [(groups,) T, inputs] of every layer, zero at positions that its target leaves out.
 
-    A layer whose positions are not the targets' (a convolution's, say) keeps all of them.
+    A layer whose positions are not the targets' (a convolution's, say) keeps all of them, or none where nothing of the
+    example counts.
+
+    Args:
+        likelihood: what the outputs mean.
+        target: the example's.
+        rows: the activations; those of a weight that is read several times are behind each other.
+        uses: how often each layer's weight is read, see `Capture.uses`.
 
     Returns:
         The activations, and how many positions count in each layer (in each way, where its weight is read both ways).
     """
-    if likelihood.counts is None or not jnp.ndim(known(target)):
+    if likelihood.counts is None:
         return rows, [each(lambda a: jnp.asarray(_positions(a)), a) for a in rows]
-    kept = likelihood.counts(target)
+    counts = jnp.ravel(likelihood.counts(known(target)))
 
-    def rows_kept(a: Any) -> Any:
-        if _positions(a) != len(kept):
-            return a
+    def kept(a: Any, times: int) -> jax.Array:
+        positions = _positions(a)
+        return jnp.tile(counts, times) if positions == times * counts.size else jnp.full(positions, counts.any())
+
+    def rows_kept(a: Any, times: int) -> Any:
+        here = kept(a, times)
         if isinstance(a, Lookup):
-            return dataclasses.replace(a, numbers=jnp.where(kept, a.numbers, 0))
+            return dataclasses.replace(a, numbers=jnp.where(here, a.numbers, 0))
         if isinstance(a, Chosen):
-            return Chosen(jnp.where(kept[:, None], a.rows, 0), jnp.where(kept, a.chose, 0))
-        return jnp.where(kept[:, None], a, 0)
+            return Chosen(jnp.where(here[:, None], a.rows, 0), jnp.where(here, a.chose, 0))
+        return jnp.where(here[:, None], a, 0)
 
-    def count(a: Any) -> jax.Array:
-        return jnp.asarray(_positions(a)) if _positions(a) != len(kept) else kept.sum()
-
-    return [each(rows_kept, a) for a in rows], [each(count, a) for a in rows]
+    pairs = list(zip(rows, uses, strict=True))
+    return [each(rows_kept, *pair) for pair in pairs], [each(lambda a, n: kept(a, n).sum(), *pair) for pair in pairs]
 
 
 def _positions(a: Any) -> int:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import standard_promotion, vary, varying
-from .._doors import require_examples, require_likelihood, require_params
+from .._doors import require_examples, require_likelihood, require_params, require_targets
 from .._examples import Batch, Examples, mean_over_batches, require_batch_size
 from .._likelihood import Likelihood
 from .._trees import from_numbered
@@ -54,7 +54,12 @@ class Subspace:
 
         Raises:
             ValueError: a number that no leaf has.
+            TypeError: neither a function nor a tuple.
         """
+        if not (self.where is None or callable(self.where) or isinstance(self.where, tuple)):
+            raise TypeError(
+                f"where: got {type(self.where).__name__}, expected a function or a tuple of leaves' numbers"
+            )
         paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
         if isinstance(self.where, tuple):
             if beyond := [n for n in self.where if not 0 <= n < len(paths)]:
@@ -101,7 +106,8 @@ def top_eigenpairs(
 
     Raises:
         ValueError: no key, an unknown kind, a rank above the number of parameters or another number out of range, no
-            parameter that `where` names, or examples that mix, as for `capture`.
+            parameter that `where` names, targets that do not fit with "empirical", or examples that mix, as for
+            `capture`.
 
     Example:
         >>> import jax
@@ -119,6 +125,8 @@ def top_eigenpairs(
     require_params(params)
     if key is None:
         raise ValueError("key: got None, expected a random key, since low_rank starts from random vectors")
+    if kind == "empirical":
+        require_targets(likelihood, apply, params, data)
     params = vary(params, varying((data, key)))
     rows_of = cotangents(likelihood, kind, key, samples)
     leaves, treedef = jax.tree.flatten(params)

@@ -230,7 +230,7 @@ def _one_pass(
             result = pull_back(readers[reads], leaves, x, rows)
             kept, positions = result.activations, None
             if likelihood.counts is not None:
-                kept, positions = counted_activations(likelihood, y, kept)
+                kept, positions = counted_activations(likelihood, y, kept, readers[reads].uses)
             kept, positions = jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), (kept, positions))
             return widened(result._replace(activations=kept, positions=positions))
 
@@ -241,7 +241,8 @@ def _one_pass(
 
     def inputs(batch: Batch) -> dict[str, Any]:
         def of_example(x: Any, y: Any) -> list[Any]:
-            return counted_activations(likelihood, y, activations(readers["layers"], leaves, x))[0]
+            here = readers["layers"]
+            return counted_activations(likelihood, y, activations(here, leaves, x), here.uses)[0]
 
         return input_sums(widened(batch.zeroed(jax.vmap(of_example)(batch.x, batch.y))))
 

@@ -19,7 +19,7 @@ from ._chosen import masked, routed
 from ._layers import Layer, Steps, product_steps, run, unrun
 from ._lookup import gathered, hot
 from ._pools import Pool, gradients, slopes
-from ._reuse import joined
+from ._reuse import Crossed, joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,13 @@ class Capture:
     def layers(self) -> tuple[Layer, ...]:
         """The captured layers in the order of the program."""
         return tuple(site.layer for site in self.sites)
+
+    @property
+    def uses(self) -> tuple[Any, ...]:
+        """How often each layer's weight is read: a number, or a `Crossed` of two where it is read both ways."""
+        across = [sum(use.crossed for use in site.more) for site in self.sites]
+        along = [len(site.reads) - count for site, count in zip(self.sites, across, strict=True)]
+        return tuple(Crossed(n, m) if m else n for n, m in zip(along, across, strict=True))
 
 
 class Pulled(NamedTuple):

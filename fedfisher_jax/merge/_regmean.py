@@ -57,7 +57,7 @@ class MeasureGrams:
             raise ValueError(f"apply: got a model without a dense layer, expected one: {captured.fallback}")
 
         def of_example(x: Any, y: Any) -> list[Any]:
-            return counted_activations(self.likelihood, y, activations(captured, leaves, x))[0]
+            return counted_activations(self.likelihood, y, activations(captured, leaves, x), captured.uses)[0]
 
         def sums(batch: Batch) -> list[Any]:
             kept = batch.zeroed(jax.vmap(of_example)(batch.x, batch.y))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._cnn import CNN
 from ._lenet import LeNet
@@ -77,6 +78,8 @@ def build(name: str, input_shape: Sequence[int], num_classes: int, use_bias: boo
     if family.min_side and (len(shape) != 3 or min(shape[:2]) < family.min_side):
         side = family.min_side
         raise ValueError(f"input_shape: got {shape}, expected (H, W, C) with H and W at least {side} for {name}")
+    if "hidden" in options and np.ndim(options["hidden"]) != 1:
+        raise ValueError(f"hidden: got {options['hidden']!r:.40}, expected a sequence of widths, such as (64,)")
     if options.get("width", 1) < 1 or any(width < 1 for width in options.get("hidden", ())):
         raise ValueError(f"options: got {options}, expected widths of at least 1")
     if "hidden" in options:

@@ -14,6 +14,9 @@ import numpy as np
 
 
 def _torch_name(path) -> str:
+    if not all(isinstance(entry, jax.tree_util.DictKey) for entry in path) or not path:
+        where = jax.tree_util.keystr(path) or "an array alone"
+        raise ValueError(f"params: got {where}, expected dictionaries of arrays by name")
     *modules, leaf = (str(entry.key) for entry in path)
     return ".".join([*modules, {"kernel": "weight"}.get(leaf, leaf)]).replace("_", ".")
 

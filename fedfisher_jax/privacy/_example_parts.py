@@ -155,8 +155,9 @@ def deviations(statistics: Any, leaves: Sequence[Leaf], noise: Noise) -> list[fl
     names, arrays = statistics.names(leaves), jax.tree.leaves(statistics)
     limits = [limit_of(statistics, name, noise.clips) for name in names]
     roots = [0.0 if limit is None else math.sqrt(array.size) for array, limit in zip(arrays, limits, strict=True)]
-    shares = [root / sum(roots) for root in roots]
+    shares = [root / (sum(roots) or 1.0) for root in roots]
     signs = [sign_of(type(statistics), name) for name in names]
     squares = [share * (4 if sign == "any" else 2) for share, sign in zip(shares, signs, strict=True)]
     scale = noise.multiplier * (math.sqrt(sum(squares)) if noise.replaced else 1.0)
-    return [0.0 if limit is None else scale * limit / math.sqrt(w) for limit, w in zip(limits, shares, strict=True)]
+    parts = zip(limits, shares, strict=True)  # an array without entries has no share, and needs no noise
+    return [scale * limit / math.sqrt(share) if limit is not None and share else 0.0 for limit, share in parts]

@@ -63,7 +63,7 @@ def promise(
     clips = {"clip_features": clip_features, "clip_gradients": clip_gradients, "clip_fisher": clip_fisher}
     require_positive(epsilon=epsilon, **clips)
     require_exception(delta, releases=releases)
-    if trust not in TRUST or sharers < 1 or (sharers > 1 and trust != "distributed"):
+    if trust not in TRUST or not 1 <= sharers < math.inf or (sharers > 1 and trust != "distributed"):
         raise ValueError(
             f"trust, sharers: got {trust!r}, {sharers}, expected one of {', '.join(TRUST)}, and at least 1"
         )

@@ -92,7 +92,7 @@ def promise(
         ValueError: numbers out of range.
         ImportError: dp-accounting is not installed.
     """
-    numbers = sorted({sizes} if isinstance(sizes, int) else set(map(int, sizes)))
+    numbers = sorted(set(map(int, sizes)) if isinstance(sizes, Iterable) else {int(sizes)})
     clips = {} if beside is None else {name: value for name, value in beside._asdict().items() if name != "share"}
     for name, value in ({"epsilon": epsilon, "clip_gradients": clip_gradients} | clips).items():
         if not 0 < value < math.inf:

@@ -146,7 +146,7 @@ def diagnose(
         pooled_loss=found["pooled"].loss,
         init_loss=two_layer.loss(start, data, scaling),
         local_movement=moved.max(),
-        mean_movement=moved.mean(),
+        mean_movement=jnp.mean(moved.mean(axis=-1), where=two_layer.real(data).any(axis=-1)),
         local_flipped=flipped(local, start, data),
         ntk_min=sample_space.smallest(jnp.linalg.eigvalsh(ntk), padding),
         gram_min=sample_space.smallest(objective.spectrum.values, padding),

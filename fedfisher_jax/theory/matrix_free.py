@@ -22,7 +22,7 @@ from ..curvature import capture, fisher
 from ..solve import objective
 from . import sample_space
 from .two_layer import ClientData as ClientData
-from .two_layer import hide_padding, pool, real
+from .two_layer import hide_padding, pool, real, shares
 
 Apply = Callable[[Any, Array], Array]  # (params, x [n, ...]) -> outputs [n, C]
 
@@ -155,7 +155,7 @@ def train(apply: Apply, params: Any, data: ClientData, steps: int | Array, step_
 
     def client(args: tuple[Array, Array, Array]) -> Any:
         x, y, weights = args
-        q = (weights / weights.sum())[:, None]
+        q = shares(weights)[:, None]
         grad = jax.grad(lambda p: 0.5 * jnp.sum(q * (apply(p, x) - y) ** 2))
         body = lambda _, p: jax.tree.map(lambda v, g: v - step_size * g, p, grad(p))  # noqa: E731
         return jax.lax.fori_loop(0, steps, body, params)
@@ -211,7 +211,7 @@ def diagnose(
     clients, shape = len(data.x), data.y.shape
     p = data.weights.sum(axis=1)
     stacked = stack(start, clients)
-    even = data._replace(weights=data.weights / p[:, None])
+    even = data._replace(weights=shares(data.weights))
     ntk = gram(apply, stacked, even, chunk)
     own = ntk.reshape(clients, len(ntk) // clients, clients, -1)
     largest = jax.vmap(lambda i: jnp.linalg.eigvalsh(own[i, :, i])[-1])(jnp.arange(clients)).max()

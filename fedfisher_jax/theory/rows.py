@@ -85,7 +85,7 @@ def diagonal(rows: Rows) -> Params:
 
 def kronecker_rows(rows: Rows, data: ClientData) -> KroneckerRows:
     """The K-FAC approximation of the hidden layer's Fisher, as rows."""
-    q = data.weights / two_layer.client_weights(data)[:, None]
+    q = two_layer.shares(data.weights)
     _, n, width = rows.left.shape
     left = rows.left if n <= width else jnp.linalg.qr(rows.left, mode="r")
     return KroneckerRows(left, jnp.linalg.qr(jnp.sqrt(q)[..., None] * data.x, mode="r"))

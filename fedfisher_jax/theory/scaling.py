@@ -25,7 +25,8 @@ def loglog_slope(x: np.ndarray, y: np.ndarray, confidence: float = 0.95) -> Slop
         confidence: How often such an interval holds the true slope.
 
     Raises:
-        ValueError: If a value is not positive (a logarithm would hide it), or there are fewer than two points or seeds.
+        ValueError: If a value is not positive (a logarithm would hide it) or not finite, all x are equal, `confidence`
+            is no share, or there are fewer than two points or seeds.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     if x.ndim != 1 or y.ndim != 2 or y.shape[0] != len(x) or min(y.shape) < 2:
@@ -34,6 +35,10 @@ def loglog_slope(x: np.ndarray, y: np.ndarray, confidence: float = 0.95) -> Slop
         )
     if not ((x > 0).all() and (y > 0).all()):
         raise ValueError("log–log slopes need positive values")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: got {confidence}, expected a share above 0 and below 1")
+    if not (np.isfinite(x).all() and np.isfinite(y).all() and (x != x[0]).any()):
+        raise ValueError("log–log slopes need finite values and x that differ")
     log_x, log_y = np.log(x), np.log(y)
     centred = log_x - log_x.mean()
     slopes = centred @ log_y / (centred @ centred)
@@ -47,7 +52,11 @@ def curve_slope(x: np.ndarray, y: np.ndarray, confidence: float = 0.95, draws: i
 
     Follows the law of E[y], which a mean of per-seed slopes (the law of typical runs) need not share. Arguments as
     `loglog_slope`; ``per_seed`` holds the bootstrap draws.
+
+    Raises:
+        ValueError: As `loglog_slope`: of one seed nothing is known of the spread.
     """
+    loglog_slope(x, y, confidence)
     x, y = np.asarray(x, float), np.asarray(y, float)
     pick = np.random.default_rng(seed).integers(0, y.shape[1], (draws, y.shape[1]))
     resampled = y[:, pick].mean(axis=2)  # [points, draws]

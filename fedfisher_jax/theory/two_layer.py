@@ -54,6 +54,12 @@ def hide_padding(data: ClientData) -> ClientData:
     return jax.vmap(client)(*data)
 
 
+def shares(weights: Float[Array, "*clients n"]) -> Float[Array, "*clients n"]:
+    """Return each row's share of its client's weight; zero where the client has none, as padding of clients."""
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1)
+
+
 def client_weights(data: ClientData) -> Float[Array, " M"]:
     """Return p_i, the share of each client."""
     return data.weights.sum(axis=1)
@@ -153,7 +159,7 @@ def train(
 
     def client(example: tuple[Array, Array, Array]) -> Params:
         x, y, weights = example
-        q = weights / weights.sum()
+        q = shares(weights)
 
         def body(_: Array, p: Params) -> Params:
             g = gradient(p, x, y, q, scaling, train_output)

@@ -68,9 +68,15 @@ def read_rows(
     table = _columns(path)
     if text_column not in table:
         raise ValueError(f"data: {path}: got columns {', '.join(table)}, expected {text_column!r} (--text-column)")
-    texts = [str(text) for text in table[text_column]]
-    if not texts or not all(texts):
-        raise ValueError(f"data: {path}: {text_column}: expected a text in every row")
+    texts = table[text_column]
+    for row, text in enumerate(texts, start=1):
+        if not isinstance(text, str) or not text:
+            raise ValueError(
+                f"data: {path}: {text_column}: got {text!r:.40} in row {row}, expected a text in every row"
+            )
+    if not texts:
+        raise ValueError(f"data: {path}: got no rows, expected some")
+    labels = None if label_column not in table else _labels(path, label_column, table[label_column])
     import transformers  # pyright: ignore[reportMissingImports]
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -78,7 +84,24 @@ def read_rows(
         tokenizer.pad_token = tokenizer.eos_token
     found = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="np")
     x = {name: np.asarray(value, np.int32) for name, value in found.items()}
-    return x, None if label_column not in table else np.asarray(table[label_column], np.int32)
+    return x, labels
+
+
+def _labels(path: Path, column: str, values: list[Any]) -> np.ndarray:
+    """Whole numbers, one a row, or a list of as many in each.
+
+    Raises:
+        ValueError: something else, by its row.
+    """
+    wide = len(values[0]) if values and isinstance(values[0], list) else None
+    for row, value in enumerate(values, start=1):
+        several = value if isinstance(value, list) else [value]
+        fits = (len(value) if isinstance(value, list) else None) == wide
+        if not fits or not all(type(one) in (int, bool) and -(2**31) <= one < 2**31 for one in several):
+            raise ValueError(
+                f"data: {path}: {column}: got {value!r:.40} in row {row}, expected whole numbers in every row"
+            )
+    return np.asarray(values, np.int32)
 
 
 def _columns(path: Path) -> Mapping[str, list[Any]]:
@@ -89,4 +112,4 @@ def _columns(path: Path) -> Mapping[str, list[Any]]:
     if path.suffix != ".jsonl":
         raise ValueError(f"data: got {path.name}, expected a .npz, .jsonl or .parquet file")
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return {name: [row.get(name) for row in rows] for name in (rows[0] if rows else ())}
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}

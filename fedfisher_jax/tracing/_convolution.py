@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from . import _bands as bands
-from ._jaxpr import Program, Replacement, evaluate, trace
+from ._jaxpr import Equation, Program, Replacement, evaluate, trace
 
 # Columns of a product. Where LeNet's images are constant, its first layer's outputs are equal to the bit at this width,
 # as PyTorch's are: a pool's gradient then goes to the first of a window's, and a Kronecker factor depends on which.
@@ -118,8 +118,14 @@ def _as_products(program: Program) -> tuple[Program, dict[int, Replacement]]:
     return program, {
         position: matrix_product(equation.params, program.avals[equation.outputs[0]].shape)
         for position, equation in enumerate(program.equations)
-        if equation.name == "conv_general_dilated" and equation.params["batch_group_count"] == 1
+        if equation.name == "conv_general_dilated" and has_product(program, equation)
     }
+
+
+def has_product(program: Program, equation: Equation) -> bool:
+    """Tell whether a convolution is a product of patches with a matrix: one with entries, of no groups of examples."""
+    shape = program.avals[equation.outputs[0]].shape
+    return equation.params["batch_group_count"] == 1 and 0 not in shape
 
 
 def for_loops(apply: Callable, convolutions: str = "auto") -> Callable:

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from .. import _compat
-from ._convolution import fast_in_loops, in_standard_layout, matrix_product, output_image, plain, rewrite
+from ._convolution import fast_in_loops, has_product, in_standard_layout, matrix_product, output_image, plain, rewrite
 from ._jaxpr import Equation, Program, Replacement, leading_to, trace, uses
 from ._pool import max_pool2
 from ._reverse import convolve
+
+EFFECTS = ("debug_print", "debug_callback", "io_callback")  # what a person wants to see, though no output depends on it
 
 
 def for_training(apply: Callable, convolutions: str = "auto") -> Callable:
@@ -42,7 +44,7 @@ def _rewritten(program: Program) -> tuple[Program, dict[int, Replacement]]:
     for position, equation in enumerate(program.equations):
         if equation.name == "conv_general_dilated" and _fits(program, equation):
             replacements[position] = _alone(equation.params, program.avals[equation.outputs[0]].shape)
-        elif equation.name == "conv_general_dilated" and equation.params["batch_group_count"] == 1:
+        elif equation.name == "conv_general_dilated" and has_product(program, equation):
             replacements[position] = matrix_product(equation.params, program.avals[equation.outputs[0]].shape)
         elif _is_pool(program, equation):
             before = _before(program, equation.inputs[0])
@@ -50,7 +52,9 @@ def _rewritten(program: Program) -> tuple[Program, dict[int, Replacement]]:
             if before is not None:
                 equations[position] = equation._replace(inputs=before.operands)
     whole = program._replace(equations=tuple(equations))
-    needed = sorted(leading_to(whole, program.outputs))
+    shown = [n for n, one in enumerate(whole.equations) if one.name in EFFECTS]
+    needed = leading_to(whole, program.outputs).union(shown, *(leading_to(whole, equations[n].inputs) for n in shown))
+    needed = sorted(needed)
     kept = {number: replacements[position] for number, position in enumerate(needed) if position in replacements}
     return whole._replace(equations=tuple(equations[position] for position in needed)), kept
 
@@ -85,7 +89,7 @@ def _fits(program: Program, equation: Equation) -> bool:
     """
     avals = [program.avals[v] for v in (*equation.inputs, *equation.outputs)]
     types = {jnp.dtype(aval.dtype).name for aval in avals}
-    return plain(equation.params, avals[-1].shape) and types in ({"float32"}, {"float64"})
+    return plain(equation.params, avals[-1].shape) and 0 not in avals[-1].shape and types in ({"float32"}, {"float64"})
 
 
 def _is_pool(program: Program, equation: Equation) -> bool:

@@ -156,6 +156,24 @@ def test_rows_become_padded_inputs(tmp_path):
         read_rows(tmp_path / "data.txt", base)
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (({"text": "w0", "label": 1}, {"label": 1}), "text: got None in row 2, expected a text"),
+        (({"text": "w0", "label": 1}, {"text": "", "label": 1}), "text: got '' in row 2"),
+        (({"text": "w0", "label": 1}, {"text": "w1", "label": 0.7}), "label: got 0.7 in row 2, expected whole numbers"),
+        (({"text": "w0"}, {"text": "w1", "label": 1}), "label: got None in row 1"),
+        (({"text": "w0", "label": [1, 0]}, {"text": "w1", "label": [1]}), r"label: got \[1\] in row 2"),
+        ((), "text"),
+    ],
+)
+def test_rows_that_are_none_are_named(rows, words, tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=words):
+        read_rows(file, tmp_path)
+
+
 def test_a_parquet_file_is_read_as_the_same_rows_of_jsonl(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     base, *_ = folders(tmp_path, tiny.bert, 0)

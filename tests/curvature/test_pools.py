@@ -21,6 +21,10 @@ AFTER = {  # what follows the convolution, and the pool that is found
     "of channels": (lambda y: y.reshape(*y.shape[:-1], 1, 3).max(-1), (1, 1, 1, 3)),
     "overlapping": (lambda y: nn.max_pool(y, (3, 3), (2, 2), "SAME"), None),
     "read twice": (lambda y: nn.max_pool(y, (2, 2), (2, 2)) * y.mean((1, 2), keepdims=True), None),
+    "normalised a little": (
+        lambda y: nn.max_pool(y / (2 + 1e-4 * (y**2).sum(-1, keepdims=True)), (2, 2), (2, 2)),
+        None,
+    ),
     "far windows": (lambda y: jnp.maximum(y[:, :3], y[:, 3:6]), None),
 }
 
@@ -81,3 +85,18 @@ def test_only_first_layers_have_one_and_a_fisher_has_derivatives():
     plain = dataclasses.replace(captured, pools=())
     found, expected = jax.jit(lambda x: [slope(x, c) for c in (captured, plain)])(x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
+
+
+def test_a_norm_before_a_pool_is_seen_in_any_type():
+    """As in bfloat16, where rounding is large: an entry feeds others' windows, however little."""
+
+    def apply(params, x, norm):
+        y = _convolution(x, params["k"])
+        y = (y - y.mean((1, 2, 3), keepdims=True)) if norm else y
+        z = nn.max_pool(nn.relu(y), (2, 2), (2, 2))
+        return z.reshape(len(z), -1) @ params["w"]
+
+    x = jnp.ones((1, 8, 8, 2), jnp.bfloat16)
+    params = {"k": jnp.ones((3, 3, 2, 4), jnp.bfloat16), "w": jnp.ones((64, 3), jnp.bfloat16)}
+    found = [len(ff.capture(lambda p, x, norm=norm: apply(p, x, norm), params, x).pools) for norm in (False, True)]
+    assert found == [1, 0]

@@ -166,3 +166,33 @@ def test_they_are_measured_sent_and_merged(name):
     average = jax.tree.map(lambda *leaves: sum(leaves) / 2, *(sent.params for sent in payloads))
     gaps = {name: np.abs(merged[name] - average[name]).max() for name in params}
     assert gaps["experts"] > 1e-3 and (gaps["table"] > 1e-3 if name == "fedfisher_kfac" else gaps["table"] < 1e-9)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ignored_positions_change_nothing_however_often_a_weight_is_read(times):
+    def apply(params, x):
+        for _ in range(times):
+            x = jnp.tanh(x @ params["w"])
+        return x @ params["v"]
+
+    draw = np.random.default_rng(0)
+    params = {"v": jnp.asarray(draw.normal(size=(2, 3))), "w": jnp.asarray(draw.normal(size=(2, 2)))}
+    x, y = draw.normal(size=(1, 2, 2)), np.array([[0, 1]])
+    more = np.concatenate([x, np.full((1, 2, 2), 5.0)], 1), np.concatenate([y, np.full((1, 2), -100)], 1)
+    likelihood = ff.categorical(ignore=-100)
+    for structure in ("kronecker", "gram"):
+        found, expected = (
+            ff.fisher(apply, likelihood, params, ff.examples(*map(jnp.asarray, data)), structure=structure)
+            for data in (more, (x, y))
+        )
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
+def test_an_ignored_example_of_a_classifier_is_in_neither_factor():
+    x, likelihood = jnp.asarray([[1.0, 0.0], [0.0, 2.0]]), ff.categorical(ignore=-100)
+    both = ff.fisher(
+        lambda w, x: x @ w, likelihood, jnp.ones((2, 3)), ff.examples(x, jnp.asarray([1, -100])), structure="kronecker"
+    )
+    np.testing.assert_allclose(both.inputs[0], [[0.5, 0], [0, 0]])
+    assert float(jnp.abs(both.diagonal()[1]).max()) == 0

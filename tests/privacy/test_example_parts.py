@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fedfisher_jax as ff
+from fedfisher_jax import payload as files
 from fedfisher_jax.curvature.structures._protocol import sign_of
 from fedfisher_jax.merge import exchanges, natural_gradient, pseudo_data, regmean
 from fedfisher_jax.merge._sent import Along
@@ -124,6 +125,15 @@ def test_the_noise_of_every_array_is_the_multiplier_times_the_sensitivity(name, 
     signs = SIGNS.get(name, [2] * len(sizes))
     moved = math.sqrt(sum(s * w for s, w in zip(signs, sizes, strict=True)) / sum(sizes)) if replaced else 1.0
     np.testing.assert_allclose(gap, 3.0 * moved, rtol=1e-6)
+
+
+def test_an_array_without_entries_needs_no_noise():
+    def found(**values):
+        noise = example_parts.Noise(3.0, CLIPS, False)
+        return example_parts.deviations(ff.Diagonal(values), files.leaves(values), noise)
+
+    alone = found(w=jnp.ones(3))
+    assert found(b=jnp.ones(0), w=jnp.ones(3)) == [0.0, *alone] and alone[0] > 0
 
 
 @pytest.mark.parametrize("name", ["kronecker", "gradient"])

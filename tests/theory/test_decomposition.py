@@ -102,6 +102,17 @@ def test_rows_of_weight_zero_change_nothing(case, value):
         np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-12, err_msg=name)
 
 
+def test_a_client_of_weight_zero_changes_nothing(case):
+    start, data, _, _ = case
+    more = two_layer.ClientData(*(jnp.concatenate([leaf, leaf[:1]]) for leaf in data))
+    more = more._replace(weights=more.weights.at[-1].set(0.0))
+    want, got = (jax.jit(decomposition.diagnose)(start, given, 60, 0.5) for given in (data, more))
+    for (path, a), b in zip(jax.tree.leaves_with_path(want), jax.tree.leaves(got), strict=True):
+        name = jax.tree_util.keystr(path)
+        if name not in (".eigenvalues", ".target"):  # which have a zero for each of its rows
+            np.testing.assert_allclose(b, a, rtol=1e-7, atol=1e-12, err_msg=name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [None, np.nan], ids=["copies", "nan"])
 def test_rows_of_weight_zero_change_nothing_of_any_network(case, value):

@@ -35,3 +35,19 @@ def test_values_that_have_no_logarithm_are_refused():
         scaling.loglog_slope(WIDTHS, np.zeros((len(WIDTHS), 3)))
     with pytest.raises(ValueError, match="at least two"):
         scaling.loglog_slope(WIDTHS, np.ones((len(WIDTHS), 1)))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "more", "words"),
+    [
+        ([1, 2], [[1.0], [2.0]], {}, "at least two of each"),
+        ([1, 2], [1.0, 2.0], {}, "at least two of each"),
+        ([1, 2], [[1.0, 1.0], [2.0, 2.0]], {"confidence": 95.0}, "confidence: got 95"),
+        ([2, 2], [[1.0, 1.0], [2.0, 2.0]], {}, "x that differ"),
+        ([1, 2], [[1.0, 1.0], [2.0, np.inf]], {}, "finite values"),
+    ],
+)
+@pytest.mark.parametrize("slope", [scaling.loglog_slope, scaling.curve_slope])
+def test_no_interval_of_what_tells_none(slope, x, y, more, words):
+    with pytest.raises(ValueError, match=words):
+        slope(np.asarray(x), np.asarray(y), **more)
