@@ -1,6 +1,7 @@
 """`fedfisher sweep`: many runs, and the tables and the figure of all."""
 
 import contextlib
+import dataclasses
 import json
 import traceback
 from collections import Counter
@@ -134,13 +135,14 @@ def _caption(settings: Any, cells: list[tuple[str, Any]], found: list[dict[str, 
 
 
 def _made_by(settings: Any, found: list[dict[str, Any]]) -> str:
-    """The command, and the versions that made the cells: several where these differ."""
+    """The command, but for where the table lies, and the versions that made the cells: several where these differ."""
     told: dict[str, list[str]] = {}
     for line in found:
         for name, version in line["versions"].items():
             told.setdefault(name, []).append(str(version))
     versions = ", ".join(f"{name} {' and '.join(dict.fromkeys(several))}" for name, several in told.items())
-    return f"`{command_of(settings, 'sweep')}`; {versions}"
+    elsewhere = dataclasses.replace(settings, out=type(settings).out)
+    return f"`{command_of(elsewhere, 'sweep')}`; {versions}"
 
 
 def _capital(text: str) -> str:
