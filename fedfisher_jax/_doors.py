@@ -53,6 +53,19 @@ def require_examples(data: Any) -> None:
         raise TypeError(f"data: got {type(data).__name__}, expected Examples: examples(x, y) makes them of arrays")
 
 
+def require_weights(weights: Any) -> None:
+    """Refuse weights of clients that are negative or not finite, or of which none is positive; None is none given.
+
+    Raises:
+        ValueError: what was given.
+    """
+    if weights is None or any(isinstance(weight, Tracer) for weight in jax.tree.leaves(weights)):
+        return
+    given = np.asarray(weights)
+    if not (given >= 0).all() or not 0 < given.sum(dtype=float) < np.inf:
+        raise ValueError(f"weights: got {str(given.tolist())[:60]}, expected none below zero and a positive sum")
+
+
 def require_optimizer(optimizer: Any, name: str = "optimizer") -> None:
     """Refuse what is no optax optimiser, such as a learning rate.
 

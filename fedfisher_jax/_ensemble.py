@@ -5,10 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from ._compat import Tracer
+from ._doors import require_weights
 from ._likelihood import Likelihood
 from ._trees import widened
 
@@ -61,11 +60,3 @@ def wide_outputs(apply: Apply, params: Any, x: Any) -> Any:
     outputs = apply(params, x)
     wide, kind = widened(outputs), jnp.finfo(outputs.dtype)
     return wide if wide.dtype == outputs.dtype else jax.lax.reduce_precision(wide, kind.nexp, kind.nmant)
-
-
-def require_weights(weights: Any) -> None:
-    if weights is None or any(isinstance(weight, Tracer) for weight in jax.tree.leaves(weights)):
-        return
-    given = np.asarray(weights)
-    if not (given >= 0).all() or not 0 < given.sum() < np.inf:
-        raise ValueError(f"weights: got {str(given.tolist())[:60]}, expected none below zero and a positive sum")

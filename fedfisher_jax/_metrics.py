@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from ._compat import Tracer, standard_promotion
-from ._doors import applying, require_arrays, require_likelihood
-from ._ensemble import Apply, ensemble_apply, require_weights, wide_outputs
+from ._doors import applying, require_arrays, require_likelihood, require_weights
+from ._ensemble import Apply, ensemble_apply, wide_outputs
 from ._examples import require_batch_size
 from ._likelihood import Likelihood, check_targets
 from ._trees import array, arrays, count_rows, outline, pick

@@ -308,7 +308,7 @@ def test_parameters_without_entries_change_nothing(structure):
 
 @pytest.mark.parametrize("weights", [[0, 0, 0], [1.0, -1.0, 1.0], [1.0, np.inf, 1.0], [np.nan, 1.0, 1.0]])
 def test_weights_of_an_objective_have_a_positive_sum(weights):
-    with pytest.raises(ValueError, match="weights: got .*, expected finite numbers of at least 0 with a positive sum"):
+    with pytest.raises(ValueError, match="weights: got .*, expected none below zero and a positive sum"):
         solve.objective(*clients("diagonal"), jnp.asarray(weights))
 
 

@@ -114,6 +114,10 @@ CASES = {
     ),
     "hidden": ("ff.models.build('mlp', (4,), 3, hidden=8)", "hidden: got 8, expected a sequence of widths"),
     "no names": ("ff.models.torch_layout.to_torch((W,))", "params: got [0], expected dictionaries of arrays by name"),
+    "one structure": (
+        "ff.fishers(apply, LIKE, W, DATA, structures='full')",
+        "structures: got the text 'full', expected a",
+    ),
     "no such leaf": ("ff.curvature.Subspace(where=(99,)).covered(W)", "where: got leaf 99, expected 0 to 0"),
     "strata": ("ff.data.strata('poisson', np.arange(3))", "likelihood: got 'poisson', expected one of categorical"),
     "partitioner": ("ff.data.by_partitioner(None)", "columns: got none, expected at least one"),

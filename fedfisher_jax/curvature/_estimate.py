@@ -164,6 +164,8 @@ def fishers(
 
 def _chosen(names: Sequence[str], params: PyTree, kind: str, skip: float) -> dict[str, Any]:
     """Look up the structures of these names, and refuse those that cannot be estimated so."""
+    if isinstance(names, str):
+        raise TypeError(f"structures: got the text {names!r}, expected a sequence of names, such as ({names!r},)")
     chosen = {name: by_name(name) for name in names}
     if not 0 <= skip < 1 or (skip and kind != "exact"):
         raise ValueError(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._compat import Tracer
+from .._doors import require_weights
 from .._trees import from_numbered, weighted_sum
 from ..curvature import Fisher, Mixture
 from ..curvature.structures._protocol import mean_diagonals, power_near
@@ -74,8 +74,7 @@ def objective(fishers: PyTree, params: PyTree, weights: Any) -> Objective:
     counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((fishers, params))}
     if counts != {weights.shape}:
         raise ValueError(f"weights: got shape {weights.shape}, expected one for each of the clients, {sorted(counts)}")
-    if not isinstance(weights, Tracer) and not (bool(jnp.all(weights >= 0)) and 0 < float(jnp.sum(weights)) < jnp.inf):
-        raise ValueError(f"weights: got {weights.tolist()}, expected finite numbers of at least 0 with a positive sum")
+    require_weights(weights)
     shares = weights / jnp.sum(weights)
     anchor = weighted_sum(shares, params)
     gaps = jax.tree.map(jnp.subtract, params, anchor)

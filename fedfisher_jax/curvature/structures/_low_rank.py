@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..._doors import require_weights
 from .._leaves import Leaf
 from ._protocol import Blocks, Spectral, Structure, require_static, shaped
 from ._signs import Sign
@@ -152,7 +153,7 @@ def recompress(fishers: LowRank, weights: Any, rank: int) -> Recompressed:
         rank: eigenpairs kept, at most; there are no more than min(d, M r).
 
     Raises:
-        ValueError: a rank below 1, or another number of weights.
+        ValueError: a rank below 1, another number of weights, or weights that are negative or none of them positive.
 
     Example:
         >>> import jax
@@ -170,6 +171,7 @@ def recompress(fishers: LowRank, weights: Any, rank: int) -> Recompressed:
         raise ValueError(f"rank: got {rank}, expected at least 1")
     if jnp.shape(weights) != (count,):
         raise ValueError(f"weights: got shape {jnp.shape(weights)}, expected ({count},), one for each client")
+    require_weights(weights)
     dtype = fishers.values.dtype
     sizes = jnp.sqrt(jnp.asarray(weights, dtype)[:, None] * jnp.maximum(fishers.values, 0)).reshape(-1)
     covered = sorted(fishers.vectors)
