@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments.fedfish.pretraining import LENGTH, SHOTS, baselines, run, text
 from experiments.lib import common
+from experiments.lib.gains import paired
 
 NAMES = {
     "fedavg": "FedAvg",
@@ -143,7 +144,7 @@ def main() -> None:
             gaps = [common.mean_std(a - b, 2) for a, b in zip(mine, theirs, strict=True)]
             rows.append([f"{NAMES.get(rule, rule)} − {NAMES.get(base, base)}, {local}, {epochs}", *gaps])
             gains = summary["gain_in_log_perplexity"].setdefault(f"{local}, {epochs} epochs", {})
-            gains[rule] = float(np.mean(np.log(theirs[0]) - np.log(mine[0])))
+            gains[rule] = paired(np.log(theirs[0]), np.log(mine[0]))
     for name, (first, other) in counted.items():
         rows.append([name, "", f"{100 * first:.2f}", "", "", "", "", f"{100 * other:.2f}"])
     found = text(settings.clients, folder, settings.tokens)
