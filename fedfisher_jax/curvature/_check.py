@@ -13,7 +13,6 @@ from . import _pools
 from ._pull_back import Capture, Site, pull_back
 from ._reuse import gradient
 
-
 MOST_ROUNDING = 0.2  # of any type: 10 √ε of bfloat16 is 0.9, which would let nearly everything pass
 
 
