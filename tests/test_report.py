@@ -303,7 +303,7 @@ def test_a_score_that_was_not_finite_is_a_dash_and_the_others_are_shown(tmp_path
 
 
 def test_a_client_whose_score_was_not_finite_leaves_a_page_of_the_others():
-    """Of clients, before and after fine-tuning, one number may be missing."""
+    """One client's number may be missing, before and after fine-tuning."""
     judged = {"clients": {"accuracy": [0.5, None], "loss": [1.0, None]}}
     tuned = {name: [0.5, None] for name in ("accuracy", "accuracy_before", "loss", "loss_before")}
     rules = {name: {**rule, **judged, "personalised": tuned} for name, rule in record()["rules"].items()}
